@@ -1,0 +1,77 @@
+# One command from a fresh clone: `make train`. Only Python 3.11 or 3.12 and make are needed.
+# ARGS reaches the program behind a target: make train ARGS="seed=3", make test ARGS="-k gae".
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BENCH_VENV := .venv-bench
+PYTHON ?= $(shell for candidate in python3.11 python3.12 python3; do \
+	$$candidate -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
+	&& echo $$candidate && break; done)
+CONFIG ?= configs/delayed_cue.yaml
+PORT ?= 5000
+STORE ?= sqlite:///runs/mlflow.db
+ARGS ?=
+PACKAGES := envs controllers rollout_workers learner distributed
+
+.PHONY: help setup train test test-slow lint format bench bench-setup dashboard clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.installed ## Create .venv from requirements.lock (the other targets do it when needed)
+
+train: $(VENV)/.installed ## Train the preset CONFIG=configs/delayed_cue.yaml; ARGS="..." overrides settings
+	$(VENV)/bin/python -m distributed train $(CONFIG) $(ARGS)
+
+test: $(VENV)/.installed ## Run the quick tests
+	$(VENV)/bin/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.installed ## Run the tests that take minutes
+	$(VENV)/bin/python -m pytest -m slow --timeout 1800 $(ARGS)
+
+lint: $(VENV)/.installed ## Check style, formatting and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.installed ## Format the code and mend what ruff can mend
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(VENV)/.installed $(BENCH_VENV)/.installed ## Measure speed side by side with the peers
+	$(VENV)/bin/python -m benchmarks.run $(ARGS)
+
+bench-setup: $(BENCH_VENV)/.installed ## Create .venv-bench, where the peers of the benchmark live
+
+dashboard: $(VENV)/.installed ## Open MLflow on http://127.0.0.1:5000 (PORT=..., STORE=... for another store)
+	@mkdir -p runs
+	DO_NOT_TRACK=true $(VENV)/bin/mlflow ui --backend-store-uri "$(STORE)" --host 127.0.0.1 --port $(PORT) \
+		--workers 1 --artifacts-destination runs/mlartifacts
+
+clean: ## Remove caches and builds (.venv and runs stay)
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find $(PACKAGES) benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# Written last, the stamp says that an environment is complete; an interrupted set-up is simply run again.
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(call install,$(VENV),requirements.lock)
+	$(VENV)/bin/python -m pip install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(BENCH_VENV)/.installed: benchmarks/requirements.lock requirements.lock
+	$(call install,$(BENCH_VENV),benchmarks/requirements.lock)
+	@touch $@
+
+define install
+	@if [ ! -x $(1)/bin/python ]; then \
+		[ -n "$(PYTHON)" ] || { echo "No Python 3.11 or 3.12 found: install one, or name it, as in make setup PYTHON=/path/to/python3.11." >&2; exit 1; }; \
+		$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
+			|| { echo "PYTHON is $(PYTHON), which does not run as Python 3.11 or 3.12: name another, as in make setup PYTHON=python3.11." >&2; exit 1; }; \
+		$(PYTHON) -m venv $(1); \
+	fi
+	$(1)/bin/python -m pip install --disable-pip-version-check -r $(2)
+endef

@@ -1,0 +1,112 @@
+"""The one contract of every sequence model: carry in, carry out.
+
+Axis letters: T time, B lanes, D input features, H output features.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+Carry = dict[str, Tensor]
+"""Recurrent state: one [B, ...] tensor a name. Empty for a model without memory."""
+
+
+def reset_carry(reset_B: Tensor, initial: Mapping[str, Tensor], carry: Carry) -> Carry:
+    """`carry` with the lanes where `reset_B` is true replaced by `initial` ([...] or [B, ...] a name)."""
+    return {
+        name: torch.where(reset_B.view(-1, *(1,) * (value.dim() - 1)), initial[name], value)
+        for name, value in carry.items()
+    }
+
+
+class Controller(nn.Module, ABC):
+    """A sequence model that never hides recurrent state.
+
+    A subclass says what one step computes (`cell`, in plain differentiable operations); it may also bring a
+    faster `fast_scan`, which must agree with the loop over `cell` in outputs and in all gradients.
+    """
+
+    def __init__(
+        self, input_size: int, output_size: int, carry_shapes: Mapping[str, tuple[int, ...]], learn_initial: bool
+    ) -> None:
+        super().__init__()
+        self.input_size = input_size
+        self.output_size = output_size
+        self._carry_names = tuple(carry_shapes)
+        for name, shape in carry_shapes.items():
+            if learn_initial:
+                self.register_parameter(f"initial_{name}", nn.Parameter(torch.zeros(shape)))
+            else:
+                self.register_buffer(f"initial_{name}", torch.zeros(shape), persistent=False)
+
+    @abstractmethod
+    def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        """One step without resets, written for the reader."""
+
+    def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        """`scan` on checked arguments; without an override it is `reference_scan`."""
+        return self.reference_scan(x_TBD, reset_TB, carry)
+
+    def initial(self) -> Carry:
+        """What one lane starts from: the learned parameters or zeros, [...] a name, without the lane axis."""
+        return {name: getattr(self, f"initial_{name}") for name in self._carry_names}
+
+    def initial_carry(self, batch: int) -> Carry:
+        """What `batch` fresh lanes start from, [batch, ...] a name; differentiable where it is learned."""
+        return {name: value.expand(batch, *value.shape).clone() for name, value in self.initial().items()}
+
+    def scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        """Consume T steps: ([T, B, D], bool [T, B], carry) -> ([T, B, H], carry after the last step).
+
+        Where `reset_TB[t, b]` is true, lane b starts from the initial carry before it consumes `x[t, b]`.
+        Gradients flow into `carry` and into a learned initial carry. No argument is modified.
+
+        Raises:
+            ValueError: a shape, dtype or carry name does not fit, or T is 0.
+        """
+        self._check(x_TBD, reset_TB, carry)
+        return self.fast_scan(x_TBD, reset_TB, carry)
+
+    def step(self, x_BD: Tensor, reset_B: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        """`scan` with T = 1: ([B, D], bool [B], carry) -> ([B, H], carry)."""
+        y_TBH, carry = self.scan(x_BD.unsqueeze(0), reset_B.unsqueeze(0), carry)
+        return y_TBH[0], carry
+
+    def reference_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        """The slow, obvious `scan` that the fast one is held against: a loop over `cell`, under autograd."""
+        initial = self.initial()
+        outputs = []
+        for x_BD, reset_B in zip(x_TBD, reset_TB, strict=True):
+            y_BH, carry = self.cell(x_BD, reset_carry(reset_B, initial, carry))
+            outputs.append(y_BH)
+        return torch.stack(outputs), carry
+
+    def _check(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> None:
+        """Compare shapes and types only, never values: cheap enough for the step path."""
+        shape = x_TBD.shape
+        if len(shape) != 3 or shape[2] != self.input_size:
+            raise ValueError(f"the input has shape {list(shape)}; it must be [T, B, {self.input_size}]")
+        if shape[0] == 0:
+            raise ValueError("the input has 0 time steps; a scan needs at least 1")
+        if reset_TB.dtype != torch.bool or reset_TB.shape != shape[:2]:
+            raise ValueError(
+                f"the reset flags are {_describe(reset_TB)}; they must be torch.bool of shape {list(shape[:2])}"
+            )
+        if carry.keys() != set(self._carry_names):
+            raise ValueError(
+                f"the carry holds {sorted(carry)}; this controller needs exactly {sorted(self._carry_names)}: "
+                "pass what initial_carry or the previous scan returned"
+            )
+        for name, start in self.initial().items():
+            value = carry[name]
+            if value.dtype != start.dtype or value.shape != (shape[1], *start.shape):
+                raise ValueError(
+                    f"carry {name!r} is {_describe(value)}; "
+                    f"it must be {start.dtype} of shape {[shape[1], *start.shape]}"
+                )
+
+
+def _describe(value: Tensor) -> str:
+    return f"{value.dtype} of shape {list(value.shape)}"

@@ -1,0 +1,34 @@
+"""How weights start. All randomness comes from the generator passed in: one seed, one set of weights."""
+
+import math
+
+import torch
+from torch import Generator, Tensor, nn
+
+
+def linear(inputs: int, outputs: int, gain: float, generator: Generator) -> nn.Linear:
+    """An orthogonal [outputs, inputs] layer with zero bias, drawing nothing from the global generator."""
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    nn.init.orthogonal_(layer.weight, gain, generator)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def gate_weights(gates: int, inputs: int, hidden: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Input weights [gates * hidden, inputs], uniform in ±1/sqrt(hidden), and one orthogonal recurrent matrix
+    a gate, stacked to [gates * hidden, hidden]."""
+    bound = 1 / math.sqrt(hidden)
+    w_ih = torch.empty(gates * hidden, inputs).uniform_(-bound, bound, generator=generator)
+    w_hh = torch.empty(gates, hidden, hidden)
+    for w_HH in w_hh:
+        nn.init.orthogonal_(w_HH, generator=generator)
+    return w_ih, w_hh.view(gates * hidden, hidden)
+
+
+def chrono_bias(hidden: int, horizon: int, generator: Generator) -> Tensor:
+    """Bias [hidden] of a gate that keeps: log U(1, horizon - 1).
+
+    A gate sigmoid(b) forgets with time constant about exp(b), so the units' time constants spread evenly over
+    the horizon, in steps (Tallec & Ollivier 2018, equation 16). A horizon below 2 counts as 2.
+    """
+    return torch.empty(hidden).uniform_(1.0, float(max(horizon, 2) - 1), generator=generator).log_()

@@ -1,0 +1,39 @@
+"""Long short-term memory (Hochreiter & Schmidhuber 1997; forget gate of Gers et al. 2000)."""
+
+import torch
+from torch import Generator, Tensor, nn
+
+from controllers.controller import Carry, Controller
+from controllers.initialisation import chrono_bias, gate_weights
+from controllers.scans.lstm import LstmParameters, LstmState, lstm_cell, lstm_scan
+from controllers.settings import ControllerSettings
+
+
+class LstmController(Controller):
+    """Parameters are named and laid out as in `torch.nn.LSTMCell` (gates i, f, g, o); carries `h`, `c` [B, H]."""
+
+    def __init__(self, input_size: int, settings: ControllerSettings, horizon: int, generator: Generator) -> None:
+        hidden = settings.hidden_size
+        shapes = {"h": (hidden,), "c": (hidden,)}
+        super().__init__(input_size, hidden, shapes, settings.initial_carry == "learned")
+        w_ih, w_hh = gate_weights(4, input_size, hidden, generator)
+        b_ih = torch.zeros(4 * hidden)
+        if settings.chrono:
+            b_ih[hidden : 2 * hidden] = chrono_bias(hidden, horizon, generator)
+            b_ih[:hidden] = -b_ih[hidden : 2 * hidden]
+        self.weight_ih = nn.Parameter(w_ih)
+        self.weight_hh = nn.Parameter(w_hh)
+        self.bias_ih = nn.Parameter(b_ih)
+        self.bias_hh = nn.Parameter(torch.zeros(4 * hidden))
+
+    def lstm_parameters(self) -> LstmParameters:
+        return LstmParameters(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+
+    def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        state = lstm_cell(x_BD, LstmState(carry["h"], carry["c"]), self.lstm_parameters())
+        return state.h, state._asdict()
+
+    def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        state, initial = LstmState(carry["h"], carry["c"]), LstmState(self.initial_h, self.initial_c)
+        y_TBH, state = lstm_scan(x_TBD, reset_TB, state, initial, self.lstm_parameters())
+        return y_TBH, state._asdict()

@@ -1,0 +1,30 @@
+"""The controller without memory: what a task's memory is measured against."""
+
+import math
+
+from torch import Generator, Tensor, nn
+
+from controllers.controller import Carry, Controller
+from controllers.initialisation import linear
+from controllers.settings import ControllerSettings
+
+
+def dense(input_size: int, widths: tuple[int, ...], generator: Generator) -> nn.Sequential:
+    """Linear layers, each followed by ReLU, over the last axis; no widths give the identity."""
+    sizes = (input_size, *widths)
+    layers = [linear(sizes[i], width, math.sqrt(2), generator) for i, width in enumerate(widths)]
+    return nn.Sequential(*(module for layer in layers for module in (layer, nn.ReLU())))
+
+
+class MlpController(Controller):
+    """One hidden layer, step by step alike; its carry is empty."""
+
+    def __init__(self, input_size: int, settings: ControllerSettings, horizon: int, generator: Generator) -> None:
+        super().__init__(input_size, settings.hidden_size, {}, learn_initial=False)
+        self.layers = dense(input_size, (settings.hidden_size,), generator)
+
+    def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        return self.layers(x_BD), {}
+
+    def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        return self.layers(x_TBD), {}

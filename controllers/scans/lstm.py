@@ -1,0 +1,193 @@
+"""LSTM over time with resets anywhere: the cell as one reads it, and a fast scan with a hand-derived gradient.
+
+    i, f, o = sigmoid(W x + U h + b)     g = tanh(W_g x + U_g h + b_g)
+    c' = f c + i g                       h' = o tanh(c')
+
+How the scan is fast: as in `controllers.scans.gru`. The gates (i, f, g, o) of a step lie side by side in one buffer
+that takes the recurrent product in place and one sigmoid, as tanh(a) = 2 sigmoid(2a) - 1 with the 2 folded into the
+weights of g. Backward, slopes that do not depend on the incoming gradient are computed for a block of steps at once.
+
+Axis letters: T time (K of one block), B lanes, D input features, H hidden, G = 4H gates.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from controllers.scans.blocks import blocks
+
+
+class LstmParameters(NamedTuple):
+    """Laid out as in `torch.nn.LSTMCell`: rows are the gates i, f, g, o."""
+
+    w_ih: Tensor  # [4H, D]
+    w_hh: Tensor  # [4H, H]
+    b_ih: Tensor  # [4H]
+    b_hh: Tensor  # [4H]
+
+
+class LstmState(NamedTuple):
+    """What goes from step to step; [H] each where it stands for the initial state."""
+
+    h: Tensor  # [B, H] output
+    c: Tensor  # [B, H] memory
+
+
+class _Trace(NamedTuple):
+    """What a forward pass leaves for the backward pass."""
+
+    h_SBH: Tensor  # [T + 1, B, H] outputs, the incoming one first
+    c_SBH: Tensor  # [T + 1, B, H] memories, the incoming one first
+    gates_TBG: Tensor  # [T, B, 4H] values of i, f, g, o
+    tanh_c_TBH: Tensor  # [T, B, H]
+
+
+def lstm_cell(x_BD: Tensor, state: LstmState, p: LstmParameters) -> LstmState:
+    """One step: [B, D] and the state before it -> the state after it."""
+    i, f, g, o = (x_BD @ p.w_ih.t() + p.b_ih + state.h @ p.w_hh.t() + p.b_hh).chunk(4, -1)
+    c_BH = torch.sigmoid(f) * state.c + torch.sigmoid(i) * torch.tanh(g)
+    return LstmState(torch.sigmoid(o) * torch.tanh(c_BH), c_BH)
+
+
+def lstm_scan(
+    x_TBD: Tensor, reset_TB: Tensor, state: LstmState, initial: LstmState, p: LstmParameters
+) -> tuple[Tensor, LstmState]:
+    """All steps: every output [T, B, H], and the state after the last.
+
+    Where `reset_TB` is true the lane takes `initial` for its state before that step. Differentiable once in every
+    tensor but the flags.
+    """
+    if torch.is_grad_enabled():
+        y_TBH, h_BH, c_BH = _LstmScan.apply(x_TBD, reset_TB, *state, *initial, *p)
+        return y_TBH, LstmState(h_BH, c_BH)
+    trace = _forward(x_TBD, reset_TB, reset_TB.any(1).tolist(), state, initial, p, keep=False)
+    return trace.h_SBH[1:], LstmState(trace.h_SBH[-1].clone(), trace.c_SBH[-1].clone())
+
+
+def _forward(
+    x_TBD: Tensor,
+    reset_TB: Tensor,
+    resets: list[bool],
+    state: LstmState,
+    initial: LstmState,
+    p: LstmParameters,
+    keep: bool,
+) -> _Trace:
+    """Run the recurrence; unless `keep`, the trace's gates and tanh(c) are scratch of one block."""
+    T, B, D = x_TBD.shape
+    H = state.h.shape[1]
+    spans = blocks(T, B)
+    scale_G = p.b_ih.new_ones(4 * H)
+    scale_G[2 * H : 3 * H] = 2
+    w_in, w_rec = (p.w_ih * scale_G.unsqueeze(1)).t().contiguous(), (p.w_hh * scale_G.unsqueeze(1)).t()
+    b_in = (p.b_ih + p.b_hh) * scale_G
+    minus_one = state.h.new_full((), -1.0)
+    kept = T if keep else spans[0][1]
+    h_SBH, c_SBH = state.h.new_empty(2, T + 1, B, H)
+    trace = _Trace(h_SBH, c_SBH, state.h.new_empty(kept, B, 4 * H), state.h.new_empty(kept, B, H))
+    h_SBH[0], c_SBH[0] = state
+    h, c = h_SBH[0], c_SBH[0]
+    for start, stop in spans:
+        row = slice(start, stop) if keep else slice(stop - start)
+        gates_KBG = trace.gates_TBG[row]
+        torch.addmm(b_in, x_TBD[start:stop].reshape(-1, D), w_in, out=gates_KBG.view(-1, 4 * H))
+        rows = zip(
+            range(start, stop),
+            gates_KBG.unbind(),
+            *(gate_KBH.unbind() for gate_KBH in gates_KBG.split(H, -1)),
+            trace.tanh_c_TBH[row].unbind(),
+            h_SBH[start + 1 : stop + 1].unbind(),
+            c_SBH[start + 1 : stop + 1].unbind(),
+            strict=True,
+        )
+        for t, gates, i, f, g, o, tanh_c, h_out, c_out in rows:
+            if resets[t]:
+                reset_B1 = reset_TB[t].unsqueeze(1)
+                h, c = torch.where(reset_B1, initial.h, h), torch.where(reset_B1, initial.c, c)
+            gates.addmm_(h, w_rec).sigmoid_()
+            torch.add(minus_one, g, alpha=2, out=g)
+            c = torch.mul(f, c, out=c_out).addcmul_(i, g)
+            torch.mul(c, 2, out=tanh_c).sigmoid_()
+            torch.add(minus_one, tanh_c, alpha=2, out=tanh_c)
+            h = torch.mul(o, tanh_c, out=h_out)
+    return trace
+
+
+class _LstmScan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TBD: Tensor, reset_TB: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        state, initial, p = LstmState(*rest[:2]), LstmState(*rest[2:4]), LstmParameters(*rest[4:])
+        ctx.resets = reset_TB.any(1).tolist()
+        trace = _forward(x_TBD, reset_TB, ctx.resets, state, initial, p, keep=True)
+        ctx.save_for_backward(x_TBD, reset_TB, *initial, p.w_ih, p.w_hh, *trace)
+        return trace.h_SBH[1:], trace.h_SBH[-1].clone(), trace.c_SBH[-1].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_TBH: Tensor, dh_BH: Tensor, dc_BH: Tensor) -> tuple[Tensor | None, ...]:
+        x_TBD, reset_TB, initial_h, initial_c, w_ih, w_hh, *saved = ctx.saved_tensors
+        trace = _Trace(*saved)
+        T, B, D = x_TBD.shape
+        H = w_hh.shape[1]
+        spans = blocks(T, B)
+        dw_ih_DG, dw_hh_HG, db = w_ih.new_zeros(D, 4 * H), w_hh.new_zeros(H, 4 * H), w_hh.new_zeros(4 * H)
+        dinitial = LstmState(torch.zeros_like(initial_h), torch.zeros_like(initial_c))
+        dx_TBD = torch.empty_like(x_TBD) if ctx.needs_input_grad[0] else None
+        slopes_KBG, memory_slopes_KBH = w_hh.new_empty(spans[0][1], B, 4 * H), w_hh.new_empty(spans[0][1], B, H)
+        # dL/dy of the step before, which is where the loop below arrives
+        dy_before = [dy_TBH.new_zeros(()), *dy_TBH[:-1].unbind()]
+        dh, dc = dh_BH + dy_TBH[-1], dc_BH
+        for start, stop in reversed(spans):
+            h_in_KBH, c_in_KBH = trace.h_SBH[start:stop], trace.c_SBH[start:stop]
+            if any(ctx.resets[start:stop]):
+                reset_KB1 = reset_TB[start:stop].unsqueeze(-1)
+                h_in_KBH = torch.where(reset_KB1, initial_h, h_in_KBH)
+                c_in_KBH = torch.where(reset_KB1, initial_c, c_in_KBH)
+            gates_KBG, tanh_c_KBH = trace.gates_TBG[start:stop], trace.tanh_c_TBH[start:stop]
+            d_KBG, ch_KBH = slopes_KBG[: stop - start], memory_slopes_KBH[: stop - start]
+            _slopes(gates_KBG, c_in_KBH, tanh_c_KBH, out=d_KBG, memory_out=ch_KBH)
+            d_KB4H = d_KBG.view(-1, B, 4, H)
+            rows = zip(
+                range(start, stop),
+                d_KBG.unbind(),
+                d_KB4H[:, :, :3].unbind(),
+                d_KB4H[:, :, 3].unbind(),
+                ch_KBH.unbind(),
+                gates_KBG[..., H : 2 * H].unbind(),
+                strict=True,
+            )
+            for t, d, d_ifg, d_o, ch, f in reversed(list(rows)):
+                dc = torch.addcmul(dc, dh, ch)
+                d_ifg.mul_(dc.unsqueeze(1))
+                d_o.mul_(dh)
+                dc.mul_(f)
+                if ctx.resets[t]:
+                    dh = d @ w_hh
+                    reset_B1 = reset_TB[t].unsqueeze(1)
+                    for total_H, grad_BH in zip(dinitial, (dh, dc), strict=True):
+                        total_H += grad_BH.masked_fill(~reset_B1, 0).sum(0)
+                        grad_BH.masked_fill_(reset_B1, 0)
+                    dh += dy_before[t]
+                else:
+                    dh = torch.addmm(dy_before[t], d, w_hh)
+            d_RG = d_KBG.view(-1, 4 * H)
+            dw_hh_HG.addmm_(h_in_KBH.reshape(-1, H).t(), d_RG)
+            dw_ih_DG.addmm_(x_TBD[start:stop].reshape(-1, D).t(), d_RG)
+            db += d_RG.sum(0)
+            if dx_TBD is not None:
+                dx_TBD[start:stop] = (d_RG @ w_ih).view(-1, B, D)
+        return dx_TBD, None, dh, dc, *dinitial, dw_ih_DG.t(), dw_hh_HG.t(), db, db
+
+
+def _slopes(gates_KBG: Tensor, c_in_KBH: Tensor, tanh_c_KBH: Tensor, out: Tensor, memory_out: Tensor) -> None:
+    """Fill `out` with dc'/d(pre-activation) of i, f, g and dh'/d(pre-activation) of o, `memory_out` with dh'/dc'."""
+    i, f, g, o = gates_KBG.chunk(4, -1)
+    s_i, s_f, s_g, s_o = out.chunk(4, -1)
+    sigmoid_backward, tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
+    sigmoid_backward.grad_input(g, i, grad_input=s_i)
+    sigmoid_backward.grad_input(c_in_KBH, f, grad_input=s_f)
+    tanh_backward.grad_input(i, g, grad_input=s_g)
+    sigmoid_backward.grad_input(tanh_c_KBH, o, grad_input=s_o)
+    tanh_backward.grad_input(o, tanh_c_KBH, grad_input=memory_out)

@@ -1,0 +1,88 @@
+"""What follows from a configuration once its environment has been looked at; made before any actor starts."""
+
+from typing import Any, NamedTuple
+
+from controllers import Policy, PolicySpec, build_policy
+from distributed.config import Config, ConfigError
+from envs import TaskFacts, facts_of, make_vector_env
+from rollout_workers import policy_spec
+
+_DEFAULT_LENGTH = 128  # steps in a sequence where the task's episodes have no fixed length
+_STALENESS_PROBES = 4  # carries stored a sequence where the mode needs only the first but staleness is measured
+
+
+class Blueprint(NamedTuple):
+    """Enough to build every part of a run, on any machine, alike."""
+
+    config: Config  # with rollout.length and rollout.carry_stride filled in
+    spec: PolicySpec
+    horizon: int  # steps over which the task asks to remember
+    facts: TaskFacts | None
+
+    @property
+    def lanes_per_worker(self) -> int:
+        """Environments that one rollout worker steps."""
+        return self.config.rollout.lanes // self.config.rollout.workers
+
+    @property
+    def length(self) -> int:
+        """Steps in one sequence."""
+        assert self.config.rollout.length is not None
+        return self.config.rollout.length
+
+    @property
+    def carry_stride(self) -> int:
+        """Steps between stored carries."""
+        assert self.config.rollout.carry_stride is not None
+        return self.config.rollout.carry_stride
+
+    def policy(self) -> Policy:
+        """The policy that the run starts from."""
+        return build_policy(self.spec, self.config.policy, self.horizon, self.config.seed)
+
+
+def make_blueprint(config: Config) -> Blueprint:
+    """Look at the environment once and fill in what the configuration leaves open.
+
+    Raises:
+        ConfigError: the environment, the controller or a combination of sizes cannot work.
+    """
+    try:
+        env = make_vector_env(config.env, 1)
+    except Exception as error:
+        raise ConfigError(str(error)) from error
+    try:
+        spec, facts = policy_spec(env), facts_of(env)
+        length = config.rollout.length or (facts.episode_length if facts else None) or _DEFAULT_LENGTH
+        config.learner.check_batch(config.rollout.lanes)
+        blueprint = Blueprint(
+            config.changed("rollout", length=length, carry_stride=_carry_stride(config, length)),
+            spec,
+            config.policy.controller.expected_horizon or (facts.memory_horizon if facts else length),
+            facts,
+        )
+        blueprint.policy()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    finally:
+        env.close()
+    return blueprint
+
+
+def _carry_stride(config: Config, length: int) -> int:
+    plan, chosen = config.learner.plan(length), config.rollout.carry_stride
+    if chosen is None:
+        probe = -(-length // _STALENESS_PROBES)
+        whole = plan.window == length and config.service.mode == "async"
+        return min(probe, plan.carry_stride) if whole else plan.carry_stride
+    if plan.carry_stride % chosen and plan.carry_stride < length:
+        raise ValueError(
+            f"rollout.carry_stride is {chosen}, but windows start from carries every {plan.carry_stride} steps; "
+            f"use a divisor of {plan.carry_stride}, or leave it unset"
+        )
+    return min(chosen, length)
+
+
+def flat_parameters(blueprint: Blueprint) -> dict[str, Any]:
+    """The resolved configuration, and what was derived from the environment, for tracking."""
+    return blueprint.config.to_dict() | {"derived": {"horizon": blueprint.horizon, **blueprint.spec.__dict__}}

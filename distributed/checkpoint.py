@@ -1,0 +1,132 @@
+"""Checkpoints: directories that are either whole or absent, and that hold arrays and JSON, never code.
+
+A checkpoint is written beside its final place, flushed to the disk, and then renamed, so a crash, a kill or a full disk
+leaves the ones before it as they were. A manifest of SHA-256 sums tells a whole one from a damaged one.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+FORMAT = 1
+_PREFIX = "step-"
+_MANIFEST = "manifest.json"
+_RUN = "run.json"
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class CheckpointError(Exception):
+    """A checkpoint that cannot be used; the message is for the user."""
+
+
+class Checkpoint(NamedTuple):
+    """What was saved."""
+
+    run: dict[str, Any]  # JSON: configuration, counters, tracking run
+    arrays: dict[str, dict[str, np.ndarray]]  # part ("learner", "worker-0", ...) -> name -> array
+
+
+def save_checkpoint(root: Path, step: int, run: Mapping[str, Any], parts: Mapping[str, Arrays], keep: int) -> Path:
+    """Write one checkpoint under `root` and remove all but the newest `keep`.
+
+    Raises:
+        OSError: the disk is full or not writable; the checkpoints before it are untouched.
+    """
+    final = root / f"{_PREFIX}{step:012d}"
+    partial = root / f".partial-{step:012d}-{os.getpid()}"
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        partial.mkdir()
+        for part, arrays in parts.items():
+            # safetensors wants contiguous arrays; ascontiguousarray would turn a scalar into a vector.
+            save_file({name: np.array(array, order="C") for name, array in arrays.items()}, partial / f"{part}.safetensors")
+        (partial / _RUN).write_text(json.dumps({"format": FORMAT, **run}, indent=2))
+        sums = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
+        (partial / _MANIFEST).write_text(json.dumps(sums, indent=2))
+        for path in [*partial.iterdir(), partial]:
+            _flush(path)
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+        _flush(root)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    for old in list_checkpoints(root)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def list_checkpoints(root: Path) -> list[Path]:
+    """The checkpoints under `root`, oldest first, damaged ones included."""
+    return sorted(path for path in root.glob(f"{_PREFIX}*") if path.is_dir())
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read one checkpoint, every byte checked against its manifest.
+
+    Raises:
+        CheckpointError: it is missing, incomplete, damaged or of another format.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"there is no checkpoint at {path}; give a run folder or one of its checkpoints")
+    try:
+        sums = json.loads((path / _MANIFEST).read_text())
+        for name, expected in sums.items():
+            if _sha256(path / name) != expected:
+                raise CheckpointError(f"the checkpoint {path} is damaged: {name} does not match its checksum")
+        run = json.loads((path / _RUN).read_text())
+        arrays = {Path(name).stem: load_file(path / name) for name in sums if name.endswith(".safetensors")}
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"the checkpoint {path} is incomplete or damaged: {error}") from None
+    if run.get("format") != FORMAT:
+        raise CheckpointError(
+            f"the checkpoint {path} has format {run.get('format')} and this code reads {FORMAT}; "
+            f"use the release of Mneme that wrote it"
+        )
+    return Checkpoint(run, arrays)
+
+
+def find_checkpoint(path: Path, note: Callable[[str], None]) -> tuple[Path, Checkpoint]:
+    """The newest whole checkpoint of a run folder, or the one that `path` names.
+
+    Where a run's newest is damaged, the one before it is used, and `note` is told.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if (path / _MANIFEST).exists() or path.name.startswith(_PREFIX):
+        return path, load_checkpoint(path)
+    root = path / "checkpoints"
+    candidates = list_checkpoints(root)
+    for candidate in reversed(candidates):
+        try:
+            return candidate, load_checkpoint(candidate)
+        except CheckpointError as error:
+            note(f"{error}; trying the one before it")
+    raise CheckpointError(
+        f"no usable checkpoint under {root}; "
+        + ("all of them are damaged" if candidates else "give a run folder, or train one with: mneme train")
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,117 @@
+"""The command line: `mneme train`, `mneme evaluate`. Every failure is one sentence on stderr and a non-zero status."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import fill
+
+from distributed.checkpoint import CheckpointError
+from distributed.config import ConfigError, load_config, settings
+from distributed.runners import ServiceError
+
+_USAGE_ERROR, _RUN_ERROR, _INTERRUPTED = 2, 1, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the process's exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        status: int = options.command(options)
+        return status
+    except (ConfigError, CheckpointError) as error:
+        return _fail(error, _USAGE_ERROR)
+    except (ServiceError, ValueError, FloatingPointError, OSError) as error:
+        return _fail(error, _RUN_ERROR)
+    except KeyboardInterrupt:
+        return _fail("stopped at once; the last checkpoint is whole", _INTERRUPTED)
+
+
+def _fail(reason: object, status: int) -> int:
+    print(f"mneme: {reason}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mneme", description="Reinforcement learning for agents that must remember.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="train an agent",
+        description="Train an agent through Ray rollout actors and a learner actor, or in one process with --local.",
+        epilog=_settings_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument("preset", nargs="?", help="a YAML file such as configs/delayed_cue.yaml")
+    train.add_argument("settings", nargs="*", metavar="key=value", help="settings that replace the preset's")
+    train.add_argument("--local", action="store_true", help="one process, without Ray")
+    train.add_argument(
+        "--resume", metavar="PATH", type=Path, help="go on with a run: its folder, or one of its checkpoints"
+    )
+    train.set_defaults(command=_train)
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="run complete episodes with a trained agent",
+        description="Run complete episodes through the training collector; print return and success with 95 %% intervals.",
+    )
+    evaluate.add_argument("checkpoint", type=Path, help="a run folder, or one of its checkpoints")
+    evaluate.add_argument("--episodes", type=int, default=512, help="complete episodes (default 512)")
+    evaluate.add_argument("--lanes", type=int, default=128, help="parallel environments (default 128)")
+    evaluate.add_argument("--seed", type=int, default=0, help="seed of the episodes (default 0)")
+    evaluate.add_argument("--sample", action="store_true", help="sample actions instead of taking the most probable")
+    evaluate.add_argument(
+        "--reset-carry-at", type=int, metavar="T",
+        help="forget everything at step T of every episode: an agent that needs its memory then falls to chance",
+    )  # fmt: skip
+    evaluate.set_defaults(command=_evaluate)
+    return parser
+
+
+def _settings_help() -> str:
+    lines = ["settings (in YAML as sections, on the command line as key=value):", ""]
+    for setting in settings():
+        default = "unset" if setting.default is None else setting.default
+        lines.append(f"  {setting.key}  ({setting.type}, default {default})")
+        lines.append(fill(setting.help, width=100, initial_indent="      ", subsequent_indent="      "))
+    return "\n".join(lines)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from distributed.training import resume, train  # torch and its friends load only when there is work to do
+
+    words = [word for word in (options.preset, *options.settings) if word is not None]
+    files, overrides = [w for w in words if "=" not in w], [w for w in words if "=" in w]
+    if len(files) > 1:
+        raise ConfigError(f"got {len(files)} presets ({', '.join(files)}); give one, and settings as key=value")
+    preset = Path(files[0]) if files else None
+    if options.resume is None:
+        result = train(load_config(preset, overrides), preset=preset, local=options.local)
+    else:
+        if preset or any(not override.startswith("train.total_steps=") for override in overrides):
+            raise ConfigError("--resume goes on with the run's own settings; besides it, give only train.total_steps=N")
+        total = load_config(None, overrides).train.total_steps if overrides else None
+        result = resume(options.resume, total_steps=total, local=options.local)
+    if result.interrupted:
+        print(f"interrupted at step {result.steps:,}; go on with: mneme train --resume {result.folder}")
+        return _INTERRUPTED
+    print(f"done at step {result.steps:,}; evaluate with: mneme evaluate {result.folder}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from distributed.evaluation import evaluate_checkpoint
+
+    print(
+        evaluate_checkpoint(
+            options.checkpoint,
+            episodes=options.episodes,
+            lanes=options.lanes,
+            seed=options.seed,
+            greedy=not options.sample,
+            reset_carry_at=options.reset_carry_at,
+        )
+    )
+    return 0

@@ -1,0 +1,182 @@
+"""The configuration of a run: one tree of settings, checked before anything starts.
+
+Each package declares its own settings; this module puts them together, reads YAML and `key=value` overrides, and turns
+what is wrong into one sentence that names the key, the value and the remedy.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from controllers import PolicySettings
+from distributed.settings import CheckpointSettings, ServiceSettings, TrainSettings
+from distributed.tracking import TrackingSettings
+from envs import EnvSettings
+from learner import LearnerSettings
+from rollout_workers import RolloutSettings
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the message is for the user."""
+
+
+class Config(BaseModel):
+    """Everything that defines a run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    seed: int = Field(default=0, ge=0)
+    """Seed of everything random in the run."""
+    name: str | None = None
+    """Name of the run and of its folder. Unset: the preset's name with the date and the seed."""
+    env: EnvSettings = EnvSettings()
+    policy: PolicySettings = PolicySettings()
+    rollout: RolloutSettings = RolloutSettings()
+    learner: LearnerSettings = LearnerSettings()
+    train: TrainSettings = TrainSettings()
+    service: ServiceSettings = ServiceSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    tracking: TrackingSettings = TrackingSettings()
+
+    def changed(self, section: str, **values: Any) -> "Config":
+        """This configuration with some settings of one section replaced."""
+        return self.model_copy(update={section: dataclasses.replace(getattr(self, section), **values)})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dictionaries, as YAML or JSON would hold them."""
+        return self.model_dump(mode="json")
+
+
+class Setting(NamedTuple):
+    """One leaf of the configuration, for help and for finding near misses."""
+
+    key: str  # dotted
+    type: str
+    default: Any
+    help: str
+
+
+def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """The defaults, changed by a YAML file, changed by `key=value` overrides.
+
+    Raises:
+        ConfigError: one sentence for each thing that is wrong.
+    """
+    tree = _read_yaml(path) if path is not None else {}
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise ConfigError(f"cannot read the override {override!r}; write it as key=value, such as seed=1")
+        _insert(tree, key.strip(), _parse(override, text))
+    return parse_config(tree)
+
+
+def parse_config(tree: Mapping[str, Any]) -> Config:
+    """Check a nested dictionary.
+
+    Raises:
+        ConfigError: one sentence for each thing that is wrong.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(dict.fromkeys(_sentence(detail, tree) for detail in error.errors()))) from None
+
+
+def settings() -> Iterator[Setting]:
+    """Every setting there is, in the order of the tree."""
+    schema = Config.model_json_schema()
+    yield from _leaves(schema, schema, "")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.yaml")], n=1)
+        hint = f"; did you mean {path.with_stem(near[0])}?" if near else ""
+        raise ConfigError(f"cannot read {path}: {error.strerror}{hint}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} holds a {type(tree).__name__}; it must be a mapping of settings")
+    return tree
+
+
+def _parse(override: str, text: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_OverrideLoader)
+    except yaml.YAMLError:
+        raise ConfigError(f"cannot read the value in {override!r}; write it as YAML, and quote special characters") from None
+
+
+class _OverrideLoader(yaml.SafeLoader):
+    """YAML 1.1 takes 3e-3 for a string; on a command line it is a number."""
+
+
+_OverrideLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _insert(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        child = tree.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"cannot set {key}: {parent} is {child!r}, not a section")
+        tree = child
+    tree[leaf] = value
+
+
+def _sentence(detail: Any, tree: Mapping[str, Any]) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    value = detail.get("input")
+    if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = [setting.key for setting in settings()]
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "see mneme train --help for all settings"
+        return f"unknown setting {key} (given {value!r}); {hint}"
+    if detail["type"] == "value_error":
+        return str(detail["ctx"]["error"])
+    if detail["type"] == "literal_error":
+        return f"{key} is {value!r}; use {detail['ctx']['expected']}"
+    message = detail["msg"].removeprefix("Input should be ")
+    return f"{key} is {value!r}; it must be {message}"
+
+
+def _leaves(node: Mapping[str, Any], root: Mapping[str, Any], prefix: str) -> Iterator[Setting]:
+    for name, child in node["properties"].items():
+        key = f"{prefix}{name}"
+        target = _deref(child, root)
+        if "properties" in target:
+            yield from _leaves(target, root, f"{key}.")
+        else:
+            yield Setting(key, _type_name(child, root), child.get("default"), child.get("description", ""))
+
+
+def _deref(node: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
+    while "$ref" in node:
+        node = root["$defs"][node["$ref"].rpartition("/")[2]]
+    return node
+
+
+def _type_name(node: Mapping[str, Any], root: Mapping[str, Any]) -> str:
+    node = _deref(node, root)
+    if "enum" in node:
+        return " | ".join(map(str, node["enum"]))
+    if "anyOf" in node:
+        return " | ".join(_type_name(option, root) for option in node["anyOf"] if option.get("type") != "null")
+    return {"integer": "int", "number": "float", "boolean": "bool", "string": "text", "array": "list", "object": "mapping"}.get(
+        node.get("type", ""), "any"
+    )
+
+

@@ -1,0 +1,158 @@
+"""The learning-curve picture that a run leaves behind. Matplotlib is imported only when one is drawn."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Array = npt.NDArray[np.float64]
+
+BLUE, GREEN, GREY, INK = "#2563a8", "#1a7f4b", "#8a8f98", "#22262b"
+SMOOTHING = 40  # the running mean spans this fraction of the updates
+STYLE: dict[Any, Any] = {
+    "axes.edgecolor": GREY,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.ymargin": 0.08,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "font.size": 9,
+    "grid.color": "#e6e8eb",
+    "legend.frameon": False,
+    "text.color": INK,
+    "text.parse_math": False,
+    "xtick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.color": GREY,
+    "ytick.labelcolor": INK,
+}
+
+
+def draw_learning_curve(
+    history: Sequence[Mapping[str, float]],
+    path: Path,
+    title: str,
+    *,
+    chance: float | None = None,
+    optimal: float | None = None,
+) -> None:
+    """Write a PNG of return and success rate, and of KL, entropy and speed, against environment steps.
+
+    Args:
+        history: rows of metrics, each with "step"; what a row lacks, or is not finite, is a gap.
+        path: the PNG; its folder is created.
+        title: above the picture.
+        chance: the return of acting blindly, drawn as a line.
+        optimal: the return of acting best, drawn as a line.
+
+    Raises:
+        OSError: the picture cannot be written.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(STYLE):  # a bare Figure draws with Agg and leaves pyplot's global state alone
+        figure = Figure(figsize=(10, 6), dpi=150, layout="constrained")
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        with_success = any("success" in row or "evaluation/success" in row for row in history)
+        above: list[Any] = ["return"] * 3 + ["success"] * 3 if with_success else ["return"] * 6
+        below: list[Any] = ["kl", "kl", "entropy", "entropy", "speed", "speed"]
+        axes = figure.subplot_mosaic([above, below], height_ratios=[1.7, 1])
+
+        _training(axes["return"], history, "return", "return")
+        _evaluation(axes["return"], history, "return")
+        for value, name in ((optimal, "optimal"), (chance, "chance")):
+            if value is not None:
+                axes["return"].axhline(value, color=GREY, linestyle="--", linewidth=1, zorder=1)
+                axes["return"].annotate(
+                    name, (1, value), (-2, 3), xycoords=("axes fraction", "data"),
+                    textcoords="offset points", ha="right", color=GREY, fontsize=8,
+                )  # fmt: skip
+        if with_success:
+            _training(axes["success"], history, "success", "success rate")
+            _evaluation(axes["success"], history, "success")
+            axes["success"].set_ylim(-0.03, 1.05)
+            axes["success"].yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+        _training(axes["kl"], history, "kl", "KL of an update")
+        _training(axes["entropy"], history, "entropy", "entropy (nats)")
+        _training(axes["speed"], history, "steps_per_second", "environment steps per second")
+        for name in ("kl", "entropy", "speed"):
+            axes[name].set_ylim(bottom=min(0.0, axes[name].get_ylim()[0]))
+        axes["speed"].yaxis.set_major_formatter(lambda value, _: _short(value))
+        last = max((row["step"] for row in history), default=1)
+        for panel in axes.values():
+            panel.set_xlim(0, last * 1.02)
+            panel.locator_params(axis="x", nbins=6)
+            panel.xaxis.set_major_formatter(lambda value, _: _short(value))
+            panel.set_axisbelow(True)
+        axes["entropy"].set_xlabel("environment steps")
+        for name in set(above):
+            if axes[name].get_legend_handles_labels()[0]:
+                axes[name].legend(fontsize=8)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+
+
+def _training(panel: "Axes", history: Sequence[Mapping[str, float]], key: str, title: str) -> None:
+    """Every update faintly, their running mean on top."""
+    panel.set_title(title)
+    steps, values = _series(history, key)
+    if not len(values):
+        return
+    span = max(1, len(values) // SMOOTHING)
+    if span > 1:
+        panel.plot(steps, values, color=BLUE, alpha=0.25, linewidth=0.8)
+    few = "o" if len(values) == 1 else None
+    panel.plot(steps, _running_mean(values, span), color=BLUE, linewidth=1.6, marker=few, label="training")
+
+
+def _evaluation(panel: "Axes", history: Sequence[Mapping[str, float]], key: str) -> None:
+    """Greedy evaluations as points, with their confidence intervals where the rows have them."""
+    name = f"evaluation/{key}"
+    rows = [row for row in history if np.isfinite(row.get(name, np.nan))]
+    if not rows:
+        return
+    steps, values = _series(rows, name)
+    low, high = (np.array([row.get(f"{name}_{end}", row[name]) for row in rows]) for end in ("low", "high"))
+    panel.errorbar(
+        steps,
+        values,
+        np.abs(np.stack([values - low, high - values])),
+        color=GREEN,
+        fmt="D",
+        markersize=5,
+        capsize=3,
+        label="greedy evaluation",
+        zorder=3,
+    )
+
+
+def _series(history: Sequence[Mapping[str, float]], key: str) -> tuple[Array, Array]:
+    """Steps and values [n] of the rows that have a finite value."""
+    rows = [(row["step"], row[key]) for row in history if key in row and np.isfinite(row[key])]
+    steps, values = np.array(rows, dtype=np.float64).reshape(-1, 2).T
+    return steps, values
+
+
+def _running_mean(values: Array, span: int) -> Array:
+    """The mean of the last `span` values, of fewer at the beginning; same length as `values`."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    end = np.arange(1, len(values) + 1)
+    start = np.maximum(0, end - span)
+    mean: Array = (total[end] - total[start]) / (end - start)
+    return mean
+
+
+def _short(value: float) -> str:
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= unit:
+            return f"{value / unit:.4g}{name}"
+    return f"{value:.4g}"

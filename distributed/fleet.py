@@ -1,0 +1,153 @@
+"""The rollout actors: asked for fragments, waited for, replaced when they die or hang.
+
+A request returns two objects that this process owns: a small delivery, fetched here, and the fragment, which stays in
+the object store until the learner maps it. A dead actor therefore loses only what it had in flight.
+"""
+
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, NamedTuple
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+from distributed.blueprint import Blueprint
+from distributed.runners import Arrival, ServiceError, episode_shares
+from distributed.workers import RolloutWorker, State
+from rollout_workers import Evaluation
+
+
+class _Request(NamedTuple):
+    worker: int
+    fragment: ray.ObjectRef  # type: ignore[type-arg]
+    started: float
+
+
+class RolloutFleet:
+    """One actor for each worker number, with at most one request in flight each.
+
+    Args:
+        blueprint: what the workers are built from.
+        note: told of every loss, in one sentence.
+    """
+
+    def __init__(self, blueprint: Blueprint, note: Callable[[str], None]) -> None:
+        service = blueprint.config.service
+        self._actor_class: Any = ray.remote(num_cpus=service.worker_cpus)(RolloutWorker)
+        self._blueprint = ray.put(blueprint)
+        self._timeout, self._max_restarts = service.collect_timeout, service.max_restarts
+        self._note = note
+        self._incarnations = [0] * blueprint.config.rollout.workers
+        self._failures = [0] * blueprint.config.rollout.workers
+        self._actors = [self._spawn(worker) for worker in range(blueprint.config.rollout.workers)]
+        self._requests: dict[ray.ObjectRef, _Request] = {}  # type: ignore[type-arg]
+        self.restarts = 0
+
+    def __len__(self) -> int:
+        return len(self._actors)
+
+    @property
+    def idle(self) -> list[int]:
+        """Workers without a request in flight."""
+        busy = {request.worker for request in self._requests.values()}
+        return [worker for worker in range(len(self)) if worker not in busy]
+
+    def request(self, worker: int, weights: Any) -> None:
+        """Ask one worker for a fragment under the weights that the reference names."""
+        delivery, fragment = self._actors[worker].collect.options(num_returns=2).remote(weights)
+        self._requests[delivery] = _Request(worker, fragment, monotonic())
+
+    def wait(self, *others: Any, timeout: float = 1.0) -> list[Arrival]:
+        """Arrivals, as soon as there is one, or one of `others` is ready, or `timeout` seconds have passed.
+
+        Raises:
+            ServiceError: a worker failed more often in a row than `service.max_restarts`.
+        """
+        if not self._requests and not others:
+            return []
+        ray.wait([*self._requests, *others], num_returns=1, timeout=timeout, fetch_local=False)
+        arrivals = [arrival for ref in self._ready() if (arrival := self._take(ref)) is not None]
+        self._replace_hung()
+        return arrivals
+
+    def _ready(self) -> list[Any]:
+        if not self._requests:
+            return []
+        return ray.wait(list(self._requests), num_returns=len(self._requests), timeout=0, fetch_local=False)[0]
+
+    def _take(self, ref: Any) -> Arrival | None:
+        request = self._requests.pop(ref)
+        try:
+            delivery = ray.get(ref)
+        except RayError as error:
+            self._replace(request.worker, failure_reason(error))
+            return None
+        if delivery.error is None:
+            self._failures[request.worker] = 0
+            return Arrival(delivery, request.fragment)
+        self._count_failure(request.worker, delivery.error)
+        self._note(f"a fragment was not used: {delivery.error}")
+        return Arrival(delivery, None)
+
+    def _replace_hung(self) -> None:
+        for request in list(self._requests.values()):
+            if monotonic() - request.started > self._timeout:
+                self._replace(request.worker, f"it did not deliver within {self._timeout:g} seconds")
+
+    def _replace(self, worker: int, reason: str) -> None:
+        self._count_failure(worker, reason)
+        self._note(f"rollout actor {worker} was lost ({reason}); a new one takes its place")
+        ray.kill(self._actors[worker])
+        self._requests = {ref: request for ref, request in self._requests.items() if request.worker != worker}
+        self._incarnations[worker] += 1
+        self.restarts += 1
+        self._actors[worker] = self._spawn(worker)
+
+    def _count_failure(self, worker: int, reason: str) -> None:
+        self._failures[worker] += 1
+        if self._failures[worker] > self._max_restarts:
+            raise ServiceError(f"rollout actor {worker} failed {self._failures[worker]} times in a row: {reason}")
+
+    def _spawn(self, worker: int) -> Any:
+        return self._actor_class.remote(self._blueprint, worker, self._incarnations[worker])
+
+    def evaluate(self, weights: Any, episodes: int, seed: int) -> Evaluation:
+        """Greedy complete episodes, shared out over the actors; an actor that fails is replaced and asked again."""
+        share = episode_shares(episodes, len(self))
+        refs = [actor.evaluate.remote(weights, share, seed) for actor in self._actors]
+        parts: list[Evaluation] = []
+        for worker, ref in enumerate(refs):
+            while len(parts) == worker:
+                try:
+                    parts.append(ray.get(ref, timeout=self._timeout))
+                except RayError as error:
+                    self._replace(worker, failurefailure_reason(error))
+                    ref = self._actors[worker].evaluate.remote(weights, share, seed)
+        return Evaluation.joined(parts)
+
+    def states(self) -> list[State | None]:
+        """The workers' states, after what they have in flight."""
+        refs = [actor.state.remote() for actor in self._actors]
+        states: list[State | None] = []
+        for worker, ref in enumerate(refs):
+            try:
+                states.append(ray.get(ref, timeout=self._timeout))
+            except RayError as error:
+                self._replace(worker, failure_reason(error))
+                states.append(None)
+        return states
+
+    def set_states(self, states: list[State | None]) -> None:
+        """Give every worker the state it had."""
+        ray.get([a.set_state.remote(s) for a, s in zip(self._actors, states, strict=True) if s is not None])
+        self._incarnations = [0 if state is None else int(state["incarnation"]) for state in states]
+
+
+def failure_reason(error: RayError) -> str:
+    """The heart of a Ray error in one line, without its remote traceback."""
+    if isinstance(error, RayTaskError):
+        return f"{type(error.cause).__name__}: {error.cause}"
+    if isinstance(error, GetTimeoutError):
+        return "it did not answer in time"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if "error" in lines[-1].lower() else lines[0]

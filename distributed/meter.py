@@ -1,0 +1,74 @@
+"""From what a service loop reports to the numbers that people look at."""
+
+import math
+from time import perf_counter
+
+import numpy as np
+
+from distributed.service import Update
+from rollout_workers import Evaluation
+
+Row = dict[str, float]
+
+
+class Meter:
+    """Turns each update into one row of metrics and adds up where the time went.
+
+    Args:
+        workers: rollout workers, whose times run side by side.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._started = self._last = perf_counter()
+        self.steps = 0
+        self.seconds: dict[str, float] = {}
+
+    def skip_pause(self) -> None:
+        """Leave the time since the last row out of the next row's speed (evaluation, checkpoints)."""
+        self._last = perf_counter()
+
+    def row(self, update: Update) -> Row:
+        """The metrics of one update. What was not measured, such as the return when no episode ended, is NaN."""
+        now = perf_counter()
+        wall, self._last = now - self._last, now
+        report, stats = update.report, [d.stats for d in update.deliveries if d.stats is not None]
+        returns = np.concatenate([s.returns for s in stats]) if stats else np.empty(0)
+        successes = np.concatenate([s.successes for s in stats]) if stats else np.empty(0)
+        lengths = np.concatenate([s.lengths for s in stats]) if stats else np.empty(0)
+        spent = dict(report.seconds)
+        for key in ("env", "inference"):
+            spent[key] = sum(s.seconds[key] for s in stats) / self._workers
+        spent["transport"] = max(0.0, wall - sum(spent.values()))
+        for key, value in spent.items():
+            self.seconds[key] = self.seconds.get(key, 0.0) + value
+        self.steps += report.steps
+        return {
+            "return": _mean(returns),
+            "success": _mean(successes),
+            "episode_length": _mean(lengths),
+            "episodes": float(len(returns)),
+            **report.metrics,
+            "steps_per_second": report.steps / wall,
+            "weights_version": float(report.version),
+            "fragments_refused": float(len(report.refused)),
+            "fragments_dropped": float(update.replay.dropped_stale + update.replay.dropped_full),
+            **{f"seconds/{key}": value for key, value in spent.items()},
+        }
+
+
+def evaluation_row(evaluation: Evaluation) -> Row:
+    """The metrics of an evaluation."""
+    row = {"evaluation/return": evaluation.mean_return, "evaluation/episodes": float(evaluation.episodes)}
+    if evaluation.success_rate is not None and evaluation.success_interval is not None:
+        low, high = evaluation.success_interval
+        row |= {
+            "evaluation/success": evaluation.success_rate,
+            "evaluation/success_low": low,
+            "evaluation/success_high": high,
+        }
+    return row
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else math.nan

@@ -1,0 +1,122 @@
+"""The run's parts as Ray actors, and the Ray they live in."""
+
+import logging
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from distributed.blueprint import Blueprint
+from distributed.fleet import RolloutFleet, failure_reason
+from distributed.runners import Arrival, FragmentRef, RunState, ServiceError
+from distributed.settings import ServiceSettings
+from distributed.workers import LearnerWorker
+from learner import UpdateReport
+from rollout_workers import Evaluation
+
+LOOPBACK = "127.0.0.1"
+
+
+def start_ray(service: ServiceSettings, workers: int) -> bool:
+    """Join the cluster that the settings or RAY_ADDRESS name, or start a Ray of our own on loopback.
+
+    Returns:
+        Whether a Ray was started here, which `RayRunner.close` then stops.
+
+    Raises:
+        ServiceError: no such cluster, or Ray did not start.
+    """
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if ray.is_initialized():
+        return False
+    address = service.address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address and address != "local":
+            ray.init(address=address, **quiet)
+            return False
+        cpus = max(os.cpu_count() or 1, math.ceil(workers * service.worker_cpus))
+        ray.init(
+            address="local", num_cpus=cpus, include_dashboard=service.dashboard, dashboard_host=LOOPBACK,
+            _node_ip_address=LOOPBACK, **quiet,
+        )  # fmt: skip
+        return True
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
+        raise ServiceError(f"cannot {where}: {' '.join(str(error).split())}; or train without Ray: --local") from None
+
+
+class RayRunner:
+    """A `Runner` whose workers are Ray actors, with the calls that overlap collection and learning besides."""
+
+    def __init__(self, blueprint: Blueprint, note: Callable[[str], None]) -> None:
+        service = blueprint.config.service
+        self._owns_ray = start_ray(service, blueprint.config.rollout.workers)
+        gpus = service.learner_gpus
+        if gpus is None:
+            gpus = min(1.0, ray.cluster_resources().get("GPU", 0.0))
+        resources = {service.learner_resource: 1.0} if service.learner_resource else None
+        # The learner reserves no CPU: it and the rollout actors take turns in synchronous mode.
+        actor: Any = ray.remote(num_cpus=0, num_gpus=gpus, resources=resources)(LearnerWorker)
+        self._learner = actor.remote(blueprint)
+        self.fleet = RolloutFleet(blueprint, note)
+        self.weights: Any = self._learner.weights.remote()
+        self._version = int(self._call(self.weights).version)
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    def collect(self) -> list[Arrival]:
+        for worker in self.fleet.idle:
+            self.fleet.request(worker, self.weights)
+        arrivals: list[Arrival] = []
+        while len(self.fleet.idle) < len(self.fleet):
+            arrivals += self.fleet.wait()
+        return sorted(arrivals, key=lambda arrival: arrival.delivery.worker)
+
+    def learn(self, fragments: Sequence[FragmentRef]) -> UpdateReport:
+        return self.learn_end(self.learn_begin(fragments))
+
+    def learn_begin(self, fragments: Sequence[FragmentRef]) -> tuple[Any, Any]:
+        """Start an update; what it returns goes to `learn_end`, and its first element is ready once it is done."""
+        report, weights = self._learner.update.options(num_returns=2).remote(*fragments)
+        return report, weights
+
+    def learn_ready(self, update: tuple[Any, Any]) -> bool:
+        """Whether `learn_end` would return at once."""
+        return bool(ray.wait([update[0]], timeout=0)[0])
+
+    def learn_end(self, update: tuple[Any, Any]) -> UpdateReport:
+        """Wait for an update; its weights become the newest."""
+        report: UpdateReport = self._call(update[0])
+        self.weights, self._version = update[1], report.version
+        return report
+
+    def evaluate(self, episodes: int, seed: int) -> Evaluation:
+        return self.fleet.evaluate(self.weights, episodes, seed)
+
+    def state(self) -> RunState:
+        return RunState(self._call(self._learner.state.remote()), self.fleet.states())
+
+    def set_state(self, state: RunState) -> None:
+        self.weights = self._learner.set_state.remote(state.learner)
+        self._version = int(self._call(self.weights).version)
+        self.fleet.set_states(state.workers)
+
+    def close(self) -> None:
+        if self._owns_ray:
+            ray.shutdown()
+
+    def _call(self, ref: Any) -> Any:
+        try:
+            return ray.get(ref)
+        except RayError as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, (ValueError, FloatingPointError)):
+                raise cause from None
+            raise ServiceError(
+                f"the learner actor was lost ({failure_reason(error)}); continue from the last checkpoint with --resume"
+            ) from None

@@ -1,0 +1,103 @@
+"""Where a run's parts live: all in this process, or as Ray actors. The service loops see only the `Runner`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from controllers import Weights
+from distributed.blueprint import Blueprint
+from distributed.workers import Delivery, LearnerWorker, RolloutWorker, State
+from learner import UpdateReport
+from rollout_workers import Evaluation
+
+FragmentRef = Any  # a Ray ObjectRef, or the record batch itself
+
+
+class ServiceError(RuntimeError):
+    """The service cannot start or go on; the message is for the user."""
+
+
+class Arrival(NamedTuple):
+    """A rollout worker's report, and where its fragment is (None if it could not make one)."""
+
+    delivery: Delivery
+    fragment: FragmentRef | None
+
+
+class RunState(NamedTuple):
+    """Everything that a resumed run needs."""
+
+    learner: State
+    workers: list[State | None]
+
+
+class Runner(Protocol):
+    """What the service loops ask for."""
+
+    @property
+    def version(self) -> int:
+        """Version of the newest weights."""
+
+    def collect(self) -> list[Arrival]:
+        """One fragment from every worker under the newest weights, in the order of the workers. Waits for all; a worker
+        that dies or hangs is replaced and its fragment goes missing."""
+
+    def learn(self, fragments: Sequence[FragmentRef]) -> UpdateReport:
+        """One update; its weights become the newest. Waits for it."""
+
+    def evaluate(self, episodes: int, seed: int) -> Evaluation:
+        """Greedy complete episodes under the newest weights, shared out over the workers."""
+
+    def state(self) -> RunState:
+        """See `RunState`."""
+
+    def set_state(self, state: RunState) -> None:
+        """Continue where `state()` was taken."""
+
+    def close(self) -> None:
+        """Let everything go."""
+
+
+def episode_shares(episodes: int, workers: int) -> int:
+    """Episodes for each worker, so that together they run at least `episodes`."""
+    return -(-episodes // workers)
+
+
+class LocalRunner:
+    """The same workers, called in turn in this process, without Ray; for debugging, tests and machines without Ray."""
+
+    def __init__(self, blueprint: Blueprint, note: Callable[[str], None]) -> None:
+        self._note = note
+        self._learner = LearnerWorker(blueprint)
+        self._workers = [RolloutWorker(blueprint, worker) for worker in range(blueprint.config.rollout.workers)]
+        self._weights: Weights = self._learner.weights()
+
+    @property
+    def version(self) -> int:
+        return self._weights.version
+
+    def collect(self) -> list[Arrival]:
+        arrivals = [Arrival(*worker.collect(self._weights)) for worker in self._workers]
+        for arrival in arrivals:
+            if arrival.delivery.error:
+                self._note(f"a fragment was not used: {arrival.delivery.error}")
+        return arrivals
+
+    def learn(self, fragments: Sequence[FragmentRef]) -> UpdateReport:
+        report, self._weights = self._learner.update(*fragments)
+        return report
+
+    def evaluate(self, episodes: int, seed: int) -> Evaluation:
+        share = episode_shares(episodes, len(self._workers))
+        return Evaluation.joined([worker.evaluate(self._weights, share, seed) for worker in self._workers])
+
+    def state(self) -> RunState:
+        return RunState(self._learner.state(), [worker.state() for worker in self._workers])
+
+    def set_state(self, state: RunState) -> None:
+        self._weights = self._learner.set_state(state.learner)
+        for worker, saved in zip(self._workers, state.workers, strict=True):
+            if saved is not None:
+                worker.set_state(saved)
+
+    def close(self) -> None:
+        pass

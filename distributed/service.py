@@ -1,0 +1,86 @@
+"""The two service loops. Each yields once an update and goes on when asked for the next.
+
+Fragments flow worker -> object store -> replay (references) -> learner; weights flow back as one versioned record.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from distributed.replay import Replay, ReplayCounts
+from distributed.runners import Arrival, FragmentRef, Runner, ServiceError
+from distributed.workers import Delivery
+from learner import UpdateReport
+
+if TYPE_CHECKING:
+    from distributed.ray_runner import RayRunner
+
+
+class Update(NamedTuple):
+    """One turn of a service loop."""
+
+    report: UpdateReport
+    deliveries: list[Delivery]  # that arrived since the update before
+    replay: ReplayCounts
+
+
+def synchronous(runner: Runner, replay: Replay[FragmentRef], patience: int) -> Iterator[Update]:
+    """Collect one fragment from every worker, then learn from them, in turn.
+
+    Consumes the newest weights, produces newer ones; waits for every worker, then for the learner; a worker that dies
+    or hangs is replaced and the update goes on with what arrived. Deterministic: same seed, same bits.
+
+    Raises:
+        ServiceError: more than `patience` rounds in a row brought no fragment.
+    """
+    barren = 0
+    while True:
+        arrivals = runner.collect()
+        _store(replay, arrivals, len(arrivals))
+        if fragments := replay.sample(len(replay), runner.version):
+            yield Update(runner.learn(fragments), [arrival.delivery for arrival in arrivals], replay.counts)
+        barren = 0 if fragments else barren + 1
+        if barren > patience:
+            reasons = {arrival.delivery.error for arrival in arrivals if arrival.delivery.error}
+            raise ServiceError(f"{barren} rounds in a row brought no fragment: {'; '.join(sorted(reasons))}")
+
+
+def asynchronous(runner: "RayRunner", replay: Replay[FragmentRef]) -> Iterator[Update]:
+    """Collect and learn at the same time, never more than `replay.max_lag` versions apart.
+
+    Consumes fragments in order of arrival, one for each worker and update; waits for whichever is first, a delivery or
+    the learner. A worker is asked for more only while the fragments in flight and in the replay would still be within
+    the lag bound when their turn comes, so a slow learner holds the workers back.
+    """
+    per_update = len(runner.fleet)
+    ahead = per_update * max(1, replay.max_lag)
+    deliveries: list[Delivery] = []
+    learning = None
+    while True:
+        idle = runner.fleet.idle
+        in_flight = per_update - len(idle)
+        for worker in idle[: max(0, ahead - len(replay) - in_flight)]:
+            runner.fleet.request(worker, runner.weights)
+        arrivals = runner.fleet.wait(*(learning or ())[:1])
+        _store(replay, arrivals, per_update)
+        deliveries += [arrival.delivery for arrival in arrivals]
+        finished = learning if learning and runner.learn_ready(learning) else None
+        report = runner.learn_end(finished) if finished else None
+        if (finished or not learning) and (fragments := replay.sample(per_update, runner.version)):
+            learning = runner.learn_begin(fragments)
+        elif finished:
+            learning = None
+        if report:
+            yield Update(report, deliveries, replay.counts)
+            deliveries = []
+
+
+def _store(replay: Replay[FragmentRef], arrivals: list[Arrival], per_update: int) -> None:
+    for delivery, fragment in arrivals:
+        if fragment is None:
+            continue
+        if delivery.nbytes * per_update > replay.max_bytes:
+            raise ServiceError(
+                f"service.replay_bytes is {replay.max_bytes}, less than the {per_update} fragments of {delivery.nbytes} "
+                f"bytes that one update takes; raise it, or lower rollout.lanes or rollout.length"
+            )
+        replay.add(fragment, delivery.nbytes, delivery.version)

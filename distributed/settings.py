@@ -1,0 +1,85 @@
+"""What a user may set about a run as a whole: its length, its service, its checkpoints."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How long to train and when to look."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
+
+    total_steps: int = 500_000
+    """Environment steps to train on."""
+    stop_success: float | None = None
+    """Stop early once an evaluation's success rate reaches this. Unset: train for total_steps."""
+    evaluate_every: int | None = None
+    """Evaluate greedily every so many environment steps. Unset: at the end, and when stop_success seems reached."""
+    evaluation_episodes: int = 512
+    """Complete episodes in an evaluation."""
+
+    def __post_init__(self) -> None:
+        for name in ("total_steps", "evaluate_every", "evaluation_episodes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"train.{name} is {value}; it must be at least 1")
+        if self.stop_success is not None and not 0 < self.stop_success <= 1:
+            raise ValueError(f"train.stop_success is {self.stop_success}; it must lie above 0 and at most at 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceSettings:
+    """How rollout actors, replay and learner work together."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
+
+    mode: Literal["sync", "async"] = "sync"
+    """sync: collect, then learn; reproducible to the bit for a seed. async: both at once, under the lag bound."""
+    max_lag: int = 1
+    """Weights versions a fragment may be behind when it is trained on; older ones are dropped (async)."""
+    replay_bytes: int = 1 << 30
+    """Bytes of fragments that the replay keeps in the object store; the oldest are dropped beyond it."""
+    reuse: int = 1
+    """Updates that one fragment may take part in (async)."""
+    address: str | None = None
+    """Ray cluster to join, such as auto or ray://host:10001. Unset: RAY_ADDRESS, else a new one on this machine."""
+    learner_gpus: float | None = None
+    """GPUs reserved for the learner actor. Unset: one if the cluster has any, else none."""
+    learner_resource: str | None = None
+    """Custom Ray resource that marks the learner's node, such as learner in cluster.yaml."""
+    worker_cpus: float = 1.0
+    """CPUs reserved for each rollout actor; less than 1 lets actors share a core."""
+    collect_timeout: float = 600.0
+    """Seconds after which a rollout actor that has not delivered is replaced."""
+    max_restarts: int = 5
+    """Failures in a row after which a rollout actor ends the run."""
+    dashboard: bool = False
+    """Serve Ray's dashboard on 127.0.0.1 (when a new Ray is started here)."""
+
+    def __post_init__(self) -> None:
+        for name, low in (("max_lag", 0), ("replay_bytes", 1), ("reuse", 1), ("max_restarts", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"service.{name} is {getattr(self, name)}; it must be at least {low}")
+        for name in ("worker_cpus", "collect_timeout"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"service.{name} is {getattr(self, name)}; it must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSettings:
+    """What is kept on disk."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
+
+    root: str = "runs"
+    """Folder under which each run gets its own."""
+    every: int = 100_000
+    """Environment steps between checkpoints; one is always written at the end and on Ctrl-C."""
+    keep: int = 3
+    """Newest checkpoints that are kept."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"checkpoint.{name} is {getattr(self, name)}; it must be at least 1")

@@ -1,0 +1,304 @@
+"""One training run from configuration to verdict: build the parts, restore, loop, look, keep, let go."""
+
+import logging
+import math
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+from distributed.blueprint import Blueprint, flat_parameters, make_blueprint
+from distributed.checkpoint import Checkpoint, find_checkpoint, save_checkpoint
+from distributed.config import Config, ConfigError, parse_config
+from distributed.curves import draw_learning_curve
+from distributed.display import Display
+from distributed.meter import Meter, Row, evaluation_row
+from distributed.replay import Replay
+from distributed.run_folder import RunFolder, new_run_name
+from distributed.runners import LocalRunner, Runner, RunState
+from distributed.service import Update, asynchronous, synchronous
+from distributed.tracking import RunStatus, Tracker
+from rollout_workers import Evaluation
+
+_EXPLORATION = 0.03  # success that sampled actions may cost a policy whose greedy form succeeds
+_EVALUATION_SEED = 1_000_003  # added to the run's seed, so that evaluation never repeats training episodes
+
+
+class Result(NamedTuple):
+    """How a run ended."""
+
+    folder: Path
+    steps: int  # environment steps trained on, since the run's very beginning
+    evaluation: Evaluation | None  # the last one; None if the run was interrupted
+    interrupted: bool
+    meter: Meter
+
+
+@dataclass
+class _Run:
+    """The parts of a run that its hooks share."""
+
+    blueprint: Blueprint
+    folder: RunFolder
+    runner: Runner
+    display: Display
+    tracker: Tracker
+    meter: Meter
+    steps: int = 0
+    evaluation: Evaluation | None = None
+    evaluated_at: int = -1
+    stop: bool = field(default=False)  # set by Ctrl-C and SIGTERM
+
+    @property
+    def config(self) -> Config:
+        return self.blueprint.config
+
+    def record(self, row: Row) -> None:
+        self.folder.append(self.steps, row)
+        self.tracker.log(row, self.steps)
+
+    def show(self, update: Update, row: Row) -> None:
+        for sentence in update.report.refused:
+            self.display.note(f"a fragment was refused: {sentence}")
+        self.display.update(row, self.steps)
+
+    def evaluate(self) -> Evaluation:
+        self.evaluation = self.runner.evaluate(
+            self.config.train.evaluation_episodes, self.config.seed + _EVALUATION_SEED
+        )
+        self.evaluated_at = self.steps
+        self.record(evaluation_row(self.evaluation))
+        self.display.note(f"evaluation at step {self.steps:,}: {describe_evaluation(self.evaluation)}")
+        self.meter.skip_pause()
+        return self.evaluation
+
+    def checkpoint(self) -> None:
+        """Save; a disk that is full costs this checkpoint, not the run."""
+        state = self.runner.state()
+        parts = {"learner": state.learner}
+        parts |= {f"worker-{i}": worker for i, worker in enumerate(state.workers) if worker is not None}
+        run = {
+            "steps": self.steps,
+            "config": self.config.to_dict(),
+            "tracking_run": self.tracker.run_id(timeout=0.0),
+            "resumes_exactly": self.config.service.mode == "sync" and None not in state.workers,
+        }
+        try:
+            path = save_checkpoint(self.folder.checkpoints, self.steps, run, parts, self.config.checkpoint.keep)
+        except OSError as error:
+            self.display.note(
+                f"the checkpoint at step {self.steps:,} could not be written ({error}); training goes on, and the "
+                f"checkpoints before it are whole"
+            )
+        else:
+            self.tracker.artifact(path, "checkpoints")
+        self.meter.skip_pause()
+
+    def draw(self) -> None:
+        facts = self.blueprint.facts
+        try:
+            draw_learning_curve(
+                self.folder.history(),
+                self.folder.curve,
+                title=f"{self.config.env.id}, {self.config.policy.controller.kind}, {self.config.learner.mode}",
+                chance=facts.chance_return if facts else None,
+                optimal=facts.optimal_return if facts else None,
+            )
+        except OSError as error:
+            self.display.note(f"the learning curve could not be drawn: {error}")
+        else:
+            self.tracker.artifact(self.folder.curve)
+
+
+def train(
+    config: Config, *, preset: Path | None = None, local: bool = False, display: Display | None = None
+) -> Result:
+    """Train from the beginning.
+
+    Args:
+        config: what to train.
+        preset: the file that the configuration came from, for the run's name.
+        local: run everything in this process, without Ray.
+        display: where progress is shown; a new one by default.
+
+    Raises:
+        ConfigError, ServiceError, FloatingPointError, OSError: each with one sentence for the user.
+    """
+    blueprint = _checked(config, local)
+    folder = RunFolder(Path(config.checkpoint.root) / new_run_name(config, preset))
+    return _execute(blueprint, folder, None, local, display or Display())
+
+
+def resume(path: Path, *, total_steps: int | None = None, local: bool = False, display: Display | None = None) -> Result:
+    """Go on with a run under its own configuration, in its own folder and its own tracking run.
+
+    Args:
+        path: a run folder or one of its checkpoints.
+        total_steps: train for this many environment steps in all instead of the configured number.
+
+    Raises:
+        CheckpointError: there is no usable checkpoint. Else as `train`.
+    """
+    display = display or Display()
+    path, saved = find_checkpoint(path, display.note)
+    config = parse_config(saved.run["config"])
+    if total_steps is not None:
+        config = config.changed("train", total_steps=total_steps)
+    return _execute(_checked(config, local), RunFolder.of(path), saved, local, display)
+
+
+def _checked(config: Config, local: bool) -> Blueprint:
+    if local and config.service.mode == "async":
+        raise ConfigError("service.mode is async, which needs Ray's actors; leave --local out or set service.mode=sync")
+    return make_blueprint(config)
+
+
+def _execute(
+    blueprint: Blueprint, folder: RunFolder, saved: Checkpoint | None, local: bool, display: Display
+) -> Result:
+    config, name = blueprint.config, folder.path.name
+    with ExitStack() as stack:
+        stack.enter_context(display)
+        stack.enter_context(_warnings_shown(display))
+        display.start(config.train.total_steps, title=name)
+        tracker = Tracker(
+            replace(config.tracking, run_name=config.tracking.run_name or name),
+            run_id=saved.run["tracking_run"] if saved else None,
+            params=flat_parameters(blueprint),
+        )
+        status = stack.enter_context(_closing(tracker))
+        tracker.artifact(folder.write_config(config.to_dict()))
+        runner = _make_runner(blueprint, local, display.note)
+        stack.callback(runner.close)
+        run = _Run(blueprint, folder, runner, display, tracker, Meter(config.rollout.workers))
+        if saved is not None:
+            _restore(run, saved)
+        stack.enter_context(_stopping_on_signals(run))
+        _loop(run)
+        if not run.stop and run.evaluated_at != run.steps:
+            run.evaluate()
+        run.checkpoint()
+        run.draw()
+        status.value = "KILLED" if run.stop else "FINISHED"
+    return Result(folder.path, run.steps, None if run.stop else run.evaluation, run.stop, run.meter)
+
+
+def _loop(run: _Run) -> None:
+    """Update until done: look at every update, evaluate and keep when due."""
+    train, every = run.config.train, run.config.checkpoint.every
+    next_checkpoint = (run.steps // every + 1) * every
+    next_evaluation = run.steps + train.evaluate_every if train.evaluate_every else math.inf
+    if run.steps >= train.total_steps:
+        return
+    for update in _updates(run):
+        run.steps += update.report.steps
+        row = run.meter.row(update)
+        run.record(row)
+        run.show(update, row)
+        seems_solved = train.stop_success is not None and row["success"] >= train.stop_success - _EXPLORATION
+        if run.stop or run.steps >= train.total_steps:
+            return
+        if seems_solved or run.steps >= next_evaluation:
+            next_evaluation = run.steps + train.evaluate_every if train.evaluate_every else math.inf
+            success = run.evaluate().success_rate
+            if train.stop_success is not None and success is not None and success >= train.stop_success:
+                return
+        if run.steps >= next_checkpoint:
+            next_checkpoint = (run.steps // every + 1) * every
+            run.checkpoint()
+
+
+def _updates(run: _Run) -> Iterator[Update]:
+    service = run.config.service
+    if service.mode == "sync":
+        return synchronous(run.runner, Replay(service.replay_bytes, max_lag=0), service.max_restarts)
+    from distributed.ray_runner import RayRunner
+
+    assert isinstance(run.runner, RayRunner)
+    return asynchronous(run.runner, Replay(service.replay_bytes, service.max_lag, service.reuse))
+
+
+def _make_runner(blueprint: Blueprint, local: bool, note: Callable[[str], None]) -> Runner:
+    if local:
+        return LocalRunner(blueprint, note)
+    from distributed.ray_runner import RayRunner  # only here: a local run needs no Ray
+
+    return RayRunner(blueprint, note)
+
+
+def _restore(run: _Run, saved: Checkpoint) -> None:
+    workers = [saved.arrays.get(f"worker-{i}") for i in range(run.config.rollout.workers)]
+    run.runner.set_state(RunState(saved.arrays["learner"], workers))
+    run.steps = saved.run["steps"]
+    run.folder.rewind(run.steps)
+    run.display.note(f"resuming {run.folder.path} from step {run.steps:,}")
+    if not saved.run["resumes_exactly"]:
+        run.display.note("this run resumes with new episodes: its mode or its environment does not allow exact resume")
+
+
+class _NoteHandler(logging.Handler):
+    def __init__(self, display: Display) -> None:
+        super().__init__(logging.WARNING)
+        self._display = display
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._display.note(record.getMessage())
+
+
+@contextmanager
+def _warnings_shown(display: Display) -> Iterator[None]:
+    logger, handler = logging.getLogger("mneme"), _NoteHandler(display)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+@dataclass
+class _Status:
+    value: RunStatus = "FAILED"
+
+
+@contextmanager
+def _closing(tracker: Tracker) -> Iterator[_Status]:
+    status = _Status()
+    try:
+        yield status
+    finally:
+        tracker.close(status.value)
+
+
+@contextmanager
+def _stopping_on_signals(run: _Run) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the run after the update at hand, with a checkpoint; a second one ends it at once."""
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if run.stop:
+            raise KeyboardInterrupt
+        run.stop = True
+        run.display.note("stopping after this update; once more to stop at once, without a checkpoint")
+
+    try:
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are somebody else's
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def describe_evaluation(evaluation: Evaluation) -> str:
+    """One line: return and success with their 95 % intervals and n."""
+    low, high = evaluation.return_interval
+    text = f"return {evaluation.mean_return:.3f} [{low:.3f}, {high:.3f}]"
+    if evaluation.success_rate is not None and evaluation.success_interval is not None:
+        low, high = evaluation.success_interval
+        text += f", success {evaluation.success_rate:.1%} [{low:.1%}, {high:.1%}]"
+    return f"{text} over {evaluation.episodes} episodes"

@@ -1,0 +1,129 @@
+"""The two kinds of worker as plain classes: the local runner calls them, the Ray runner makes actors of them."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from controllers import Weights
+from distributed.blueprint import Blueprint
+from envs import make_vector_env
+from learner import Learner, UpdateReport
+from rollout_workers import Collector, EpisodeStats, Evaluation, FragmentError, evaluate
+
+State = dict[str, np.ndarray]
+
+
+class Delivery(NamedTuple):
+    """What a rollout worker says about a fragment that it made, or could not make."""
+
+    worker: int
+    version: int  # of the weights that acted
+    steps: int
+    nbytes: int
+    stats: EpisodeStats | None
+    error: str | None = None  # why there is no fragment
+
+
+class RolloutWorker:
+    """One share of the lanes, and the policy that steps them."""
+
+    def __init__(self, blueprint: Blueprint, worker: int, incarnation: int = 0) -> None:
+        torch.set_num_threads(1)
+        self._blueprint = blueprint
+        self._worker = worker
+        self._incarnation = incarnation
+        self._policy = blueprint.policy()
+        self._version = -1
+        self._collector = self._fresh_collector()
+
+    def ready(self) -> bool:
+        """True once the worker is built."""
+        return True
+
+    def collect(self, weights: Weights) -> tuple[Delivery, pa.RecordBatch | None]:
+        """One fragment under these weights. A fragment with values that are not finite is reported, not shipped, and
+        the lanes start anew."""
+        self._load(weights)
+        fragment, stats = self._collector.collect(weights.version)
+        try:
+            fragment.validate()
+        except FragmentError as error:
+            self._incarnation += 1
+            self._collector = self._fresh_collector()
+            return Delivery(self._worker, weights.version, 0, 0, None, str(error)), None
+        batch = fragment.to_arrow()
+        return Delivery(self._worker, weights.version, fragment.steps, batch.nbytes, stats), batch
+
+    def evaluate(self, weights: Weights, episodes: int, seed: int, reset_carry_at: int | None = None) -> Evaluation:
+        """Greedy complete episodes in environments of their own; the training lanes are not touched."""
+        self._load(weights)
+        first_lane = self._worker * self._blueprint.lanes_per_worker
+        env = make_vector_env(self._blueprint.config.env, self._blueprint.lanes_per_worker)
+        try:
+            return evaluate(
+                env, self._policy, episodes=episodes, seed=seed, first_lane=first_lane, reset_carry_at=reset_carry_at
+            )
+        finally:
+            env.close()
+
+    def state(self) -> State | None:
+        """See `Collector.state`."""
+        return self._collector.state()
+
+    def set_state(self, state: State) -> None:
+        """See `Collector.set_state`."""
+        self._incarnation = int(state["incarnation"])
+        self._collector.set_state(state)
+
+    def _load(self, weights: Weights) -> None:
+        if weights.version != self._version:
+            weights.load_into(self._policy)
+            self._version = weights.version
+
+    def _fresh_collector(self) -> Collector:
+        config, lanes = self._blueprint.config, self._blueprint.lanes_per_worker
+        return Collector(
+            make_vector_env(config.env, lanes),
+            self._policy,
+            length=self._blueprint.length,
+            carry_stride=self._blueprint.carry_stride,
+            seed=config.seed,
+            incarnation=self._incarnation,
+            worker=self._worker,
+            first_lane=self._worker * lanes,
+        )
+
+
+class LearnerWorker:
+    """The learner behind calls that take Arrow batches and give versioned weights."""
+
+    def __init__(self, blueprint: Blueprint) -> None:
+        torch.set_num_threads(1)
+        config = blueprint.config
+        self._learner = Learner(
+            blueprint.policy(),
+            config.learner,
+            seed=config.seed,
+            total_steps=config.train.total_steps,
+            asynchronous=config.service.mode == "async",
+        )
+
+    def update(self, *batches: pa.RecordBatch) -> tuple[UpdateReport, Weights]:
+        """Train on these fragments; see `Learner.update`."""
+        report = self._learner.update(batches)
+        return report, self._learner.weights()
+
+    def weights(self) -> Weights:
+        """The current weights."""
+        return self._learner.weights()
+
+    def state(self) -> State:
+        """See `Learner.state`."""
+        return self._learner.state()
+
+    def set_state(self, state: State) -> Weights:
+        """See `Learner.set_state`; returns the weights it restored."""
+        self._learner.set_state(state)
+        return self._learner.weights()

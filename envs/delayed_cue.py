@@ -1,0 +1,87 @@
+"""Delayed cue: see one of a few symbols, then nothing, then be asked which it was."""
+
+import math
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.facts import TaskFacts
+from envs.lane_random import NORMAL_BOUND, lane_integers, lane_normal
+from envs.memory_env import (
+    MemoryVectorEnv,
+    Observation,
+    SingleEnv,
+    Transition,
+    finite_number,
+    whole_number,
+)
+
+
+class DelayedCue(MemoryVectorEnv):
+    """The cue is shown at step 0 and asked for at step `horizon`; that answer alone is rewarded.
+
+    Observation, float32 [cues + 1]: the cue one-hot at step 0, zeros later; in the last channel, 1 at the
+    query. Action: Discrete(cues). Reward: 1 for naming the cue at the query, else 0. The episode terminates
+    with the query, after horizon + 1 steps; its final observation is all zeros. Cues are uniform, so that no
+    policy without memory beats 1 / cues.
+
+    Nothing between cue and query depends on the cue: backpropagation through windows of at most `horizon`
+    steps never connects the two, and its gradient of the answer with respect to writing the cue is exactly 0.
+
+    This is the latch problem (Bengio, Simard and Frasconi 1994; Hochreiter and Schmidhuber 1997) in the form
+    of reinforcement learning, and a relative of bsuite's memory_len (Osband et al. 2020).
+
+    Args:
+        num_envs: lanes.
+        cues: number of symbols, at least 2.
+        horizon: steps from cue to query, at least 1.
+        noise: standard deviation of Gaussian noise on the cue channels at the steps between cue and query.
+    """
+
+    def __init__(self, num_envs: int, cues: int = 4, horizon: int = 64, noise: float = 0.0) -> None:
+        self._cues = whole_number("cues", cues, 2)
+        self._horizon = whole_number("horizon", horizon, 1)
+        self._noise = finite_number("noise", noise, 0.0)
+        bound = np.append(np.full(cues, math.ceil(NORMAL_BOUND) * self._noise), 0.0).astype(np.float32)
+        super().__init__(
+            num_envs,
+            gym.spaces.Box(-bound, np.maximum(bound, 1.0), dtype=np.float32),
+            gym.spaces.Discrete(cues),
+            TaskFacts(
+                memory_horizon=self._horizon,
+                episode_length=self._horizon + 1,
+                optimal_return=1.0,
+                memoryless_return=1.0 / cues,
+                chance_return=1.0 / cues,
+                success_return=1.0,
+            ),
+        )
+        self._cue_B = np.zeros(num_envs, dtype=np.int64)
+
+    def _begin(self, lanes_B: NDArray[np.bool_]) -> None:
+        self._cue_B[lanes_B] = lane_integers(self._episode_key_B[lanes_B], 0, self._cues, 1)[:, 0]
+
+    def _transition(self, action_B: np.ndarray) -> Transition:
+        query_B = self._step_B == self._horizon
+        reward_B = (query_B & (action_B == self._cue_B)).astype(np.float64)
+        return reward_B, query_B, np.zeros(self.num_envs, dtype=np.bool_)
+
+    def _observe(self) -> Observation:
+        step_B = self._step_B
+        observation = np.zeros((self.num_envs, self._cues + 1), dtype=np.float32)
+        observation[:, -1] = step_B == self._horizon
+        first_B = step_B == 0
+        if first_B.any():
+            observation[first_B, self._cue_B[first_B]] = 1.0
+        if self._noise:
+            blank_B = (step_B > 0) & (step_B < self._horizon)
+            noise = lane_normal(self._episode_key_B[blank_B], step_B[blank_B], self._cues)
+            observation[blank_B, :-1] = self._noise * noise
+        return observation
+
+
+class DelayedCueEnv(SingleEnv):
+    """Delayed cue as a single environment; takes the keyword arguments of `DelayedCue`."""
+
+    vector_class = DelayedCue

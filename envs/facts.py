@@ -1,0 +1,40 @@
+"""What is known about a task beforehand: its horizon, and the returns to compare agents with."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """Known facts of a task; returns are undiscounted sums over one episode."""
+
+    memory_horizon: int
+    """Most steps between seeing something and having to use it; 0 where nothing need be remembered."""
+
+    episode_length: int | None
+    """Steps in every episode, or None where episodes differ."""
+
+    optimal_return: float
+    """Expected return of the best policy that remembers everything."""
+
+    memoryless_return: float
+    """Expected return of the best policy that sees the current observation only."""
+
+    chance_return: float
+    """Expected return of uniformly random actions."""
+
+    success_return: float
+    """An episode succeeds when its return reaches this."""
+
+
+def facts_of(env: Any) -> TaskFacts | None:
+    """The facts that an environment (single or vector, wrapped or not) declares as `facts`, or None.
+
+    A spec's `reward_threshold` is not used: it bounds an average over episodes and says nothing about one.
+    """
+    base = env.unwrapped
+    facts = getattr(base, "facts", None)
+    if isinstance(facts, TaskFacts):
+        return facts
+    singles = getattr(base, "envs", None)  # where gymnasium.vector.SyncVectorEnv keeps its environments
+    return facts_of(singles[0]) if singles else None

@@ -1,0 +1,315 @@
+"""The learner: fragments in, better weights out. PPO over windows, one engine for every mode.
+
+Legend: N sequences, T steps, K window steps, W windows.
+"""
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from controllers import Policy, Weights
+from learner.anchor import Anchor, anchor_pass, measure_staleness
+from learner.batch import SequenceBatch
+from learner.losses import clipped_policy_loss, masked_sum, normalized, value_loss
+from learner.returns import Returns, gae, vtrace
+from learner.settings import LearnerSettings
+from learner.windows import cut, cut_mask, window_carries
+from rollout_workers.fragment import Fragment, FragmentError
+
+_MAX_SHARDS = 4
+_ADAM_EPSILON = 1e-5
+
+
+class UpdateReport(NamedTuple):
+    """What one update did."""
+
+    version: int  # of the weights after it
+    steps: int  # environment steps trained on
+    metrics: dict[str, float]  # losses, KL, staleness and the like, averaged over the update's minibatches
+    seconds: dict[str, float]  # where the time went, wall clock summed over an update; within shards, their mean
+    refused: tuple[str, ...]  # one sentence for each fragment that was not used
+
+
+class _ShardResult(NamedTuple):
+    gradients: list[Tensor | None]
+    sums: Tensor  # [len(_SUMS)] float64
+    ratio_error: float  # max |ratio - 1|
+    seconds: tuple[float, float, float]  # windows, forward, backward
+
+
+_SUMS = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction")
+
+
+class Learner:
+    """Owns the trained weights and the optimizer.
+
+    Args:
+        policy: the policy to train; moved to the device that `settings.device` names.
+        settings: see `LearnerSettings`.
+        seed: of the minibatch order, which depends on (seed, update) alone.
+        total_steps: the run's length in environment steps, for annealing.
+        asynchronous: whether fragments may be older than the weights: anchors by default and corrects with V-trace.
+    """
+
+    def __init__(
+        self, policy: Policy, settings: LearnerSettings, *, seed: int, total_steps: int, asynchronous: bool = False
+    ) -> None:
+        self.settings = settings
+        self.device = _resolve_device(settings.device)
+        self.policy = policy.to(self.device)
+        self.version = 0
+        self.env_steps = 0
+        self._seed = seed
+        self._total_steps = total_steps
+        self._asynchronous = asynchronous
+        self._anchors = settings.anchor == "always" or (settings.anchor == "auto" and asynchronous)
+        self._parameters = list(self.policy.parameters())
+        self._optimizer = torch.optim.Adam(self._parameters, lr=settings.learning_rate, eps=_ADAM_EPSILON)
+        self.shards = settings.shards or (1 if self.device.type != "cpu" else min(os.cpu_count() or 1, _MAX_SHARDS))
+        self._pool = ThreadPoolExecutor(self.shards, thread_name_prefix="learner-shard")
+
+    def weights(self) -> Weights:
+        """The current weights as one versioned record."""
+        return Weights.from_module(self.policy, self.version)
+
+    def update(self, batches: Iterable[pa.RecordBatch]) -> UpdateReport:
+        """Train on some fragments, as they arrive: Arrow record batches.
+
+        A malformed or non-finite fragment is refused and reported, and the others are used.
+
+        Raises:
+            FragmentError: all of them were refused.
+            FloatingPointError: a gradient is not finite; the weights are those of the last finite minibatch.
+        """
+        clock = perf_counter()
+        accepted, refused = self._accept(batches)
+        if not accepted:
+            raise FragmentError(refused[0] if refused else "an update was asked for without any fragment")
+        batch = SequenceBatch.from_fragments(accepted, self.device)
+        self.settings.check_batch(batch.sequences)
+        seconds = dict.fromkeys(("batch", "anchor", "returns", "windows", "forward", "backward", "optimizer"), 0.0)
+        seconds["batch"] = perf_counter() - clock
+
+        metrics = {"lag": float(self.version - np.mean([f.weights_version.mean() for f in accepted]))}
+        clock = perf_counter()
+        anchor = None
+        if self._anchors:
+            anchor = self._anchor(batch)
+            staleness = measure_staleness(self.policy, batch, anchor)
+            metrics |= {"staleness": staleness.distance, "staleness_kl": staleness.kl}
+        seconds["anchor"] = perf_counter() - clock
+
+        clock = perf_counter()
+        returns = self._returns(batch, anchor)
+        if anchor is not None:
+            batch = replace(batch, log_probs=anchor.log_probs, values=anchor.values, carries=anchor.carries)
+        metrics |= _value_metrics(batch, returns)
+        advantages = normalized(returns.advantages) if self.settings.normalize_advantages else returns.advantages
+        returns = Returns(advantages, returns.targets)
+        seconds["returns"] = perf_counter() - clock
+
+        metrics |= self._epochs(batch, returns, seconds)
+        self.version += 1
+        self.env_steps += batch.steps
+        return UpdateReport(self.version, batch.steps, metrics, seconds, tuple(refused))
+
+    def _accept(self, batches: Iterable[pa.RecordBatch]) -> tuple[list[Fragment], list[str]]:
+        accepted: list[Fragment] = []
+        refused: list[str] = []
+        for batch in batches:
+            try:
+                fragment = Fragment.from_arrow(batch)
+                fragment.validate()
+                if (fragment.weights_version > self.version).any():
+                    raise FragmentError(
+                        f"a fragment claims weights version {fragment.weights_version.max()} but the learner is at "
+                        f"{self.version}; do not mix the fragments of two runs"
+                    )
+                if accepted and (fragment.length, fragment.carry_stride) != (
+                    accepted[0].length,
+                    accepted[0].carry_stride,
+                ):
+                    raise FragmentError(
+                        f"a fragment has {fragment.length} steps with a carry every {fragment.carry_stride}, others "
+                        f"have {accepted[0].length} with one every {accepted[0].carry_stride}; use one setting"
+                    )
+            except FragmentError as error:
+                refused.append(str(error))
+            else:
+                accepted.append(fragment)
+        return accepted, refused
+
+    def _anchor(self, batch: SequenceBatch) -> Anchor:
+        chunks = min(batch.sequences, max(self.shards, self.settings.minibatches))
+        rows = torch.arange(batch.sequences, device=self.device).tensor_split(chunks)
+        parts = list(self._pool.map(lambda r: anchor_pass(self.policy, batch.rows(r)), rows))
+        return Anchor(
+            torch.cat([part.log_probs for part in parts]),
+            torch.cat([part.values for part in parts]),
+            {name: torch.cat([part.carries[name] for part in parts]) for name in batch.carries},
+        )
+
+    def _returns(self, batch: SequenceBatch, anchor: Anchor | None) -> Returns:
+        s = self.settings
+        ends = (batch.final_values, batch.terminated, batch.truncated)
+        if anchor is None:
+            return gae(batch.rewards, batch.values, *ends, gamma=s.gamma, lam=s.gae_lambda)
+        if not self._asynchronous:
+            return gae(batch.rewards, anchor.values, *ends, gamma=s.gamma, lam=s.gae_lambda)
+        return vtrace(
+            anchor.log_probs - batch.log_probs, batch.rewards, anchor.values, *ends,
+            gamma=s.gamma, lam=s.gae_lambda, rho_clip=s.vtrace_rho, c_clip=s.vtrace_c,
+        )  # fmt: skip
+
+    def _epochs(self, batch: SequenceBatch, returns: Returns, seconds: dict[str, float]) -> dict[str, float]:
+        s = self.settings
+        self._set_learning_rate()
+        order = np.random.default_rng([self._seed, self.version])
+        sums = torch.zeros(len(_SUMS), dtype=torch.float64)
+        counted, minibatches, grad_norm, ratio_error, epochs = 0, 0, 0.0, math.nan, 0
+        for epoch in range(s.epochs):
+            epoch_kl, epoch_count = 0.0, 0
+            permutation = torch.from_numpy(order.permutation(batch.sequences)).to(self.device)
+            for rows in permutation.tensor_split(s.minibatches):
+                count = len(rows) * batch.length
+                results = self._gradients(batch, returns, rows, count)
+                clock = perf_counter()
+                grad_norm += self._apply([result.gradients for result in results])
+                seconds["optimizer"] += perf_counter() - clock
+                minibatches += 1
+                for result in results:
+                    sums += result.sums
+                    epoch_kl += float(result.sums[_SUMS.index("kl")])
+                    for key, spent in zip(("windows", "forward", "backward"), result.seconds, strict=True):
+                        seconds[key] += spent / len(results)
+                counted += count
+                epoch_count += count
+                if minibatches == 1:
+                    ratio_error = max(result.ratio_error for result in results)
+            epochs = epoch + 1
+            if s.target_kl is not None and epoch_kl / epoch_count > s.target_kl:
+                break
+        metrics = dict(zip(_SUMS, (sums / counted).tolist(), strict=True))
+        return metrics | {
+            "grad_norm": grad_norm / minibatches,
+            "ratio_error": ratio_error,
+            "epochs": float(epochs),
+            "learning_rate": float(self._optimizer.param_groups[0]["lr"]),
+        }
+
+    def _gradients(self, batch: SequenceBatch, returns: Returns, rows: Tensor, count: int) -> list[_ShardResult]:
+        shards = [shard for shard in rows.chunk(self.shards) if len(shard)]
+        return list(self._pool.map(lambda shard: self._shard(batch, returns, shard, count), shards))
+
+    def _shard(self, batch: SequenceBatch, returns: Returns, rows: Tensor, count: int) -> _ShardResult:
+        """Loss and gradients of some sequences, as their share of a minibatch of `count` steps."""
+        s, T = self.settings, batch.length
+        plan = s.plan(T)
+        K = plan.window
+        started = perf_counter()
+        part = batch.rows(rows)
+        observations_NT, resets_NT = part.observations[:, :T], part.resets[:, :T]
+        carry = window_carries(self.policy, plan, observations_NT, resets_NT, part.carries, part.carry_stride)
+        mask = cut_mask(len(rows), T, K, self.device)
+        observations, resets, actions = cut(observations_NT, K), cut(resets_NT, K), cut(part.actions, K)
+        old_log_probs, old_values = cut(part.log_probs, K), cut(part.values[:, :T], K)
+        advantages, targets = cut(returns.advantages[rows], K), cut(returns.targets[rows], K)
+        cut_done = perf_counter()
+
+        out = self.policy.scan(observations, resets, carry)
+        log_probs = self.policy.action_head.log_prob(out.logits_TBA, actions)
+        policy = clipped_policy_loss(log_probs, old_log_probs, advantages, s.clip)
+        values = value_loss(out.value_TB, old_values, targets, s.value_clip)
+        terms = (policy.loss, values, self.policy.action_head.entropy(out.logits_TBA), policy.kl, policy.clipped)
+        sums = [masked_sum(term, mask) for term in terms]
+        loss = (sums[0] + s.value_coef * sums[1] - s.entropy_coef * sums[2]) / count
+        forward_done = perf_counter()
+
+        gradients = list(torch.autograd.grad(loss, self._parameters, allow_unused=True))
+        with torch.no_grad():
+            difference = torch.where(mask, (log_probs - old_log_probs).exp() - 1, 0.0)
+        return _ShardResult(
+            gradients,
+            torch.stack([x.detach() for x in sums]).double().cpu(),
+            float(difference.abs().max()),
+            (cut_done - started, forward_done - cut_done, perf_counter() - forward_done),
+        )
+
+    def _apply(self, shard_gradients: Sequence[list[Tensor | None]]) -> float:
+        """Sum the shards' gradients in their fixed order, clip, step; returns the norm before clipping."""
+        for parameter, parts in zip(self._parameters, zip(*shard_gradients, strict=True), strict=True):
+            present = [part for part in parts if part is not None]
+            total = present[0] if present else None
+            for part in present[1:]:
+                total = total + part
+            parameter.grad = total
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self.settings.max_grad_norm))
+        if not math.isfinite(norm):
+            raise FloatingPointError(
+                f"the gradient norm is {norm} at weights version {self.version}; "
+                f"lower learner.learning_rate or check the environment's observations and rewards"
+            )
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _set_learning_rate(self) -> None:
+        left = 1.0 - min(1.0, self.env_steps / self._total_steps) if self.settings.anneal else 1.0
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * left
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything the next update depends on besides the fragments: weights, Adam's moments, counters."""
+        state = {f"policy.{name}": array for name, array in self.weights().arrays.items()}
+        for name, parameter in self.policy.named_parameters():
+            for key, value in self._optimizer.state.get(parameter, {}).items():
+                state[f"adam.{key}.{name}"] = value.detach().cpu().numpy().copy()
+        return state | {"version": np.array(self.version), "env_steps": np.array(self.env_steps)}
+
+    def set_state(self, state: dict[str, np.ndarray]) -> None:
+        """Continue exactly where `state()` was taken.
+
+        Raises:
+            ValueError: the state is of another architecture.
+        """
+        arrays = {key.removeprefix("policy."): value for key, value in state.items() if key.startswith("policy.")}
+        Weights(int(state["version"]), arrays).load_into(self.policy)
+        for name, parameter in self.policy.named_parameters():
+            moments = {
+                key: torch.from_numpy(state[f"adam.{key}.{name}"].copy())
+                for key in ("step", "exp_avg", "exp_avg_sq")
+                if f"adam.{key}.{name}" in state
+            }
+            if moments:
+                self._optimizer.state[parameter] = {
+                    key: value if key == "step" else value.to(parameter.device) for key, value in moments.items()
+                }
+        self.version, self.env_steps = int(state["version"]), int(state["env_steps"])
+
+
+def _value_metrics(batch: SequenceBatch, returns: Returns) -> dict[str, float]:
+    variance = returns.targets.var(unbiased=False)
+    unexplained = (returns.targets - batch.values[:, : batch.length]).var(unbiased=False)
+    explained = float(1 - unexplained / variance) if variance > 0 else math.nan
+    return {"value_mean": float(batch.values.mean()), "explained_variance": explained}
+
+
+def _resolve_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"learner.device is {name!r}; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"learner.device is {name!r} but this machine has no usable GPU; use auto or cpu")
+    return device

@@ -1,0 +1,113 @@
+"""What a user may set about learning."""
+
+from dataclasses import dataclass
+from math import gcd
+from typing import Any, ClassVar, Literal, NamedTuple
+
+
+class WindowPlan(NamedTuple):
+    """How one sequence of T steps is cut: the engine sees only this, never a mode."""
+
+    window: int  # steps with gradient, K
+    burn_in: int  # steps replayed without gradient before each window but the first
+    carry_stride: int  # a carry must be stored before every step that this divides
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerSettings:
+    """PPO over windows of recurrent experience."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
+
+    mode: Literal["cached", "truncated", "full"] = "full"
+    """Backpropagation through time: cached (none), truncated (inside windows) or full (whole sequences)."""
+    window: int = 32
+    """Steps in a window, K, in truncated mode; longer than the sequence means the whole sequence."""
+    burn_in: int = 0
+    """Steps replayed without gradient before each window, to refresh its carry (truncated mode)."""
+    epochs: int = 4
+    """Passes over each batch of sequences."""
+    minibatches: int = 4
+    """Parts into which an epoch's sequences are shuffled, as equal as whole sequences allow; one step for each."""
+    learning_rate: float = 3e-3
+    """Adam's step size at the start."""
+    anneal: bool = False
+    """Lower the learning rate linearly to zero over the run."""
+    gamma: float = 0.99
+    """Discount per step."""
+    gae_lambda: float = 0.95
+    """Weight of longer returns in generalised advantage estimation; 0 is the one-step error."""
+    normalize_advantages: bool = True
+    """Shift and scale the advantages of each batch to mean 0 and standard deviation 1."""
+    clip: float = 0.2
+    """PPO's clip range of the probability ratio."""
+    value_coef: float = 0.5
+    """Weight of the value loss."""
+    value_clip: float | None = None
+    """Clip range of the change in value; unset: no clipping."""
+    entropy_coef: float = 0.01
+    """Weight of the entropy bonus."""
+    max_grad_norm: float = 0.5
+    """Gradients are scaled down to this norm."""
+    target_kl: float | None = None
+    """Stop the epochs of an update once the mean KL of one of them exceeds this; unset: never."""
+    anchor: Literal["auto", "always", "never"] = "auto"
+    """Recompute carries, log-probabilities and values under the current weights before the epochs. auto: only where
+    fragments may be stale, that is in asynchronous service."""
+    vtrace_rho: float = 1.0
+    """V-trace's clip of the importance weights (asynchronous service)."""
+    vtrace_c: float = 1.0
+    """V-trace's clip of the trace-cutting weights (asynchronous service)."""
+    shards: int | None = None
+    """Threads among which a minibatch is split on a CPU; the result depends on it in the last bits. Unset: one a core,
+    four at most; on a GPU, one."""
+    device: str = "auto"
+    """Where learning runs: auto (a GPU if there is one), cpu, cuda or cuda:N."""
+
+    def __post_init__(self) -> None:
+        for name, low in (("window", 1), ("burn_in", 0), ("epochs", 1), ("minibatches", 1), ("shards", 1)):
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ValueError(f"learner.{name} is {value}; it must be at least {low}")
+        for name in ("learning_rate", "max_grad_norm", "clip", "vtrace_rho", "vtrace_c"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"learner.{name} is {getattr(self, name)}; it must be above 0")
+        for name in ("value_coef", "entropy_coef"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"learner.{name} is {getattr(self, name)}; it must be at least 0")
+        for name in ("value_clip", "target_kl"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"learner.{name} is {value}; it must be above 0, or unset")
+        for name in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"learner.{name} is {getattr(self, name)}; it must lie between 0 and 1")
+        if self.mode == "truncated" and self.burn_in > self.window:
+            raise ValueError(
+                f"learner.burn_in is {self.burn_in}, longer than learner.window ({self.window}); "
+                f"use a burn-in of at most one window"
+            )
+        if self.mode != "truncated" and self.burn_in:
+            raise ValueError(f"learner.burn_in is {self.burn_in} but learner.mode is {self.mode}; burn-in is for truncated mode")
+
+    def plan(self, length: int) -> WindowPlan:
+        """How sequences of `length` steps are cut; a window longer than the sequence is clamped to it."""
+        if self.mode == "full":
+            return WindowPlan(length, 0, length)
+        if self.mode == "cached":
+            return WindowPlan(1, 0, 1)
+        window = min(self.window, length)
+        burn_in = 0 if window == length else self.burn_in
+        return WindowPlan(window, burn_in, gcd(window, burn_in))
+
+    def check_batch(self, sequences: int) -> None:
+        """Refuse a batch that cannot be split.
+
+        Raises:
+            ValueError: a minibatch would hold less than one sequence.
+        """
+        if sequences < self.minibatches:
+            raise ValueError(
+                f"learner.minibatches is {self.minibatches} but a batch holds only {sequences} sequences, so that a "
+                f"minibatch would be smaller than one sequence; lower learner.minibatches or raise rollout.lanes"
+            )

@@ -1,0 +1,165 @@
+"""The trajectory fragment: the one record that travels from a rollout worker to the learner.
+
+A fragment holds B sequences of T steps, one Arrow row a sequence, in fixed-shape-tensor columns. An Arrow record batch
+is serialised out of band, so readers on the same machine map it from the object store without a copy, and the same
+schema can be written to Parquet.
+
+Legend: B lanes (one sequence each), T steps, S stored carries.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import numpy as np
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+_CARRY_PREFIX = "carry."
+_FLAGS = ("terminated", "truncated", "resets")
+
+
+class FragmentError(ValueError):
+    """A fragment that must not reach a loss; the message names the column, the value and where it came from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fragment:
+    """B sequences of T steps and everything needed to train on them.
+
+    `resets[:, t]` is true where `observations[:, t]` opens an episode: the carry is replaced by the initial carry
+    *before* that observation is consumed. `resets[:, t + 1] == terminated[:, t] | truncated[:, t]`, and `resets[:, 0]`
+    continues from the fragment before. Stored carries are the *incoming* ones, before any reset is applied:
+    `carries[name][:, s]` precedes step `s * carry_stride`.
+    """
+
+    observations: np.ndarray  # [B, T + 1, *observation] the last one bootstraps
+    actions: np.ndarray  # [B, T] int64
+    log_probs: np.ndarray  # [B, T] float32, of the behaviour policy
+    values: np.ndarray  # [B, T + 1] float32
+    final_values: np.ndarray  # [B, T] float32, V(true final observation) where truncated, else 0
+    rewards: np.ndarray  # [B, T] float32
+    terminated: np.ndarray  # [B, T] bool
+    truncated: np.ndarray  # [B, T] bool
+    resets: np.ndarray  # [B, T + 1] bool
+    carries: Mapping[str, np.ndarray]  # name -> [B, S, *carry] with S = ceil(T / carry_stride)
+    carry_stride: int  # steps between stored carries
+    weights_version: np.ndarray  # [B] int64, the weights that acted
+    worker: np.ndarray  # [B] int64
+    lane: np.ndarray  # [B] int64, numbered over all workers
+    first_step: np.ndarray  # [B] int64, the lane's step count at t = 0
+    seed: np.ndarray  # [B] uint64, the lane's random key
+
+    @property
+    def lanes(self) -> int:
+        """Sequences in this fragment, B."""
+        return int(self.actions.shape[0])
+
+    @property
+    def length(self) -> int:
+        """Steps in each sequence, T."""
+        return int(self.actions.shape[1])
+
+    @property
+    def steps(self) -> int:
+        """Environment steps in this fragment, B * T."""
+        return self.lanes * self.length
+
+    def validate(self) -> None:
+        """Refuse a fragment whose shapes disagree, whose flags contradict each other, or that is not finite.
+
+        Raises:
+            FragmentError: one sentence naming the column, the value and the provenance.
+        """
+        B, T = self.actions.shape
+        expected = {
+            "observations": (B, T + 1), "log_probs": (B, T), "values": (B, T + 1), "final_values": (B, T),
+            "rewards": (B, T), "terminated": (B, T), "truncated": (B, T), "resets": (B, T + 1),
+        }  # fmt: skip
+        for name, shape in expected.items():
+            self._require_shape(name, getattr(self, name), shape)
+        stored = -(-T // self.carry_stride)
+        for name, carry in self.carries.items():
+            self._require_shape(_CARRY_PREFIX + name, carry, (B, stored))
+        if not np.array_equal(self.resets[:, 1:], self.terminated | self.truncated):
+            raise FragmentError(
+                f"the reset flags of a fragment from {self._origin(0)} disagree with its terminated and truncated "
+                f"flags; a reset must follow exactly the steps that end an episode"
+            )
+        for name in ("observations", "rewards", "log_probs", "values", "final_values"):
+            self._require_finite(name, getattr(self, name))
+        for name, carry in self.carries.items():
+            self._require_finite(_CARRY_PREFIX + name, carry)
+
+    def _require_shape(self, name: str, array: np.ndarray, leading: tuple[int, ...]) -> None:
+        if array.shape[: len(leading)] != leading:
+            raise FragmentError(
+                f"column {name} of a fragment from {self._origin(0)} has shape {array.shape}; "
+                f"it must begin with {leading}"
+            )
+
+    def _require_finite(self, name: str, array: np.ndarray) -> None:
+        # A sum is finite only if every term is (overflow aside): one cheap pass before the exact one.
+        if array.dtype.kind != "f" or np.isfinite(array.sum(dtype=np.float64)):
+            return
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise FragmentError(
+            f"column {name} of a fragment from {self._origin(where[0])} holds {array[where]} at index {where}; "
+            f"check the environment's rewards and observations and the learning rate"
+        )
+
+    def _origin(self, row: int) -> str:
+        return f"worker {self.worker[row]}, lane {self.lane[row]}, step {self.first_step[row]}"
+
+    def to_arrow(self) -> pa.RecordBatch:
+        """This fragment as an Arrow record batch of B rows, sharing memory with the arrays where Arrow allows."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        carries = columns.pop("carries")
+        metadata = {"schema_version": str(SCHEMA_VERSION), "carry_stride": str(columns.pop("carry_stride"))}
+        columns |= {_CARRY_PREFIX + name: carry for name, carry in carries.items()}
+        arrays = [_to_column(column) for column in columns.values()]
+        schema = pa.schema(
+            [pa.field(name, array.type, nullable=False) for name, array in zip(columns, arrays, strict=True)],
+            metadata=metadata,
+        )
+        return pa.record_batch(arrays, schema=schema)
+
+    @classmethod
+    def from_arrow(cls, batch: pa.RecordBatch) -> "Fragment":
+        """The fragment in a record batch, as read-only views of the batch's memory.
+
+        Raises:
+            FragmentError: another schema version, or a column that is missing.
+        """
+        metadata = {key.decode(): value.decode() for key, value in (batch.schema.metadata or {}).items()}
+        version = metadata.get("schema_version")
+        if version != str(SCHEMA_VERSION):
+            raise FragmentError(
+                f"the fragment has schema version {version} and this code reads version {SCHEMA_VERSION}; "
+                f"run the same release of Mneme everywhere"
+            )
+        columns = {name: _from_column(batch.column(name)) for name in batch.schema.names}
+        carries = {
+            name.removeprefix(_CARRY_PREFIX): columns.pop(name)
+            for name in list(columns)
+            if name.startswith(_CARRY_PREFIX)
+        }
+        wanted = {field.name for field in fields(cls)} - {"carries", "carry_stride"}
+        if set(columns) != wanted:
+            raise FragmentError(
+                f"the fragment lacks columns {sorted(wanted - set(columns))} and has unknown columns "
+                f"{sorted(set(columns) - wanted)}; run the same release of Mneme everywhere"
+            )
+        columns |= {name: columns[name].view(np.bool_) for name in _FLAGS}
+        return cls(carries=carries, carry_stride=int(metadata["carry_stride"]), **columns)
+
+
+def _to_column(array: np.ndarray) -> pa.Array:
+    # Arrow packs booleans into bits, which numpy cannot view: flags travel as bytes.
+    array = np.ascontiguousarray(array.view(np.uint8) if array.dtype == np.bool_ else array)
+    return pa.array(array) if array.ndim == 1 else pa.FixedShapeTensorArray.from_numpy_ndarray(array)
+
+
+def _from_column(column: pa.Array) -> np.ndarray:
+    if isinstance(column, pa.FixedShapeTensorArray):
+        return column.to_numpy_ndarray()
+    return column.to_numpy(zero_copy_only=True)

@@ -1,0 +1,31 @@
+"""What a user may set about collecting experience."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSettings:
+    """How experience is collected."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
+
+    lanes: int = 128
+    """Parallel environments in all, shared out evenly over the workers."""
+    workers: int = 2
+    """Rollout actors; each steps lanes / workers environments in one process."""
+    length: int | None = None
+    """Steps in one sequence. Unset: the task's episode length where it has a fixed one, else 128."""
+    carry_stride: int | None = None
+    """Store the carry every so many steps. Unset: as sparsely as the learner's mode allows."""
+
+    def __post_init__(self) -> None:
+        for name in ("lanes", "workers", "length", "carry_stride"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"rollout.{name} is {value}; it must be at least 1")
+        if self.lanes % self.workers:
+            raise ValueError(
+                f"rollout.lanes is {self.lanes}, which {self.workers} workers cannot share evenly; "
+                f"use a multiple of rollout.workers"
+            )

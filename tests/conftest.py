@@ -1,0 +1,45 @@
+"""Small real parts that many tests need."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from controllers import ControllerSettings, Policy, PolicySettings, build_policy
+from envs import EnvSettings, make_vector_env
+from learner import LearnerSettings
+from rollout_workers import Collector, policy_spec
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def counting_collector() -> Callable[..., Collector]:
+    """A collector on the counting environment: episodes of several lengths that end in both ways."""
+
+    def build(
+        settings: LearnerSettings | None = None,
+        *,
+        kind: str = "gru",
+        initial_carry: Any = "zero",
+        lanes: int = 6,
+        length: int = 23,
+        seed: int = 0,
+        **options: Any,
+    ) -> Collector:
+        env = make_vector_env(EnvSettings(id="mneme/Counting-v0"), lanes)
+        controller = ControllerSettings(kind=kind, hidden_size=16, initial_carry=initial_carry)
+        policy = build_policy(policy_spec(env), PolicySettings(controller=controller), length, seed=seed)
+        stride = (settings or LearnerSettings(mode="cached")).plan(length).carry_stride
+        return Collector(env, policy, length, stride, seed=seed, **options)
+
+    return build
+
+
+@pytest.fixture
+def copy_of() -> Callable[[Policy], Policy]:
+    """An equal policy that shares no memory."""
+    from copy import deepcopy
+
+    return deepcopy

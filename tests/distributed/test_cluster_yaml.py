@@ -1,0 +1,81 @@
+"""cluster.yaml: Ray accepts it, it has what the service asks for, and nothing is open to the world."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+ROOT = Path(__file__).parents[2]
+FILE = ROOT / "cluster.yaml"
+
+
+@pytest.fixture
+def cluster() -> dict[str, Any]:
+    """The file as `ray up` sees it, with Ray's defaults filled in."""
+    prepared: dict[str, Any] = prepare_config(yaml.safe_load(FILE.read_text()))
+    return prepared
+
+
+def ray_starts(cluster: dict[str, Any]) -> dict[str, str]:
+    """The command that starts Ray on each kind of node."""
+    return {
+        kind: next(command for command in cluster[f"{kind}_start_ray_commands"] if "ray start" in command)
+        for kind in ("head", "worker")
+    }
+
+
+def test_ray_accepts_it(cluster: dict[str, Any]) -> None:
+    validate_config(cluster)
+    with pytest.raises(jsonschema.ValidationError):
+        validate_config(cluster | {"unknown_key": 1})
+
+
+def test_the_head_has_the_learner_and_rollout_nodes_come_and_go(cluster: dict[str, Any]) -> None:
+    types = cluster["available_node_types"]
+    head = types.pop(cluster["head_node_type"])
+    assert head["resources"]["GPU"] >= 1
+    assert head["resources"]["learner"] == 1
+    assert "service.learner_resource=learner" in FILE.read_text(), "the header names the resource it uses"
+    for rollout in types.values():
+        assert set(rollout["resources"]) == {"CPU"}, "rollout nodes are CPU-only"
+        assert rollout["min_workers"] == 0
+        assert 0 < rollout["max_workers"] <= cluster["max_workers"]
+    assert cluster["idle_timeout_minutes"] > 0
+
+
+def test_nothing_is_open_to_the_world(cluster: dict[str, Any]) -> None:
+    text = yaml.safe_dump(cluster)
+    assert "0.0.0.0" not in text, "Ray's defaults bind the dashboard there"
+    assert "::/0" not in text
+    assert "IpPermissions" not in text, "no ports beside the security group's own"
+    options = shlex.split(ray_starts(cluster)["head"])
+    assert "--dashboard-host=127.0.0.1" in options
+    assert not any(option.startswith("--node-ip-address") for option in options)
+
+
+@pytest.mark.parametrize("kind", ["head", "worker"])
+def test_ray_starts_with_token_authentication(cluster: dict[str, Any], kind: str) -> None:
+    before, _, _ = ray_starts(cluster)[kind].partition("ray start")
+    assert "RAY_AUTH_MODE=token" in before
+    assert cluster["file_mounts"]["/home/ubuntu/.ray/auth_token"] == "~/.ray/auth_token"
+
+
+@pytest.mark.parametrize("kind", ["head", "worker"])
+def test_every_option_of_ray_start_exists(cluster: dict[str, Any], kind: str) -> None:
+    from ray.scripts.scripts import start
+
+    known = {name for parameter in start.params for name in parameter.opts}
+    words = shlex.split(ray_starts(cluster)[kind].partition("ray start")[2])
+    assert {word.partition("=")[0] for word in words} <= known
+
+
+def test_nodes_get_the_lock_file_and_every_package(cluster: dict[str, Any]) -> None:
+    mounts = {local.removeprefix("./") for local in cluster["file_mounts"].values()}
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"benchmarks", "tests"}
+    assert packages <= mounts
+    assert {"requirements.lock", "pyproject.toml"} <= mounts
+    assert any("requirements.lock" in command for command in cluster["setup_commands"])

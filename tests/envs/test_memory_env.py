@@ -1,0 +1,283 @@
+"""The base of all tasks: Gymnasium's contract, seeding, same-step autoreset, exact save and restore."""
+
+import warnings
+from collections.abc import Callable
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env, data_equivalence
+from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers.vector import FlattenObservation, RecordEpisodeStatistics
+
+from envs import Counting, DelayedCue, MemoryVectorEnv
+from envs.counting import CountingEnv
+from envs.delayed_cue import DelayedCueEnv
+
+Make = Callable[[int], MemoryVectorEnv]
+
+TASKS: dict[str, Make] = {
+    "delayed cue": lambda lanes: DelayedCue(lanes, horizon=5),
+    "noisy delayed cue": lambda lanes: DelayedCue(lanes, cues=3, horizon=4, noise=0.3),
+    "counting": lambda lanes: Counting(lanes),
+}
+
+
+@pytest.fixture(params=TASKS.values(), ids=TASKS.keys())
+def make(request: pytest.FixtureRequest) -> Make:
+    return request.param
+
+
+def _actions(env: MemoryVectorEnv, steps: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(env.single_action_space.n, size=(steps, env.num_envs))
+
+
+@pytest.mark.parametrize(
+    ("id", "kwargs"),
+    [("mneme/DelayedCue-v0", {}), ("mneme/DelayedCue-v0", {"noise": 0.5}), ("mneme/Counting-v0", {})],
+)
+def test_single_form_passes_gymnasiums_checker_without_warnings(id: str, kwargs: dict[str, float]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(gym.make(id, **kwargs).unwrapped)
+
+
+@pytest.mark.parametrize(
+    ("vector", "singles"),
+    [
+        (
+            DelayedCue(3, horizon=4, noise=0.2),
+            [lambda: DelayedCueEnv(horizon=4, noise=0.2)] * 3,
+        ),
+        (
+            Counting(3, spread=3),
+            [lambda i=i: CountingEnv(spread=3, first_lane=i) for i in range(3)],
+        ),
+    ],
+    ids=["delayed cue", "counting"],
+)
+def test_vector_form_equals_gymnasiums_vectorised_single_form(
+    vector: MemoryVectorEnv, singles: list[Callable[[], gym.Env[np.ndarray, np.int64]]]
+) -> None:
+    spaces = vector.single_observation_space, vector.observation_space
+    reference = gym.vector.SyncVectorEnv(
+        singles, observation_mode=(spaces[1], spaces[0]), autoreset_mode=AutoresetMode.SAME_STEP
+    )
+    assert data_equivalence(vector.reset(seed=11), reference.reset(seed=11), exact=True)
+    for action in _actions(vector, 30):
+        assert data_equivalence(vector.step(action), reference.step(action), exact=True)
+    assert data_equivalence(vector.reset(), reference.reset(), exact=True)
+    mask = np.array([True, False, True])
+    vector.step(action)
+    reference.step(action)
+    ours = vector.reset(seed=[1, 2, 3], options={"reset_mask": mask})
+    assert data_equivalence(ours, reference.reset(seed=[1, 2, 3], options={"reset_mask": mask}), exact=True)
+
+
+def test_observations_and_actions_fit_the_spaces(make: Make) -> None:
+    env = make(6)
+    observation, _ = env.reset(seed=0)
+    assert observation in env.observation_space
+    env.action_space.seed(0)
+    for _ in range(20):
+        observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
+        assert observation in env.observation_space
+        assert (reward.dtype, terminated.dtype, truncated.dtype) == (np.float64, np.bool_, np.bool_)
+        for final in info.get("final_obs", ()):
+            assert final is None or final in env.single_observation_space
+
+
+def test_same_seed_same_episodes_and_another_seed_others() -> None:
+    def cues(seed: int) -> np.ndarray:
+        env = DelayedCue(8, cues=8, horizon=1)
+        shown = [env.reset(seed=seed)[0]]
+        for action in _actions(env, 30):
+            shown.append(env.step(action)[0])  # noqa: PERF401
+        return np.stack(shown)
+
+    np.testing.assert_array_equal(cues(5), cues(5))
+    assert (cues(5) != cues(1000)).any(axis=(0, 2)).all()
+
+
+def test_a_lane_depends_on_its_seed_and_episode_only() -> None:
+    by_int, by_list = DelayedCue(4, cues=8, horizon=2), DelayedCue(3, cues=8, horizon=2)
+    np.testing.assert_array_equal(by_int.reset(seed=20)[0][[3, 1, 2]], by_list.reset(seed=[23, 21, 22])[0])
+    for _ in range(20):
+        ours = by_int.step(np.zeros(4, dtype=np.int64))[0]
+        np.testing.assert_array_equal(ours[[3, 1, 2]], by_list.step(np.zeros(3, dtype=np.int64))[0])
+
+
+def test_a_new_episode_without_a_seed_is_the_next_one() -> None:
+    by_reset, by_step = DelayedCue(64, cues=8, horizon=1), DelayedCue(64, cues=8, horizon=1)
+    first = by_reset.reset(seed=0)[0]
+    by_step.reset(seed=0)
+    by_step.step(np.zeros(64, dtype=np.int64))
+    second = by_step.step(np.zeros(64, dtype=np.int64))[0]
+    np.testing.assert_array_equal(by_reset.reset()[0], second)
+    assert (first != second).any()
+
+
+def test_environments_without_a_seed_differ() -> None:
+    first, second = (DelayedCue(64, cues=8).reset()[0] for _ in range(2))
+    assert (first != second).any()
+
+
+@pytest.mark.parametrize("seed", [2**63, 2**64 + 5, 2**100])
+def test_large_seeds_work(seed: int) -> None:
+    np.testing.assert_array_equal(
+        DelayedCue(4).reset(seed=seed)[0], DelayedCue(4).reset(seed=[seed + i for i in range(4)])[0]
+    )
+
+
+def test_partial_reset_leaves_other_lanes_alone() -> None:
+    env, untouched = (DelayedCue(4, cues=8, horizon=6) for _ in range(2))
+    for e in (env, untouched):
+        e.reset(seed=0)
+        for _ in range(3):
+            e.step(np.zeros(4, dtype=np.int64))
+    mask = np.array([True, False, False, True])
+    options = {"reset_mask": mask}
+    observation, info = env.reset(seed=[40, 41, 42, None], options=options)
+    assert info == {}
+    assert options["reset_mask"] is mask and mask.tolist() == [True, False, False, True]
+    np.testing.assert_array_equal(observation[0], DelayedCue(1, cues=8, horizon=6).reset(seed=40)[0][0])
+    for _ in range(8):
+        ours, theirs = (e.step(np.zeros(4, dtype=np.int64)) for e in (env, untouched))
+        for a, b in zip(ours[:4], theirs[:4], strict=True):
+            np.testing.assert_array_equal(a[1:3], b[1:3])
+    assert env.get_state()["step"][0] != untouched.get_state()["step"][0]
+    np.testing.assert_array_equal(env.get_state()["episode"], [1, 1, 1, 2])
+
+
+def test_returned_arrays_are_never_written_again(make: Make) -> None:
+    env = make(4)
+    returned = [env.reset(seed=0)[0]]
+    for action in _actions(env, 12):
+        observation, reward, terminated, truncated, info = env.step(action)
+        returned += [observation, reward, terminated, truncated, *info.get("final_obs", ())]
+        returned += [info[key] for key in ("_final_obs", "_final_info") if key in info]
+        if len(returned) > 5:
+            kept = [np.array(array) for array in returned]
+            env.step(action)
+            env.reset()
+            for before, after in zip(kept, returned, strict=True):
+                np.testing.assert_array_equal(before, after)
+
+
+def test_final_observation_is_of_the_old_episode_and_the_returned_one_of_the_new() -> None:
+    env = Counting(2, shortest=2, spread=2)
+    env.reset(seed=0)
+    env.step(np.zeros(2, dtype=np.int64))
+    observation, _, terminated, _, info = env.step(np.zeros(2, dtype=np.int64))
+    assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    np.testing.assert_array_equal(terminated, [True, False])
+    np.testing.assert_array_equal(observation, [[0, 0, 1], [2, 1, 0]])
+    np.testing.assert_array_equal(info["final_obs"][0], [2, 0, 0])
+    assert info["final_obs"][1] is None
+    for mask in ("_final_obs", "_final_info"):
+        np.testing.assert_array_equal(info[mask], [True, False])
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4, 9, 23])
+def test_a_restored_environment_continues_exactly(make: Make, steps: int) -> None:
+    env = make(6)
+    env.reset(seed=3)
+    actions = _actions(env, steps + 25)
+    for action in actions[:steps]:
+        env.step(action)
+    state = env.get_state()
+    for array in state.values():
+        assert array.dtype.kind in "iu"
+    expected = [env.step(action) for action in actions[steps:]] + [env.reset()]
+    for fresh in (make(6), env):
+        fresh.set_state(state)
+        continued = [fresh.step(action) for action in actions[steps:]] + [fresh.reset()]
+        assert data_equivalence(continued, expected, exact=True)
+
+
+def test_saved_state_is_a_copy() -> None:
+    env = Counting(2)
+    env.reset(seed=0)
+    state = env.get_state()
+    kept = {name: array.copy() for name, array in state.items()}
+    env.set_state(state)
+    env.step(np.zeros(2, dtype=np.int64))
+    assert data_equivalence(state, kept, exact=True)
+
+
+def test_gymnasiums_vector_wrappers_work() -> None:
+    env = RecordEpisodeStatistics(FlattenObservation(Counting(5)))
+    env.reset(seed=0)
+    for _ in range(21):
+        env.step(np.zeros(5, dtype=np.int64))
+    assert sorted(set(zip(env.length_queue, env.return_queue, strict=True))) == [
+        (3, 3.0), (4, 6.0), (5, 10.0), (6, 15.0), (7, 21.0),
+    ]  # fmt: skip
+    assert env.episode_count == 7 + 5 + 4 + 3 + 3
+
+
+def test_single_form_refuses_to_go_on_after_the_end() -> None:
+    env = DelayedCueEnv(horizon=1)
+    with pytest.raises(gym.error.ResetNeeded, match="call reset"):
+        env.step(np.int64(0))
+    env.reset(seed=0)
+    env.step(np.int64(0))
+    *_, terminated, truncated, _ = env.step(np.int64(0))
+    assert terminated and not truncated
+    with pytest.raises(gym.error.ResetNeeded, match="call reset"):
+        env.step(np.int64(0))
+
+
+@pytest.mark.parametrize(
+    ("actions", "message"),
+    [
+        (np.array([0, 4]), "an action is 4; actions run from 0 to 3"),
+        (np.array([-1, 0]), "an action is -1; actions run from 0 to 3"),
+        (np.zeros((2, 1), dtype=np.int64), "actions have shape .* pass one integer a lane"),
+        (np.zeros(2), "type float64; pass one integer a lane"),
+    ],
+)
+def test_bad_actions_are_refused_and_change_nothing(actions: np.ndarray, message: str) -> None:
+    env = DelayedCue(2)
+    env.reset(seed=0)
+    before = env.get_state()
+    with pytest.raises(ValueError, match=message):
+        env.step(actions)
+    assert data_equivalence(env.get_state(), before, exact=True)
+
+
+@pytest.mark.parametrize(
+    "mask", [np.array([1, 0]), np.array([True]), np.array([False, False]), [True, False]]
+)
+def test_bad_masks_are_refused(mask: object) -> None:
+    env = DelayedCue(2)
+    env.reset(seed=0)
+    with pytest.raises(
+        ValueError, match=r"options\['reset_mask'\] is .* must be a boolean array of shape \(2,\)"
+    ):
+        env.reset(options={"reset_mask": mask})
+
+
+def test_use_before_the_first_reset_is_refused() -> None:
+    env = DelayedCue(2)
+    for use in (
+        env.get_state,
+        lambda: env.step(np.zeros(2, dtype=np.int64)),
+        lambda: env.reset(options={"reset_mask": np.array([True, False])}),
+    ):
+        with pytest.raises(gym.error.ResetNeeded, match="DelayedCue was never reset; call reset"):
+            use()
+
+
+def test_wrong_seeds_and_states_are_refused() -> None:
+    env = DelayedCue(2)
+    with pytest.raises(ValueError, match="3 seeds were given; pass one for each of the 2 lanes"):
+        env.reset(seed=[1, 2, 3])
+    env.reset(seed=0)
+    state = env.get_state()
+    with pytest.raises(ValueError, match=r"'key' .* 3 lanes is of shape \(2,\); restore a state"):
+        DelayedCue(3).set_state(state)
+    with pytest.raises(ValueError, match="'step' .* is missing; restore a state"):
+        env.set_state({"key": state["key"], "episode": state["episode"]})
+    with pytest.raises(ValueError, match="num_envs is 0; it must be at least 1"):
+        DelayedCue(0)

@@ -1,0 +1,233 @@
+"""The learner: identities between modes, the first ratio, shards, refusals, exact state."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from controllers import Weights
+from learner import Learner, LearnerSettings
+from rollout_workers import Collector, Fragment, FragmentError
+
+MODES: list[dict[str, Any]] = [
+    {"mode": "cached"},
+    {"mode": "truncated", "window": 5},
+    {"mode": "truncated", "window": 6, "burn_in": 3},
+    {"mode": "full"},
+]
+KINDS = ["mlp", "gru", "lstm"]
+
+
+def make_learner(collector: Collector, settings: LearnerSettings, **options: Any) -> Learner:
+    from copy import deepcopy
+
+    return Learner(deepcopy(collector.policy), settings, seed=3, total_steps=10_000, **options)
+
+
+def moved(before: Weights, after: Weights) -> dict[str, np.ndarray]:
+    return {name: after.arrays[name] - before.arrays[name] for name in before.arrays}
+
+
+def step_of(collector: Collector, settings: LearnerSettings, fragment: Fragment) -> dict[str, np.ndarray]:
+    learner = make_learner(collector, settings)
+    before = learner.weights()
+    learner.update([fragment.to_arrow()])
+    return moved(before, learner.weights())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: "-".join(map(str, mode.values())))
+@pytest.mark.parametrize("anchor", ["never", "always"])
+def test_first_ratio_is_one_across_episode_boundaries(
+    counting_collector: Callable[..., Collector], kind: str, mode: dict[str, Any], anchor: Any
+) -> None:
+    settings = LearnerSettings(**mode, anchor=anchor, minibatches=2, shards=2)
+    collector = counting_collector(settings, kind=kind, initial_carry="learned")
+    learner = make_learner(collector, settings)
+    for _ in range(3):  # the carries of later fragments come from the middle of episodes
+        fragment, _ = collector.collect(learner.version)
+        assert fragment.terminated.any()
+        assert fragment.truncated.any()
+        report = learner.update([fragment.to_arrow()])
+        assert report.metrics["ratio_error"] < 1e-5
+        learner.weights().load_into(collector.policy)
+
+
+def test_the_ratio_test_can_fail(counting_collector: Callable[..., Collector]) -> None:
+    """Resets one step late, the classical mistake, are seen."""
+    settings = LearnerSettings(mode="full", minibatches=1)
+    collector = counting_collector(settings)
+    fragment, _ = collector.collect()
+    late = np.roll(fragment.resets, 1, axis=1)
+    ends = late[:, 1:].copy()
+    broken = replace(fragment, resets=late, terminated=ends, truncated=np.zeros_like(ends))
+    assert make_learner(collector, settings).update([broken.to_arrow()]).metrics["ratio_error"] > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_truncated_at_full_length_is_full(counting_collector: Callable[..., Collector], kind: str) -> None:
+    full = LearnerSettings(mode="full", epochs=2, minibatches=2)
+    collector = counting_collector(full, kind=kind)
+    fragment, _ = collector.collect()
+    truncated = LearnerSettings(mode="truncated", window=23, epochs=2, minibatches=2)
+    a, b = step_of(collector, full, fragment), step_of(collector, truncated, fragment)
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_truncated_at_one_step_is_cached(counting_collector: Callable[..., Collector], kind: str) -> None:
+    cached = LearnerSettings(mode="cached", epochs=2, minibatches=2)
+    collector = counting_collector(cached, kind=kind)
+    fragment, _ = collector.collect()
+    truncated = LearnerSettings(mode="truncated", window=1, epochs=2, minibatches=2)
+    a, b = step_of(collector, cached, fragment), step_of(collector, truncated, fragment)
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_modes_differ_where_they_should(counting_collector: Callable[..., Collector]) -> None:
+    cached, full = LearnerSettings(mode="cached"), LearnerSettings(mode="full")
+    collector = counting_collector(cached)
+    fragment, _ = collector.collect()
+    a, b = step_of(collector, cached, fragment), step_of(collector, full, fragment)
+    assert any(not np.allclose(a[name], b[name], atol=1e-5) for name in a)
+
+
+def test_shards_only_split_the_work(counting_collector: Callable[..., Collector]) -> None:
+    one = LearnerSettings(mode="truncated", window=5, epochs=1, minibatches=1, shards=1)
+    collector = counting_collector(one, lanes=7)
+    fragment, _ = collector.collect()
+    gradients = []
+    for shards in (1, 3):
+        learner = make_learner(collector, replace(one, shards=shards))
+        captured: list[torch.Tensor] = []
+        learner._optimizer.step = lambda learner=learner, captured=captured: captured.extend(  # type: ignore[method-assign]
+            p.grad.clone() for p in learner.policy.parameters() if p.grad is not None
+        )
+        learner.update([fragment.to_arrow()])
+        gradients.append(captured)
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+def test_padding_and_its_contents_change_nothing(counting_collector: Callable[..., Collector]) -> None:
+    """One sequence in windows that divide it and in windows that do not: both equal the sum over real steps."""
+    settings = LearnerSettings(mode="cached", epochs=1, minibatches=1)
+    collector = counting_collector(settings, kind="mlp", length=23)  # without memory the cut cannot matter
+    fragment, _ = collector.collect()
+    ragged = replace(settings, mode="truncated", window=7)
+    a, b = step_of(collector, settings, fragment), step_of(collector, ragged, fragment)
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], atol=2e-5)
+
+
+def test_ragged_minibatches_use_every_sequence(counting_collector: Callable[..., Collector]) -> None:
+    settings = LearnerSettings(mode="full", epochs=1, minibatches=4)
+    collector = counting_collector(settings, lanes=6)  # 2 + 2 + 1 + 1
+    report = make_learner(collector, settings).update([collector.collect()[0].to_arrow()])
+    assert report.steps == 6 * 23
+    assert np.isfinite(report.metrics["policy_loss"])
+
+
+def test_a_minibatch_smaller_than_a_sequence_is_refused(counting_collector: Callable[..., Collector]) -> None:
+    settings = LearnerSettings(mode="full", minibatches=7)
+    collector = counting_collector(settings, lanes=6)
+    with pytest.raises(ValueError, match="lower learner.minibatches or raise rollout.lanes"):
+        make_learner(collector, settings).update([collector.collect()[0].to_arrow()])
+
+
+def test_a_bad_fragment_is_refused_counted_and_training_goes_on(counting_collector: Callable[..., Collector]) -> None:
+    settings = LearnerSettings(mode="full", minibatches=1)
+    collector = counting_collector(settings)
+    good, _ = collector.collect()
+    rewards = good.rewards.copy()
+    rewards[2, 5] = np.nan
+    learner = make_learner(collector, settings)
+    report = learner.update([replace(good, rewards=rewards).to_arrow(), good.to_arrow()])
+    assert len(report.refused) == 1
+    assert "rewards" in report.refused[0]
+    assert "lane 2" in report.refused[0]
+    assert report.steps == good.steps
+    assert all(np.isfinite(array).all() for array in learner.weights().arrays.values())
+    with pytest.raises(FragmentError, match="rewards"):
+        learner.update([replace(good, rewards=rewards).to_arrow()])
+
+
+def test_a_fragment_from_the_future_is_refused(counting_collector: Callable[..., Collector]) -> None:
+    settings = LearnerSettings(mode="full", minibatches=1)
+    collector = counting_collector(settings)
+    with pytest.raises(FragmentError, match="claims weights version 7"):
+        make_learner(collector, settings).update([collector.collect(7)[0].to_arrow()])
+
+
+def test_state_restores_to_the_bit(counting_collector: Callable[..., Collector]) -> None:
+    settings = LearnerSettings(mode="full", epochs=2, minibatches=2, anneal=True, shards=2)
+    collector = counting_collector(settings)
+    fragments = [collector.collect()[0].to_arrow() for _ in range(3)]
+    straight = make_learner(collector, settings)
+    straight.update(fragments[:1])
+    saved = {name: array.copy() for name, array in straight.state().items()}
+    straight.update(fragments[1:2])
+    straight.update(fragments[2:])
+    resumed = make_learner(collector, settings)
+    resumed.set_state(saved)
+    resumed.update(fragments[1:2])
+    resumed.update(fragments[2:])
+    assert straight.weights().digest() == resumed.weights().digest()
+    a, b = straight.state(), resumed.state()
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_fresh_fragments_have_no_staleness_and_old_ones_do(counting_collector: Callable[..., Collector]) -> None:
+    settings = LearnerSettings(mode="truncated", window=5, anchor="always", minibatches=2)
+    collector = counting_collector(settings)
+    learner = make_learner(collector, settings, asynchronous=True)
+    fragment = collector.collect()[0].to_arrow()
+    fresh = learner.update([fragment]).metrics
+    assert fresh["staleness"] < 1e-5
+    assert fresh["staleness_kl"] < 1e-8
+    assert fresh["lag"] == 0
+    stale = learner.update([fragment]).metrics
+    assert stale["staleness"] > 1e-3
+    assert stale["staleness_kl"] > 1e-9
+    assert stale["lag"] == 1
+    assert stale["ratio_error"] < 1e-5  # anchored: still exactly one
+
+
+def test_target_kl_stops_the_epochs(counting_collector: Callable[..., Collector]) -> None:
+    settings = LearnerSettings(mode="full", epochs=10, minibatches=2, target_kl=1e-9, learning_rate=1e-2)
+    collector = counting_collector(settings)
+    assert make_learner(collector, settings).update([collector.collect()[0].to_arrow()]).metrics["epochs"] < 10
+
+
+def test_a_gradient_that_is_not_finite_ends_the_update_with_a_sentence(
+    counting_collector: Callable[..., Collector],
+) -> None:
+    settings = LearnerSettings(mode="full", minibatches=1, normalize_advantages=False)
+    collector = counting_collector(settings)
+    fragment, _ = collector.collect()
+    huge = np.full_like(fragment.rewards, 3e38)
+    with pytest.raises(FloatingPointError, match="lower learner.learning_rate"):
+        make_learner(collector, settings).update([replace(fragment, rewards=huge).to_arrow()])
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"window": 0}, "learner.window is 0"),
+        ({"gamma": 1.5}, "learner.gamma is 1.5"),
+        ({"learning_rate": -1.0}, "learner.learning_rate is -1.0"),
+        ({"mode": "truncated", "window": 4, "burn_in": 5}, "use a burn-in of at most one window"),
+        ({"mode": "full", "burn_in": 5}, "burn-in is for truncated mode"),
+        ({"target_kl": 0.0}, "learner.target_kl is 0.0"),
+    ],
+)
+def test_settings_refuse_what_cannot_work(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        LearnerSettings(**changes)

@@ -1,0 +1,106 @@
+"""The window engine: cutting, the carries that windows start from, and how far a gradient reaches."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from learner.batch import SequenceBatch
+from learner.settings import LearnerSettings, WindowPlan
+from learner.windows import cut, cut_mask, join, stored_carries, window_carries
+from rollout_workers import Collector
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("window", [1, 4, 5, 10])
+def test_cut_numbers_every_step_once_and_join_undoes_it(window: int) -> None:
+    N, T = 3, 10
+    steps = torch.arange(N * T).reshape(N, T)
+    x, mask = cut(steps, window), cut_mask(N, T, window, CPU)
+    C = -(-T // window)
+    assert x.shape == (window, N * C)
+    for n in range(N):
+        for t in range(T):
+            assert x[t % window, n * C + t // window] == n * T + t
+    assert int(mask.sum()) == N * T
+    assert torch.equal(x[mask].sort().values, torch.arange(N * T))
+    assert torch.equal(join(x, T), steps)
+
+
+def test_modes_are_windows_of_the_same_engine() -> None:
+    assert LearnerSettings(mode="full").plan(65) == WindowPlan(65, 0, 65)
+    assert LearnerSettings(mode="cached").plan(65) == WindowPlan(1, 0, 1)
+    assert LearnerSettings(mode="truncated", window=16).plan(65) == WindowPlan(16, 0, 16)
+    assert LearnerSettings(mode="truncated", window=16, burn_in=4).plan(65) == WindowPlan(16, 4, 4)
+    assert LearnerSettings(mode="truncated", window=100, burn_in=4).plan(65) == WindowPlan(65, 0, 65)
+
+
+def test_a_missing_carry_is_an_error_not_zeros() -> None:
+    carries = {"h": torch.zeros(2, 3, 4)}
+    with pytest.raises(ValueError, match="set rollout.carry_stride to a divisor of 4"):
+        stored_carries(carries, stored_stride=8, length=20, stride=4)
+
+
+def test_stored_carries_are_thinned_to_the_steps_where_windows_start() -> None:
+    carries = {"h": torch.arange(10.0).reshape(1, 10, 1)}  # stored every 2 steps of 20
+    thinned = stored_carries(carries, stored_stride=2, length=20, stride=6)["h"]
+    assert thinned.flatten().tolist() == [0.0, 3.0, 6.0, 9.0]  # before steps 0, 6, 12, 18
+    assert stored_carries(carries, stored_stride=2, length=20, stride=20)["h"].flatten().tolist() == [0.0]
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+@pytest.mark.parametrize(("window", "burn_in"), [(6, 0), (6, 3), (6, 6), (1, 0), (23, 0)])
+def test_windows_join_to_one_pass(
+    counting_collector: Callable[..., Collector], kind: str, window: int, burn_in: int
+) -> None:
+    """Windows that start from carries stored under the same weights give what one scan over all gives."""
+    settings = LearnerSettings(mode="truncated", window=window, burn_in=burn_in)
+    collector = counting_collector(settings, kind=kind)
+    collector.collect()
+    batch = SequenceBatch.from_fragments([collector.collect()[0]], CPU)
+    T, plan, policy = batch.length, settings.plan(batch.length), collector.policy
+    observations, resets = batch.observations[:, :T], batch.resets[:, :T]
+    first = {name: c[:, 0] for name, c in batch.carries.items()}
+    whole = policy.scan(observations.transpose(0, 1), resets.transpose(0, 1), first)
+    carry = window_carries(policy, plan, observations, resets, batch.carries, batch.carry_stride)
+    windows = policy.scan(cut(observations, plan.window), cut(resets, plan.window), carry)
+    torch.testing.assert_close(join(windows.value_TB, T), whole.value_TB.t(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(join(windows.logits_TBA, T), whole.logits_TBA.transpose(0, 1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("burn_in", [0, 4])
+def test_gradient_reaches_back_to_the_windows_start_and_no_further(
+    counting_collector: Callable[..., Collector], burn_in: int
+) -> None:
+    K, length = 8, 24
+    settings = LearnerSettings(mode="truncated", window=K, burn_in=burn_in)
+    collector = counting_collector(settings, length=length, lanes=1)
+    batch = SequenceBatch.from_fragments([collector.collect()[0]], CPU)
+    plan = settings.plan(length)
+    observations = batch.observations[:, :length].clone().requires_grad_()
+    resets = torch.zeros_like(batch.resets[:, :length])  # nothing but the window may stop the gradient
+    carry = window_carries(collector.policy, plan, observations, resets, batch.carries, batch.carry_stride)
+    values = join(collector.policy.scan(cut(observations, K), cut(resets, K), carry).value_TB, length)
+    (gradient,) = torch.autograd.grad(values[0, 2 * K - 1], observations)  # the last step of the second window
+    reached = gradient[0].abs().sum(-1) > 0
+    assert reached[K : 2 * K].all()
+    assert not reached[:K].any()
+    assert not reached[2 * K :].any()
+
+
+def test_stale_carries_are_refreshed_by_burn_in(counting_collector: Callable[..., Collector]) -> None:
+    """Garbage stored inside an episode that began within the burn-in cannot reach the window."""
+    settings = LearnerSettings(mode="truncated", window=8, burn_in=8)
+    collector = counting_collector(settings, length=24, lanes=1)  # lane 0: episodes of 3 steps
+    batch = SequenceBatch.from_fragments([collector.collect()[0]], CPU)
+    plan = settings.plan(24)
+    arguments = (collector.policy, plan, batch.observations[:, :24], batch.resets[:, :24])
+    clean = window_carries(*arguments, batch.carries, batch.carry_stride)
+    garbage = {name: carry.clone() for name, carry in batch.carries.items()}
+    for carry in garbage.values():
+        carry[:, 1:] += 100.0
+    burnt = window_carries(*arguments, garbage, batch.carry_stride)
+    for name in clean:
+        assert torch.equal(clean[name][:2], burnt[name][:2])  # windows 0 and 1: burnt in from the true first carry
+        torch.testing.assert_close(clean[name], burnt[name])
