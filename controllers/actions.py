@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+BELOW_ONE = 1 - 2.0**-24  # the last float32 below 1: times any total it rounds to less than that total
+
 
 class ActionHead(Protocol):
     """One family of distributions. Leading axes of all arguments agree and are free."""
@@ -56,9 +58,7 @@ class Categorical:
         The same noise always gives the same action, and an action of probability zero is never given.
         """
         cdf_BA = parameters.softmax(-1).cumsum(-1)
-        total_B1 = cdf_BA[..., -1:]
-        below_total_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))
-        target_B1 = torch.minimum(uniform.unsqueeze(-1) * total_B1, below_total_B1)
+        target_B1 = uniform.clamp(max=BELOW_ONE).unsqueeze(-1) * cdf_BA[..., -1:]
         return (cdf_BA <= target_B1).sum(-1)
 
     def mode(self, parameters: Tensor) -> Tensor:

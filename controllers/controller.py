@@ -29,7 +29,11 @@ class Controller(nn.Module, ABC):
     """
 
     def __init__(
-        self, input_size: int, output_size: int, carry_shapes: Mapping[str, tuple[int, ...]], learn_initial: bool
+        self,
+        input_size: int,
+        output_size: int,
+        carry_shapes: Mapping[str, tuple[int, ...]],
+        learn_initial: bool,
     ) -> None:
         super().__init__()
         self.input_size = input_size

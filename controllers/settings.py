@@ -36,7 +36,9 @@ class ControllerSettings:
     def __post_init__(self) -> None:
         _at_least("controller.hidden_size", self.hidden_size, 1)
         if self.initial_carry not in ("zero", "learned"):
-            raise ValueError(f"controller.initial_carry is {self.initial_carry!r}; it must be 'zero' or 'learned'")
+            raise ValueError(
+                f"controller.initial_carry is {self.initial_carry!r}; it must be 'zero' or 'learned'"
+            )
         if self.expected_horizon is not None:
             _at_least("controller.expected_horizon", self.expected_horizon, 1)
 

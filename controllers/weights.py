@@ -38,7 +38,9 @@ class Weights:
             if name not in self.arrays:
                 raise ValueError(f"weights version {self.version} lack parameter {name!r}; {remedy}")
             if name not in state:
-                raise ValueError(f"weights version {self.version} hold unexpected parameter {name!r}; {remedy}")
+                raise ValueError(
+                    f"weights version {self.version} hold unexpected parameter {name!r}; {remedy}"
+                )
             ours, theirs = state[name], torch.tensor(self.arrays[name])
             if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
                 raise ValueError(

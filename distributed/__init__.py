@@ -1,1 +1,1 @@
-"""The only package that imports Ray: actors, replay, broadcast, service loop, checkpoints and the command line."""
+"""The only package that imports Ray: actors, replay, broadcast, service loop, checkpoints, command line."""

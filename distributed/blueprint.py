@@ -8,7 +8,9 @@ from envs import TaskFacts, facts_of, make_vector_env
 from rollout_workers import policy_spec
 
 _DEFAULT_LENGTH = 128  # steps in a sequence where the task's episodes have no fixed length
-_STALENESS_PROBES = 4  # carries stored a sequence where the mode needs only the first but staleness is measured
+_STALENESS_PROBES = (
+    4  # carries stored a sequence where the mode needs only the first but staleness is measured
+)
 
 
 class Blueprint(NamedTuple):

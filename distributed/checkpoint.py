@@ -35,7 +35,9 @@ class Checkpoint(NamedTuple):
     arrays: dict[str, dict[str, np.ndarray]]  # part ("learner", "worker-0", ...) -> name -> array
 
 
-def save_checkpoint(root: Path, step: int, run: Mapping[str, Any], parts: Mapping[str, Arrays], keep: int) -> Path:
+def save_checkpoint(
+    root: Path, step: int, run: Mapping[str, Any], parts: Mapping[str, Arrays], keep: int
+) -> Path:
     """Write one checkpoint under `root` and remove all but the newest `keep`.
 
     Raises:
@@ -48,7 +50,10 @@ def save_checkpoint(root: Path, step: int, run: Mapping[str, Any], parts: Mappin
         partial.mkdir()
         for part, arrays in parts.items():
             # safetensors wants contiguous arrays; ascontiguousarray would turn a scalar into a vector.
-            save_file({name: np.array(array, order="C") for name, array in arrays.items()}, partial / f"{part}.safetensors")
+            save_file(
+                {name: np.array(array, order="C") for name, array in arrays.items()},
+                partial / f"{part}.safetensors",
+            )
         (partial / _RUN).write_text(json.dumps({"format": FORMAT, **run}, indent=2))
         sums = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
         (partial / _MANIFEST).write_text(json.dumps(sums, indent=2))
@@ -78,7 +83,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: it is missing, incomplete, damaged or of another format.
     """
     if not path.is_dir():
-        raise CheckpointError(f"there is no checkpoint at {path}; give a run folder or one of its checkpoints")
+        raise CheckpointError(
+            f"there is no checkpoint at {path}; give a run folder or one of its checkpoints"
+        )
     try:
         sums = json.loads((path / _MANIFEST).read_text())
         for name, expected in sums.items():

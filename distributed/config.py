@@ -86,7 +86,9 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(dict.fromkeys(_sentence(detail, tree) for detail in error.errors()))) from None
+        raise ConfigError(
+            "\n".join(dict.fromkeys(_sentence(detail, tree) for detail in error.errors()))
+        ) from None
 
 
 def settings() -> Iterator[Setting]:
@@ -115,7 +117,9 @@ def _parse(override: str, text: str) -> Any:
     try:
         return yaml.load(text, Loader=_OverrideLoader)
     except yaml.YAMLError:
-        raise ConfigError(f"cannot read the value in {override!r}; write it as YAML, and quote special characters") from None
+        raise ConfigError(
+            f"cannot read the value in {override!r}; write it as YAML, and quote special characters"
+        ) from None
 
 
 class _OverrideLoader(yaml.SafeLoader):
@@ -174,9 +178,14 @@ def _type_name(node: Mapping[str, Any], root: Mapping[str, Any]) -> str:
     if "enum" in node:
         return " | ".join(map(str, node["enum"]))
     if "anyOf" in node:
-        return " | ".join(_type_name(option, root) for option in node["anyOf"] if option.get("type") != "null")
-    return {"integer": "int", "number": "float", "boolean": "bool", "string": "text", "array": "list", "object": "mapping"}.get(
-        node.get("type", ""), "any"
-    )
-
-
+        return " | ".join(
+            _type_name(option, root) for option in node["anyOf"] if option.get("type") != "null"
+        )
+    return {
+        "integer": "int",
+        "number": "float",
+        "boolean": "bool",
+        "string": "text",
+        "array": "list",
+        "object": "mapping",
+    }.get(node.get("type", ""), "any")

@@ -15,7 +15,13 @@ from rollout_workers import evaluate
 
 
 def evaluate_checkpoint(
-    path: Path, *, episodes: int, lanes: int, seed: int, greedy: bool = True, reset_carry_at: int | None = None
+    path: Path,
+    *,
+    episodes: int,
+    lanes: int,
+    seed: int,
+    greedy: bool = True,
+    reset_carry_at: int | None = None,
 ) -> str:
     """Run complete episodes and describe them in one line.
 
@@ -23,7 +29,11 @@ def evaluate_checkpoint(
         CheckpointError: there is no usable checkpoint, or its weights do not fit its configuration.
         ValueError: an argument is out of range.
     """
-    for name, value, least in (("--episodes", episodes, 1), ("--lanes", lanes, 1), ("--reset-carry-at", reset_carry_at, 0)):
+    for name, value, least in (
+        ("--episodes", episodes, 1),
+        ("--lanes", lanes, 1),
+        ("--reset-carry-at", reset_carry_at, 0),
+    ):
         if value is not None and value < least:
             raise ValueError(f"{name} is {value}; it must be at least {least}")
     torch.set_num_threads(1)

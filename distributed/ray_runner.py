@@ -45,7 +45,9 @@ def start_ray(service: ServiceSettings, workers: int) -> bool:
         return True
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
-        raise ServiceError(f"cannot {where}: {' '.join(str(error).split())}; or train without Ray: --local") from None
+        raise ServiceError(
+            f"cannot {where}: {' '.join(str(error).split())}; or train without Ray: --local"
+        ) from None
 
 
 class RayRunner:

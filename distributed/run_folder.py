@@ -1,6 +1,6 @@
 """A run's folder: its checkpoints, its metrics line by line, its configuration, its picture.
 
-    runs/<name>/config.yaml  metrics.jsonl  curve.png  checkpoints/step-000000500000/
+runs/<name>/config.yaml  metrics.jsonl  curve.png  checkpoints/step-000000500000/
 """
 
 import json

@@ -87,7 +87,9 @@ class _Run:
             "resumes_exactly": self.config.service.mode == "sync" and None not in state.workers,
         }
         try:
-            path = save_checkpoint(self.folder.checkpoints, self.steps, run, parts, self.config.checkpoint.keep)
+            path = save_checkpoint(
+                self.folder.checkpoints, self.steps, run, parts, self.config.checkpoint.keep
+            )
         except OSError as error:
             self.display.note(
                 f"the checkpoint at step {self.steps:,} could not be written ({error}); training goes on, and the "
@@ -132,7 +134,9 @@ def train(
     return _execute(blueprint, folder, None, local, display or Display())
 
 
-def resume(path: Path, *, total_steps: int | None = None, local: bool = False, display: Display | None = None) -> Result:
+def resume(
+    path: Path, *, total_steps: int | None = None, local: bool = False, display: Display | None = None
+) -> Result:
     """Go on with a run under its own configuration, in its own folder and its own tracking run.
 
     Args:
@@ -152,7 +156,9 @@ def resume(path: Path, *, total_steps: int | None = None, local: bool = False, d
 
 def _checked(config: Config, local: bool) -> Blueprint:
     if local and config.service.mode == "async":
-        raise ConfigError("service.mode is async, which needs Ray's actors; leave --local out or set service.mode=sync")
+        raise ConfigError(
+            "service.mode is async, which needs Ray's actors; leave --local out or set service.mode=sync"
+        )
     return make_blueprint(config)
 
 
@@ -236,7 +242,9 @@ def _restore(run: _Run, saved: Checkpoint) -> None:
     run.folder.rewind(run.steps)
     run.display.note(f"resuming {run.folder.path} from step {run.steps:,}")
     if not saved.run["resumes_exactly"]:
-        run.display.note("this run resumes with new episodes: its mode or its environment does not allow exact resume")
+        run.display.note(
+            "this run resumes with new episodes: its mode or its environment does not allow exact resume"
+        )
 
 
 class _NoteHandler(logging.Handler):

@@ -56,14 +56,21 @@ class RolloutWorker:
         batch = fragment.to_arrow()
         return Delivery(self._worker, weights.version, fragment.steps, batch.nbytes, stats), batch
 
-    def evaluate(self, weights: Weights, episodes: int, seed: int, reset_carry_at: int | None = None) -> Evaluation:
+    def evaluate(
+        self, weights: Weights, episodes: int, seed: int, reset_carry_at: int | None = None
+    ) -> Evaluation:
         """Greedy complete episodes in environments of their own; the training lanes are not touched."""
         self._load(weights)
         first_lane = self._worker * self._blueprint.lanes_per_worker
         env = make_vector_env(self._blueprint.config.env, self._blueprint.lanes_per_worker)
         try:
             return evaluate(
-                env, self._policy, episodes=episodes, seed=seed, first_lane=first_lane, reset_carry_at=reset_carry_at
+                env,
+                self._policy,
+                episodes=episodes,
+                seed=seed,
+                first_lane=first_lane,
+                reset_carry_at=reset_carry_at,
             )
         finally:
             env.close()

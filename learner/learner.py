@@ -35,7 +35,9 @@ class UpdateReport(NamedTuple):
     version: int  # of the weights after it
     steps: int  # environment steps trained on
     metrics: dict[str, float]  # losses, KL, staleness and the like, averaged over the update's minibatches
-    seconds: dict[str, float]  # where the time went, wall clock summed over an update; within shards, their mean
+    seconds: dict[
+        str, float
+    ]  # where the time went, wall clock summed over an update; within shards, their mean
     refused: tuple[str, ...]  # one sentence for each fragment that was not used
 
 
@@ -61,7 +63,13 @@ class Learner:
     """
 
     def __init__(
-        self, policy: Policy, settings: LearnerSettings, *, seed: int, total_steps: int, asynchronous: bool = False
+        self,
+        policy: Policy,
+        settings: LearnerSettings,
+        *,
+        seed: int,
+        total_steps: int,
+        asynchronous: bool = False,
     ) -> None:
         self.settings = settings
         self.device = _resolve_device(settings.device)
@@ -74,7 +82,9 @@ class Learner:
         self._anchors = settings.anchor == "always" or (settings.anchor == "auto" and asynchronous)
         self._parameters = list(self.policy.parameters())
         self._optimizer = torch.optim.Adam(self._parameters, lr=settings.learning_rate, eps=_ADAM_EPSILON)
-        self.shards = settings.shards or (1 if self.device.type != "cpu" else min(os.cpu_count() or 1, _MAX_SHARDS))
+        self.shards = settings.shards or (
+            1 if self.device.type != "cpu" else min(os.cpu_count() or 1, _MAX_SHARDS)
+        )
         self._pool = ThreadPoolExecutor(self.shards, thread_name_prefix="learner-shard")
 
     def weights(self) -> Weights:
@@ -96,7 +106,9 @@ class Learner:
             raise FragmentError(refused[0] if refused else "an update was asked for without any fragment")
         batch = SequenceBatch.from_fragments(accepted, self.device)
         self.settings.check_batch(batch.sequences)
-        seconds = dict.fromkeys(("batch", "anchor", "returns", "windows", "forward", "backward", "optimizer"), 0.0)
+        seconds = dict.fromkeys(
+            ("batch", "anchor", "returns", "windows", "forward", "backward", "optimizer"), 0.0
+        )
         seconds["batch"] = perf_counter() - clock
 
         metrics = {"lag": float(self.version - np.mean([f.weights_version.mean() for f in accepted]))}
@@ -113,7 +125,9 @@ class Learner:
         if anchor is not None:
             batch = replace(batch, log_probs=anchor.log_probs, values=anchor.values, carries=anchor.carries)
         metrics |= _value_metrics(batch, returns)
-        advantages = normalized(returns.advantages) if self.settings.normalize_advantages else returns.advantages
+        advantages = (
+            normalized(returns.advantages) if self.settings.normalize_advantages else returns.advantages
+        )
         returns = Returns(advantages, returns.targets)
         seconds["returns"] = perf_counter() - clock
 
@@ -206,7 +220,9 @@ class Learner:
             "learning_rate": float(self._optimizer.param_groups[0]["lr"]),
         }
 
-    def _gradients(self, batch: SequenceBatch, returns: Returns, rows: Tensor, count: int) -> list[_ShardResult]:
+    def _gradients(
+        self, batch: SequenceBatch, returns: Returns, rows: Tensor, count: int
+    ) -> list[_ShardResult]:
         shards = [shard for shard in rows.chunk(self.shards) if len(shard)]
         return list(self._pool.map(lambda shard: self._shard(batch, returns, shard, count), shards))
 
@@ -229,7 +245,13 @@ class Learner:
         log_probs = self.policy.action_head.log_prob(out.logits_TBA, actions)
         policy = clipped_policy_loss(log_probs, old_log_probs, advantages, s.clip)
         values = value_loss(out.value_TB, old_values, targets, s.value_clip)
-        terms = (policy.loss, values, self.policy.action_head.entropy(out.logits_TBA), policy.kl, policy.clipped)
+        terms = (
+            policy.loss,
+            values,
+            self.policy.action_head.entropy(out.logits_TBA),
+            policy.kl,
+            policy.clipped,
+        )
         sums = [masked_sum(term, mask) for term in terms]
         loss = (sums[0] + s.value_coef * sums[1] - s.entropy_coef * sums[2]) / count
         forward_done = perf_counter()
@@ -281,7 +303,9 @@ class Learner:
         Raises:
             ValueError: the state is of another architecture.
         """
-        arrays = {key.removeprefix("policy."): value for key, value in state.items() if key.startswith("policy.")}
+        arrays = {
+            key.removeprefix("policy."): value for key, value in state.items() if key.startswith("policy.")
+        }
         Weights(int(state["version"]), arrays).load_into(self.policy)
         for name, parameter in self.policy.named_parameters():
             moments = {
@@ -291,7 +315,8 @@ class Learner:
             }
             if moments:
                 self._optimizer.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter.device) for key, value in moments.items()
+                    key: value if key == "step" else value.to(parameter.device)
+                    for key, value in moments.items()
                 }
         self.version, self.env_steps = int(state["version"]), int(state["env_steps"])
 

@@ -88,7 +88,9 @@ class LearnerSettings:
                 f"use a burn-in of at most one window"
             )
         if self.mode != "truncated" and self.burn_in:
-            raise ValueError(f"learner.burn_in is {self.burn_in} but learner.mode is {self.mode}; burn-in is for truncated mode")
+            raise ValueError(
+                f"learner.burn_in is {self.burn_in} but learner.mode is {self.mode}; burn-in is for truncated mode"
+            )
 
     def plan(self, length: int) -> WindowPlan:
         """How sequences of `length` steps are cut; a window longer than the sequence is clamped to it."""

@@ -7,7 +7,6 @@ Legend: N sequences, T steps, S stored carries, C = ceil(T / K) windows a sequen
 Window w = n * C + c holds steps c * K ... c * K + K - 1 of sequence n; what lies beyond T is padding, masked.
 """
 
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,8 +35,6 @@ def join(x_KW: Tensor, length: int) -> Tensor:
     K, W = x_KW.shape[:2]
     C = -(-length // K)
     return x_KW.transpose(0, 1).reshape(W // C, C * K, *x_KW.shape[2:])[:, :length]
-
-
 
 
 def stored_carries(carries_NS: Carry, stored_stride: int, length: int, stride: int) -> Carry:
@@ -81,6 +78,7 @@ def window_carries(
             refreshed = policy.scan(replay, resets, carry).carry
         N = len(observations_NT)
         starts = {
-            name: torch.cat([c[:, :1], refreshed[name].unflatten(0, (N, C - 1))], dim=1) for name, c in starts.items()
+            name: torch.cat([c[:, :1], refreshed[name].unflatten(0, (N, C - 1))], dim=1)
+            for name, c in starts.items()
         }
     return {name: c.flatten(0, 1) for name, c in starts.items()}

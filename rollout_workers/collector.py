@@ -89,7 +89,11 @@ class Collector:
         stored = -(-T // self.carry_stride)
         observations = np.empty((B, T + 1, *self._observation.shape[1:]), dtype=self._observation.dtype)
         actions = np.empty((B, T), dtype=np.int64)
-        log_probs, final_values, rewards = np.empty((B, T), np.float32), np.zeros((B, T), np.float32), np.empty((B, T), np.float32)
+        log_probs, final_values, rewards = (
+            np.empty((B, T), np.float32),
+            np.zeros((B, T), np.float32),
+            np.empty((B, T), np.float32),
+        )
         values = np.empty((B, T + 1), np.float32)
         terminated, truncated = np.empty((B, T), np.bool_), np.empty((B, T), np.bool_)
         resets = np.empty((B, T + 1), np.bool_)
@@ -110,7 +114,11 @@ class Collector:
                     carries[name][:, t // self.carry_stride] = c.numpy()
             before = perf_counter()
             act = policy.act(
-                torch.from_numpy(self._observation), self._policy_reset(), self._carry, noise_TB[t], greedy=self.greedy
+                torch.from_numpy(self._observation),
+                self._policy_reset(),
+                self._carry,
+                noise_TB[t],
+                greedy=self.greedy,
             )
             action = act.action_B.numpy()
             inference += perf_counter() - before
@@ -157,7 +165,9 @@ class Collector:
 
     def _final_values(self, lanes: np.ndarray, final_observations: np.ndarray) -> np.ndarray:
         """Values of the true final observations of truncated lanes, read with the carry those lanes had then."""
-        final = np.stack([final_observations[lane] for lane in lanes]) if len(lanes) else self._observation[:0]
+        final = (
+            np.stack([final_observations[lane] for lane in lanes]) if len(lanes) else self._observation[:0]
+        )
         carry = {name: c[lanes] for name, c in self._carry.items()}
         value = self.policy.value(torch.from_numpy(final), torch.zeros(len(lanes), dtype=torch.bool), carry)
         return value.numpy()

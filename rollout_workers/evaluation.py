@@ -11,6 +11,7 @@ from envs import facts_of
 from rollout_workers.collector import Collector
 
 _DEFAULT_CHUNK = 128  # steps between looks at the finished episodes, where the task's length is not fixed
+_LONGEST_CHUNK = 1024  # steps held in memory at once
 
 
 class Evaluation(NamedTuple):
@@ -33,7 +34,11 @@ class Evaluation(NamedTuple):
     @property
     def return_interval(self) -> tuple[float, float]:
         """95 % normal-approximation interval of the mean return."""
-        half = 1.96 * float(self.returns.std(ddof=1)) / math.sqrt(self.episodes) if self.episodes > 1 else math.inf
+        half = (
+            1.96 * float(self.returns.std(ddof=1)) / math.sqrt(self.episodes)
+            if self.episodes > 1
+            else math.inf
+        )
         return self.mean_return - half, self.mean_return + half
 
     @property
@@ -80,7 +85,7 @@ def evaluate(
     """
     per_lane = -(-episodes // env.num_envs)
     facts = facts_of(env)
-    length = (facts.episode_length if facts else None) or _DEFAULT_CHUNK
+    length = min((facts.episode_length if facts else None) or _DEFAULT_CHUNK, _LONGEST_CHUNK)
     collector = Collector(
         env, policy, length, carry_stride=length, seed=seed, first_lane=first_lane, greedy=greedy,
         reset_carry_at=reset_carry_at,

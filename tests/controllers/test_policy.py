@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Generator, nn
 
-from controllers import CONTROLLERS, ControllerSettings, Policy, PolicySettings, PolicySpec, Weights, build_policy
+from controllers import (
+    CONTROLLERS,
+    ControllerSettings,
+    Policy,
+    PolicySettings,
+    PolicySpec,
+    Weights,
+    build_policy,
+)
 
 SPEC = PolicySpec(observation_size=7, actions=4)
 T, B = 23, 6
@@ -33,7 +41,9 @@ def test_acting_is_scanning(kind: str, encoder: tuple[int, ...], start: str) -> 
     carry = policy.initial_carry(B)
     whole = policy.scan(obs, reset, carry)
     for t in range(T):
-        torch.testing.assert_close(policy.value(obs[t], reset[t], carry), whole.value_TB[t], rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            policy.value(obs[t], reset[t], carry), whole.value_TB[t], rtol=0, atol=1e-6
+        )
         act = policy.act(obs[t], reset[t], carry, uniform[t])
         log_prob = policy.action_head.log_prob(whole.logits_TBA[t], act.action_B)
         torch.testing.assert_close(act.log_prob_B, log_prob, rtol=0, atol=1e-6)

@@ -13,7 +13,10 @@ from controllers.scans.lstm import LstmParameters, LstmState, lstm_scan
 def test_gru_is_torch_gru(dtype: torch.dtype, tolerance: float) -> None:
     torch.manual_seed(0)
     module = nn.GRU(5, 16).to(dtype)
-    x, h = torch.randn(37, 3, 5, dtype=dtype, requires_grad=True), torch.randn(3, 16, dtype=dtype, requires_grad=True)
+    x, h = (
+        torch.randn(37, 3, 5, dtype=dtype, requires_grad=True),
+        torch.randn(3, 16, dtype=dtype, requires_grad=True),
+    )
     weight = torch.randn(37, 3, 16, dtype=dtype)
     y_ref, h_ref = module(x, h.unsqueeze(0))
     p = GruParameters(*module.parameters())
@@ -47,7 +50,12 @@ def test_saturated_gates_stay_finite() -> None:
     x = torch.tensor([[[1e4]], [[-1e4]], [[1e4]]], requires_grad=True)
     no_reset, zero = torch.zeros(3, 1, dtype=torch.bool), torch.zeros(2)
     for gates in (3, 4):
-        weights = [torch.ones(gates * 2, 1), torch.ones(gates * 2, 2), torch.zeros(gates * 2), torch.zeros(gates * 2)]
+        weights = [
+            torch.ones(gates * 2, 1),
+            torch.ones(gates * 2, 2),
+            torch.zeros(gates * 2),
+            torch.zeros(gates * 2),
+        ]
         if gates == 3:
             y, _ = gru_scan(x, no_reset, torch.zeros(1, 2), zero, GruParameters(*weights))
         else:

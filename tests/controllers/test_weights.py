@@ -49,7 +49,12 @@ def test_the_digest_sees_names_shapes_types_and_values_but_not_order_or_version(
     a, b = np.arange(4, dtype=np.float32), np.ones(2, dtype=np.float32)
     base = Weights(0, {"a": a, "b": b}).digest()
     assert base == Weights(9, {"b": b, "a": a}).digest()
-    changed = [{"a": a, "c": b}, {"a": a.reshape(2, 2), "b": b}, {"a": a, "b": b.astype(float)}, {"a": a + 1, "b": b}]
+    changed = [
+        {"a": a, "c": b},
+        {"a": a.reshape(2, 2), "b": b},
+        {"a": a, "b": b.astype(float)},
+        {"a": a + 1, "b": b},
+    ]
     assert base not in {Weights(0, arrays).digest() for arrays in changed}
 
 
@@ -63,7 +68,9 @@ def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:
         Weights(3, without).load_into(target)
     with pytest.raises(ValueError, match="version 3 hold unexpected parameter 'extra'; build"):
         Weights(3, arrays | {"extra": arrays[name]}).load_into(target)
-    with pytest.raises(ValueError, match=rf"'{name}' is torch.float32 \[1, 5\].*torch.float32 \[1, 128\].*; build"):
+    with pytest.raises(
+        ValueError, match=rf"'{name}' is torch.float32 \[1, 5\].*torch.float32 \[1, 128\].*; build"
+    ):
         Weights(3, arrays | {name: np.zeros((1, 5), np.float32)}).load_into(target)
     with pytest.raises(ValueError, match=rf"'{name}' is torch.float64.*torch.float32"):
         Weights(3, arrays | {name: arrays[name].astype(float)}).load_into(target)

@@ -42,6 +42,13 @@ def test_a_policy_without_memory_stays_at_chance(cues: int) -> None:
     assert abs(returns.mean() - p) <= 2.576 * math.sqrt(p * (1 - p) / n)
 
 
+def test_facts() -> None:
+    facts = DelayedCue(2, cues=5, horizon=7).facts
+    assert (facts.memory_horizon, facts.episode_length) == (7, 8)
+    assert (facts.optimal_return, facts.success_return) == (1.0, 1.0)
+    assert facts.memoryless_return == facts.chance_return == 0.2
+
+
 def test_timeline_of_one_episode() -> None:
     env = DelayedCue(5, cues=3, horizon=4)
     observation, info = env.reset(seed=1)

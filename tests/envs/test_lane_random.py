@@ -17,7 +17,7 @@ _MASK = (1 << 64) - 1
 
 
 def _reference_child(key: int, counter: int) -> int:
-    """The child of a key in Python's own integers: SplitMix64's output at state key + (counter + 1) * increment."""
+    """The child of a key in Python's integers: SplitMix64's output number counter + 1 from state key."""
     z = (key + (counter + 1) * 0x9E3779B97F4A7C15) & _MASK
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK

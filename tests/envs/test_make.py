@@ -89,16 +89,29 @@ def test_facts_are_found_through_wrappers_and_vectorisers(single_only: str) -> N
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (EnvSettings(id="mneme/DelayedCeu-v0"), "'mneme/DelayedCeu-v0', which is not registered; the nearest are mneme/DelayedCue-v0"),
-        (EnvSettings(id="CartPoel-v1"), "'CartPoel-v1', which is not registered; the nearest are CartPole-v1"),
-        (EnvSettings(id="?"), "'\\?', which is not registered; the nearest are mneme/"),
+        (
+            EnvSettings(id="mneme/DelayedCeu-v0"),
+            "env.id is 'mneme/DelayedCeu-v0', which is not registered; the nearest are mneme/DelayedCue-v0",
+        ),
+        (EnvSettings(id="CartPoel-v1"), "which is not registered; the nearest are CartPole-v1"),
+        (EnvSettings(id="?"), "which is not registered; the nearest are mneme/"),
         (EnvSettings(id="no_such_package:Task-v0"), "but 'no_such_package' cannot be imported"),
-        (EnvSettings(kwargs={"horizons": 3}), "env.kwargs.horizons is 3, but mneme/DelayedCue-v0 has no such setting; it accepts cues, horizon, noise$"),
+        (
+            EnvSettings(kwargs={"horizons": 3}),
+            "^env.kwargs.horizons is 3, but mneme/DelayedCue-v0 has no such setting; "
+            "it accepts cues, horizon, noise$",
+        ),
         (EnvSettings(kwargs={"horizon": 0}), "^env.kwargs.horizon is 0; it must be at least 1$"),
-        (EnvSettings(kwargs={"cues": "four"}), "^env.kwargs.cues is 'four'; it must be a whole number of at least 2$"),
-        (EnvSettings(id="CartPole-v1", kwargs={"gravity": 1}), "env.kwargs.gravity is 1, but CartPole-v1 has no such setting; it accepts sutton_barto_reward"),
+        (
+            EnvSettings(kwargs={"cues": "4"}),
+            "^env.kwargs.cues is '4'; it must be a whole number of at least 2$",
+        ),
+        (
+            EnvSettings(id="CartPole-v1", kwargs={"gravity": 1}),
+            "env.kwargs.gravity is 1, but CartPole-v1 has no such setting; it accepts sutton_barto_reward$",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_settings_are_refused_in_one_sentence(settings: EnvSettings, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         make_vector_env(settings, 2)

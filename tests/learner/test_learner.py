@@ -140,7 +140,9 @@ def test_a_minibatch_smaller_than_a_sequence_is_refused(counting_collector: Call
         make_learner(collector, settings).update([collector.collect()[0].to_arrow()])
 
 
-def test_a_bad_fragment_is_refused_counted_and_training_goes_on(counting_collector: Callable[..., Collector]) -> None:
+def test_a_bad_fragment_is_refused_counted_and_training_goes_on(
+    counting_collector: Callable[..., Collector],
+) -> None:
     settings = LearnerSettings(mode="full", minibatches=1)
     collector = counting_collector(settings)
     good, _ = collector.collect()
@@ -184,7 +186,9 @@ def test_state_restores_to_the_bit(counting_collector: Callable[..., Collector])
         np.testing.assert_array_equal(a[name], b[name])
 
 
-def test_fresh_fragments_have_no_staleness_and_old_ones_do(counting_collector: Callable[..., Collector]) -> None:
+def test_fresh_fragments_have_no_staleness_and_old_ones_do(
+    counting_collector: Callable[..., Collector],
+) -> None:
     settings = LearnerSettings(mode="truncated", window=5, anchor="always", minibatches=2)
     collector = counting_collector(settings)
     learner = make_learner(collector, settings, asynchronous=True)
@@ -203,7 +207,9 @@ def test_fresh_fragments_have_no_staleness_and_old_ones_do(counting_collector: C
 def test_target_kl_stops_the_epochs(counting_collector: Callable[..., Collector]) -> None:
     settings = LearnerSettings(mode="full", epochs=10, minibatches=2, target_kl=1e-9, learning_rate=1e-2)
     collector = counting_collector(settings)
-    assert make_learner(collector, settings).update([collector.collect()[0].to_arrow()]).metrics["epochs"] < 10
+    assert (
+        make_learner(collector, settings).update([collector.collect()[0].to_arrow()]).metrics["epochs"] < 10
+    )
 
 
 def test_a_gradient_that_is_not_finite_ends_the_update_with_a_sentence(

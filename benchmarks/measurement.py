@@ -1,0 +1,133 @@
+"""What every contestant trains on, how it is timed, and what it says afterwards. Standard library only.
+
+Every contestant is a program of its own that prints one `Measurement` as a line of JSON on standard output. Time runs
+from the end of the second update to the end of the last one, so start-up, compilation and warm-up are nobody's burden.
+"""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from time import perf_counter
+from typing import Any
+
+ENV_ID = "mneme/DelayedCue-v0"
+CUES = 4
+HORIZON = 64
+EPISODE = HORIZON + 1  # steps
+HIDDEN = 128
+EPOCHS = 4
+LANES = 128
+MINIBATCHES = 4
+LEARNING_RATE = 3e-3
+CHANCE = 1 / CUES
+WARM_UP = 2  # updates that are not timed
+BATCH = LANES * EPISODE  # environment steps in an update
+
+_MARK = "MEASUREMENT "
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One contestant's timed stretch."""
+
+    steps: int  # environment steps collected and trained on in it
+    seconds: float  # wall clock
+    mean_return: float  # of the episodes that ended in it: about CHANCE for an agent that has not learned yet
+    configuration: dict[str, Any]
+    versions: dict[str, str]
+    spent: dict[str, float] = field(
+        default_factory=dict
+    )  # seconds by activity, where the contestant measures them
+
+    @property
+    def speed(self) -> float:
+        """Trained environment steps per second."""
+        return self.steps / self.seconds
+
+    def report(self) -> None:
+        """Print for `Measurement.read`."""
+        print(_MARK + json.dumps(asdict(self)), flush=True)
+
+    @classmethod
+    def read(cls, output: str) -> "Measurement":
+        """The measurement among whatever else a contestant printed.
+
+        Raises:
+            ValueError: there is none.
+        """
+        lines = [line for line in output.splitlines() if line.startswith(_MARK)]
+        if not lines:
+            raise ValueError("it printed no measurement")
+        return cls(**json.loads(lines[-1].removeprefix(_MARK)))
+
+
+@dataclass
+class Stopwatch:
+    """Counts steps, seconds and episodes from the end of the warm-up on."""
+
+    _updates: int = 0
+    _started: float = 0.0
+    _stopped: float = 0.0
+    _steps: int = 0
+    _episodes: float = 0.0
+    _returns: float = 0.0
+    _spent: dict[str, float] = field(default_factory=dict)
+
+    def update(
+        self, steps: int, episodes: float, mean_return: float, spent: Mapping[str, float] | None = None
+    ) -> None:
+        """To be called at the end of every update.
+
+        Args:
+            steps: environment steps that the update was trained on.
+            episodes: that ended while they were collected.
+            mean_return: of those episodes.
+            spent: seconds by activity.
+        """
+        self._stopped = perf_counter()
+        self._updates += 1
+        if self._updates <= WARM_UP:
+            self._started = self._stopped
+            return
+        self._steps += steps
+        if episodes:
+            self._episodes += episodes
+            self._returns += episodes * mean_return
+        for key, seconds in (spent or {}).items():
+            self._spent[key] = self._spent.get(key, 0.0) + seconds
+
+    def measurement(self, configuration: dict[str, Any], *packages: str) -> Measurement:
+        """What was measured.
+
+        Args:
+            configuration: how the contestant was set up.
+            packages: distributions whose versions matter.
+
+        Raises:
+            ValueError: nothing was timed.
+        """
+        if not self._steps:
+            raise ValueError(
+                f"only {self._updates} updates were made; more than {WARM_UP} are needed, so raise --steps"
+            )
+        return Measurement(
+            steps=self._steps,
+            seconds=self._stopped - self._started,
+            mean_return=self._returns / self._episodes if self._episodes else float("nan"),
+            configuration=configuration,
+            versions={"python": platform.python_version()} | {name: version(name) for name in packages},
+            spent=self._spent,
+        )
+
+
+def updates_for(steps: int, batch: int = BATCH) -> int:
+    """Updates that time at least `steps` environment steps, the warm-up included."""
+    return WARM_UP + max(1, -(-steps // batch))
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

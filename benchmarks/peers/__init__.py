@@ -1,0 +1,1 @@
+"""The programs that we compare ourselves with; they run in the bench environment, where torch trainers differ."""

@@ -1,0 +1,132 @@
+"""sb3-contrib's RecurrentPPO on delayed cue. Run as `python -m benchmarks.peers.sb3_recurrent_ppo`.
+
+The environment is stepped as one numpy batch, as ours is, so that no Python loop over environments is held against it.
+"""
+
+import argparse
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from sb3_contrib import RecurrentPPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
+
+from benchmarks import measurement as m
+from envs import EnvSettings, make_vector_env
+
+
+class BatchedVecEnv(VecEnv):
+    """A Gymnasium vector environment with same-step autoreset as a Stable-Baselines3 one."""
+
+    def __init__(self, env: gym.vector.VectorEnv) -> None:
+        self._env = env
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        self._actions = np.zeros(self.num_envs, dtype=np.int64)
+        self._no_infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        self.last_returns = np.zeros(self.num_envs)
+        self._returns = np.zeros(self.num_envs)
+
+    def reset(self) -> np.ndarray:
+        return self._env.reset(seed=self._seeds[0])[0]
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self._actions = actions
+
+    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        observations, rewards, terminated, truncated, info = self._env.step(self._actions)
+        self._returns += rewards
+        done = terminated | truncated
+        if not done.any():
+            return observations, rewards, done, self._no_infos
+        self.last_returns[done] = self._returns[done]
+        self._returns[done] = 0.0
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        for lane in np.flatnonzero(done):
+            infos[lane] = {
+                "terminal_observation": info["final_obs"][lane],
+                "TimeLimit.truncated": bool(truncated[lane] and not terminated[lane]),
+            }
+        return observations, rewards, done, infos
+
+    def close(self) -> None:
+        self._env.close()
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        return [getattr(self._env, attr_name)] * len(self._lanes(indices))
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        raise NotImplementedError("the lanes are one batch: they have no attributes of their own")
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        raise NotImplementedError("the lanes are one batch: they have no methods of their own")
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: Any = None) -> list[bool]:
+        return [False] * len(self._lanes(indices))
+
+    def _lanes(self, indices: Any) -> list[int]:
+        return list(self._get_indices(indices))
+
+
+class _Timing(BaseCallback):
+    """A rollout begins where the update before it has ended, and `learn` returns where the last one has."""
+
+    def __init__(self, stopwatch: m.Stopwatch, env: BatchedVecEnv, batch: int) -> None:
+        super().__init__()
+        self._stopwatch, self._env, self._batch = stopwatch, env, batch
+        self._pending = False
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        if self._pending:
+            self.finish_update()
+
+    def _on_rollout_end(self) -> None:
+        self._pending = True
+
+    def _on_training_end(self) -> None:
+        self.finish_update()
+
+    def finish_update(self) -> None:
+        returns = self._env.last_returns
+        self._stopwatch.update(self._batch, len(returns), float(returns.mean()))
+
+
+def main() -> None:
+    """Train for `--steps` timed environment steps and print a measurement."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=m.BATCH)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lanes", type=int, default=m.LANES)
+    parser.add_argument("--minibatches", type=int, default=m.MINIBATCHES)
+    parser.add_argument("--threads", type=int, default=m.cores())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    batch = args.lanes * m.EPISODE
+    env = BatchedVecEnv(
+        make_vector_env(EnvSettings(id=m.ENV_ID, kwargs={"cues": m.CUES, "horizon": m.HORIZON}), args.lanes)
+    )
+    settings: dict[str, Any] = {
+        "n_steps": m.EPISODE,
+        "batch_size": batch // args.minibatches,
+        "n_epochs": m.EPOCHS,
+        "learning_rate": m.LEARNING_RATE,
+        "ent_coef": 0.01,
+        # One LSTM and linear heads, as in our own policy; the default has an LSTM and two layers more for the critic.
+        "policy_kwargs": {
+            "lstm_hidden_size": m.HIDDEN, "shared_lstm": True, "enable_critic_lstm": False, "net_arch": [],
+        },
+    }  # fmt: skip
+    model = RecurrentPPO("MlpLstmPolicy", env, seed=args.seed, device="cpu", **settings)
+    stopwatch = m.Stopwatch()
+    model.learn(m.updates_for(args.steps, batch) * batch, callback=_Timing(stopwatch, env, batch))
+    parameters = sum(p.numel() for p in model.policy.parameters())
+    configuration = settings | {"lanes": args.lanes, "threads": args.threads, "parameters": parameters}
+    stopwatch.measurement(configuration, "sb3-contrib", "stable-baselines3", "torch", "numpy").report()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""The configuration: YAML, overrides, and one clear sentence for whatever is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from distributed.blueprint import make_blueprint
+from distributed.config import Config, ConfigError, load_config, parse_config, settings
+
+PRESETS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_every_preset_can_be_built(preset: Path) -> None:
+    make_blueprint(load_config(preset))
+
+
+def test_overrides_win_over_the_preset() -> None:
+    config = load_config(
+        PRESETS[0], ["learner.learning_rate=1e-3", "seed=7", "env.kwargs.horizon=10", "name=null"]
+    )
+    assert config.learner.learning_rate == 1e-3
+    assert config.seed == 7
+    assert config.env.kwargs["horizon"] == 10
+    assert config.name is None
+
+
+def test_a_configuration_survives_its_own_dictionary() -> None:
+    config = load_config(
+        None, ["learner.mode=truncated", "policy.encoder=[32, 16]", "policy.controller.kind=lstm"]
+    )
+    assert parse_config(config.to_dict()) == config
+
+
+def test_every_setting_is_explained() -> None:
+    found = list(settings())
+    assert {"seed", "env.id", "learner.mode", "policy.controller.hidden_size", "service.max_lag"} <= {
+        s.key for s in found
+    }
+    assert [s.key for s in found if not s.help] == []
+
+
+@pytest.mark.parametrize(
+    ("override", "sentences"),
+    [
+        (
+            "learner.learning_rat=1",
+            ["unknown setting learner.learning_rat", "did you mean learner.learning_rate?"],
+        ),
+        ("sed=1", ["unknown setting sed", "did you mean seed?"]),
+        ("policy.controller.hiden_size=3", ["did you mean policy.controller.hidden_size?"]),
+        ("learner.epochs=many", ["learner.epochs is 'many'; it must be a valid integer"]),
+        ("learner.epochs=0", ["learner.epochs is 0; it must be at least 1"]),
+        ("learner.epochs=1.5", ["learner.epochs is 1.5"]),
+        ("learner.mode=partial", ["learner.mode is 'partial'; use 'cached', 'truncated' or 'full'"]),
+        ("seed=-1", ["seed is -1", "greater than or equal to 0"]),
+        ("rollout.lanes=127", ["rollout.lanes is 127", "use a multiple of rollout.workers"]),
+        ("learner=full", ["learner is 'full'"]),
+        ("seed.x=1", ["seed"]),
+        ("train.stop_success=99", ["train.stop_success is 99"]),
+        ("checkpoint.keep=0", ["checkpoint.keep is 0; it must be at least 1"]),
+        ("tracking.uri=", ["tracking.uri"]),
+        ("nonsense", ["cannot read the override 'nonsense'; write it as key=value"]),
+        ("seed=[", ["cannot read the value"]),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_value_and_a_remedy(override: str, sentences: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [override])
+    for sentence in sentences:
+        assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_several_mistakes_give_several_sentences() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, ["learner.epochs=0", "rollout.lanes=0", "nam=x"])
+    assert len(str(caught.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["env.id=mneme/DelayedCu-v0"], "mneme/DelayedCue-v0"),
+        (["env.kwargs.horizont=3"], "horizont"),
+        (["env.kwargs.horizon=0"], "horizon is 0"),
+        (["policy.controller.kind=gur"], "gru"),
+        (["rollout.lanes=2", "learner.minibatches=4"], "lower learner.minibatches or raise rollout.lanes"),
+        (["learner.mode=truncated", "learner.window=8", "rollout.carry_stride=5"], "use a divisor of 8"),
+        (["env.id=Pendulum-v1"], "action space"),
+        (["env.id=FrozenLake-v1"], "observation space"),
+    ],
+)
+def test_combinations_that_cannot_work_are_refused_before_anything_starts(
+    overrides: list[str], sentence: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_blueprint(load_config(None, overrides))
+    assert sentence in str(caught.value)
+
+
+def test_what_is_left_open_follows_from_the_task() -> None:
+    blueprint = make_blueprint(load_config(None, ["env.kwargs.horizon=20"]))
+    assert (blueprint.length, blueprint.carry_stride, blueprint.horizon) == (21, 21, 20)
+    truncated = load_config(
+        None, ["env.kwargs.horizon=20", "learner.mode=truncated", "learner.window=8", "learner.burn_in=2"]
+    )
+    assert make_blueprint(truncated).carry_stride == 2
+    stale = make_blueprint(load_config(None, ["env.kwargs.horizon=20", "service.mode=async"]))
+    assert stale.carry_stride == 6  # a few carries to measure staleness against
+    assert make_blueprint(load_config(None, ["env.id=CartPole-v1"])).length == 128
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [("a: [", "is not YAML"), ("- 1", "must be a mapping"), ("learner: {epochs: x}", "epochs")],
+)
+def test_files_that_cannot_be_read(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "preset.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=sentence):
+        load_config(path)
+
+
+def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "delayed_cue.yaml").write_text("")
+    with pytest.raises(ConfigError, match="did you mean .*delayed_cue.yaml"):
+        load_config(tmp_path / "delayed_que.yaml")
+    assert load_config(tmp_path / "delayed_cue.yaml") == Config()

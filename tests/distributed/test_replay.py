@@ -1,0 +1,63 @@
+"""The replay's bounds: reached, never exceeded."""
+
+import random
+
+import pytest
+
+from distributed.replay import Replay
+
+
+def test_oldest_first_and_each_once() -> None:
+    replay: Replay[str] = Replay(max_bytes=100, max_lag=0)
+    for name in "abc":
+        replay.add(name, 10, version=0)
+    assert replay.sample(4, version=0) == []
+    assert replay.sample(2, version=0) == ["a", "b"]
+    assert replay.sample(1, version=0) == ["c"]
+    assert len(replay) == 0
+    assert replay.nbytes == 0
+
+
+def test_the_byte_bound_is_reached_and_never_exceeded() -> None:
+    replay: Replay[int] = Replay(max_bytes=1000, max_lag=10)
+    sizes, rng, highest = {}, random.Random(0), 0
+    for i in range(500):
+        sizes[i] = rng.choice([100, 150, 250])
+        replay.add(i, sizes[i], version=0)
+        assert replay.nbytes <= 1000
+        highest = max(highest, replay.nbytes)
+    assert highest == 1000
+    kept = replay.sample(len(replay), version=0)
+    assert kept == list(range(500 - len(kept), 500))  # the newest, in order
+    assert replay.counts.added == 500
+    assert replay.counts.dropped_full == 500 - len(kept)
+
+
+def test_a_fragment_larger_than_the_bound_is_not_taken() -> None:
+    replay: Replay[str] = Replay(max_bytes=10, max_lag=0)
+    replay.add("small", 10, version=0)
+    replay.add("large", 11, version=0)
+    assert replay.sample(1, version=0) == ["small"]
+    assert replay.counts.dropped_full == 1
+
+
+@pytest.mark.parametrize("max_lag", [0, 1, 3])
+def test_the_lag_bound_is_reached_and_never_exceeded(max_lag: int) -> None:
+    replay: Replay[int] = Replay(max_bytes=10**6, max_lag=max_lag)
+    lags = set()
+    for version in range(50):
+        for _ in range(3):
+            replay.add(version, 1, version)
+        if version % 2:  # a learner that keeps up with half of what arrives
+            lags |= {version - collected for collected in replay.sample(3, version)}
+    assert max(lags) == max_lag
+    assert replay.counts.dropped_stale > 0
+
+
+def test_reuse_spreads_over_the_least_used() -> None:
+    replay: Replay[str] = Replay(max_bytes=100, max_lag=5, reuse=2)
+    replay.add("a", 1, 0)
+    replay.add("b", 1, 0)
+    drawn = [replay.sample(1, 0)[0] for _ in range(4)]
+    assert drawn == ["a", "b", "a", "b"]
+    assert replay.sample(1, 0) == []

@@ -1,0 +1,82 @@
+"""Evaluation: as many episodes on every lane, sound intervals, and the ablation that forgets."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from controllers import Act, Carry, ControllerSettings, PolicySettings, build_policy
+from envs import EnvSettings, make_vector_env
+from rollout_workers import evaluate, policy_spec
+from rollout_workers.evaluation import wilson_interval
+
+
+class Rememberer:
+    """A policy that copies the cue into its carry and answers with it; no learning involved."""
+
+    def initial_carry(self, batch: int) -> Carry:
+        return {"seen": torch.zeros(batch, 4)}
+
+    def act(
+        self, obs_BD: Tensor, reset_B: Tensor, carry: Carry, uniform_B: Tensor, greedy: bool = False
+    ) -> Act:
+        cue, query = obs_BD[:, :4], obs_BD[:, 4:]
+        kept = torch.where(reset_B[:, None], 0.0, carry["seen"])
+        seen = torch.where((cue.sum(-1, keepdim=True) > 0) & (query == 0), cue, kept)
+        return Act(seen.argmax(-1), torch.zeros(len(obs_BD)), torch.zeros(len(obs_BD)), {"seen": seen})
+
+    def value(self, obs_BD: Tensor, reset_B: Tensor, carry: Carry) -> Tensor:
+        return torch.zeros(len(obs_BD))
+
+
+def run(reset_carry_at: int | None = None, episodes: int = 400):  # type: ignore[no-untyped-def]
+    env = make_vector_env(EnvSettings(kwargs={"cues": 4, "horizon": 10}), 20)
+    return evaluate(env, Rememberer(), episodes=episodes, seed=0, reset_carry_at=reset_carry_at)  # type: ignore[arg-type]
+
+
+def test_an_agent_that_remembers_succeeds_always() -> None:
+    evaluation = run()
+    assert evaluation.episodes == 400
+    assert evaluation.success_rate == 1.0
+    assert evaluation.mean_return == 1.0
+    assert evaluation.success_interval is not None
+    assert evaluation.success_interval[0] > 0.98
+
+
+@pytest.mark.parametrize("step", [1, 5, 10])
+def test_forgetting_in_mid_episode_brings_it_to_chance(step: int) -> None:
+    evaluation = run(reset_carry_at=step)
+    assert evaluation.success_interval is not None
+    low, high = wilson_interval(int(evaluation.successes.sum()), evaluation.episodes, z=2.576)
+    assert low < 0.25 < high
+
+
+def test_forgetting_before_anything_was_seen_costs_nothing() -> None:
+    assert run(reset_carry_at=0).success_rate == 1.0
+
+
+def test_lanes_with_short_episodes_are_not_favoured() -> None:
+    env = make_vector_env(EnvSettings(id="mneme/Counting-v0"), 5)  # episodes of 3, 4, 5, 6 and 7 steps
+    policy = build_policy(
+        policy_spec(env), PolicySettings(controller=ControllerSettings(hidden_size=8)), 5, seed=0
+    )
+    evaluation = evaluate(env, policy, episodes=10, seed=0)
+    assert sorted(evaluation.lengths.tolist()) == [3, 3, 4, 4, 5, 5, 6, 6, 7, 7]
+
+
+def test_an_episode_that_never_ends_is_reported() -> None:
+    env = make_vector_env(EnvSettings(kwargs={"horizon": 5000}), 2)
+    policy = build_policy(
+        policy_spec(env), PolicySettings(controller=ControllerSettings(hidden_size=8)), 5, seed=0
+    )
+    with pytest.raises(ValueError, match="did not finish 1 episodes a lane"):
+        evaluate(env, policy, episodes=2, seed=0, max_episode_steps=100)
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [(512, 512, 0.9926, 1.0), (0, 10, 0.0, 0.2775), (128, 512, 0.2144, 0.2893)],
+)
+def test_wilson_interval_against_published_values(
+    successes: int, trials: int, low: float, high: float
+) -> None:
+    assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=5e-4)
