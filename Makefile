@@ -62,7 +62,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(VENV)/bin/python -m pip install --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(BENCH_VENV)/.installed: benchmarks/requirements.lock requirements.lock
+$(BENCH_VENV)/.installed: benchmarks/requirements.lock
 	$(call install,$(BENCH_VENV),benchmarks/requirements.lock)
 	@touch $@
 

@@ -1,9 +1,10 @@
 """What every contestant trains on, how it is timed, and what it says afterwards. Standard library only.
 
 Every contestant is a program of its own that prints one `Measurement` as a line of JSON on standard output. Time runs
-from the end of the second update to the end of the last one, so start-up, compilation and warm-up are nobody's burden.
+from the end of the warm-up's last update to the end of the last one of all, so start-up is nobody's burden.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -23,7 +24,7 @@ LANES = 128
 MINIBATCHES = 4
 LEARNING_RATE = 3e-3
 CHANCE = 1 / CUES
-WARM_UP = 2  # updates that are not timed
+WARM_UP = 3  # updates that are not timed
 BATCH = LANES * EPISODE  # environment steps in an update
 
 _MARK = "MEASUREMENT "
@@ -38,9 +39,7 @@ class Measurement:
     mean_return: float  # of the episodes that ended in it: about CHANCE for an agent that has not learned yet
     configuration: dict[str, Any]
     versions: dict[str, str]
-    spent: dict[str, float] = field(
-        default_factory=dict
-    )  # seconds by activity, where the contestant measures them
+    spent: dict[str, float] = field(default_factory=dict)  # seconds by activity, where the contestant measures them
 
     @property
     def speed(self) -> float:
@@ -76,9 +75,7 @@ class Stopwatch:
     _returns: float = 0.0
     _spent: dict[str, float] = field(default_factory=dict)
 
-    def update(
-        self, steps: int, episodes: float, mean_return: float, spent: Mapping[str, float] | None = None
-    ) -> None:
+    def update(self, steps: int, episodes: float, mean_return: float, spent: Mapping[str, float] | None = None) -> None:
         """To be called at the end of every update.
 
         Args:
@@ -93,7 +90,7 @@ class Stopwatch:
             self._started = self._stopped
             return
         self._steps += steps
-        if episodes:
+        if episodes:  # the mean of none is not a number
             self._episodes += episodes
             self._returns += episodes * mean_return
         for key, seconds in (spent or {}).items():
@@ -116,16 +113,24 @@ class Stopwatch:
         return Measurement(
             steps=self._steps,
             seconds=self._stopped - self._started,
-            mean_return=self._returns / self._episodes if self._episodes else float("nan"),
+            mean_return=self._returns / self._episodes,
             configuration=configuration,
             versions={"python": platform.python_version()} | {name: version(name) for name in packages},
             spent=self._spent,
         )
 
 
-def updates_for(steps: int, batch: int = BATCH) -> int:
+def contestant_parser(description: str | None) -> argparse.ArgumentParser:
+    """The command line that all contestants share."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--steps", type=int, default=BATCH, help="environment steps to time")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def updates_for(steps: int) -> int:
     """Updates that time at least `steps` environment steps, the warm-up included."""
-    return WARM_UP + max(1, -(-steps // batch))
+    return WARM_UP + max(1, -(-steps // BATCH))
 
 
 def cores() -> int:

@@ -75,7 +75,7 @@ class Categorical:
         return -(log_p_BA.exp() * log_p_BA).sum(-1)
 
     def kl(self, p: Tensor, q: Tensor) -> Tensor:
-        """KL(p || q): [B, A], [B, A] -> [B], in nats; where q excludes what p allows it is huge, not infinite."""
+        """KL(p || q): [B, A], [B, A] -> [B], in nats; huge, not infinite, where q excludes what p allows."""
         log_p_BA, log_q_BA = _finite(p.log_softmax(-1)), _finite(q.log_softmax(-1))
         return (log_p_BA.exp() * (log_p_BA - log_q_BA)).sum(-1)
 

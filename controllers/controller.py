@@ -100,7 +100,8 @@ class Controller(nn.Module, ABC):
             )
         if carry.keys() != set(self._carry_names):
             raise ValueError(
-                f"the carry holds {sorted(carry)}; this controller needs exactly {sorted(self._carry_names)}: "
+                f"the carry holds {sorted(carry)}; "
+                f"this controller needs exactly {sorted(self._carry_names)}: "
                 "pass what initial_carry or the previous scan returned"
             )
         for name, start in self.initial().items():

@@ -10,11 +10,11 @@ from controllers.settings import ControllerSettings
 
 
 class GruController(Controller):
-    """Parameters are named and laid out as in `torch.nn.GRUCell` (gates r, z, n); the carry is `h` [B, H]."""
+    """Parameters as in `torch.nn.GRUCell` (gates r, z, n); it carries `h` [B, H]."""
 
-    def __init__(
-        self, input_size: int, settings: ControllerSettings, horizon: int, generator: Generator
-    ) -> None:
+    initial_h: Tensor
+
+    def __init__(self, input_size: int, settings: ControllerSettings, horizon: int, generator: Generator) -> None:
         hidden = settings.hidden_size
         super().__init__(input_size, hidden, {"h": (hidden,)}, settings.initial_carry == "learned")
         w_ih, w_hh = gate_weights(3, input_size, hidden, generator)

@@ -10,11 +10,12 @@ from controllers.settings import ControllerSettings
 
 
 class LstmController(Controller):
-    """Parameters are named and laid out as in `torch.nn.LSTMCell` (gates i, f, g, o); carries `h`, `c` [B, H]."""
+    """Parameters as in `torch.nn.LSTMCell` (gates i, f, g, o); it carries `h` and `c` [B, H]."""
 
-    def __init__(
-        self, input_size: int, settings: ControllerSettings, horizon: int, generator: Generator
-    ) -> None:
+    initial_h: Tensor
+    initial_c: Tensor
+
+    def __init__(self, input_size: int, settings: ControllerSettings, horizon: int, generator: Generator) -> None:
         hidden = settings.hidden_size
         shapes = {"h": (hidden,), "c": (hidden,)}
         super().__init__(input_size, hidden, shapes, settings.initial_carry == "learned")

@@ -19,9 +19,7 @@ def dense(input_size: int, widths: tuple[int, ...], generator: Generator) -> nn.
 class MlpController(Controller):
     """One hidden layer, step by step alike; its carry is empty."""
 
-    def __init__(
-        self, input_size: int, settings: ControllerSettings, horizon: int, generator: Generator
-    ) -> None:
+    def __init__(self, input_size: int, settings: ControllerSettings, horizon: int, generator: Generator) -> None:
         super().__init__(input_size, settings.hidden_size, {}, learn_initial=False)
         self.layers = dense(input_size, (settings.hidden_size,), generator)
 

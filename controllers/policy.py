@@ -52,9 +52,7 @@ class Act(NamedTuple):
 class Policy(nn.Module):
     """Acting is the scan with T = 1, so what was acted is what is trained."""
 
-    def __init__(
-        self, spec: PolicySpec, settings: PolicySettings, horizon: int, generator: Generator
-    ) -> None:
+    def __init__(self, spec: PolicySpec, settings: PolicySettings, horizon: int, generator: Generator) -> None:
         super().__init__()
         self.action_head: ActionHead = Categorical(spec.actions)
         self.encoder = dense(spec.observation_size, settings.encoder, generator)
@@ -76,15 +74,11 @@ class Policy(nn.Module):
         return PolicyOutput(self.policy_head(y_TBH), self.value_head(y_TBH).squeeze(-1), carry)
 
     @torch.no_grad()
-    def act(
-        self, obs_BD: Tensor, reset_B: Tensor, carry: Carry, uniform_B: Tensor, greedy: bool = False
-    ) -> Act:
+    def act(self, obs_BD: Tensor, reset_B: Tensor, carry: Carry, uniform_B: Tensor, greedy: bool = False) -> Act:
         """Choose one action a lane from noise in [0, 1), or the most probable one; without autograd."""
         logits_TBA, value_TB, carry = self.scan(obs_BD.unsqueeze(0), reset_B.unsqueeze(0), carry)
         logits_BA = logits_TBA[0]
-        action_B = (
-            self.action_head.mode(logits_BA) if greedy else self.action_head.sample(logits_BA, uniform_B)
-        )
+        action_B = self.action_head.mode(logits_BA) if greedy else self.action_head.sample(logits_BA, uniform_B)
         return Act(action_B, self.action_head.log_prob(logits_BA, action_B), value_TB[0], carry)
 
     @torch.no_grad()

@@ -25,9 +25,7 @@ CONTROLLERS: dict[str, ControllerFactory] = {
 }
 
 
-def build_controller(
-    settings: ControllerSettings, input_size: int, horizon: int, generator: Generator
-) -> Controller:
+def build_controller(settings: ControllerSettings, input_size: int, horizon: int, generator: Generator) -> Controller:
     """The controller that `settings.kind` names, freshly initialised from `generator`.
 
     `horizon`, in steps, is the task's; `settings.expected_horizon` overrides it.

@@ -22,7 +22,7 @@ class ControllerSettings:
     """Width of the recurrent state and of the output."""
 
     initial_carry: Literal["zero", "learned"] = "zero"
-    """The state an episode starts from: zeros, or parameters trained with the rest (at zero when training starts)."""
+    """The state an episode starts from: zeros, or parameters trained with the rest."""
 
     chrono: bool = True
     """Start the gates remembering over the whole expected horizon (chrono initialisation)."""
@@ -36,9 +36,7 @@ class ControllerSettings:
     def __post_init__(self) -> None:
         _at_least("controller.hidden_size", self.hidden_size, 1)
         if self.initial_carry not in ("zero", "learned"):
-            raise ValueError(
-                f"controller.initial_carry is {self.initial_carry!r}; it must be 'zero' or 'learned'"
-            )
+            raise ValueError(f"controller.initial_carry is {self.initial_carry!r}; it must be 'zero' or 'learned'")
         if self.expected_horizon is not None:
             _at_least("controller.expected_horizon", self.expected_horizon, 1)
 

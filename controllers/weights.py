@@ -38,14 +38,12 @@ class Weights:
             if name not in self.arrays:
                 raise ValueError(f"weights version {self.version} lack parameter {name!r}; {remedy}")
             if name not in state:
-                raise ValueError(
-                    f"weights version {self.version} hold unexpected parameter {name!r}; {remedy}"
-                )
+                raise ValueError(f"weights version {self.version} hold unexpected parameter {name!r}; {remedy}")
             ours, theirs = state[name], torch.tensor(self.arrays[name])
             if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
                 raise ValueError(
-                    f"parameter {name!r} is {theirs.dtype} {list(theirs.shape)} in weights version {self.version} "
-                    f"but {ours.dtype} {list(ours.shape)} in the policy; {remedy}"
+                    f"parameter {name!r} is {theirs.dtype} {list(theirs.shape)} "
+                    f"in weights version {self.version} but {ours.dtype} {list(ours.shape)} in the policy; {remedy}"
                 )
         with torch.no_grad():
             for name, value in state.items():

@@ -8,9 +8,7 @@ from envs import TaskFacts, facts_of, make_vector_env
 from rollout_workers import policy_spec
 
 _DEFAULT_LENGTH = 128  # steps in a sequence where the task's episodes have no fixed length
-_STALENESS_PROBES = (
-    4  # carries stored a sequence where the mode needs only the first but staleness is measured
-)
+_STALENESS_PROBES = 4  # carries stored a sequence where the mode needs only the first but staleness is measured
 
 
 class Blueprint(NamedTuple):
@@ -60,7 +58,7 @@ def make_blueprint(config: Config) -> Blueprint:
         blueprint = Blueprint(
             config.changed("rollout", length=length, carry_stride=_carry_stride(config, length)),
             spec,
-            config.policy.controller.expected_horizon or (facts.memory_horizon if facts else length),
+            config.policy.controller.expected_horizon or (max(1, facts.memory_horizon) if facts else length),
             facts,
         )
         blueprint.policy()

@@ -35,9 +35,7 @@ class Checkpoint(NamedTuple):
     arrays: dict[str, dict[str, np.ndarray]]  # part ("learner", "worker-0", ...) -> name -> array
 
 
-def save_checkpoint(
-    root: Path, step: int, run: Mapping[str, Any], parts: Mapping[str, Arrays], keep: int
-) -> Path:
+def save_checkpoint(root: Path, step: int, run: Mapping[str, Any], parts: Mapping[str, Arrays], keep: int) -> Path:
     """Write one checkpoint under `root` and remove all but the newest `keep`.
 
     Raises:
@@ -83,9 +81,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: it is missing, incomplete, damaged or of another format.
     """
     if not path.is_dir():
-        raise CheckpointError(
-            f"there is no checkpoint at {path}; give a run folder or one of its checkpoints"
-        )
+        raise CheckpointError(f"there is no checkpoint at {path}; give a run folder or one of its checkpoints")
     try:
         sums = json.loads((path / _MANIFEST).read_text())
         for name, expected in sums.items():

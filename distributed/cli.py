@@ -38,9 +38,7 @@ def _fail(reason: object, status: int) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mneme", description="Reinforcement learning for agents that must remember."
-    )
+    parser = argparse.ArgumentParser(prog="mneme", description="Reinforcement learning for agents that must remember.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     train = commands.add_parser(
@@ -67,9 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--episodes", type=int, default=512, help="complete episodes (default 512)")
     evaluate.add_argument("--lanes", type=int, default=128, help="parallel environments (default 128)")
     evaluate.add_argument("--seed", type=int, default=0, help="seed of the episodes (default 0)")
-    evaluate.add_argument(
-        "--sample", action="store_true", help="sample actions instead of taking the most probable"
-    )
+    evaluate.add_argument("--sample", action="store_true", help="sample actions instead of taking the most probable")
     evaluate.add_argument(
         "--reset-carry-at", type=int, metavar="T",
         help="forget everything at step T of every episode: an agent that needs its memory then falls to chance",
@@ -93,17 +89,13 @@ def _train(options: argparse.Namespace) -> int:
     words = [word for word in (options.preset, *options.settings) if word is not None]
     files, overrides = [w for w in words if "=" not in w], [w for w in words if "=" in w]
     if len(files) > 1:
-        raise ConfigError(
-            f"got {len(files)} presets ({', '.join(files)}); give one, and settings as key=value"
-        )
+        raise ConfigError(f"got {len(files)} presets ({', '.join(files)}); give one, and settings as key=value")
     preset = Path(files[0]) if files else None
     if options.resume is None:
         result = train(load_config(preset, overrides), preset=preset, local=options.local)
     else:
         if preset or any(not override.startswith("train.total_steps=") for override in overrides):
-            raise ConfigError(
-                "--resume goes on with the run's own settings; besides it, give only train.total_steps=N"
-            )
+            raise ConfigError("--resume goes on with the run's own settings; besides it, give only train.total_steps=N")
         total = load_config(None, overrides).train.total_steps if overrides else None
         result = resume(options.resume, total_steps=total, local=options.local)
     if result.interrupted:
@@ -115,15 +107,15 @@ def _train(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from distributed.evaluation import evaluate_checkpoint
+    from distributed.meter import describe_evaluation
 
-    print(
-        evaluate_checkpoint(
-            options.checkpoint,
-            episodes=options.episodes,
-            lanes=options.lanes,
-            seed=options.seed,
-            greedy=not options.sample,
-            reset_carry_at=options.reset_carry_at,
-        )
+    evaluation = evaluate_checkpoint(
+        options.checkpoint,
+        episodes=options.episodes,
+        lanes=options.lanes,
+        seed=options.seed,
+        greedy=not options.sample,
+        reset_carry_at=options.reset_carry_at,
     )
+    print(describe_evaluation(evaluation))
     return 0

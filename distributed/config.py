@@ -86,9 +86,7 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(
-            "\n".join(dict.fromkeys(_sentence(detail, tree) for detail in error.errors()))
-        ) from None
+        raise ConfigError("\n".join(dict.fromkeys(_sentence(detail, tree) for detail in error.errors()))) from None
 
 
 def settings() -> Iterator[Setting]:
@@ -178,9 +176,7 @@ def _type_name(node: Mapping[str, Any], root: Mapping[str, Any]) -> str:
     if "enum" in node:
         return " | ".join(map(str, node["enum"]))
     if "anyOf" in node:
-        return " | ".join(
-            _type_name(option, root) for option in node["anyOf"] if option.get("type") != "null"
-        )
+        return " | ".join(_type_name(option, root) for option in node["anyOf"] if option.get("type") != "null")
     return {
         "integer": "int",
         "number": "float",

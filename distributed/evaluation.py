@@ -9,9 +9,8 @@ from controllers import Weights
 from distributed.blueprint import make_blueprint
 from distributed.checkpoint import CheckpointError, find_checkpoint
 from distributed.config import parse_config
-from distributed.training import describe_evaluation
 from envs import make_vector_env
-from rollout_workers import evaluate
+from rollout_workers import Evaluation, evaluate
 
 
 def evaluate_checkpoint(
@@ -22,8 +21,8 @@ def evaluate_checkpoint(
     seed: int,
     greedy: bool = True,
     reset_carry_at: int | None = None,
-) -> str:
-    """Run complete episodes and describe them in one line.
+) -> Evaluation:
+    """Run complete episodes.
 
     Raises:
         CheckpointError: there is no usable checkpoint, or its weights do not fit its configuration.
@@ -45,14 +44,9 @@ def evaluate_checkpoint(
     try:
         Weights(int(arrays["version"]), weights).load_into(policy)
     except ValueError as error:
-        raise CheckpointError(f"the checkpoint's weights do not fit its configuration: {error}") from None
+        raise CheckpointError(f"the checkpoint's arrays do not fit its configuration: {error}") from None
     env = make_vector_env(blueprint.config.env, min(lanes, episodes))
     try:
-        evaluation = evaluate(
-            env, policy, episodes=episodes, seed=seed, greedy=greedy, reset_carry_at=reset_carry_at
-        )
+        return evaluate(env, policy, episodes=episodes, seed=seed, greedy=greedy, reset_carry_at=reset_carry_at)
     finally:
         env.close()
-    facts = blueprint.facts
-    chance = f"; chance return {facts.chance_return:.3f}, optimal {facts.optimal_return:.3f}" if facts else ""
-    return describe_evaluation(evaluation) + chance

@@ -73,9 +73,7 @@ class RolloutFleet:
     def _ready(self) -> list[Any]:
         if not self._requests:
             return []
-        return ray.wait(list(self._requests), num_returns=len(self._requests), timeout=0, fetch_local=False)[
-            0
-        ]
+        return ray.wait(list(self._requests), num_returns=len(self._requests), timeout=0, fetch_local=False)[0]
 
     def _take(self, ref: Any) -> Arrival | None:
         request = self._requests.pop(ref)
@@ -108,9 +106,7 @@ class RolloutFleet:
     def _count_failure(self, worker: int, reason: str) -> None:
         self._failures[worker] += 1
         if self._failures[worker] > self._max_restarts:
-            raise ServiceError(
-                f"rollout actor {worker} failed {self._failures[worker]} times in a row: {reason}"
-            )
+            raise ServiceError(f"rollout actor {worker} failed {self._failures[worker]} times in a row: {reason}")
 
     def _spawn(self, worker: int) -> Any:
         return self._actor_class.remote(self._blueprint, worker, self._incarnations[worker])

@@ -70,5 +70,15 @@ def evaluation_row(evaluation: Evaluation) -> Row:
     return row
 
 
+def describe_evaluation(evaluation: Evaluation) -> str:
+    """One line: return and success with their 95 % intervals and n."""
+    low, high = evaluation.return_interval
+    text = f"return {evaluation.mean_return:.3f} [{low:.3f}, {high:.3f}]"
+    if evaluation.success_rate is not None and evaluation.success_interval is not None:
+        low, high = evaluation.success_interval
+        text += f", success {evaluation.success_rate:.1%} [{low:.1%}, {high:.1%}]"
+    return f"{text} over {evaluation.episodes} episodes"
+
+
 def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else math.nan

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import RayError
 
 from distributed.blueprint import Blueprint
@@ -37,17 +38,17 @@ def start_ray(service: ServiceSettings, workers: int) -> bool:
         if address and address != "local":
             ray.init(address=address, **quiet)
             return False
+        # Ray's own switch to loopback for machines that are no cluster. Without it Ray listens on every address of the
+        # machine, and even `_node_ip_address="127.0.0.1"` is turned into the machine's outward one.
+        ray_constants.ENABLE_RAY_CLUSTER = False
         cpus = max(os.cpu_count() or 1, math.ceil(workers * service.worker_cpus))
         ray.init(
-            address="local", num_cpus=cpus, include_dashboard=service.dashboard, dashboard_host=LOOPBACK,
-            _node_ip_address=LOOPBACK, **quiet,
+            address="local", num_cpus=cpus, include_dashboard=service.dashboard, dashboard_host=LOOPBACK, **quiet
         )  # fmt: skip
         return True
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
-        raise ServiceError(
-            f"cannot {where}: {' '.join(str(error).split())}; or train without Ray: --local"
-        ) from None
+        raise ServiceError(f"cannot {where}: {' '.join(str(error).split())}; or train without Ray: --local") from None
 
 
 class RayRunner:
@@ -59,7 +60,7 @@ class RayRunner:
         gpus = service.learner_gpus
         if gpus is None:
             gpus = min(1.0, ray.cluster_resources().get("GPU", 0.0))
-        resources = {service.learner_resource: 1.0} if service.learner_resource else None
+        resources = {service.learner_resource: 1.0} if service.learner_resource else {}
         # The learner reserves no CPU: it and the rollout actors take turns in synchronous mode.
         actor: Any = ray.remote(num_cpus=0, num_gpus=gpus, resources=resources)(LearnerWorker)
         self._learner = actor.remote(blueprint)

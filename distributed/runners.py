@@ -68,9 +68,7 @@ class LocalRunner:
     def __init__(self, blueprint: Blueprint, note: Callable[[str], None]) -> None:
         self._note = note
         self._learner = LearnerWorker(blueprint)
-        self._workers = [
-            RolloutWorker(blueprint, worker) for worker in range(blueprint.config.rollout.workers)
-        ]
+        self._workers = [RolloutWorker(blueprint, worker) for worker in range(blueprint.config.rollout.workers)]
         self._weights: Weights = self._learner.weights()
 
     @property

@@ -4,7 +4,7 @@ Fragments flow worker -> object store -> replay (references) -> learner; weights
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from distributed.replay import Replay, ReplayCounts
 from distributed.runners import Arrival, FragmentRef, Runner, ServiceError
@@ -54,7 +54,7 @@ def asynchronous(runner: "RayRunner", replay: Replay[FragmentRef]) -> Iterator[U
     per_update = len(runner.fleet)
     ahead = per_update * max(1, replay.max_lag)
     deliveries: list[Delivery] = []
-    learning = None
+    learning: tuple[Any, Any] | None = None
     while True:
         idle = runner.fleet.idle
         in_flight = per_update - len(idle)
@@ -65,10 +65,9 @@ def asynchronous(runner: "RayRunner", replay: Replay[FragmentRef]) -> Iterator[U
         deliveries += [arrival.delivery for arrival in arrivals]
         finished = learning if learning and runner.learn_ready(learning) else None
         report = runner.learn_end(finished) if finished else None
-        if (finished or not learning) and (fragments := replay.sample(per_update, runner.version)):
-            learning = runner.learn_begin(fragments)
-        elif finished:
-            learning = None
+        if finished or not learning:
+            fragments = replay.sample(per_update, runner.version)
+            learning = runner.learn_begin(fragments) if fragments else None
         if report:
             yield Update(report, deliveries, replay.counts)
             deliveries = []

@@ -25,9 +25,7 @@ class TrainSettings:
             if value is not None and value < 1:
                 raise ValueError(f"train.{name} is {value}; it must be at least 1")
         if self.stop_success is not None and not 0 < self.stop_success <= 1:
-            raise ValueError(
-                f"train.stop_success is {self.stop_success}; it must lie above 0 and at most at 1"
-            )
+            raise ValueError(f"train.stop_success is {self.stop_success}; it must lie above 0 and at most at 1")
 
 
 @dataclass(frozen=True, kw_only=True)

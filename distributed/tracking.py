@@ -66,9 +66,7 @@ class TrackingSettings:
                 "tracking.uri is empty; give a store such as sqlite:///runs/mlflow.db, or set enabled=false"
             )
         if not 1 <= len(self.experiment) <= 500:
-            raise ValueError(
-                f"tracking.experiment has {len(self.experiment)} characters; it must have 1 to 500"
-            )
+            raise ValueError(f"tracking.experiment has {len(self.experiment)} characters; it must have 1 to 500")
 
 
 class Tracker:
@@ -293,9 +291,7 @@ class _Run:
 
         known = self._known_params
         new = [Param(key, value) for key, value in params.items() if key not in known]
-        changed = [
-            RunTag(f"resumed.{key}", value) for key, value in params.items() if known.get(key, value) != value
-        ]
+        changed = [RunTag(f"resumed.{key}", value) for key, value in params.items() if known.get(key, value) != value]
         for start in range(0, len(new), ENTRIES_PER_BATCH):
             self._client.log_batch(self.id, params=new[start : start + ENTRIES_PER_BATCH])
         for start in range(0, len(changed), ENTRIES_PER_BATCH):
@@ -342,9 +338,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _batches(points: Sequence[_Point]) -> Iterator[list[tuple[str, float, int, int]]]:
     """MLflow's (key, value, time in ms, step) of all points, in batches that it accepts."""
-    rows = [
-        (key, value, point.time_ms, point.step) for point in points for key, value in point.values.items()
-    ]
+    rows = [(key, value, point.time_ms, point.step) for point in points for key, value in point.values.items()]
     for start in range(0, len(rows), METRICS_PER_BATCH):
         yield rows[start : start + METRICS_PER_BATCH]
 

@@ -11,11 +11,11 @@ from types import FrameType
 from typing import NamedTuple
 
 from distributed.blueprint import Blueprint, flat_parameters, make_blueprint
-from distributed.checkpoint import Checkpoint, find_checkpoint, save_checkpoint
+from distributed.checkpoint import Checkpoint, CheckpointError, find_checkpoint, save_checkpoint
 from distributed.config import Config, ConfigError, parse_config
 from distributed.curves import draw_learning_curve
 from distributed.display import Display
-from distributed.meter import Meter, Row, evaluation_row
+from distributed.meter import Meter, Row, describe_evaluation, evaluation_row
 from distributed.replay import Replay
 from distributed.run_folder import RunFolder, new_run_name
 from distributed.runners import LocalRunner, Runner, RunState
@@ -87,9 +87,7 @@ class _Run:
             "resumes_exactly": self.config.service.mode == "sync" and None not in state.workers,
         }
         try:
-            path = save_checkpoint(
-                self.folder.checkpoints, self.steps, run, parts, self.config.checkpoint.keep
-            )
+            path = save_checkpoint(self.folder.checkpoints, self.steps, run, parts, self.config.checkpoint.keep)
         except OSError as error:
             self.display.note(
                 f"the checkpoint at step {self.steps:,} could not be written ({error}); training goes on, and the "
@@ -115,9 +113,7 @@ class _Run:
             self.tracker.artifact(self.folder.curve)
 
 
-def train(
-    config: Config, *, preset: Path | None = None, local: bool = False, display: Display | None = None
-) -> Result:
+def train(config: Config, *, preset: Path | None = None, local: bool = False, display: Display | None = None) -> Result:
     """Train from the beginning.
 
     Args:
@@ -156,9 +152,7 @@ def resume(
 
 def _checked(config: Config, local: bool) -> Blueprint:
     if local and config.service.mode == "async":
-        raise ConfigError(
-            "service.mode is async, which needs Ray's actors; leave --local out or set service.mode=sync"
-        )
+        raise ConfigError("service.mode is async, which needs Ray's actors; leave --local out or set service.mode=sync")
     return make_blueprint(config)
 
 
@@ -237,14 +231,15 @@ def _make_runner(blueprint: Blueprint, local: bool, note: Callable[[str], None])
 
 def _restore(run: _Run, saved: Checkpoint) -> None:
     workers = [saved.arrays.get(f"worker-{i}") for i in range(run.config.rollout.workers)]
-    run.runner.set_state(RunState(saved.arrays["learner"], workers))
+    try:
+        run.runner.set_state(RunState(saved.arrays["learner"], workers))
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"the checkpoint's arrays do not fit its configuration: {error}") from None
     run.steps = saved.run["steps"]
     run.folder.rewind(run.steps)
     run.display.note(f"resuming {run.folder.path} from step {run.steps:,}")
     if not saved.run["resumes_exactly"]:
-        run.display.note(
-            "this run resumes with new episodes: its mode or its environment does not allow exact resume"
-        )
+        run.display.note("this run resumes with new episodes: its mode or its environment does not allow exact resume")
 
 
 class _NoteHandler(logging.Handler):
@@ -300,13 +295,3 @@ def _stopping_on_signals(run: _Run) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def describe_evaluation(evaluation: Evaluation) -> str:
-    """One line: return and success with their 95 % intervals and n."""
-    low, high = evaluation.return_interval
-    text = f"return {evaluation.mean_return:.3f} [{low:.3f}, {high:.3f}]"
-    if evaluation.success_rate is not None and evaluation.success_interval is not None:
-        low, high = evaluation.success_interval
-        text += f", success {evaluation.success_rate:.1%} [{low:.1%}, {high:.1%}]"
-    return f"{text} over {evaluation.episodes} episodes"

@@ -56,9 +56,7 @@ class RolloutWorker:
         batch = fragment.to_arrow()
         return Delivery(self._worker, weights.version, fragment.steps, batch.nbytes, stats), batch
 
-    def evaluate(
-        self, weights: Weights, episodes: int, seed: int, reset_carry_at: int | None = None
-    ) -> Evaluation:
+    def evaluate(self, weights: Weights, episodes: int, seed: int, reset_carry_at: int | None = None) -> Evaluation:
         """Greedy complete episodes in environments of their own; the training lanes are not touched."""
         self._load(weights)
         first_lane = self._worker * self._blueprint.lanes_per_worker

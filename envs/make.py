@@ -89,9 +89,7 @@ def _check_names(settings: EnvSettings, creator: Callable[..., Any]) -> None:
     parameters = inspect.signature(creator).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return
-    accepted = [
-        parameter.name for parameter in parameters if parameter.name not in ("num_envs", "render_mode")
-    ]
+    accepted = [parameter.name for parameter in parameters if parameter.name not in ("num_envs", "render_mode")]
     for name, value in settings.kwargs.items():
         if name not in accepted:
             raise ValueError(

@@ -95,9 +95,7 @@ class MemoryVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray])
         self._enter(lanes_B)
         return self._observe(), {}
 
-    def step(
-        self, actions: np.ndarray
-    ) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: np.ndarray) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Act in every lane; finished lanes start their next episode at once.
 
         Raises:
@@ -166,9 +164,7 @@ class MemoryVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray])
             )
         outside_B = (action_B < 0) | (action_B >= self._actions)
         if outside_B.any():
-            raise ValueError(
-                f"an action is {action_B[outside_B][0]}; actions run from 0 to {self._actions - 1}"
-            )
+            raise ValueError(f"an action is {action_B[outside_B][0]}; actions run from 0 to {self._actions - 1}")
         return action_B
 
     def _lane_seeds(self, seed: int | Sequence[int | None] | None) -> tuple[Keys, NDArray[np.bool_]]:

@@ -44,9 +44,7 @@ def anchor_pass(policy: Policy, batch: SequenceBatch) -> Anchor:
         for name, c in carry.items():
             carries[name].append(c)
         steps = slice(start, min(start + stride, T))
-        out = policy.scan(
-            batch.observations[:, steps].transpose(0, 1), batch.resets[:, steps].transpose(0, 1), carry
-        )
+        out = policy.scan(batch.observations[:, steps].transpose(0, 1), batch.resets[:, steps].transpose(0, 1), carry)
         carry = out.carry
         log_probs.append(policy.action_head.log_prob(out.logits_TBA, batch.actions[:, steps].transpose(0, 1)))
         values.append(out.value_TB)
@@ -67,9 +65,7 @@ def measure_staleness(policy: Policy, batch: SequenceBatch, anchor: Anchor) -> S
         return Staleness(float("nan"), float("nan"))
     flat_stored = torch.cat([carry.flatten(1) for carry in stored.values()], dim=1)
     flat_recomputed = torch.cat([carry.flatten(1) for carry in recomputed.values()], dim=1)
-    distance = (
-        (flat_stored - flat_recomputed).norm(dim=1) / flat_recomputed.norm(dim=1).clamp_min(1e-8)
-    ).mean()
+    distance = ((flat_stored - flat_recomputed).norm(dim=1) / flat_recomputed.norm(dim=1).clamp_min(1e-8)).mean()
 
     stride, T = batch.carry_stride, batch.length
     observations = batch.observations[:, stride:T:stride].flatten(0, 1)[None]

@@ -5,6 +5,7 @@ Legend: N sequences, T steps, S stored carries.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ class SequenceBatch:
 
     def rows(self, index: Tensor) -> "SequenceBatch":
         """The sequences that `index` [n] names."""
-        changes = {name: value[index] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        changes: dict[str, Any] = {name: x[index] for name, x in vars(self).items() if isinstance(x, Tensor)}
         return replace(self, carries={name: carry[index] for name, carry in self.carries.items()}, **changes)
 
     @classmethod

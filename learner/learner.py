@@ -35,14 +35,12 @@ class UpdateReport(NamedTuple):
     version: int  # of the weights after it
     steps: int  # environment steps trained on
     metrics: dict[str, float]  # losses, KL, staleness and the like, averaged over the update's minibatches
-    seconds: dict[
-        str, float
-    ]  # where the time went, wall clock summed over an update; within shards, their mean
+    seconds: dict[str, float]  # where the time went, wall clock summed over an update; within shards, their mean
     refused: tuple[str, ...]  # one sentence for each fragment that was not used
 
 
 class _ShardResult(NamedTuple):
-    gradients: list[Tensor | None]
+    gradients: Sequence[Tensor | None]
     sums: Tensor  # [len(_SUMS)] float64
     ratio_error: float  # max |ratio - 1|
     seconds: tuple[float, float, float]  # windows, forward, backward
@@ -82,10 +80,12 @@ class Learner:
         self._anchors = settings.anchor == "always" or (settings.anchor == "auto" and asynchronous)
         self._parameters = list(self.policy.parameters())
         self._optimizer = torch.optim.Adam(self._parameters, lr=settings.learning_rate, eps=_ADAM_EPSILON)
-        self.shards = settings.shards or (
-            1 if self.device.type != "cpu" else min(os.cpu_count() or 1, _MAX_SHARDS)
+        self.shards = settings.shards or (1 if self.device.type != "cpu" else min(os.cpu_count() or 1, _MAX_SHARDS))
+        # Torch's thread count is a thread's own: without this a shard's matrix products would take every core, and how
+        # they are split, and so the last bits, would differ from machine to machine.
+        self._pool = ThreadPoolExecutor(
+            self.shards, thread_name_prefix="learner-shard", initializer=torch.set_num_threads, initargs=(1,)
         )
-        self._pool = ThreadPoolExecutor(self.shards, thread_name_prefix="learner-shard")
 
     def weights(self) -> Weights:
         """The current weights as one versioned record."""
@@ -106,9 +106,7 @@ class Learner:
             raise FragmentError(refused[0] if refused else "an update was asked for without any fragment")
         batch = SequenceBatch.from_fragments(accepted, self.device)
         self.settings.check_batch(batch.sequences)
-        seconds = dict.fromkeys(
-            ("batch", "anchor", "returns", "windows", "forward", "backward", "optimizer"), 0.0
-        )
+        seconds = dict.fromkeys(("batch", "anchor", "returns", "windows", "forward", "backward", "optimizer"), 0.0)
         seconds["batch"] = perf_counter() - clock
 
         metrics = {"lag": float(self.version - np.mean([f.weights_version.mean() for f in accepted]))}
@@ -125,9 +123,7 @@ class Learner:
         if anchor is not None:
             batch = replace(batch, log_probs=anchor.log_probs, values=anchor.values, carries=anchor.carries)
         metrics |= _value_metrics(batch, returns)
-        advantages = (
-            normalized(returns.advantages) if self.settings.normalize_advantages else returns.advantages
-        )
+        advantages = normalized(returns.advantages) if self.settings.normalize_advantages else returns.advantages
         returns = Returns(advantages, returns.targets)
         seconds["returns"] = perf_counter() - clock
 
@@ -220,9 +216,7 @@ class Learner:
             "learning_rate": float(self._optimizer.param_groups[0]["lr"]),
         }
 
-    def _gradients(
-        self, batch: SequenceBatch, returns: Returns, rows: Tensor, count: int
-    ) -> list[_ShardResult]:
+    def _gradients(self, batch: SequenceBatch, returns: Returns, rows: Tensor, count: int) -> list[_ShardResult]:
         shards = [shard for shard in rows.chunk(self.shards) if len(shard)]
         return list(self._pool.map(lambda shard: self._shard(batch, returns, shard, count), shards))
 
@@ -256,7 +250,7 @@ class Learner:
         loss = (sums[0] + s.value_coef * sums[1] - s.entropy_coef * sums[2]) / count
         forward_done = perf_counter()
 
-        gradients = list(torch.autograd.grad(loss, self._parameters, allow_unused=True))
+        gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
         with torch.no_grad():
             difference = torch.where(mask, (log_probs - old_log_probs).exp() - 1, 0.0)
         return _ShardResult(
@@ -266,7 +260,7 @@ class Learner:
             (cut_done - started, forward_done - cut_done, perf_counter() - forward_done),
         )
 
-    def _apply(self, shard_gradients: Sequence[list[Tensor | None]]) -> float:
+    def _apply(self, shard_gradients: Sequence[Sequence[Tensor | None]]) -> float:
         """Sum the shards' gradients in their fixed order, clip, step; returns the norm before clipping."""
         for parameter, parts in zip(self._parameters, zip(*shard_gradients, strict=True), strict=True):
             present = [part for part in parts if part is not None]
@@ -303,9 +297,7 @@ class Learner:
         Raises:
             ValueError: the state is of another architecture.
         """
-        arrays = {
-            key.removeprefix("policy."): value for key, value in state.items() if key.startswith("policy.")
-        }
+        arrays = {key.removeprefix("policy."): value for key, value in state.items() if key.startswith("policy.")}
         Weights(int(state["version"]), arrays).load_into(self.policy)
         for name, parameter in self.policy.named_parameters():
             moments = {
@@ -315,8 +307,7 @@ class Learner:
             }
             if moments:
                 self._optimizer.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter.device)
-                    for key, value in moments.items()
+                    key: value if key == "step" else value.to(parameter.device) for key, value in moments.items()
                 }
         self.version, self.env_steps = int(state["version"]), int(state["env_steps"])
 

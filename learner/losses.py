@@ -18,9 +18,7 @@ class PolicyLoss(NamedTuple):
     clipped: Tensor  # 1.0 where the ratio lies outside the clip range
 
 
-def clipped_policy_loss(
-    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, clip: float
-) -> PolicyLoss:
+def clipped_policy_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, clip: float) -> PolicyLoss:
     """PPO's clipped surrogate (Schulman et al. 2017, eq. 7), negated, elementwise."""
     log_ratio = log_probs - old_log_probs
     ratio = log_ratio.exp()

@@ -19,9 +19,7 @@ class Returns(NamedTuple):
     targets: Tensor  # [B, T] of the value function
 
 
-def next_values(
-    values_BT1: Tensor, final_values_BT: Tensor, terminated_BT: Tensor, truncated_BT: Tensor
-) -> Tensor:
+def next_values(values_BT1: Tensor, final_values_BT: Tensor, terminated_BT: Tensor, truncated_BT: Tensor) -> Tensor:
     """The value that follows each step, [B, T]: 0 after termination, the true final observation's after truncation."""
     following = torch.where(truncated_BT, final_values_BT, values_BT1[:, 1:])
     return torch.where(terminated_BT, torch.zeros_like(following), following)

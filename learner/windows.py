@@ -7,7 +7,6 @@ Legend: N sequences, T steps, S stored carries, C = ceil(T / K) windows a sequen
 Window w = n * C + c holds steps c * K ... c * K + K - 1 of sequence n; what lies beyond T is padding, masked.
 """
 
-
 import torch
 from torch import Tensor
 
@@ -78,7 +77,6 @@ def window_carries(
             refreshed = policy.scan(replay, resets, carry).carry
         N = len(observations_NT)
         starts = {
-            name: torch.cat([c[:, :1], refreshed[name].unflatten(0, (N, C - 1))], dim=1)
-            for name, c in starts.items()
+            name: torch.cat([c[:, :1], refreshed[name].unflatten(0, (N, C - 1))], dim=1) for name, c in starts.items()
         }
     return {name: c.flatten(0, 1) for name, c in starts.items()}

@@ -30,11 +30,6 @@ class EpisodeStats(NamedTuple):
     successes: np.ndarray  # [E] bool; empty where the environment declares no success
     seconds: dict[str, float]  # "env" and "inference", wall clock
 
-    @property
-    def count(self) -> int:
-        """Episodes that ended, E."""
-        return len(self.returns)
-
 
 @dataclass
 class Collector:
@@ -75,7 +70,8 @@ class Collector:
         env_seed, noise_seed = np.random.SeedSequence([self.seed, self.incarnation]).generate_state(2)
         self._noise_keys = lane_keys(int(noise_seed), self._lanes)
         env_keys = lane_keys(int(env_seed), self._lanes)
-        self._observation, _ = self.env.reset(seed=[int(key >> np.uint64(1)) for key in env_keys])
+        lane_seeds: Any = [int(key >> np.uint64(1)) for key in env_keys]
+        self._observation, _ = self.env.reset(seed=lane_seeds)
         self._reset = np.ones(B, dtype=np.bool_)
         with torch.no_grad():
             self._carry: Carry = self.policy.initial_carry(B)
@@ -165,9 +161,7 @@ class Collector:
 
     def _final_values(self, lanes: np.ndarray, final_observations: np.ndarray) -> np.ndarray:
         """Values of the true final observations of truncated lanes, read with the carry those lanes had then."""
-        final = (
-            np.stack([final_observations[lane] for lane in lanes]) if len(lanes) else self._observation[:0]
-        )
+        final = np.stack([final_observations[lane] for lane in lanes]) if len(lanes) else self._observation[:0]
         carry = {name: c[lanes] for name, c in self._carry.items()}
         value = self.policy.value(torch.from_numpy(final), torch.zeros(len(lanes), dtype=torch.bool), carry)
         return value.numpy()

@@ -34,11 +34,7 @@ class Evaluation(NamedTuple):
     @property
     def return_interval(self) -> tuple[float, float]:
         """95 % normal-approximation interval of the mean return."""
-        half = (
-            1.96 * float(self.returns.std(ddof=1)) / math.sqrt(self.episodes)
-            if self.episodes > 1
-            else math.inf
-        )
+        half = 1.96 * float(self.returns.std(ddof=1)) / math.sqrt(self.episodes) if self.episodes > 1 else math.inf
         return self.mean_return - half, self.mean_return + half
 
     @property
@@ -101,7 +97,7 @@ def evaluate(
             )
         _, stats = collector.collect()
         steps += length
-        counted = np.zeros(stats.count, dtype=np.bool_)
+        counted = np.zeros(len(stats.lanes), dtype=np.bool_)
         for i, lane in enumerate(stats.lanes):
             counted[i] = finished[lane] < per_lane
             finished[lane] += 1

@@ -25,7 +25,5 @@ def policy_spec(env: gym.vector.VectorEnv[Any, Any, Any]) -> PolicySpec:
             f"the observation space {observation} has dtype {observation.dtype}; wrap the environment so that it is float32"
         )
     if not isinstance(action, gym.spaces.Discrete) or action.start != 0:
-        raise ValueError(
-            f"the action space {action} is not supported; use an environment with Discrete actions from 0"
-        )
+        raise ValueError(f"the action space {action} is not supported; use an environment with Discrete actions from 0")
     return PolicySpec(observation_size=observation.shape[0], actions=int(action.n))

@@ -3,7 +3,6 @@
 The environment is stepped as one numpy batch, as ours is, so that no Python loop over environments is held against it.
 """
 
-import argparse
 from typing import Any
 
 import gymnasium as gym
@@ -14,6 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks import measurement as m
+from benchmarks.peers.threads import ThreadChoice
 from envs import EnvSettings, make_vector_env
 
 
@@ -70,11 +70,11 @@ class BatchedVecEnv(VecEnv):
 
 
 class _Timing(BaseCallback):
-    """A rollout begins where the update before it has ended, and `learn` returns where the last one has."""
+    """An update has ended when the next rollout begins, the last one when training ends."""
 
-    def __init__(self, stopwatch: m.Stopwatch, env: BatchedVecEnv, batch: int) -> None:
+    def __init__(self, stopwatch: m.Stopwatch, threads: ThreadChoice, env: BatchedVecEnv) -> None:
         super().__init__()
-        self._stopwatch, self._env, self._batch = stopwatch, env, batch
+        self._stopwatch, self._threads, self._env = stopwatch, threads, env
         self._pending = False
 
     def _on_step(self) -> bool:
@@ -82,50 +82,42 @@ class _Timing(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         if self._pending:
-            self.finish_update()
+            self._update_done()
 
     def _on_rollout_end(self) -> None:
         self._pending = True
 
     def _on_training_end(self) -> None:
-        self.finish_update()
+        self._update_done()
 
-    def finish_update(self) -> None:
+    def _update_done(self) -> None:
         returns = self._env.last_returns
-        self._stopwatch.update(self._batch, len(returns), float(returns.mean()))
+        self._stopwatch.update(m.BATCH, len(returns), float(returns.mean()))
+        self._threads.update_done()
 
 
 def main() -> None:
     """Train for `--steps` timed environment steps and print a measurement."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=m.BATCH)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--lanes", type=int, default=m.LANES)
-    parser.add_argument("--minibatches", type=int, default=m.MINIBATCHES)
-    parser.add_argument("--threads", type=int, default=m.cores())
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    batch = args.lanes * m.EPISODE
-    env = BatchedVecEnv(
-        make_vector_env(EnvSettings(id=m.ENV_ID, kwargs={"cues": m.CUES, "horizon": m.HORIZON}), args.lanes)
-    )
+    args = m.contestant_parser(__doc__).parse_args()
+    env_settings = EnvSettings(id=m.ENV_ID, kwargs={"cues": m.CUES, "horizon": m.HORIZON})
+    env = BatchedVecEnv(make_vector_env(env_settings, m.LANES))
     settings: dict[str, Any] = {
         "n_steps": m.EPISODE,
-        "batch_size": batch // args.minibatches,
+        "batch_size": m.BATCH // m.MINIBATCHES,
         "n_epochs": m.EPOCHS,
         "learning_rate": m.LEARNING_RATE,
         "ent_coef": 0.01,
-        # One LSTM and linear heads, as in our own policy; the default has an LSTM and two layers more for the critic.
+        # One LSTM and linear heads, as in our own policy; by default the critic has an LSTM and layers of its own.
         "policy_kwargs": {
             "lstm_hidden_size": m.HIDDEN, "shared_lstm": True, "enable_critic_lstm": False, "net_arch": [],
         },
     }  # fmt: skip
     model = RecurrentPPO("MlpLstmPolicy", env, seed=args.seed, device="cpu", **settings)
-    stopwatch = m.Stopwatch()
-    model.learn(m.updates_for(args.steps, batch) * batch, callback=_Timing(stopwatch, env, batch))
-    parameters = sum(p.numel() for p in model.policy.parameters())
-    configuration = settings | {"lanes": args.lanes, "threads": args.threads, "parameters": parameters}
-    stopwatch.measurement(configuration, "sb3-contrib", "stable-baselines3", "torch", "numpy").report()
+    stopwatch, threads = m.Stopwatch(), ThreadChoice(torch.set_num_threads)
+    model.learn(m.updates_for(args.steps) * m.BATCH, callback=_Timing(stopwatch, threads, env))
+    parameters = sum(parameter.numel() for parameter in model.policy.parameters())
+    configuration = settings | {"lanes": m.LANES, "threads": threads.threads, "parameters": parameters}
+    stopwatch.measurement(configuration, "sb3-contrib", "stable-baselines3", "gymnasium", "torch", "numpy").report()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""LSTM over time with resets anywhere: the cell as one reads it, and a fast scan with a hand-derived gradient.
+"""LSTM over time with resets anywhere: the cell as one reads it, and a fast scan with its own gradient.
 
     i, f, o = sigmoid(W x + U h + b)     g = tanh(W_g x + U_g h + b_g)
     c' = f c + i g                       h' = o tanh(c')
 
-How the scan is fast: as in `controllers.scans.gru`. The gates (i, f, g, o) of a step lie side by side in one buffer
-that takes the recurrent product in place and one sigmoid, as tanh(a) = 2 sigmoid(2a) - 1 with the 2 folded into the
-weights of g. Backward, slopes that do not depend on the incoming gradient are computed for a block of steps at once.
+How the scan is fast: as in `controllers.scans.gru`. The gates (i, f, g, o) of a step lie side by side in one
+buffer that takes the recurrent product in place and one sigmoid, as tanh(a) = 2 sigmoid(2a) - 1 with the inner 2
+in the weights of g. Backward, slopes that do not depend on the incoming gradient are computed for a block of
+steps at once.
 
 Axis letters: T time (K of one block), B lanes, D input features, H hidden, G = 4H gates.
 """
@@ -56,22 +57,26 @@ def lstm_scan(
 ) -> tuple[Tensor, LstmState]:
     """All steps: every output [T, B, H], and the state after the last.
 
-    Where `reset_TB` is true the lane takes `initial` for its state before that step. Differentiable once in every
-    tensor but the flags.
+    Where `reset_TB` is true the lane takes `initial` for its state before that step. Differentiable, once, in
+    every tensor but the flags.
     """
     if torch.is_grad_enabled():
         y_TBH, h_BH, c_BH = _LstmScan.apply(x_TBD, reset_TB, *state, *initial, *p)
         return y_TBH, LstmState(h_BH, c_BH)
     if len(x_TBD) == 1:
-        starts = (torch.where(reset_TB.view(-1, 1), *pair) for pair in zip(initial, state, strict=True))
-        state = _step(x_TBD[0], LstmState(*starts), p)
+        reset_B1 = reset_TB.view(-1, 1)
+        h_BH, c_BH = (torch.where(reset_B1, *pair) for pair in zip(initial, state, strict=True))
+        state = _step(x_TBD[0], LstmState(h_BH, c_BH), p)
         return state.h.unsqueeze(0), state._replace(h=state.h.clone())
     trace = _forward(x_TBD, reset_TB, reset_TB.any(1).tolist(), state, initial, p, keep=False)
     return trace.h_SBH[1:], LstmState(trace.h_SBH[-1].clone(), trace.c_SBH[-1].clone())
 
 
 def _step(x_BD: Tensor, state: LstmState, p: LstmParameters) -> LstmState:
-    """`lstm_cell` in the fewest operations, without autograd: what acting spends its time in."""
+    """`_forward` for one step in the fewest operations: what acting spends its time in.
+
+    It adds and rounds in the order of `_forward`, as the GRU's does.
+    """
     gates = torch.addmm(p.b_ih + p.b_hh, x_BD, p.w_ih.t()).addmm_(state.h, p.w_hh.t())
     i, f, g, o = gates.chunk(4, 1)
     g.mul_(2)
@@ -201,7 +206,7 @@ class _LstmScan(torch.autograd.Function):
 
 
 def _slopes(gates_KBG: Tensor, c_in_KBH: Tensor, tanh_c_KBH: Tensor, out: Tensor, memory_out: Tensor) -> None:
-    """Fill `out` with dc'/d(pre-activation) of i, f, g and dh'/d(pre-activation) of o, `memory_out` with dh'/dc'."""
+    """Fill `out` with the slopes of c' in i, f, g and of h' in o, and `memory_out` with dh'/dc'."""
     i, f, g, o = gates_KBG.chunk(4, -1)
     s_i, s_f, s_g, s_o = out.chunk(4, -1)
     sigmoid_backward, tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward

@@ -59,9 +59,7 @@ def test_kl_to_itself_is_zero() -> None:
 def test_leading_axes_are_free() -> None:
     torch.testing.assert_close(HEAD.entropy(LOGITS.view(8, 8, 5)), HEAD.entropy(LOGITS).view(8, 8))
     uniform = torch.rand(64, generator=Generator().manual_seed(4))
-    assert torch.equal(
-        HEAD.sample(LOGITS.view(8, 8, 5), uniform.view(8, 8)).view(64), HEAD.sample(LOGITS, uniform)
-    )
+    assert torch.equal(HEAD.sample(LOGITS.view(8, 8, 5), uniform.view(8, 8)).view(64), HEAD.sample(LOGITS, uniform))
 
 
 def test_excluded_actions_leave_values_and_gradients_finite() -> None:

@@ -1,4 +1,4 @@
-"""What every controller must be, written once and run over the registry, with zero and learned initial carry."""
+"""What every controller must be, written once and run over the registry, with zero and learned start."""
 
 from collections.abc import Callable
 
@@ -40,10 +40,7 @@ def draw(
     dtype = next(controller.parameters()).dtype
     x = torch.randn(steps, lanes, INPUT, generator=generator).to(dtype)
     reset = torch.rand(steps, lanes, generator=generator) < resets
-    carry = {
-        k: (v + torch.randn(v.shape, generator=generator).to(dtype)).requires_grad_()
-        for k, v in start.items()
-    }
+    carry = {k: (v + torch.randn(v.shape, generator=generator).to(dtype)).requires_grad_() for k, v in start.items()}
     return x.requires_grad_(), reset, carry
 
 
@@ -65,16 +62,14 @@ def outputs_and_gradients(
     return {
         "y": y,
         **{f"last {k}": v for k, v in last.items()},
-        **dict(zip(map("d{}".format, inputs), grads)),
+        **dict(zip(map("d{}".format, inputs), grads, strict=True)),
     }
 
 
 def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], rtol: float, atol: float) -> None:
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(
-            actual[name], value, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(actual[name], value, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("steps", LENGTHS)
@@ -122,9 +117,7 @@ def test_the_scan_is_the_repeated_step(controller: Controller) -> None:
 
 
 @pytest.mark.parametrize("cuts", [(1,), (32,), (5, 6, 20), (11, 22)])
-def test_a_scan_over_a_split_is_the_scan_over_the_whole(
-    controller: Controller, cuts: tuple[int, ...]
-) -> None:
+def test_a_scan_over_a_split_is_the_scan_over_the_whole(controller: Controller, cuts: tuple[int, ...]) -> None:
     def split(x: Tensor, reset: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         outputs = []
         for x_part, reset_part in zip(x.tensor_split(cuts), reset.tensor_split(cuts), strict=True):
@@ -146,9 +139,7 @@ def test_a_reset_isolates_what_came_before(controller: Controller, at: int) -> N
     assert torch.count_nonzero(dx[:at]) == 0
     assert torch.count_nonzero(dx[at:, 1]) == dx[at:, 1].numel()
     assert all(torch.count_nonzero(grad) == 0 for grad in dcarry)
-    fresh_y, fresh_last = controller.scan(
-        x[at:], torch.zeros_like(reset[at:]), controller.initial_carry(LANES)
-    )
+    fresh_y, fresh_last = controller.scan(x[at:], torch.zeros_like(reset[at:]), controller.initial_carry(LANES))
     assert_same(
         {"y": y[at:, 1], **{k: v[1] for k, v in last.items()}},
         {"y": fresh_y[:, 1], **{k: v[1] for k, v in fresh_last.items()}},
@@ -212,9 +203,7 @@ def test_nothing_passed_in_is_modified_or_aliased(controller: Controller, no_gra
 def test_a_second_backward_through_the_same_scan_gives_the_same_gradients(controller: Controller) -> None:
     x, reset, carry = draw(controller, 7)
     loss = loss_of(*controller.scan(x, reset, carry))
-    first = torch.autograd.grad(
-        loss, list(controller.parameters()), retain_graph=True, materialize_grads=True
-    )
+    first = torch.autograd.grad(loss, list(controller.parameters()), retain_graph=True, materialize_grads=True)
     second = torch.autograd.grad(loss, list(controller.parameters()), materialize_grads=True)
     torch.testing.assert_close(first, second, **EXACT)
 
@@ -255,10 +244,10 @@ def test_bad_arguments_get_one_sentence(controller: Controller) -> None:
         controller.scan(x, reset[:2], carry)
     with pytest.raises(ValueError, match=r"reset flags are torch.float32.*torch.bool"):
         controller.scan(x, reset.float(), carry)
-    with pytest.raises(ValueError, match="the carry holds .*'stranger'.*initial_carry"):
+    with pytest.raises(ValueError, match=r"the carry holds .*'stranger'.*initial_carry"):
         controller.scan(x, reset, carry | {"stranger": x[0]})
     for name in carry:
-        with pytest.raises(ValueError, match="the carry holds .*needs exactly"):
+        with pytest.raises(ValueError, match=r"the carry holds .*needs exactly"):
             controller.scan(x, reset, {k: v for k, v in carry.items() if k != name})
         with pytest.raises(ValueError, match=rf"carry '{name}' is torch.float64 of shape \[3,.*\[4,"):
             controller.scan(x, reset, carry | {name: carry[name][:3]})

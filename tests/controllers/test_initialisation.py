@@ -43,9 +43,7 @@ def test_the_setting_overrides_the_task_and_chrono_can_be_switched_off() -> None
 
 
 def test_a_chrono_lstm_opens_its_input_gate_as_little_as_it_forgets() -> None:
-    built = build_controller(
-        ControllerSettings(kind="lstm", hidden_size=64), 3, 100, Generator().manual_seed(0)
-    )
+    built = build_controller(ControllerSettings(kind="lstm", hidden_size=64), 3, 100, Generator().manual_seed(0))
     assert isinstance(built, LstmController)
     i, f, g, o = (built.bias_ih + built.bias_hh).chunk(4)
     torch.testing.assert_close(i, -f)

@@ -21,9 +21,7 @@ T, B = 23, 6
 
 
 def make(kind: str = "gru", seed: int = 0, encoder: tuple[int, ...] = (), **controller: Any) -> Policy:
-    settings = PolicySettings(
-        encoder=encoder, controller=ControllerSettings(kind=kind, hidden_size=16, **controller)
-    )
+    settings = PolicySettings(encoder=encoder, controller=ControllerSettings(kind=kind, hidden_size=16, **controller))
     return build_policy(SPEC, settings, horizon=20, seed=seed)
 
 
@@ -41,17 +39,15 @@ def test_acting_is_scanning(kind: str, encoder: tuple[int, ...], start: str) -> 
     carry = policy.initial_carry(B)
     whole = policy.scan(obs, reset, carry)
     for t in range(T):
-        torch.testing.assert_close(
-            policy.value(obs[t], reset[t], carry), whole.value_TB[t], rtol=0, atol=1e-6
-        )
+        torch.testing.assert_close(policy.value(obs[t], reset[t], carry), whole.value_TB[t], rtol=1e-6, atol=1e-6)
         act = policy.act(obs[t], reset[t], carry, uniform[t])
         log_prob = policy.action_head.log_prob(whole.logits_TBA[t], act.action_B)
-        torch.testing.assert_close(act.log_prob_B, log_prob, rtol=0, atol=1e-6)
-        torch.testing.assert_close(act.value_B, whole.value_TB[t], rtol=0, atol=1e-6)
+        torch.testing.assert_close(act.log_prob_B, log_prob, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(act.value_B, whole.value_TB[t], rtol=1e-6, atol=1e-6)
         assert torch.equal(act.action_B, policy.action_head.sample(whole.logits_TBA[t], uniform[t]))
         assert not any(value.requires_grad for value in (act.log_prob_B, act.value_B, *act.carry.values()))
         carry = act.carry
-    torch.testing.assert_close(carry, whole.carry, rtol=0, atol=1e-6)
+    torch.testing.assert_close(carry, whole.carry, rtol=1e-6, atol=1e-6)
 
 
 def test_greedy_takes_the_mode_and_ignores_the_noise() -> None:

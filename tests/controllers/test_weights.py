@@ -68,9 +68,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:
         Weights(3, without).load_into(target)
     with pytest.raises(ValueError, match="version 3 hold unexpected parameter 'extra'; build"):
         Weights(3, arrays | {"extra": arrays[name]}).load_into(target)
-    with pytest.raises(
-        ValueError, match=rf"'{name}' is torch.float32 \[1, 5\].*torch.float32 \[1, 128\].*; build"
-    ):
+    with pytest.raises(ValueError, match=rf"'{name}' is torch.float32 \[1, 5\].*torch.float32 \[1, 128\].*; build"):
         Weights(3, arrays | {name: np.zeros((1, 5), np.float32)}).load_into(target)
     with pytest.raises(ValueError, match=rf"'{name}' is torch.float64.*torch.float32"):
         Weights(3, arrays | {name: arrays[name].astype(float)}).load_into(target)

@@ -16,9 +16,7 @@ def test_every_preset_can_be_built(preset: Path) -> None:
 
 
 def test_overrides_win_over_the_preset() -> None:
-    config = load_config(
-        PRESETS[0], ["learner.learning_rate=1e-3", "seed=7", "env.kwargs.horizon=10", "name=null"]
-    )
+    config = load_config(PRESETS[0], ["learner.learning_rate=1e-3", "seed=7", "env.kwargs.horizon=10", "name=null"])
     assert config.learner.learning_rate == 1e-3
     assert config.seed == 7
     assert config.env.kwargs["horizon"] == 10
@@ -26,9 +24,7 @@ def test_overrides_win_over_the_preset() -> None:
 
 
 def test_a_configuration_survives_its_own_dictionary() -> None:
-    config = load_config(
-        None, ["learner.mode=truncated", "policy.encoder=[32, 16]", "policy.controller.kind=lstm"]
-    )
+    config = load_config(None, ["learner.mode=truncated", "policy.encoder=[32, 16]", "policy.controller.kind=lstm"])
     assert parse_config(config.to_dict()) == config
 
 
@@ -91,9 +87,7 @@ def test_several_mistakes_give_several_sentences() -> None:
         (["env.id=FrozenLake-v1"], "observation space"),
     ],
 )
-def test_combinations_that_cannot_work_are_refused_before_anything_starts(
-    overrides: list[str], sentence: str
-) -> None:
+def test_combinations_that_cannot_work_are_refused_before_anything_starts(overrides: list[str], sentence: str) -> None:
     with pytest.raises(ConfigError) as caught:
         make_blueprint(load_config(None, overrides))
     assert sentence in str(caught.value)

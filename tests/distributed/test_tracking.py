@@ -62,9 +62,7 @@ def test_round_trip(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (artifacts / "checkpoints" / "step-20" / "weights").read_bytes() == b"weights"
     assert (artifacts / "config.yaml").read_text() == "a: 1\n"
     assert tracker.dropped == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.png", "step-20"], (
-        "nothing lands in the cwd"
-    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.png", "step-20"], "nothing lands in the cwd"
 
 
 def test_resume_continues_the_same_run(store: Path) -> None:
@@ -170,9 +168,7 @@ def test_flatten_joins_keys_and_cuts_values() -> None:
     assert len(flat["g"]) == PARAM_CHARACTERS
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"), [({"uri": ""}, "tracking.uri"), ({"experiment": ""}, "experiment")]
-)
+@pytest.mark.parametrize(("changes", "message"), [({"uri": ""}, "tracking.uri"), ({"experiment": ""}, "experiment")])
 def test_settings_name_what_is_wrong(changes: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrackingSettings(**changes)  # type: ignore[arg-type]

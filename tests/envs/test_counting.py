@@ -49,9 +49,7 @@ def test_first_lane_moves_the_numbering() -> None:
 def test_facts() -> None:
     mixed, alike = Counting(5).facts, Counting(4, shortest=6, spread=1).facts
     assert (mixed.episode_length, alike.episode_length) == (None, 6)
-    assert (
-        mixed.optimal_return == mixed.chance_return == mixed.memoryless_return == (3 + 6 + 10 + 15 + 21) / 5
-    )
+    assert mixed.optimal_return == mixed.chance_return == mixed.memoryless_return == (3 + 6 + 10 + 15 + 21) / 5
     assert mixed.success_return == 3
     assert alike.optimal_return == alike.success_return == 15
     assert alike.memory_horizon == 0

@@ -33,9 +33,7 @@ def test_known_values_of_splitmix64() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("seed", "lane", "counter"), [(0, 0, 0), (7, 3, 11), (2**64 - 1, 2**40, 2**62), (5, 1, 64)]
-)
+@pytest.mark.parametrize(("seed", "lane", "counter"), [(0, 0, 0), (7, 3, 11), (2**64 - 1, 2**40, 2**62), (5, 1, 64)])
 def test_matches_reference_in_python_integers(seed: int, lane: int, counter: int) -> None:
     key = _reference_child(_reference_child(seed, 0), lane)
     assert int(lane_keys(seed, np.array([lane]))[0]) == key
@@ -46,9 +44,7 @@ def test_matches_reference_in_python_integers(seed: int, lane: int, counter: int
 def test_numbers_do_not_depend_on_how_lanes_are_grouped() -> None:
     keys, counters = lane_keys(3, np.arange(10)), np.arange(10) * 7
     whole = lane_uniform(keys, counters, 4)
-    halves = [
-        lane_uniform(lane_keys(3, part), counters[part], 4) for part in (np.arange(3), np.arange(3, 10))
-    ]
+    halves = [lane_uniform(lane_keys(3, part), counters[part], 4) for part in (np.arange(3), np.arange(3, 10))]
     np.testing.assert_array_equal(whole, np.concatenate(halves))
     np.testing.assert_array_equal(lane_uniform(keys, counters, 2), whole[:, :2])
 

@@ -30,9 +30,7 @@ def next_step_only() -> Iterator[str]:
     del gym.registry[name]
 
 
-@pytest.mark.parametrize(
-    ("id", "form"), [("mneme/DelayedCue-v0", DelayedCue), ("mneme/Counting-v0", Counting)]
-)
+@pytest.mark.parametrize(("id", "form"), [("mneme/DelayedCue-v0", DelayedCue), ("mneme/Counting-v0", Counting)])
 def test_ids_are_registered_in_both_forms(id: str, form: type) -> None:
     assert isinstance(gym.make_vec(id, num_envs=3), form)
     assert isinstance(make_vector_env(EnvSettings(id=id), 3), form)
@@ -98,8 +96,7 @@ def test_facts_are_found_through_wrappers_and_vectorisers(single_only: str) -> N
         (EnvSettings(id="no_such_package:Task-v0"), "but 'no_such_package' cannot be imported"),
         (
             EnvSettings(kwargs={"horizons": 3}),
-            "^env.kwargs.horizons is 3, but mneme/DelayedCue-v0 has no such setting; "
-            "it accepts cues, horizon, noise$",
+            "^env.kwargs.horizons is 3, but mneme/DelayedCue-v0 has no such setting; it accepts cues, horizon, noise$",
         ),
         (EnvSettings(kwargs={"horizon": 0}), "^env.kwargs.horizon is 0; it must be at least 1$"),
         (
@@ -119,9 +116,7 @@ def test_bad_settings_are_refused_in_one_sentence(settings: EnvSettings, message
 
 
 def test_a_task_that_cannot_reset_in_the_same_step_is_refused(next_step_only: str) -> None:
-    with pytest.raises(
-        ValueError, match="has no single form, and whose vector form does not reset finished lanes"
-    ):
+    with pytest.raises(ValueError, match="has no single form, and whose vector form does not reset finished lanes"):
         make_vector_env(EnvSettings(id=next_step_only), 2)
 
 

@@ -259,15 +259,11 @@ def test_bad_actions_are_refused_and_change_nothing(actions: np.ndarray, message
     assert data_equivalence(env.get_state(), before, exact=True)
 
 
-@pytest.mark.parametrize(
-    "mask", [np.array([1, 0]), np.array([True]), np.array([False, False]), [True, False]]
-)
+@pytest.mark.parametrize("mask", [np.array([1, 0]), np.array([True]), np.array([False, False]), [True, False]])
 def test_bad_masks_are_refused(mask: object) -> None:
     env = DelayedCue(2)
     env.reset(seed=0)
-    with pytest.raises(
-        ValueError, match=r"options\['reset_mask'\] is .* must be a boolean array of shape \(2,\)"
-    ):
+    with pytest.raises(ValueError, match=r"options\['reset_mask'\] is .* must be a boolean array of shape \(2,\)"):
         env.reset(options={"reset_mask": mask})
 
 
@@ -290,9 +286,7 @@ def test_wrong_seeds_and_states_are_refused() -> None:
     state = env.get_state()
     with pytest.raises(ValueError, match=r"'key' .* 3 lanes is of shape \(2,\); restore a state"):
         DelayedCue(3).set_state(state)
-    with pytest.raises(
-        ValueError, match="'step' in the state of an environment with 2 lanes is missing; restore"
-    ):
+    with pytest.raises(ValueError, match="'step' in the state of an environment with 2 lanes is missing; restore"):
         env.set_state({"key": state["key"], "episode": state["episode"]})
     with pytest.raises(ValueError, match="num_envs is 0; it must be at least 1"):
         DelayedCue(0)

@@ -207,9 +207,7 @@ def test_fresh_fragments_have_no_staleness_and_old_ones_do(
 def test_target_kl_stops_the_epochs(counting_collector: Callable[..., Collector]) -> None:
     settings = LearnerSettings(mode="full", epochs=10, minibatches=2, target_kl=1e-9, learning_rate=1e-2)
     collector = counting_collector(settings)
-    assert (
-        make_learner(collector, settings).update([collector.collect()[0].to_arrow()]).metrics["epochs"] < 10
-    )
+    assert make_learner(collector, settings).update([collector.collect()[0].to_arrow()]).metrics["epochs"] < 10
 
 
 def test_a_gradient_that_is_not_finite_ends_the_update_with_a_sentence(

@@ -14,9 +14,7 @@ from learner.losses import clipped_policy_loss, masked_sum, normalized, value_lo
 )
 def test_clipped_surrogate_is_the_pessimistic_one(ratio: float, advantage: float, expected: float) -> None:
     old = torch.zeros(1, dtype=torch.float64)
-    loss = clipped_policy_loss(
-        old + math.log(ratio), old, torch.tensor([advantage], dtype=torch.float64), 0.2
-    )
+    loss = clipped_policy_loss(old + math.log(ratio), old, torch.tensor([advantage], dtype=torch.float64), 0.2)
     assert float(loss.loss) == pytest.approx(expected)
     assert float(loss.kl) == pytest.approx(ratio - 1 - math.log(ratio))
     assert float(loss.clipped) == float(abs(ratio - 1) > 0.2)
@@ -42,9 +40,7 @@ def test_a_clipped_ratio_gives_no_gradient_only_where_that_is_pessimistic() -> N
 def test_value_clipping_takes_the_larger_error() -> None:
     loss = value_loss(torch.tensor([2.0, 0.1]), torch.tensor([0.0, 0.0]), torch.tensor([2.0, 2.0]), clip=0.2)
     torch.testing.assert_close(loss, torch.tensor([0.5 * 1.8**2, 0.5 * 1.9**2]))
-    torch.testing.assert_close(
-        value_loss(torch.ones(1), torch.zeros(1), torch.zeros(1), None), torch.tensor([0.5])
-    )
+    torch.testing.assert_close(value_loss(torch.ones(1), torch.zeros(1), torch.zeros(1), None), torch.tensor([0.5]))
 
 
 def test_padding_may_hold_anything() -> None:

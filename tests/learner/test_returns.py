@@ -30,9 +30,7 @@ def after(c: dict[str, Tensor], b: int, t: int) -> float:
 @pytest.mark.parametrize("seed", range(3))
 def test_gae_is_the_sum_of_discounted_errors_up_to_the_episodes_end(lam: float, seed: int) -> None:
     c, gamma = case(seed), 0.97
-    got = gae(
-        c["rewards"], c["values"], c["final_values"], c["terminated"], c["truncated"], gamma=gamma, lam=lam
-    )
+    got = gae(c["rewards"], c["values"], c["final_values"], c["terminated"], c["truncated"], gamma=gamma, lam=lam)
     B, T = c["rewards"].shape
     for b in range(B):
         for t in range(T):

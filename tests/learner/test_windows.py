@@ -66,9 +66,7 @@ def test_windows_join_to_one_pass(
     carry = window_carries(policy, plan, observations, resets, batch.carries, batch.carry_stride)
     windows = policy.scan(cut(observations, plan.window), cut(resets, plan.window), carry)
     torch.testing.assert_close(join(windows.value_TB, T), whole.value_TB.t(), atol=1e-5, rtol=0)
-    torch.testing.assert_close(
-        join(windows.logits_TBA, T), whole.logits_TBA.transpose(0, 1), atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(join(windows.logits_TBA, T), whole.logits_TBA.transpose(0, 1), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("burn_in", [0, 4])
@@ -84,9 +82,7 @@ def test_gradient_reaches_back_to_the_windows_start_and_no_further(
     resets = torch.zeros_like(batch.resets[:, :length])  # nothing but the window may stop the gradient
     carry = window_carries(collector.policy, plan, observations, resets, batch.carries, batch.carry_stride)
     values = join(collector.policy.scan(cut(observations, K), cut(resets, K), carry).value_TB, length)
-    (gradient,) = torch.autograd.grad(
-        values[0, 2 * K - 1], observations
-    )  # the last step of the second window
+    (gradient,) = torch.autograd.grad(values[0, 2 * K - 1], observations)  # the last step of the second window
     reached = gradient[0].abs().sum(-1) > 0
     assert reached[K : 2 * K].all()
     assert not reached[:K].any()
@@ -106,7 +102,5 @@ def test_stale_carries_are_refreshed_by_burn_in(counting_collector: Callable[...
         carry[:, 1:] += 100.0
     burnt = window_carries(*arguments, garbage, batch.carry_stride)
     for name in clean:
-        assert torch.equal(
-            clean[name][:2], burnt[name][:2]
-        )  # windows 0 and 1: burnt in from the true first carry
+        assert torch.equal(clean[name][:2], burnt[name][:2])  # windows 0 and 1: burnt in from the true first carry
         torch.testing.assert_close(clean[name], burnt[name])

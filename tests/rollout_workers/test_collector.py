@@ -66,26 +66,20 @@ def test_replaying_stored_observations_reproduces_everything(
         carry = out.carry
         np.testing.assert_allclose(out.value_TB[0].numpy(), fragment.values[:, t], atol=1e-6)
         if t < 23:
-            log_prob = policy.action_head.log_prob(
-                out.logits_TBA[0], torch.from_numpy(fragment.actions[:, t].copy())
-            )
+            log_prob = policy.action_head.log_prob(out.logits_TBA[0], torch.from_numpy(fragment.actions[:, t].copy()))
             np.testing.assert_allclose(log_prob.numpy(), fragment.log_probs[:, t], atol=1e-6)
 
 
 def test_truncations_carry_the_value_of_the_true_final_observation(
     counting_collector: Callable[..., Collector],
 ) -> None:
-    collector = counting_collector(
-        lanes=1, length=9
-    )  # lane 0: episodes of 3 steps; episode 1 is truncated at t = 5
+    collector = counting_collector(lanes=1, length=9)  # lane 0: episodes of 3 steps; episode 1 is truncated at t = 5
     fragment, _ = collector.collect()
     assert np.flatnonzero(fragment.truncated[0]).tolist() == [5]
     carry = collector.policy.initial_carry(1)
     observations = torch.tensor([[[0.0, 0.0, 1.0]], [[1.0, 0.0, 1.0]], [[2.0, 0.0, 1.0]], [[3.0, 0.0, 1.0]]])
     with torch.no_grad():
-        value = collector.policy.scan(observations, torch.zeros(4, 1, dtype=torch.bool), carry).value_TB[
-            -1, 0
-        ]
+        value = collector.policy.scan(observations, torch.zeros(4, 1, dtype=torch.bool), carry).value_TB[-1, 0]
     assert float(value) == pytest.approx(float(fragment.final_values[0, 5]), abs=1e-6)
     assert np.count_nonzero(fragment.final_values) == 1
 
@@ -110,19 +104,13 @@ def test_how_lanes_are_shared_out_changes_nothing() -> None:
         made = []
         for worker in range(workers):
             env = make_vector_env(settings, lanes)
-            policy = build_policy(
-                policy_spec(env), PolicySettings(controller=ControllerSettings(hidden_size=16)), 5, 0
-            )
-            made.append(
-                Collector(env, policy, 13, 13, seed=4, worker=worker, first_lane=worker * lanes).collect()[0]
-            )
+            policy = build_policy(policy_spec(env), PolicySettings(controller=ControllerSettings(hidden_size=16)), 5, 0)
+            made.append(Collector(env, policy, 13, 13, seed=4, worker=worker, first_lane=worker * lanes).collect()[0])
         return made
 
     together, apart = fragments(1)[0], fragments(4)
     for name in ("observations", "actions", "rewards", "resets", "lane", "seed"):
-        np.testing.assert_array_equal(
-            getattr(together, name), np.concatenate([getattr(f, name) for f in apart])
-        )
+        np.testing.assert_array_equal(getattr(together, name), np.concatenate([getattr(f, name) for f in apart]))
     for name in ("log_probs", "values"):
         np.testing.assert_allclose(
             getattr(together, name), np.concatenate([getattr(f, name) for f in apart]), atol=1e-6

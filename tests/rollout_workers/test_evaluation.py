@@ -16,9 +16,7 @@ class Rememberer:
     def initial_carry(self, batch: int) -> Carry:
         return {"seen": torch.zeros(batch, 4)}
 
-    def act(
-        self, obs_BD: Tensor, reset_B: Tensor, carry: Carry, uniform_B: Tensor, greedy: bool = False
-    ) -> Act:
+    def act(self, obs_BD: Tensor, reset_B: Tensor, carry: Carry, uniform_B: Tensor, greedy: bool = False) -> Act:
         cue, query = obs_BD[:, :4], obs_BD[:, 4:]
         kept = torch.where(reset_B[:, None], 0.0, carry["seen"])
         seen = torch.where((cue.sum(-1, keepdim=True) > 0) & (query == 0), cue, kept)
@@ -56,18 +54,14 @@ def test_forgetting_before_anything_was_seen_costs_nothing() -> None:
 
 def test_lanes_with_short_episodes_are_not_favoured() -> None:
     env = make_vector_env(EnvSettings(id="mneme/Counting-v0"), 5)  # episodes of 3, 4, 5, 6 and 7 steps
-    policy = build_policy(
-        policy_spec(env), PolicySettings(controller=ControllerSettings(hidden_size=8)), 5, seed=0
-    )
+    policy = build_policy(policy_spec(env), PolicySettings(controller=ControllerSettings(hidden_size=8)), 5, seed=0)
     evaluation = evaluate(env, policy, episodes=10, seed=0)
     assert sorted(evaluation.lengths.tolist()) == [3, 3, 4, 4, 5, 5, 6, 6, 7, 7]
 
 
 def test_an_episode_that_never_ends_is_reported() -> None:
     env = make_vector_env(EnvSettings(kwargs={"horizon": 5000}), 2)
-    policy = build_policy(
-        policy_spec(env), PolicySettings(controller=ControllerSettings(hidden_size=8)), 5, seed=0
-    )
+    policy = build_policy(policy_spec(env), PolicySettings(controller=ControllerSettings(hidden_size=8)), 5, seed=0)
     with pytest.raises(ValueError, match="did not finish 1 episodes a lane"):
         evaluate(env, policy, episodes=2, seed=0, max_episode_steps=100)
 
@@ -76,7 +70,5 @@ def test_an_episode_that_never_ends_is_reported() -> None:
     ("successes", "trials", "low", "high"),
     [(512, 512, 0.9926, 1.0), (0, 10, 0.0, 0.2775), (128, 512, 0.2144, 0.2893)],
 )
-def test_wilson_interval_against_published_values(
-    successes: int, trials: int, low: float, high: float
-) -> None:
+def test_wilson_interval_against_published_values(successes: int, trials: int, low: float, high: float) -> None:
     assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=5e-4)

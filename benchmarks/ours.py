@@ -1,0 +1,119 @@
+"""Mneme on delayed cue, as its preset has it. Run as `python -m benchmarks.ours`."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from benchmarks import measurement as m
+from distributed.blueprint import make_blueprint
+from distributed.config import Config, load_config
+from distributed.display import Display
+from distributed.training import train
+from envs import make_vector_env
+from learner import Learner
+from rollout_workers import Collector
+
+PRESET = Path(__file__).parent.parent / "configs" / "delayed_cue.yaml"
+
+
+def configuration(steps: int, seed: int, controller: str, mode: str, folder: str) -> Config:
+    """The preset, held to the work that all contestants do, without whatever is not training.
+
+    Args:
+        steps: environment steps to train on in all.
+        seed: of the run.
+        controller: kind of sequence model.
+        mode: of the service, sync or async.
+        folder: where the run may write.
+    """
+    return load_config(
+        PRESET,
+        [
+            f"seed={seed}",
+            f"env.id={m.ENV_ID}",
+            f"env.kwargs={{cues: {m.CUES}, horizon: {m.HORIZON}}}",
+            f"policy.controller.kind={controller}",
+            f"policy.controller.hidden_size={m.HIDDEN}",
+            f"rollout.lanes={m.LANES}",
+            f"learner.epochs={m.EPOCHS}",
+            f"learner.minibatches={m.MINIBATCHES}",
+            f"learner.learning_rate={m.LEARNING_RATE}",
+            "learner.mode=full",
+            "learner.device=cpu",
+            f"train.total_steps={steps}",
+            "train.stop_success=null",
+            "train.evaluate_every=null",
+            "train.evaluation_episodes=1",
+            f"service.mode={mode}",
+            "service.address=local",
+            f"checkpoint.root={folder}",
+            f"checkpoint.every={steps + 1}",
+            "tracking.enabled=false",
+        ],
+    )
+
+
+class _Timing(Display):
+    """Hears of every update at its end; nothing is drawn."""
+
+    def __init__(self, stopwatch: m.Stopwatch) -> None:
+        super().__init__(Console(stderr=True))
+        self._stopwatch = stopwatch
+        self._step = 0
+
+    def update(self, row: Mapping[str, float | int], step: int) -> None:
+        spent = {key.removeprefix("seconds/"): row[key] for key in row if key.startswith("seconds/")}
+        self._stopwatch.update(step - self._step, row["episodes"], row["return"], spent)
+        self._step = step
+
+
+def bare_loop(config: Config, stopwatch: m.Stopwatch) -> None:
+    """Collect and learn in turn in this process: the same parts, without Ray, replay, metrics and checkpoints."""
+    torch.set_num_threads(1)  # the learner's shards are threads of their own
+    blueprint = make_blueprint(config)
+    config = blueprint.config
+    acting = blueprint.policy()
+    collector = Collector(
+        make_vector_env(config.env, config.rollout.lanes),
+        acting,
+        length=blueprint.length,
+        carry_stride=blueprint.carry_stride,
+        seed=config.seed,
+    )
+    total = config.train.total_steps
+    learner = Learner(blueprint.policy(), config.learner, seed=config.seed, total_steps=total)
+    while learner.env_steps < total:
+        learner.weights().load_into(acting)
+        fragment, stats = collector.collect(learner.version)
+        report = learner.update([fragment.to_arrow()])
+        spent = {**stats.seconds, **report.seconds}
+        stopwatch.update(report.steps, len(stats.returns), float(np.mean(stats.returns)), spent)
+
+
+def main() -> None:
+    """Train for `--steps` timed environment steps and print a measurement."""
+    parser = m.contestant_parser(__doc__)
+    parser.add_argument("--runner", choices=("ray", "bare"), default="ray")
+    parser.add_argument("--mode", choices=("sync", "async"), default="sync")
+    parser.add_argument("--controller", default="gru")
+    args = parser.parse_args()
+    stopwatch = m.Stopwatch()
+    with tempfile.TemporaryDirectory() as folder:
+        steps = m.updates_for(args.steps) * m.BATCH
+        config = configuration(steps, args.seed, args.controller, args.mode, folder)
+        if args.runner == "bare":
+            bare_loop(config, stopwatch)
+        else:
+            train(config, display=_Timing(stopwatch))
+    blueprint = make_blueprint(config)
+    parameters = sum(parameter.numel() for parameter in blueprint.policy().parameters())
+    described = blueprint.config.to_dict() | {"parameters": parameters}
+    stopwatch.measurement(described, "ray", "gymnasium", "torch", "numpy").report()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""What the measurements come to: medians, ratios and shares, as tables for people and as JSON."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import measurement as m
+from benchmarks.contestants import Contestant
+
+ACTIVITIES = (
+    "env", "inference", "transport", "batch", "anchor", "returns", "windows", "forward", "backward", "optimizer",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """One contestant over all rounds."""
+
+    key: str
+    name: str
+    peer: bool
+    speeds: list[float]  # trained environment steps per second, one for each round
+    speed: float  # their median
+    ratio_to_better_peer: float | None  # of medians
+    mean_return: float
+    shares: dict[str, float]  # of the measured time, by activity; they add up to 1
+    steps: int  # timed in each round
+    configuration: dict[str, Any]
+    versions: dict[str, str]
+
+
+def summarise(rounds: Mapping[Contestant, Sequence[m.Measurement]]) -> list[Summary]:
+    """The contestants that were measured at least once, in their order."""
+    measured = {contestant: results for contestant, results in rounds.items() if results}
+    medians = {contestant: median(r.speed for r in results) for contestant, results in measured.items()}
+    better_peer = max((speed for contestant, speed in medians.items() if contestant.peer), default=None)
+    return [
+        Summary(
+            key=contestant.key,
+            name=contestant.name,
+            peer=contestant.peer,
+            speeds=[result.speed for result in results],
+            speed=medians[contestant],
+            ratio_to_better_peer=medians[contestant] / better_peer if better_peer else None,
+            mean_return=fmean(result.mean_return for result in results),
+            shares=_shares(results),
+            steps=results[0].steps,
+            configuration=results[0].configuration,
+            versions=results[0].versions,
+        )
+        for contestant, results in measured.items()
+    ]
+
+
+def _shares(results: Sequence[m.Measurement]) -> dict[str, float]:
+    spent = {key: sum(result.spent.get(key, 0.0) for result in results) for result in results for key in result.spent}
+    total = sum(spent.values())
+    return {key: seconds / total for key, seconds in spent.items()} if total else {}
+
+
+def service_to_bare_loop(summaries: Sequence[Summary]) -> dict[str, float]:
+    """Speed of the synchronous service in multiples of the bare loop's, by controller."""
+    speeds = {summary.key: summary.speed for summary in summaries}
+    return {
+        kind: speeds[f"ray-{kind}"] / speeds[f"bare-{kind}"]
+        for kind in ("gru", "lstm")
+        if f"ray-{kind}" in speeds and f"bare-{kind}" in speeds
+    }
+
+
+def show(summaries: Sequence[Summary], console: Console) -> None:
+    """Print the speeds, then where our own time goes."""
+    console.print(_speed_table(summaries))
+    for kind, ratio in service_to_bare_loop(summaries).items():
+        console.print(f"The Ray service runs at {ratio:.2f} of the bare loop ({kind}).")
+    if any(summary.shares for summary in summaries):
+        console.print(_share_table([summary for summary in summaries if summary.shares]))
+
+
+def _speed_table(summaries: Sequence[Summary]) -> Table:
+    table = Table(
+        title=f"Trained environment steps per second: delayed cue, horizon {m.HORIZON}, hidden size {m.HIDDEN}, "
+        f"{m.EPOCHS} epochs of {m.MINIBATCHES} minibatches of {m.LANES // m.MINIBATCHES} episodes",
+        caption=f"Return: of the episodes seen; {m.CHANCE} is chance, 1 is solved.",
+    )
+    table.add_column("")
+    for heading in ("median", "min", "max", "× better peer", "return"):
+        table.add_column(heading, justify="right")
+    for s in summaries:
+        ratio = "–" if s.ratio_to_better_peer is None else f"{s.ratio_to_better_peer:.2f}"
+        table.add_row(
+            s.name, f"{s.speed:,.0f}", f"{min(s.speeds):,.0f}", f"{max(s.speeds):,.0f}", ratio, f"{s.mean_return:.2f}",
+            style=None if s.peer else "bold",
+        )  # fmt: skip
+    return table
+
+
+def _share_table(summaries: Sequence[Summary]) -> Table:
+    table = Table(
+        title="Where the time goes, % of what was measured",
+        caption="Transport is what is left of an update's wall clock: object store, broadcast, waiting. "
+        "The asynchronous service collects while it learns, so its parts overlap.",
+    )
+    table.add_column("")
+    for summary in summaries:
+        table.add_column(summary.key, justify="right")
+    for activity in ACTIVITIES:
+        shares = [summary.shares.get(activity, 0.0) for summary in summaries]
+        if any(shares):
+            table.add_row(activity, *(f"{100 * share:.1f}" for share in shares))
+    return table
+
+
+def store(summaries: Sequence[Summary], path: Path, machine: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Write everything as JSON; the folder is made if missing."""
+    document = {
+        "machine": dict(machine),
+        "settings": dict(settings),
+        "service_to_bare_loop": service_to_bare_loop(summaries),
+        "results": [asdict(summary) for summary in summaries],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=2) + "\n")

@@ -1,0 +1,225 @@
+"""The service on a real Ray: equal to the local run, whole in every mode, and steady when actors die."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import ray
+import torch
+
+from distributed.blueprint import make_blueprint
+from distributed.checkpoint import list_checkpoints, load_checkpoint
+from distributed.config import Config, load_config
+from distributed.display import Display
+from distributed.ray_runner import RayRunner, start_ray
+from distributed.replay import Replay
+from distributed.runners import ServiceError
+from distributed.service import asynchronous, synchronous
+from distributed.settings import ServiceSettings
+from distributed.training import resume, train
+from learner.batch import SequenceBatch
+from learner.windows import cut, cut_mask
+from rollout_workers import Fragment
+
+pytestmark = pytest.mark.ray
+
+MODES = ["cached", "truncated", "full"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    assert start_ray(ServiceSettings(), workers=2)
+    yield
+    ray.shutdown()
+
+
+def config(tmp_path: Path, *overrides: str) -> Config:
+    base = [
+        f"checkpoint.root={tmp_path}", "name=run", "tracking.enabled=false", "rollout.lanes=10", "rollout.length=23",
+        "env.id=mneme/Counting-v0", "policy.controller.hidden_size=16", "train.total_steps=920",
+        "checkpoint.every=460", "learner.minibatches=2", "learner.window=5", "train.evaluation_episodes=20",
+        "learner.shards=2",
+    ]  # fmt: skip
+    return load_config(None, [*base, *overrides])
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "policy_loss" in line]
+
+
+def last_arrays(folder: Path) -> dict[str, np.ndarray]:
+    loaded = load_checkpoint(list_checkpoints(folder / "checkpoints")[-1])
+    return {f"{part}/{name}": array for part, arrays in loaded.arrays.items() for name, array in arrays.items()}
+
+
+@pytest.fixture
+def runner(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[RayRunner, list[str]]]:
+    notes: list[str] = []
+    made = RayRunner(make_blueprint(config(tmp_path, *getattr(request, "param", ()))), notes.append)
+    yield made, notes
+    for actor in [*made.fleet._actors, made._learner]:
+        ray.kill(actor)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_ray_run_equals_the_local_run_to_the_bit(tmp_path: Path, mode: str) -> None:
+    over_ray = train(config(tmp_path / "ray", f"learner.mode={mode}"))
+    local = train(config(tmp_path / "local", f"learner.mode={mode}"), local=True)
+    a, b = last_arrays(over_ray.folder), last_arrays(local.folder)
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    assert over_ray.evaluation is not None
+    assert local.evaluation is not None
+    np.testing.assert_array_equal(over_ray.evaluation.returns, local.evaluation.returns)
+
+
+def test_resuming_over_ray_equals_the_uninterrupted_run(tmp_path: Path) -> None:
+    straight = train(config(tmp_path / "a"))
+    other = train(config(tmp_path / "b"))
+    resumed = resume(list_checkpoints(other.folder / "checkpoints")[0])
+    a, b = last_arrays(straight.folder), last_arrays(resumed.folder)
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", ["gru", "lstm", "mlp"])
+def test_the_first_ratio_is_one_through_the_real_object_store(tmp_path: Path, mode: str, kind: str) -> None:
+    result = train(config(tmp_path, f"learner.mode={mode}", f"policy.controller.kind={kind}", "learner.epochs=2"))
+    seen = rows(result.folder)
+    assert len(seen) == 4
+    assert max(row["ratio_error"] for row in seen) < 1e-5
+    assert all(row["lag"] == 0 for row in seen)
+
+
+@pytest.mark.parametrize("runner", [[f"learner.mode={mode}"] for mode in MODES], indirect=True, ids=MODES)
+def test_the_counting_environment_arrives_in_order(runner: tuple[RayRunner, list[str]]) -> None:
+    """Worker, object store, replay, windows: every step is where its own number says."""
+    service, _ = runner
+    plan = make_blueprint_of(service).config.learner.plan(23)
+    replay: Replay[Any] = Replay(10**9, max_lag=0)
+    for round_ in range(2):
+        arrivals = service.collect()
+        assert [a.delivery.worker for a in arrivals] == [0, 1]
+        for arrival in arrivals:
+            replay.add(arrival.fragment, arrival.delivery.nbytes, arrival.delivery.version)
+        fragments = [Fragment.from_arrow(batch) for batch in ray.get(replay.sample(2, service.version))]
+        for worker, fragment in enumerate(fragments):
+            assert not fragment.observations.flags.writeable  # a view of the object store
+            assert (fragment.worker == worker).all()
+            np.testing.assert_array_equal(fragment.lane, worker * 5 + fragment.observations[:, 0, 1])
+        batch = SequenceBatch.from_fragments(fragments, torch.device("cpu"))
+        observations, resets = cut(batch.observations[:, :23], plan.window), cut(batch.resets[:, :23], plan.window)
+        mask = cut_mask(10, 23, plan.window, torch.device("cpu"))
+        rewards = cut(batch.rewards, plan.window)
+        windows_per_sequence = mask.shape[1] // 10
+        for w in range(mask.shape[1]):
+            lane = (w // windows_per_sequence) % 5
+            for k in range(plan.window):
+                if mask[k, w]:
+                    at = round_ * 23 + (w % windows_per_sequence) * plan.window + k
+                    step, number, episode = observations[k, w].tolist()
+                    assert (step, number, episode) == (at % (3 + lane), lane, at // (3 + lane))
+                    assert bool(resets[k, w]) == (step == 0)
+                    assert float(rewards[k, w]) == step
+
+
+def make_blueprint_of(service: RayRunner) -> Any:
+    return ray.get(service.fleet._blueprint)
+
+
+def test_a_killed_actor_costs_what_it_had_in_flight(runner: tuple[RayRunner, list[str]]) -> None:
+    service, notes = runner
+    updates = synchronous(service, Replay(10**9, 0), patience=3)
+    assert len(next(updates).deliveries) == 2
+    for worker in service.fleet.idle:
+        service.fleet.request(worker, service.weights)
+    ray.kill(service.fleet._actors[0])
+    update = next(updates)  # goes on with what arrived
+    assert 1 <= len(update.deliveries) <= 2
+    update = next(updates)
+    assert len(update.deliveries) == 2
+    assert service.fleet.restarts == 1
+    assert any("rollout actor 0 was lost" in note for note in notes)
+    assert update.report.version == 3
+
+
+class KillsAnActor(Display):
+    """After the first update it kills a rollout actor's process, as the kernel or a colleague might."""
+
+    killed: int | None = None
+
+    def update(self, row: Any, step: int) -> None:
+        super().update(row, step)
+        if self.killed is None:
+            victims = [p for p in psutil.Process().children(recursive=True) if is_rollout_worker(p)]
+            self.killed = victims[0].pid
+            victims[0].kill()
+
+
+def is_rollout_worker(process: psutil.Process) -> bool:
+    try:
+        return "RolloutWorker" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_run_survives_a_process_killed_from_outside(
+    tmp_path: Path, mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = train(config(tmp_path, "train.total_steps=4600", f"service.mode={mode}"), display=KillsAnActor())
+    assert result.steps >= 4600
+    assert result.evaluation is not None
+    assert "was lost" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("runner", [["service.max_restarts=1"]], indirect=True)
+def test_an_actor_that_keeps_dying_ends_the_run_with_a_sentence(runner: tuple[RayRunner, list[str]]) -> None:
+    service, _ = runner
+    with pytest.raises(ServiceError, match="rollout actor 1 failed 2 times in a row"):
+        for _ in range(10):
+            ray.kill(service.fleet._actors[1])
+            service.collect()
+
+
+@pytest.mark.parametrize("max_lag", [1, 2])
+def test_asynchronous_service_overlaps_under_the_lag_bound(tmp_path: Path, max_lag: int) -> None:
+    result = train(
+        config(
+            tmp_path, "service.mode=async", f"service.max_lag={max_lag}", "train.total_steps=9200", "learner.mode=full"
+        )
+    )
+    seen = rows(result.folder)
+    assert result.steps == 9200
+    assert max(row["lag"] for row in seen) <= max_lag
+    assert max(row["lag"] for row in seen) >= 0.5  # it did overlap
+    assert max(row["ratio_error"] for row in seen) < 1e-5  # anchored
+    assert max(row["staleness"] for row in seen) > 1e-6
+    assert all(row["staleness_kl"] >= 0 for row in seen)
+
+
+def test_asynchronous_service_survives_a_death(runner: tuple[RayRunner, list[str]]) -> None:
+    service, notes = runner
+    updates = asynchronous(service, Replay(10**9, max_lag=1))
+    next(updates)
+    ray.kill(service.fleet._actors[1])
+    for _ in range(4):
+        update = next(updates)
+    assert service.fleet.restarts == 1
+    assert any("rollout actor 1 was lost" in note for note in notes)
+    assert update.report.version >= 5
+
+
+def test_ray_listens_on_loopback_only() -> None:
+    ours = {process.pid for process in psutil.Process().children(recursive=True)}
+    connections = [c for c in psutil.net_connections("inet") if c.status == psutil.CONN_LISTEN and c.pid in ours]
+    listening = {connection.laddr.ip for connection in connections}
+    assert listening
+    assert listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, listening
