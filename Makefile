@@ -12,8 +12,6 @@ PYTHON ?= $(shell for candidate in python3.11 python3.12 python3; do \
 	$$candidate -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
 	&& echo $$candidate && break; done)
 CONFIG ?= configs/delayed_cue.yaml
-PORT ?= 5000
-STORE ?= sqlite:///runs/mlflow.db
 ARGS ?=
 PACKAGES := envs controllers rollout_workers learner distributed
 
@@ -47,10 +45,8 @@ bench: $(VENV)/.installed $(BENCH_VENV)/.installed ## Measure speed side by side
 
 bench-setup: $(BENCH_VENV)/.installed ## Create .venv-bench, where the peers of the benchmark live
 
-dashboard: $(VENV)/.installed ## Open MLflow on http://127.0.0.1:5000 (PORT=..., STORE=... for another store)
-	@mkdir -p runs
-	DO_NOT_TRACK=true $(VENV)/bin/mlflow ui --backend-store-uri "$(STORE)" --host 127.0.0.1 --port $(PORT) \
-		--workers 1 --artifacts-destination runs/mlartifacts
+dashboard: $(VENV)/.installed ## Open MLflow on http://127.0.0.1:5000; ARGS="--port 5001" for another port
+	$(VENV)/bin/python -m distributed dashboard $(ARGS)
 
 clean: ## Remove caches and builds (.venv and runs stay)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

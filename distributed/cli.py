@@ -1,4 +1,4 @@
-"""The command line: `mneme train`, `mneme evaluate`. Every failure is one sentence on stderr and a non-zero status."""
+"""The command line: `mneme train`, `mneme evaluate`, `mneme dashboard`. Every failure is one sentence on stderr and a non-zero status."""
 
 import argparse
 import sys
@@ -9,6 +9,7 @@ from textwrap import fill
 from distributed.checkpoint import CheckpointError
 from distributed.config import ConfigError, load_config, settings
 from distributed.runners import ServiceError
+from distributed.tracking import TrackingSettings, serve_dashboard
 
 _USAGE_ERROR, _RUN_ERROR, _INTERRUPTED = 2, 1, 130
 
@@ -59,7 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser(
         "evaluate",
         help="run complete episodes with a trained agent",
-        description="Run complete episodes through the training collector; print return and success with 95 %% intervals.",
+        description="Run complete episodes through the training collector; print return and success, with 95 %% "
+        "intervals.",
     )
     evaluate.add_argument("checkpoint", type=Path, help="a run folder, or one of its checkpoints")
     evaluate.add_argument("--episodes", type=int, default=512, help="complete episodes (default 512)")
@@ -71,6 +73,13 @@ def _parser() -> argparse.ArgumentParser:
         help="forget everything at step T of every episode: an agent that needs its memory then falls to chance",
     )  # fmt: skip
     evaluate.set_defaults(command=_evaluate)
+
+    dashboard = commands.add_parser(
+        "dashboard", help="open MLflow on this machine", description="Serve the MLflow store on 127.0.0.1."
+    )
+    dashboard.add_argument("--store", default=TrackingSettings.uri, help="MLflow store (default %(default)s)")
+    dashboard.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (default %(default)s)")
+    dashboard.set_defaults(command=_dashboard)
     return parser
 
 
@@ -118,4 +127,9 @@ def _evaluate(options: argparse.Namespace) -> int:
         reset_carry_at=options.reset_carry_at,
     )
     print(describe_evaluation(evaluation))
+    return 0
+
+
+def _dashboard(options: argparse.Namespace) -> int:
+    serve_dashboard(options.store, options.port)
     return 0

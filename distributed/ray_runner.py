@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from learner import UpdateReport
 from rollout_workers import Evaluation
 
 LOOPBACK = "127.0.0.1"
+_CONNECT_SECONDS = 10.0
 
 
 def start_ray(service: ServiceSettings, workers: int) -> bool:
@@ -36,6 +38,7 @@ def start_ray(service: ServiceSettings, workers: int) -> bool:
     address = service.address or os.environ.get("RAY_ADDRESS")
     try:
         if address and address != "local":
+            _check_reachable(address)
             ray.init(address=address, **quiet)
             return False
         # Ray's own switch to loopback for machines that are no cluster. Without it Ray listens on every address of the
@@ -49,6 +52,13 @@ def start_ray(service: ServiceSettings, workers: int) -> bool:
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
         raise ServiceError(f"cannot {where}: {' '.join(str(error).split())}; or train without Ray: --local") from None
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for minutes."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if separator and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
 
 
 class RayRunner:
@@ -66,7 +76,7 @@ class RayRunner:
         self._learner = actor.remote(blueprint)
         self.fleet = RolloutFleet(blueprint, note)
         self.weights: Any = self._learner.weights.remote()
-        self._version = int(self._call(self.weights).version)
+        self._version = 0
 
     @property
     def version(self) -> int:

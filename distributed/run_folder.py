@@ -28,7 +28,7 @@ class RunFolder:
     """Where one run writes.
 
     Args:
-        path: the folder; made if missing.
+        path: the folder; `write_config`, the first to write, makes it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,10 +36,10 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.curve = path / "curve.png"
         self._metrics = path / "metrics.jsonl"
-        path.mkdir(parents=True, exist_ok=True)
 
     def write_config(self, config: dict[str, Any]) -> Path:
         """Keep the resolved configuration beside the results."""
+        self.path.mkdir(parents=True, exist_ok=True)
         target = self.path / "config.yaml"
         target.write_text(yaml.safe_dump(config, sort_keys=False))
         return target

@@ -79,7 +79,7 @@ def _store(replay: Replay[FragmentRef], arrivals: list[Arrival], per_update: int
             continue
         if delivery.nbytes * per_update > replay.max_bytes:
             raise ServiceError(
-                f"service.replay_bytes is {replay.max_bytes}, less than the {per_update} fragments of {delivery.nbytes} "
-                f"bytes that one update takes; raise it, or lower rollout.lanes or rollout.length"
+                f"service.replay_bytes is {replay.max_bytes}, less than the {per_update} fragments of "
+                f"{delivery.nbytes} bytes that one update takes; raise it, or lower rollout.lanes or rollout.length"
             )
         replay.add(fragment, delivery.nbytes, delivery.version)

@@ -10,6 +10,9 @@ import logging
 import math
 import os
 import re
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -365,3 +368,24 @@ def _reason(error: BaseException) -> str:
 
 def _without_password(text: str) -> str:
     return re.sub(r"//[^/@\s]+@", "//***@", text)
+
+
+def serve_dashboard(store: str, port: int) -> None:
+    """Serve MLflow's pages for a store on loopback until interrupted.
+
+    Raises:
+        OSError: the port is taken, in one sentence.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise OSError(
+                f"port {port} on 127.0.0.1 cannot be used ({error.strerror}); choose another: --port"
+            ) from None
+    database = re.fullmatch(r"sqlite:///(.+)", store)
+    if database:
+        Path(database[1]).parent.mkdir(parents=True, exist_ok=True)
+    arguments = ["--backend-store-uri", store, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    subprocess.run([sys.executable, "-m", "mlflow", "ui", *arguments], env=os.environ | ENVIRONMENT, check=False)

@@ -164,6 +164,9 @@ def _execute(
         stack.enter_context(display)
         stack.enter_context(_warnings_shown(display))
         display.start(config.train.total_steps, title=name)
+        runner = _make_runner(blueprint, local, display.note)
+        stack.callback(runner.close)
+        # The parts start in the background, and so does tracking.
         tracker = Tracker(
             replace(config.tracking, run_name=config.tracking.run_name or name),
             run_id=saved.run["tracking_run"] if saved else None,
@@ -171,8 +174,6 @@ def _execute(
         )
         status = stack.enter_context(_closing(tracker))
         tracker.artifact(folder.write_config(config.to_dict()))
-        runner = _make_runner(blueprint, local, display.note)
-        stack.callback(runner.close)
         run = _Run(blueprint, folder, runner, display, tracker, Meter(config.rollout.workers))
         if saved is not None:
             _restore(run, saved)

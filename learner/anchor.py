@@ -24,7 +24,7 @@ class Anchor(NamedTuple):
 
 
 class Staleness(NamedTuple):
-    """How far stored carries had drifted from those that the current weights give; NaN where only the first was stored."""
+    """How far stored carries are from those that the current weights give; NaN where only the first was stored."""
 
     distance: float  # mean over carries of ||stored - recomputed|| / ||recomputed||
     kl: float  # mean KL(policy from the recomputed carry || policy from the stored one), nats

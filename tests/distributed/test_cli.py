@@ -1,0 +1,160 @@
+"""The command line as a user meets it: its own process, its exit status, its words."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distributed.checkpoint import list_checkpoints, load_checkpoint
+from distributed.cli import main
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "name=run", "rollout.lanes=16", "env.kwargs.horizon=6", "policy.controller.hidden_size=16",
+    "train.evaluation_episodes=16", "checkpoint.keep=100", "learner.shards=2",
+]  # fmt: skip
+
+
+def mneme(*arguments: str, cwd: Path = ROOT, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "distributed", *arguments], cwd=cwd, capture_output=True, text=True, timeout=timeout,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    from distributed.config import settings
+
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    for setting in settings():
+        assert f"  {setting.key}  (" in text
+        assert setting.help.split()[0] in text
+
+
+def test_train_evaluate_and_what_a_run_leaves_behind(tmp_path: Path) -> None:
+    preset = ROOT / "configs" / "delayed_cue.yaml"
+    trained = mneme(
+        "train", str(preset), "--local", *SMALL, f"checkpoint.root={tmp_path}", "train.total_steps=448",
+        f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    assert "step   448/448" in trained.stdout or "448/448" in trained.stdout
+    run = tmp_path / "run"
+    assert {"checkpoints", "config.yaml", "metrics.jsonl", "curve.png"} <= {path.name for path in run.iterdir()}
+    assert (tmp_path / "mlflow.db").exists()
+
+    evaluated = mneme("evaluate", str(run), "--episodes", "64", "--reset-carry-at", "3")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "success" in evaluated.stdout
+    assert "over 64 episodes" in evaluated.stdout
+    sampled = mneme("evaluate", str(list_checkpoints(run / "checkpoints")[-1]), "--episodes", "64", "--sample")
+    assert sampled.returncode == 0, sampled.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "sentence"),
+    [
+        (["train", "learner.mod=full"], 2, "did you mean learner.mode?"),
+        (["train", "configs/delayed_que.yaml"], 2, "did you mean configs/delayed_cue.yaml?"),
+        (["train", "env.id=mneme/DelayedQue-v0"], 2, "mneme/DelayedCue-v0"),
+        (["train", "a.yaml", "b.yaml"], 2, "got 2 presets"),
+        (["train", "--local", "service.mode=async"], 2, "set service.mode=sync"),
+        (["train", "--resume", "/nowhere"], 2, "no usable checkpoint under /nowhere/checkpoints"),
+        (["train", "--resume", "runs/x", "seed=1"], 2, "only train.total_steps"),
+        (["train", "service.address=127.0.0.1:1"], 1, "cannot join the Ray cluster at 127.0.0.1:1"),
+        (["evaluate", "/nowhere"], 2, "no usable checkpoint"),
+        (["evaluate", "/nowhere", "--episodes", "0"], 1, "--episodes is 0"),
+        (["train", "--locla"], 2, "unrecognized arguments: --locla"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(tmp_path: Path, arguments: list[str], status: int, sentence: str) -> None:
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    done = mneme(*arguments, cwd=tmp_path)
+    assert done.returncode == status
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()  # refused before anything was made
+
+
+def wait_for(path: Path, lines: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 100
+    while not path.exists() or len(path.read_text().splitlines()) < lines:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+LONGER = [*SMALL, "tracking.enabled=false", "train.total_steps=16800", "checkpoint.every=1120"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, np.ndarray]]:
+    """The last checkpoint's arrays of a run that nothing happened to."""
+    root = tmp_path_factory.mktemp("uninterrupted")
+    done = mneme("train", "--local", *LONGER, f"checkpoint.root={root}")
+    assert done.returncode == 0, done.stderr
+    return load_checkpoint(list_checkpoints(root / "run" / "checkpoints")[-1]).arrays
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    tmp_path: Path, number: signal.Signals, uninterrupted: dict[str, dict[str, np.ndarray]]
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "distributed", "train", "--local", *LONGER, f"checkpoint.root={tmp_path}"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    run = tmp_path / "run"
+    wait_for(run / "metrics.jsonl", 25, process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 130, err
+        assert "go on with: mneme train --resume" in out
+        assert "Traceback" not in err
+    assert load_checkpoint(list_checkpoints(run / "checkpoints")[-1]).run["steps"] < 16800
+    resumed = mneme("train", "--local", "--resume", str(run))
+    assert resumed.returncode == 0, resumed.stderr
+    final = load_checkpoint(list_checkpoints(run / "checkpoints")[-1]).arrays
+    for part, arrays in uninterrupted.items():
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(array, final[part][name], err_msg=f"{part}/{name}")
+
+
+def test_an_unreachable_tracking_server_never_stops_training(tmp_path: Path) -> None:
+    done = mneme(
+        "train", "--local", *SMALL, f"checkpoint.root={tmp_path}", "train.total_steps=448",
+        "tracking.uri=http://127.0.0.1:9",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "http://127.0.0.1:9" in done.stdout
+    assert "done at step 448" in done.stdout
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = mneme("train", "--local", *SMALL, f"checkpoint.root={tmp_path / 'file'}", "tracking.enabled=false")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert str(tmp_path / "file") in done.stderr
+
+
+def test_a_taken_port_is_said() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = mneme("dashboard", "--port", str(taken.getsockname()[1]))
+    assert done.returncode == 1
+    assert "choose another: --port" in done.stderr

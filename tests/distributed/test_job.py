@@ -1,0 +1,81 @@
+"""`ray job submit` against a Ray head on loopback with token authentication on, as the README shows it."""
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).parents[2]
+RAY = Path(sys.executable).with_name("ray")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """The job server's address and the environment that may use it."""
+    token, dashboard = tmp_path / "token", free_port()
+    token.write_text(secrets.token_hex(32))
+    token.chmod(0o600)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listen on loopback
+        "RAY_TMPDIR": "/tmp",
+        "PATH": f"{RAY.parent}:{os.environ['PATH']}",
+    }
+    port = free_port()
+    start = [
+        str(RAY), "start", "--head", f"--port={port}", "--num-cpus=2", "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={dashboard}", "--include-dashboard=true", "--disable-usage-stats", "--block",
+    ]  # fmt: skip
+    log = tmp_path / "head.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(start, env=environment, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        yield f"http://127.0.0.1:{dashboard}", environment
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def test_a_job_trains_through_the_dashboards_job_server(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+    address, environment = head
+    project = tmp_path / "project"
+    ignored = shutil.ignore_patterns(".*", "runs", "*.egg-info", "__pycache__", "benchmarks", "docs")
+    shutil.copytree(ROOT, project, ignore=ignored)
+    runs = tmp_path / "runs"
+    submit = [
+        str(RAY), "job", "submit", "--address", address, "--working-dir", ".", "--",
+        sys.executable, "-m", "distributed", "train", "configs/delayed_cue.yaml",
+        "env.kwargs.horizon=6", "rollout.lanes=16", "train.total_steps=448", "name=job",
+        f"checkpoint.root={runs}", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
+    ]  # fmt: skip
+    done = None
+    for _ in range(30):  # until the job server answers
+        done = subprocess.run(submit, cwd=project, env=environment, capture_output=True, text=True, timeout=200)
+        if "Failed to connect" not in done.stdout + done.stderr:
+            break
+    assert done is not None
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "succeeded" in done.stdout
+    assert "done at step 448" in done.stdout
+    assert (runs / "job" / "checkpoints" / "step-000000000448").is_dir()
+
+    stranger = environment | {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "other")}
+    (tmp_path / "other").write_text(secrets.token_hex(32))
+    refused = subprocess.run(submit, cwd=project, env=stranger, capture_output=True, text=True, timeout=100)
+    assert refused.returncode != 0
+    assert "succeeded" not in refused.stdout
