@@ -62,14 +62,21 @@ def _environment() -> dict[str, str]:
 
 CONTESTANTS = (
     Contestant(
+        key="sb3-stock",
+        name=f"sb3-contrib RecurrentPPO as documented (LSTM {HIDDEN})",
+        module="benchmarks.peers.sb3_recurrent_ppo",
+        arguments=("--stock",),
+        peer=True,
+    ),
+    Contestant(
         key="sb3",
-        name=f"sb3-contrib RecurrentPPO (LSTM {HIDDEN})",
+        name=f"sb3-contrib RecurrentPPO, our batched task (LSTM {HIDDEN})",
         module="benchmarks.peers.sb3_recurrent_ppo",
         peer=True,
     ),
     Contestant(
         key="rllib",
-        name=f"RLlib PPO (LSTM {HIDDEN})",
+        name=f"RLlib PPO, our batched task (LSTM {HIDDEN})",
         module="benchmarks.peers.rllib_ppo",
         peer=True,
     ),

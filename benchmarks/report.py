@@ -77,6 +77,9 @@ def service_to_bare_loop(summaries: Sequence[Summary]) -> dict[str, float]:
 def show(summaries: Sequence[Summary], console: Console) -> None:
     """Print the speeds, then where our own time goes."""
     console.print(_speed_table(summaries))
+    speeds = {summary.key: summary.speed for summary in summaries}
+    for peer in (summary for summary in summaries if summary.peer and "ray-gru" in speeds):
+        console.print(f"mneme (Ray, GRU) is {speeds['ray-gru'] / peer.speed:.1f} times {peer.name}.")
     for kind, ratio in service_to_bare_loop(summaries).items():
         console.print(f"The Ray service runs at {ratio:.2f} of the bare loop ({kind}).")
     if any(summary.shares for summary in summaries):

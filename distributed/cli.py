@@ -1,4 +1,7 @@
-"""The command line: `mneme train`, `mneme evaluate`, `mneme dashboard`. Every failure is one sentence on stderr and a non-zero status."""
+"""The command line: `mneme train`, `mneme evaluate`, `mneme dashboard`.
+
+Every failure is one sentence on stderr and a non-zero status.
+"""
 
 import argparse
 import sys

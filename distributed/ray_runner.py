@@ -44,6 +44,7 @@ def start_ray(service: ServiceSettings, workers: int) -> bool:
         # Ray's own switch to loopback for machines that are no cluster. Without it Ray listens on every address of the
         # machine, and even `_node_ip_address="127.0.0.1"` is turned into the machine's outward one.
         ray_constants.ENABLE_RAY_CLUSTER = False
+        os.environ.setdefault("RAY_worker_niceness", "0")  # training is what this Ray is for, not a background chore
         cpus = max(os.cpu_count() or 1, math.ceil(workers * service.worker_cpus))
         ray.init(
             address="local", num_cpus=cpus, include_dashboard=service.dashboard, dashboard_host=LOOPBACK, **quiet

@@ -79,7 +79,7 @@ class Learner:
         self._asynchronous = asynchronous
         self._anchors = settings.anchor == "always" or (settings.anchor == "auto" and asynchronous)
         self._parameters = list(self.policy.parameters())
-        self._optimizer = torch.optim.Adam(self._parameters, lr=settings.learning_rate, eps=_ADAM_EPSILON)
+        self._optimizer = torch.optim.Adam(self._parameters, lr=settings.learning_rate, eps=_ADAM_EPSILON, fused=True)
         self.shards = settings.shards or (1 if self.device.type != "cpu" else min(os.cpu_count() or 1, _MAX_SHARDS))
         # Torch's thread count is a thread's own: without this a shard's matrix products would take every core, and how
         # they are split, and so the last bits, would differ from machine to machine.
@@ -267,7 +267,8 @@ class Learner:
             total = present[0] if present else None
             for part in present[1:]:
                 total = total + part
-            parameter.grad = total
+            # Torch's fused Adam on CPU takes a gradient's memory for granted and ignores its strides.
+            parameter.grad = None if total is None else total.contiguous()
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self.settings.max_grad_norm))
         if not math.isfinite(norm):
             raise FloatingPointError(

@@ -1,6 +1,8 @@
 """sb3-contrib's RecurrentPPO on delayed cue. Run as `python -m benchmarks.peers.sb3_recurrent_ppo`.
 
-The environment is stepped as one numpy batch, as ours is, so that no Python loop over environments is held against it.
+By default the environment is stepped as one numpy batch, as ours is, and actor and critic share one LSTM, as ours
+do, so that neither a Python loop over environments nor a second network is held against it. `--stock` takes what its
+documentation shows instead: `make_vec_env` over single environments and the policy's own defaults.
 """
 
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 import torch
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks import measurement as m
@@ -25,8 +28,6 @@ class BatchedVecEnv(VecEnv):
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
         self._actions = np.zeros(self.num_envs, dtype=np.int64)
         self._no_infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        self.last_returns = np.zeros(self.num_envs)
-        self._returns = np.zeros(self.num_envs)
 
     def reset(self) -> np.ndarray:
         return self._env.reset(seed=self._seeds[0])[0]
@@ -36,12 +37,9 @@ class BatchedVecEnv(VecEnv):
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         observations, rewards, terminated, truncated, info = self._env.step(self._actions)
-        self._returns += rewards
         done = terminated | truncated
         if not done.any():
             return observations, rewards, done, self._no_infos
-        self.last_returns[done] = self._returns[done]
-        self._returns[done] = 0.0
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for lane in np.flatnonzero(done):
             infos[lane] = {
@@ -72,12 +70,14 @@ class BatchedVecEnv(VecEnv):
 class _Timing(BaseCallback):
     """An update has ended when the next rollout begins, the last one when training ends."""
 
-    def __init__(self, stopwatch: m.Stopwatch, threads: ThreadChoice, env: BatchedVecEnv) -> None:
+    def __init__(self, stopwatch: m.Stopwatch, threads: ThreadChoice) -> None:
         super().__init__()
-        self._stopwatch, self._threads, self._env = stopwatch, threads, env
+        self._stopwatch, self._threads = stopwatch, threads
+        self._rewards = 0.0
         self._pending = False
 
     def _on_step(self) -> bool:
+        self._rewards += float(self.locals["rewards"].sum())
         return True
 
     def _on_rollout_start(self) -> None:
@@ -91,30 +91,33 @@ class _Timing(BaseCallback):
         self._update_done()
 
     def _update_done(self) -> None:
-        returns = self._env.last_returns
-        self._stopwatch.update(m.BATCH, len(returns), float(returns.mean()))
+        self._stopwatch.update(m.BATCH, m.LANES, self._rewards / m.LANES)  # every lane plays one episode an update
+        self._rewards = 0.0
         self._threads.update_done()
 
 
 def main() -> None:
     """Train for `--steps` timed environment steps and print a measurement."""
-    args = m.contestant_parser(__doc__).parse_args()
-    env_settings = EnvSettings(id=m.ENV_ID, kwargs={"cues": m.CUES, "horizon": m.HORIZON})
-    env = BatchedVecEnv(make_vector_env(env_settings, m.LANES))
+    parser = m.contestant_parser(__doc__)
+    parser.add_argument("--stock", action="store_true")
+    args = parser.parse_args()
+    task = {"cues": m.CUES, "horizon": m.HORIZON}
+    env: VecEnv = BatchedVecEnv(make_vector_env(EnvSettings(id=m.ENV_ID, kwargs=task), m.LANES))
+    # One LSTM and linear heads, as in our own policy; by default the critic has an LSTM and layers of its own.
+    policy: dict[str, Any] = {"shared_lstm": True, "enable_critic_lstm": False, "net_arch": []}
+    if args.stock:
+        env, policy = make_vec_env(m.ENV_ID, m.LANES, env_kwargs=task), {}
     settings: dict[str, Any] = {
         "n_steps": m.EPISODE,
         "batch_size": m.BATCH // m.MINIBATCHES,
         "n_epochs": m.EPOCHS,
         "learning_rate": m.LEARNING_RATE,
         "ent_coef": 0.01,
-        # One LSTM and linear heads, as in our own policy; by default the critic has an LSTM and layers of its own.
-        "policy_kwargs": {
-            "lstm_hidden_size": m.HIDDEN, "shared_lstm": True, "enable_critic_lstm": False, "net_arch": [],
-        },
-    }  # fmt: skip
+        "policy_kwargs": {"lstm_hidden_size": m.HIDDEN, **policy},
+    }
     model = RecurrentPPO("MlpLstmPolicy", env, seed=args.seed, device="cpu", **settings)
     stopwatch, threads = m.Stopwatch(), ThreadChoice(torch.set_num_threads)
-    model.learn(m.updates_for(args.steps) * m.BATCH, callback=_Timing(stopwatch, threads, env))
+    model.learn(m.updates_for(args.steps) * m.BATCH, callback=_Timing(stopwatch, threads))
     parameters = sum(parameter.numel() for parameter in model.policy.parameters())
     configuration = settings | {"lanes": m.LANES, "threads": threads.threads, "parameters": parameters}
     stopwatch.measurement(configuration, "sb3-contrib", "stable-baselines3", "gymnasium", "torch", "numpy").report()

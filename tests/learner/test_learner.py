@@ -114,6 +114,55 @@ def test_shards_only_split_the_work(counting_collector: Callable[..., Collector]
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
+def test_one_update_is_adam_on_the_gradient_of_the_plainest_loss(counting_collector: Callable[..., Collector]) -> None:
+    """Everything at once against a loop over lanes and steps with torch's own autograd and the formula of Adam."""
+    settings = LearnerSettings(
+        mode="full", epochs=1, minibatches=1, shards=2, gamma=0.9, gae_lambda=0.8, max_grad_norm=1e9, learning_rate=0.01
+    )
+    collector = counting_collector(settings, kind="gru", initial_carry="learned")
+    collector.collect()
+    f, _ = collector.collect()
+    learner = make_learner(collector, settings)
+    policy, before = collector.policy, learner.weights()
+    learner.update([f.to_arrow()])
+    after = learner.weights()
+
+    B, T = f.actions.shape
+    advantages = np.zeros((B, T))
+    for b in range(B):
+        following = 0.0
+        for t in reversed(range(T)):
+            done = f.terminated[b, t] or f.truncated[b, t]
+            value_after = (
+                0.0 if f.terminated[b, t] else f.final_values[b, t] if f.truncated[b, t] else f.values[b, t + 1]
+            )
+            delta = f.rewards[b, t] + 0.9 * value_after - f.values[b, t]
+            following = delta + 0.9 * 0.8 * following * (not done)
+            advantages[b, t] = following
+    targets = advantages + f.values[:, :T]
+    advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+
+    total = torch.zeros(())
+    for b in range(B):
+        carry = {name: torch.from_numpy(c[b : b + 1, 0].copy()) for name, c in f.carries.items()}
+        for t in range(T):
+            if f.resets[b, t]:
+                carry = policy.initial_carry(1)
+            observation = torch.from_numpy(f.observations[b, t].copy()).reshape(1, 1, -1)
+            out = policy.scan(observation, torch.zeros(1, 1, dtype=torch.bool), carry)
+            carry = out.carry
+            distribution = torch.distributions.Categorical(logits=out.logits_TBA[0, 0])
+            ratio = (distribution.log_prob(torch.tensor(f.actions[b, t])) - float(f.log_probs[b, t])).exp()
+            a = float(advantages[b, t])
+            surrogate = torch.minimum(ratio * a, ratio.clamp(0.8, 1.2) * a)
+            error = 0.5 * (out.value_TB[0, 0] - float(targets[b, t])) ** 2
+            total = total - surrogate + 0.5 * error - 0.01 * distribution.entropy()
+    gradients = torch.autograd.grad(total / (B * T), list(policy.parameters()))
+    for (name, _), g in zip(policy.named_parameters(), gradients, strict=True):
+        step = 0.01 * g / (g.abs() + 1e-5)  # Adam's first step: its averages, corrected, are g and g squared
+        np.testing.assert_allclose(after.arrays[name] - before.arrays[name], -step.numpy(), atol=2e-4, err_msg=name)
+
+
 def test_padding_and_its_contents_change_nothing(counting_collector: Callable[..., Collector]) -> None:
     """One sequence in windows that divide it and in windows that do not: both equal the sum over real steps."""
     settings = LearnerSettings(mode="cached", epochs=1, minibatches=1)
