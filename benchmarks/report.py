@@ -14,7 +14,8 @@ from benchmarks import measurement as m
 from benchmarks.contestants import Contestant
 
 ACTIVITIES = (
-    "env", "inference", "transport", "batch", "anchor", "returns", "windows", "forward", "backward", "optimizer",
+    "env", "inference", "transport", "broadcast", "batch", "anchor", "returns", "windows", "forward",
+    "backward", "optimizer",
 )  # fmt: skip
 
 
@@ -107,7 +108,8 @@ def _speed_table(summaries: Sequence[Summary]) -> Table:
 def _share_table(summaries: Sequence[Summary]) -> Table:
     table = Table(
         title="Where the time goes, % of what was measured",
-        caption="Transport is what is left of an update's wall clock: object store, broadcast, waiting. "
+        caption="Broadcast is exporting and loading weights. Transport is what is left of an update's wall clock: "
+        "object store, messages, waiting for the slower of two. "
         "The asynchronous service collects while it learns, so its parts overlap.",
     )
     table.add_column("")

@@ -1,5 +1,6 @@
 """The two kinds of worker as plain classes: the local runner calls them, the Ray runner makes actors of them."""
 
+from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
@@ -45,8 +46,11 @@ class RolloutWorker:
     def collect(self, weights: Weights) -> tuple[Delivery, pa.RecordBatch | None]:
         """One fragment under these weights. A fragment with values that are not finite is reported, not shipped, and
         the lanes start anew."""
+        started = perf_counter()
         self._load(weights)
+        loading = perf_counter() - started
         fragment, stats = self._collector.collect(weights.version)
+        stats = stats._replace(seconds=stats.seconds | {"broadcast": loading})
         try:
             fragment.validate()
         except FragmentError as error:
@@ -118,7 +122,9 @@ class LearnerWorker:
     def update(self, *batches: pa.RecordBatch) -> tuple[UpdateReport, Weights]:
         """Train on these fragments; see `Learner.update`."""
         report = self._learner.update(batches)
-        return report, self._learner.weights()
+        started = perf_counter()
+        weights = self._learner.weights()
+        return report._replace(seconds=report.seconds | {"broadcast": perf_counter() - started}), weights
 
     def weights(self) -> Weights:
         """The current weights."""

@@ -97,6 +97,16 @@ def test_another_seed_gives_other_bits(tmp_path: Path) -> None:
     )
 
 
+def test_one_worker_and_two_give_the_same_batch_and_first_update(tmp_path: Path) -> None:
+    first_rows = []
+    for workers in (1, 2, 4):
+        folder = train(small(tmp_path / str(workers), f"rollout.workers={workers}"), local=True).folder
+        first_rows.append(json.loads((folder / "metrics.jsonl").read_text().splitlines()[0]))
+    for name in ("return", "policy_loss", "value_loss", "entropy", "kl", "grad_norm", "value_mean"):
+        assert first_rows[1][name] == pytest.approx(first_rows[0][name], rel=1e-3, abs=1e-6), name
+        assert first_rows[2][name] == pytest.approx(first_rows[0][name], rel=1e-3, abs=1e-6), name
+
+
 def test_resume_can_train_for_longer(tmp_path: Path) -> None:
     long = train(small(tmp_path / "a", "train.total_steps=2240"), local=True)
     short = train(small(tmp_path / "b", "train.total_steps=1120"), local=True)
