@@ -55,6 +55,11 @@ def make_blueprint(config: Config) -> Blueprint:
         spec, facts = policy_spec(env), facts_of(env)
         length = config.rollout.length or (facts.episode_length if facts else None) or _DEFAULT_LENGTH
         config.learner.check_batch(config.rollout.lanes)
+        if config.train.stop_success is not None and facts is None:
+            raise ValueError(
+                f"train.stop_success is {config.train.stop_success}, but {config.env.id} does not declare what success "
+                f"is; leave it unset"
+            )
         blueprint = Blueprint(
             config.changed("rollout", length=length, carry_stride=_carry_stride(config, length)),
             spec,

@@ -127,6 +127,10 @@ def train(config: Config, *, preset: Path | None = None, local: bool = False, di
     """
     blueprint = _checked(config, local)
     folder = RunFolder(Path(config.checkpoint.root) / new_run_name(config, preset))
+    if folder.path.exists():
+        raise ConfigError(
+            f"{folder.path} exists already; choose another name=..., or go on with it: --resume {folder.path}"
+        )
     return _execute(blueprint, folder, None, local, display or Display())
 
 

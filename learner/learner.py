@@ -237,15 +237,10 @@ class Learner:
 
         out = self.policy.scan(observations, resets, carry)
         log_probs = self.policy.action_head.log_prob(out.logits_TBA, actions)
-        policy = clipped_policy_loss(log_probs, old_log_probs, advantages, s.clip)
-        values = value_loss(out.value_TB, old_values, targets, s.value_clip)
-        terms = (
-            policy.loss,
-            values,
-            self.policy.action_head.entropy(out.logits_TBA),
-            policy.kl,
-            policy.clipped,
-        )
+        surrogate = clipped_policy_loss(log_probs, old_log_probs, advantages, s.clip)
+        errors = value_loss(out.value_TB, old_values, targets, s.value_clip)
+        entropy = self.policy.action_head.entropy(out.logits_TBA)
+        terms = (surrogate.loss, errors, entropy, surrogate.kl, surrogate.clipped)  # in the order of _SUMS
         sums = [masked_sum(term, mask) for term in terms]
         loss = (sums[0] + s.value_coef * sums[1] - s.entropy_coef * sums[2]) / count
         forward_done = perf_counter()

@@ -85,6 +85,7 @@ def test_several_mistakes_give_several_sentences() -> None:
         (["learner.mode=truncated", "learner.window=8", "rollout.carry_stride=5"], "use a divisor of 8"),
         (["env.id=Pendulum-v1"], "action space"),
         (["env.id=FrozenLake-v1"], "observation space"),
+        (["env.id=CartPole-v1", "train.stop_success=0.9"], "does not declare what success is"),
     ],
 )
 def test_combinations_that_cannot_work_are_refused_before_anything_starts(overrides: list[str], sentence: str) -> None:

@@ -189,6 +189,15 @@ def test_an_actor_that_keeps_dying_ends_the_run_with_a_sentence(runner: tuple[Ra
             service.collect()
 
 
+def test_a_lost_learner_ends_the_run_with_a_sentence(runner: tuple[RayRunner, list[str]]) -> None:
+    service, _ = runner
+    updates = synchronous(service, Replay(10**9, 0), patience=3)
+    next(updates)
+    ray.kill(service._learner)
+    with pytest.raises(ServiceError, match="continue from the last checkpoint with --resume"):
+        next(updates)
+
+
 @pytest.mark.parametrize("max_lag", [1, 2])
 def test_asynchronous_service_overlaps_under_the_lag_bound(tmp_path: Path, max_lag: int) -> None:
     result = train(

@@ -220,6 +220,12 @@ def test_a_replay_too_small_for_one_update_is_said(tmp_path: Path) -> None:
         train(small(tmp_path, "service.replay_bytes=1000"), local=True)
 
 
+def test_a_run_never_overwrites_another(tmp_path: Path) -> None:
+    train(small(tmp_path), local=True)
+    with pytest.raises(ConfigError, match="exists already; choose another name"):
+        train(small(tmp_path), local=True)
+
+
 def test_async_needs_ray(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="service.mode is async"):
         train(small(tmp_path, "service.mode=async"), local=True)
