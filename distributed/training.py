@@ -1,13 +1,10 @@
 """One training run from configuration to verdict: build the parts, restore, loop, look, keep, let go."""
 
-import logging
 import math
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import NamedTuple
 
 from distributed.blueprint import Blueprint, flat_parameters, make_blueprint
@@ -15,6 +12,7 @@ from distributed.checkpoint import Checkpoint, CheckpointError, find_checkpoint,
 from distributed.config import Config, ConfigError, parse_config
 from distributed.curves import draw_learning_curve
 from distributed.display import Display
+from distributed.interruption import StopRequest, stopping_on_signals, warnings_noted
 from distributed.meter import Meter, Row, describe_evaluation, evaluation_row
 from distributed.replay import Replay
 from distributed.run_folder import RunFolder, new_run_name
@@ -50,7 +48,7 @@ class _Run:
     steps: int = 0
     evaluation: Evaluation | None = None
     evaluated_at: int = -1
-    stop: bool = field(default=False)  # set by Ctrl-C and SIGTERM
+    stop: StopRequest = field(default_factory=StopRequest)
 
     @property
     def config(self) -> Config:
@@ -166,7 +164,7 @@ def _execute(
     config, name = blueprint.config, folder.path.name
     with ExitStack() as stack:
         stack.enter_context(display)
-        stack.enter_context(_warnings_shown(display))
+        stack.enter_context(warnings_noted(display.note))
         display.start(config.train.total_steps, title=name)
         runner = _make_runner(blueprint, local, display.note)
         stack.callback(runner.close)
@@ -181,14 +179,14 @@ def _execute(
         run = _Run(blueprint, folder, runner, display, tracker, Meter(config.rollout.workers))
         if saved is not None:
             _restore(run, saved)
-        stack.enter_context(_stopping_on_signals(run))
+        run.stop = stack.enter_context(stopping_on_signals(display.note))
         _loop(run)
-        if not run.stop and run.evaluated_at != run.steps:
+        if not run.stop.made and run.evaluated_at != run.steps:
             run.evaluate()
         run.checkpoint()
         run.draw()
-        status.value = "KILLED" if run.stop else "FINISHED"
-    return Result(folder.path, run.steps, None if run.stop else run.evaluation, run.stop, run.meter)
+        status.value = "KILLED" if run.stop.made else "FINISHED"
+    return Result(folder.path, run.steps, None if run.stop.made else run.evaluation, run.stop.made, run.meter)
 
 
 def _loop(run: _Run) -> None:
@@ -204,7 +202,7 @@ def _loop(run: _Run) -> None:
         run.record(row)
         run.show(update, row)
         seems_solved = train.stop_success is not None and row["success"] >= train.stop_success - _EXPLORATION
-        if run.stop or run.steps >= train.total_steps:
+        if run.stop.made or run.steps >= train.total_steps:
             return
         if seems_solved or run.steps >= next_evaluation:
             next_evaluation = run.steps + train.evaluate_every if train.evaluate_every else math.inf
@@ -247,25 +245,6 @@ def _restore(run: _Run, saved: Checkpoint) -> None:
         run.display.note("this run resumes with new episodes: its mode or its environment does not allow exact resume")
 
 
-class _NoteHandler(logging.Handler):
-    def __init__(self, display: Display) -> None:
-        super().__init__(logging.WARNING)
-        self._display = display
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._display.note(record.getMessage())
-
-
-@contextmanager
-def _warnings_shown(display: Display) -> Iterator[None]:
-    logger, handler = logging.getLogger("mneme"), _NoteHandler(display)
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-
-
 @dataclass
 class _Status:
     value: RunStatus = "FAILED"
@@ -278,25 +257,3 @@ def _closing(tracker: Tracker) -> Iterator[_Status]:
         yield status
     finally:
         tracker.close(status.value)
-
-
-@contextmanager
-def _stopping_on_signals(run: _Run) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run after the update at hand, with a checkpoint; a second one ends it at once."""
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if run.stop:
-            raise KeyboardInterrupt
-        run.stop = True
-        run.display.note("stopping after this update; once more to stop at once, without a checkpoint")
-
-    try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are somebody else's
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

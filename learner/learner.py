@@ -19,10 +19,10 @@ from torch import Tensor
 from controllers import Policy, Weights
 from learner.anchor import Anchor, anchor_pass, measure_staleness
 from learner.batch import SequenceBatch
-from learner.losses import clipped_policy_loss, masked_sum, normalized, value_loss
+from learner.losses import normalized
+from learner.ppo import SUMS, ShardResult, shard_gradients
 from learner.returns import Returns, gae, vtrace
 from learner.settings import LearnerSettings
-from learner.windows import cut, cut_mask, window_carries
 from rollout_workers.fragment import Fragment, FragmentError
 
 _MAX_SHARDS = 4
@@ -37,16 +37,6 @@ class UpdateReport(NamedTuple):
     metrics: dict[str, float]  # losses, KL, staleness and the like, averaged over the update's minibatches
     seconds: dict[str, float]  # where the time went, wall clock summed over an update; within shards, their mean
     refused: tuple[str, ...]  # one sentence for each fragment that was not used
-
-
-class _ShardResult(NamedTuple):
-    gradients: Sequence[Tensor | None]
-    sums: Tensor  # [len(_SUMS)] float64
-    ratio_error: float  # max |ratio - 1|
-    seconds: tuple[float, float, float]  # windows, forward, backward
-
-
-_SUMS = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction")
 
 
 class Learner:
@@ -184,7 +174,7 @@ class Learner:
         s = self.settings
         self._set_learning_rate()
         order = np.random.default_rng([self._seed, self.version])
-        sums = torch.zeros(len(_SUMS), dtype=torch.float64)
+        sums = torch.zeros(len(SUMS), dtype=torch.float64)
         counted, minibatches, grad_norm, ratio_error, epochs = 0, 0, 0.0, math.nan, 0
         for epoch in range(s.epochs):
             epoch_kl, epoch_count = 0.0, 0
@@ -198,7 +188,7 @@ class Learner:
                 minibatches += 1
                 for result in results:
                     sums += result.sums
-                    epoch_kl += float(result.sums[_SUMS.index("kl")])
+                    epoch_kl += float(result.sums[SUMS.index("kl")])
                     for key, spent in zip(("windows", "forward", "backward"), result.seconds, strict=True):
                         seconds[key] += spent / len(results)
                 counted += count
@@ -208,7 +198,7 @@ class Learner:
             epochs = epoch + 1
             if s.target_kl is not None and epoch_kl / epoch_count > s.target_kl:
                 break
-        metrics = dict(zip(_SUMS, (sums / counted).tolist(), strict=True))
+        metrics = dict(zip(SUMS, (sums / counted).tolist(), strict=True))
         return metrics | {
             "grad_norm": grad_norm / minibatches,
             "ratio_error": ratio_error,
@@ -216,44 +206,13 @@ class Learner:
             "learning_rate": float(self._optimizer.param_groups[0]["lr"]),
         }
 
-    def _gradients(self, batch: SequenceBatch, returns: Returns, rows: Tensor, count: int) -> list[_ShardResult]:
+    def _gradients(self, batch: SequenceBatch, returns: Returns, rows: Tensor, count: int) -> list[ShardResult]:
         shards = [shard for shard in rows.chunk(self.shards) if len(shard)]
-        return list(self._pool.map(lambda shard: self._shard(batch, returns, shard, count), shards))
 
-    def _shard(self, batch: SequenceBatch, returns: Returns, rows: Tensor, count: int) -> _ShardResult:
-        """Loss and gradients of some sequences, as their share of a minibatch of `count` steps."""
-        s, T = self.settings, batch.length
-        plan = s.plan(T)
-        K = plan.window
-        started = perf_counter()
-        part = batch.rows(rows)
-        observations_NT, resets_NT = part.observations[:, :T], part.resets[:, :T]
-        carry = window_carries(self.policy, plan, observations_NT, resets_NT, part.carries, part.carry_stride)
-        mask = cut_mask(len(rows), T, K, self.device)
-        observations, resets, actions = cut(observations_NT, K), cut(resets_NT, K), cut(part.actions, K)
-        old_log_probs, old_values = cut(part.log_probs, K), cut(part.values[:, :T], K)
-        advantages, targets = cut(returns.advantages[rows], K), cut(returns.targets[rows], K)
-        cut_done = perf_counter()
+        def work(shard: Tensor) -> ShardResult:
+            return shard_gradients(self.policy, self.settings, batch, returns, shard, count)
 
-        out = self.policy.scan(observations, resets, carry)
-        log_probs = self.policy.action_head.log_prob(out.logits_TBA, actions)
-        surrogate = clipped_policy_loss(log_probs, old_log_probs, advantages, s.clip)
-        errors = value_loss(out.value_TB, old_values, targets, s.value_clip)
-        entropy = self.policy.action_head.entropy(out.logits_TBA)
-        terms = (surrogate.loss, errors, entropy, surrogate.kl, surrogate.clipped)  # in the order of _SUMS
-        sums = [masked_sum(term, mask) for term in terms]
-        loss = (sums[0] + s.value_coef * sums[1] - s.entropy_coef * sums[2]) / count
-        forward_done = perf_counter()
-
-        gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
-        with torch.no_grad():
-            difference = torch.where(mask, (log_probs - old_log_probs).exp() - 1, 0.0)
-        return _ShardResult(
-            gradients,
-            torch.stack([x.detach() for x in sums]).double().cpu(),
-            float(difference.abs().max()),
-            (cut_done - started, forward_done - cut_done, perf_counter() - forward_done),
-        )
+        return list(self._pool.map(work, shards))
 
     def _apply(self, shard_gradients: Sequence[Sequence[Tensor | None]]) -> float:
         """Sum the shards' gradients in their fixed order, clip, step; returns the norm before clipping."""

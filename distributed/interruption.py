@@ -1,0 +1,61 @@
+"""What reaches a run from outside its loops: signals that ask it to stop, and warnings that its user should see."""
+
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+
+@dataclass
+class StopRequest:
+    """Whether somebody has asked the run to stop."""
+
+    made: bool = False
+
+
+@contextmanager
+def stopping_on_signals(note: Callable[[str], None]) -> Iterator[StopRequest]:
+    """Ctrl-C and SIGTERM ask for a stop after the update at hand; a second one interrupts at once.
+
+    Outside the main thread signals belong to somebody else, and no request is ever made.
+    """
+    request = StopRequest()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if request.made:
+            raise KeyboardInterrupt
+        request.made = True
+        note("stopping after this update; once more to stop at once, without a checkpoint")
+
+    try:
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:
+        yield request
+        return
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def warnings_noted(note: Callable[[str], None]) -> Iterator[None]:
+    """Pass the warnings of the logger "mneme" on."""
+    logger, handler = logging.getLogger("mneme"), _NoteHandler(note)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _NoteHandler(logging.Handler):
+    def __init__(self, note: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._note = note
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._note(record.getMessage())

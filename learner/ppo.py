@@ -1,0 +1,70 @@
+"""PPO on one shard of one minibatch: cut into windows, scan, loss, gradient.
+
+Legend: N sequences, T steps, K window steps, W windows.
+"""
+
+from collections.abc import Sequence
+from time import perf_counter
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from controllers import Policy
+from learner.batch import SequenceBatch
+from learner.losses import clipped_policy_loss, masked_sum, value_loss
+from learner.returns import Returns
+from learner.settings import LearnerSettings
+from learner.windows import cut, cut_mask, window_carries
+
+SUMS = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction")
+
+
+class ShardResult(NamedTuple):
+    """One shard's share of a minibatch."""
+
+    gradients: Sequence[Tensor | None]  # in the order of the policy's parameters
+    sums: Tensor  # [len(SUMS)] float64, over the shard's steps
+    ratio_error: float  # max |ratio - 1|
+    seconds: tuple[float, float, float]  # windows, forward, backward
+
+
+def shard_gradients(
+    policy: Policy, s: LearnerSettings, batch: SequenceBatch, returns: Returns, rows: Tensor, count: int
+) -> ShardResult:
+    """Loss and gradients of the sequences `rows` [n], as their share of a minibatch of `count` steps.
+
+    The shares of a minibatch's shards add up to its mean loss and its gradient.
+    """
+    T = batch.length
+    plan = s.plan(T)
+    K = plan.window
+    started = perf_counter()
+    part = batch.rows(rows)
+    observations_NT, resets_NT = part.observations[:, :T], part.resets[:, :T]
+    carry = window_carries(policy, plan, observations_NT, resets_NT, part.carries, part.carry_stride)
+    mask = cut_mask(len(rows), T, K, rows.device)
+    observations, resets, actions = cut(observations_NT, K), cut(resets_NT, K), cut(part.actions, K)
+    old_log_probs, old_values = cut(part.log_probs, K), cut(part.values[:, :T], K)
+    advantages, targets = cut(returns.advantages[rows], K), cut(returns.targets[rows], K)
+    cut_done = perf_counter()
+
+    out = policy.scan(observations, resets, carry)
+    log_probs = policy.action_head.log_prob(out.logits_TBA, actions)
+    surrogate = clipped_policy_loss(log_probs, old_log_probs, advantages, s.clip)
+    errors = value_loss(out.value_TB, old_values, targets, s.value_clip)
+    entropy = policy.action_head.entropy(out.logits_TBA)
+    terms = (surrogate.loss, errors, entropy, surrogate.kl, surrogate.clipped)  # in the order of SUMS
+    sums = [masked_sum(term, mask) for term in terms]
+    loss = (sums[0] + s.value_coef * sums[1] - s.entropy_coef * sums[2]) / count
+    forward_done = perf_counter()
+
+    gradients = torch.autograd.grad(loss, list(policy.parameters()), allow_unused=True)
+    with torch.no_grad():
+        difference = torch.where(mask, (log_probs - old_log_probs).exp() - 1, 0.0)
+    return ShardResult(
+        gradients,
+        torch.stack([x.detach() for x in sums]).double().cpu(),
+        float(difference.abs().max()),
+        (cut_done - started, forward_done - cut_done, perf_counter() - forward_done),
+    )
