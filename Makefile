@@ -23,7 +23,7 @@ help: ## List the targets
 setup: $(VENV)/.installed ## Create .venv from requirements.lock (the other targets do it when needed)
 
 train: $(VENV)/.installed ## Train the preset CONFIG=configs/delayed_cue.yaml; ARGS="..." overrides settings
-	$(VENV)/bin/python -m distributed train $(CONFIG) $(ARGS)
+	$(VENV)/bin/python -m distributed train $(if $(findstring --resume,$(ARGS)),,$(CONFIG)) $(ARGS)
 
 test: $(VENV)/.installed ## Run the quick tests
 	$(VENV)/bin/python -m pytest -m "not slow" $(ARGS)

@@ -34,11 +34,13 @@ class ControllerSettings:
     """Put a LayerNorm between the sequence model and the heads."""
 
     def __post_init__(self) -> None:
-        _at_least("controller.hidden_size", self.hidden_size, 1)
+        _at_least("policy.controller.hidden_size", self.hidden_size, 1)
         if self.initial_carry not in ("zero", "learned"):
-            raise ValueError(f"controller.initial_carry is {self.initial_carry!r}; it must be 'zero' or 'learned'")
+            raise ValueError(
+                f"policy.controller.initial_carry is {self.initial_carry!r}; it must be 'zero' or 'learned'"
+            )
         if self.expected_horizon is not None:
-            _at_least("controller.expected_horizon", self.expected_horizon, 1)
+            _at_least("policy.controller.expected_horizon", self.expected_horizon, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,4 +57,4 @@ class PolicySettings:
 
     def __post_init__(self) -> None:
         for position, width in enumerate(self.encoder):
-            _at_least(f"encoder[{position}]", width, 1)
+            _at_least(f"policy.encoder[{position}]", width, 1)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from controllers import Policy, PolicySpec, build_policy
 from distributed.config import Config, ConfigError
 from envs import TaskFacts, facts_of, make_vector_env
+from learner import default_shards
 from rollout_workers import policy_spec
 
 _DEFAULT_LENGTH = 128  # steps in a sequence where the task's episodes have no fixed length
@@ -14,7 +15,7 @@ _STALENESS_PROBES = 4  # carries stored a sequence where the mode needs only the
 class Blueprint(NamedTuple):
     """Enough to build every part of a run, on any machine, alike."""
 
-    config: Config  # with rollout.length and rollout.carry_stride filled in
+    config: Config  # with rollout.length, rollout.carry_stride and learner.shards filled in
     spec: PolicySpec
     horizon: int  # steps over which the task asks to remember
     facts: TaskFacts | None
@@ -60,8 +61,15 @@ def make_blueprint(config: Config) -> Blueprint:
                 f"train.stop_success is {config.train.stop_success}, but {config.env.id} does not declare what success "
                 f"is; leave it unset"
             )
+        if config.service.mode == "async" and config.learner.anchor == "never":
+            raise ValueError(
+                "learner.anchor is never, but service.mode=async corrects fragments of older weights from what the "
+                "anchor pass finds; use learner.anchor=auto"
+            )
         blueprint = Blueprint(
-            config.changed("rollout", length=length, carry_stride=_carry_stride(config, length)),
+            config.changed("rollout", length=length, carry_stride=_carry_stride(config, length)).changed(
+                "learner", shards=config.learner.shards or default_shards()
+            ),
             spec,
             config.policy.controller.expected_horizon or (max(1, facts.memory_horizon) if facts else length),
             facts,

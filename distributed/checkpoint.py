@@ -57,16 +57,29 @@ def save_checkpoint(root: Path, step: int, run: Mapping[str, Any], parts: Mappin
         (partial / _MANIFEST).write_text(json.dumps(sums, indent=2))
         for path in [*partial.iterdir(), partial]:
             _flush(path)
+        replaced = root / f".replaced-{step:012d}-{os.getpid()}"
         if final.exists():
-            shutil.rmtree(final)
+            final.rename(replaced)
         partial.rename(final)
         _flush(root)
+    except SafetensorError as error:  # its way of saying that the disk is full
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(str(error)) from None
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    for old in list_checkpoints(root)[:-keep]:
+    for old in [replaced, *list_checkpoints(root)[:-keep]]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def set_aside_after(root: Path, step: int) -> None:
+    """Rename the checkpoints after `step` to abandoned-*, as the run goes on from `step` another time."""
+    for path in list_checkpoints(root):
+        if int(path.name.removeprefix(_PREFIX)) > step:
+            aside = path.with_name(f"abandoned-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
 
 
 def list_checkpoints(root: Path) -> list[Path]:
@@ -84,12 +97,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"there is no checkpoint at {path}; give a run folder or one of its checkpoints")
     try:
         sums = json.loads((path / _MANIFEST).read_text())
+        if not {_RUN, "learner.safetensors"} <= set(sums):
+            raise CheckpointError(f"the checkpoint {path} is damaged: its manifest does not name every part")
         for name, expected in sums.items():
             if _sha256(path / name) != expected:
                 raise CheckpointError(f"the checkpoint {path} is damaged: {name} does not match its checksum")
         run = json.loads((path / _RUN).read_text())
         arrays = {Path(name).stem: load_file(path / name) for name in sums if name.endswith(".safetensors")}
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"the checkpoint {path} is incomplete or damaged: {error}") from None
     if run.get("format") != FORMAT:
         raise CheckpointError(
@@ -109,7 +124,7 @@ def find_checkpoint(path: Path, note: Callable[[str], None]) -> tuple[Path, Chec
     """
     if (path / _MANIFEST).exists() or path.name.startswith(_PREFIX):
         return path, load_checkpoint(path)
-    root = path / "checkpoints"
+    root = path if path.name == "checkpoints" else path / "checkpoints"
     candidates = list_checkpoints(root)
     for candidate in reversed(candidates):
         try:

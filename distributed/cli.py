@@ -13,6 +13,7 @@ from distributed.checkpoint import CheckpointError
 from distributed.config import ConfigError, load_config, settings
 from distributed.runners import ServiceError
 from distributed.tracking import TrackingSettings, serve_dashboard
+from rollout_workers import EnvironmentFailure
 
 _USAGE_ERROR, _RUN_ERROR, _INTERRUPTED = 2, 1, 130
 
@@ -30,10 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     except (ConfigError, CheckpointError) as error:
         return _fail(error, _USAGE_ERROR)
-    except (ServiceError, ValueError, FloatingPointError, OSError) as error:
+    except (ServiceError, EnvironmentFailure, ValueError, FloatingPointError, OSError) as error:
         return _fail(error, _RUN_ERROR)
     except KeyboardInterrupt:
-        return _fail("stopped at once; the last checkpoint is whole", _INTERRUPTED)
+        return _fail("stopped at once; the checkpoints written so far are whole", _INTERRUPTED)
 
 
 def _fail(reason: object, status: int) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from controllers import PolicySettings
 from distributed.settings import CheckpointSettings, ServiceSettings, TrainSettings
@@ -43,6 +43,13 @@ class Config(BaseModel):
     service: ServiceSettings = ServiceSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     tracking: TrackingSettings = TrackingSettings()
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_folder_name(cls, name: str | None) -> str | None:
+        if name is not None and (not name.strip(".") or "/" in name or "\\" in name):
+            raise ValueError(f"name is {name!r}; it names a folder inside checkpoint.root, so it holds no slashes")
+        return name
 
     def changed(self, section: str, **values: Any) -> "Config":
         """This configuration with some settings of one section replaced."""
@@ -100,8 +107,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text())
     except OSError as error:
         near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.yaml")], n=1)
-        hint = f"; did you mean {path.with_stem(near[0])}?" if near else ""
-        raise ConfigError(f"cannot read {path}: {error.strerror}{hint}") from None
+        hint = f"did you mean {path.with_stem(near[0])}?" if near else "give a YAML file, and settings as key=value"
+        raise ConfigError(f"cannot read {path}: {error.strerror}; {hint}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if tree is None:

@@ -31,6 +31,7 @@ def evaluate_checkpoint(
     for name, value, least in (
         ("--episodes", episodes, 1),
         ("--lanes", lanes, 1),
+        ("--seed", seed, 0),
         ("--reset-carry-at", reset_carry_at, 0),
     ):
         if value is not None and value < least:
@@ -38,6 +39,12 @@ def evaluate_checkpoint(
     torch.set_num_threads(1)
     _, checkpoint = find_checkpoint(path, lambda sentence: print(f"mneme: {sentence}", file=sys.stderr))
     blueprint = make_blueprint(parse_config(checkpoint.run["config"]))
+    facts = blueprint.facts
+    if reset_carry_at is not None and facts and facts.episode_length and reset_carry_at >= facts.episode_length:
+        raise ValueError(
+            f"--reset-carry-at is {reset_carry_at}, beyond the episode's last step {facts.episode_length - 1}; "
+            f"use a lower one"
+        )
     policy = blueprint.policy()
     arrays = checkpoint.arrays["learner"]
     weights = {name.removeprefix("policy."): a for name, a in arrays.items() if name.startswith("policy.")}

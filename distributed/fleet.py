@@ -16,6 +16,8 @@ from distributed.runners import Arrival, ServiceError, episode_shares
 from distributed.workers import RolloutWorker, State
 from rollout_workers import Evaluation
 
+_REASON_CHARACTERS = 300
+
 
 class _Request(NamedTuple):
     worker: int
@@ -82,6 +84,7 @@ class RolloutFleet:
         except RayError as error:
             self._replace(request.worker, failure_reason(error))
             return None
+        self._incarnations[request.worker] = delivery.incarnation
         if delivery.error is None:
             self._failures[request.worker] = 0
             return Arrival(delivery, request.fragment)
@@ -137,10 +140,22 @@ class RolloutFleet:
                 states.append(None)
         return states
 
-    def set_states(self, states: list[State | None]) -> None:
-        """Give every worker the state it had."""
-        ray.get([a.set_state.remote(s) for a, s in zip(self._actors, states, strict=True) if s is not None])
-        self._incarnations = [0 if state is None else int(state["incarnation"]) for state in states]
+    def set_states(self, states: list[State | None], version: int) -> None:
+        """Give every worker the state it had; one without a state starts new episodes, numbered by the weights'
+        version so that they repeat none of the past."""
+        self._incarnations = [version if state is None else int(state["incarnation"]) for state in states]
+        calls = [
+            actor.restart.remote(incarnation) if state is None else actor.set_state.remote(state)
+            for actor, state, incarnation in zip(self._actors, states, self._incarnations, strict=True)
+        ]
+        try:
+            ray.get(calls)
+        except RayError as error:
+            raise ServiceError(f"a rollout actor could not take up its state: {failure_reason(error)}") from None
+
+    def started(self) -> list[Any]:
+        """References that become ready as the actors do."""
+        return [actor.ready.remote() for actor in self._actors]
 
 
 def failure_reason(error: RayError) -> str:
@@ -150,4 +165,5 @@ def failure_reason(error: RayError) -> str:
     if isinstance(error, GetTimeoutError):
         return "it did not answer in time"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if "error" in lines[-1].lower() else lines[0]
+    line = lines[-1] if "error" in lines[-1].lower() else lines[0]
+    return line.partition(". ")[0][:_REASON_CHARACTERS]

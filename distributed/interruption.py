@@ -27,7 +27,7 @@ def stopping_on_signals(note: Callable[[str], None]) -> Iterator[StopRequest]:
         if request.made:
             raise KeyboardInterrupt
         request.made = True
-        note("stopping after this update; once more to stop at once, without a checkpoint")
+        note("stopping after the update at hand; once more to stop at once, without a checkpoint")
 
     try:
         before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

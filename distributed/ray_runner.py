@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -78,10 +78,30 @@ class RayRunner:
         self.fleet = RolloutFleet(blueprint, note)
         self.weights: Any = self._learner.weights.remote()
         self._version = 0
+        self._check_resources({"GPU": gpus, "CPU": len(self.fleet) * service.worker_cpus, **resources}, note)
+
+    def _check_resources(self, demand: Mapping[str, float], note: Callable[[str], None]) -> None:
+        """Ray waits in silence for what it does not have; an autoscaler may bring it, this machine alone never will."""
+        present = ray.cluster_resources()
+        for name, wanted in demand.items():
+            if wanted <= present.get(name, 0.0):
+                continue
+            sentence = f"the run asks for {wanted:g} {name} and Ray has {present.get(name, 0.0):g}"
+            if self._owns_ray:
+                self.close()
+                raise ServiceError(
+                    f"{sentence}; lower service.learner_gpus or service.learner_resource, or join a cluster"
+                )
+            note(f"{sentence}; waiting for the cluster to grow")
 
     @property
     def version(self) -> int:
         return self._version
+
+    def start(self) -> None:
+        self._call(self.weights)
+        started = self.fleet.started()
+        ray.wait(started, num_returns=len(started), timeout=None)  # a failure shows when the first fragment is due
 
     def collect(self) -> list[Arrival]:
         for worker in self.fleet.idle:
@@ -118,7 +138,7 @@ class RayRunner:
     def set_state(self, state: RunState) -> None:
         self.weights = self._learner.set_state.remote(state.learner)
         self._version = int(self._call(self.weights).version)
-        self.fleet.set_states(state.workers)
+        self.fleet.set_states(state.workers, self._version)
 
     def close(self) -> None:
         if self._owns_ray:
@@ -132,5 +152,6 @@ class RayRunner:
             if isinstance(cause, (ValueError, FloatingPointError)):
                 raise cause from None
             raise ServiceError(
-                f"the learner actor was lost ({failure_reason(error)}); continue from the last checkpoint with --resume"
+                f"the learner actor was lost ({failure_reason(error)}); continue from the last checkpoint, "
+                f"if there is one: --resume"
             ) from None

@@ -23,7 +23,6 @@ class _Entry(Generic[Ref]):
     ref: Ref
     nbytes: int
     version: int
-    uses: int = 0
 
 
 class Replay(Generic[Ref]):
@@ -35,11 +34,10 @@ class Replay(Generic[Ref]):
     Args:
         max_bytes: bytes of fragments kept.
         max_lag: weights versions that a fragment may be behind when it is sampled.
-        reuse: times that a fragment is handed out before it is let go.
     """
 
-    def __init__(self, max_bytes: int, max_lag: int, reuse: int = 1) -> None:
-        self.max_bytes, self.max_lag, self.reuse = max_bytes, max_lag, reuse
+    def __init__(self, max_bytes: int, max_lag: int) -> None:
+        self.max_bytes, self.max_lag = max_bytes, max_lag
         self.nbytes = 0
         self._entries: deque[_Entry[Ref]] = deque()
         self._added = self._stale = self._full = 0
@@ -65,18 +63,15 @@ class Replay(Generic[Ref]):
         self.nbytes += nbytes
 
     def sample(self, count: int, version: int) -> list[Ref]:
-        """The `count` least used, then oldest fragments that are within the lag bound of `version`; [] if there are
-        fewer."""
+        """Take out the `count` oldest fragments within the lag bound of `version`; [] if there are fewer."""
         for entry in [entry for entry in self._entries if version - entry.version > self.max_lag]:
             self._remove(entry)
             self._stale += 1
         if len(self._entries) < count:
             return []
-        chosen = sorted(self._entries, key=lambda entry: entry.uses)[:count]
+        chosen = [self._entries[i] for i in range(count)]
         for entry in chosen:
-            entry.uses += 1
-            if entry.uses >= self.reuse:
-                self._remove(entry)
+            self._remove(entry)
         return [entry.ref for entry in chosen]
 
     def _remove(self, entry: _Entry[Ref]) -> None:

@@ -3,32 +3,34 @@
 runs/<name>/config.yaml  metrics.jsonl  curve.png  checkpoints/step-000000500000/
 """
 
+import fcntl
 import json
 import math
+import os
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
-from distributed.config import Config
+from distributed.config import Config, ConfigError
 
 Row = dict[str, float]
 
 
 def new_run_name(config: Config, preset: Path | None) -> str:
-    """The name the user chose, or the preset's with the date and the seed."""
+    """The name the user chose, or the preset's with the date, the seed and, in the last place, the process."""
     if config.name:
         return config.name
     stem = preset.stem if preset else config.env.id.rpartition("/")[2]
-    return f"{stem}-{datetime.now():%Y%m%d-%H%M%S}-seed{config.seed}"
+    return f"{stem}-{datetime.now():%Y%m%d-%H%M%S}-seed{config.seed}-{os.getpid()}"
 
 
 class RunFolder:
     """Where one run writes.
 
     Args:
-        path: the folder; `write_config`, the first to write, makes it.
+        path: the folder; `create` makes it, or `lock` takes hold of it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,9 +39,35 @@ class RunFolder:
         self.curve = path / "curve.png"
         self._metrics = path / "metrics.jsonl"
 
+    def create(self) -> None:
+        """Make the folder of a new run.
+
+        Raises:
+            ConfigError: it exists; two runs never share one.
+        """
+        try:
+            self.path.mkdir(parents=True)
+        except FileExistsError:
+            raise ConfigError(
+                f"{self.path} exists already; choose another name=..., or go on with it: --resume {self.path}"
+            ) from None
+
+    def lock(self) -> IO[str]:
+        """Hold the folder for this process until the returned file is closed, or the process ends.
+
+        Raises:
+            ConfigError: another process holds it.
+        """
+        file = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise ConfigError(f"another process is training in {self.path}; wait for it or stop it") from None
+        return file
+
     def write_config(self, config: dict[str, Any]) -> Path:
         """Keep the resolved configuration beside the results."""
-        self.path.mkdir(parents=True, exist_ok=True)
         target = self.path / "config.yaml"
         target.write_text(yaml.safe_dump(config, sort_keys=False))
         return target
@@ -68,4 +96,6 @@ class RunFolder:
     @classmethod
     def of(cls, path: Path) -> "RunFolder":
         """The run folder that a path given by the user means: itself, or the one around a checkpoint."""
+        if path.name == "checkpoints":
+            return cls(path.parent)
         return cls(path.parent.parent if path.parent.name == "checkpoints" else path)

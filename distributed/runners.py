@@ -37,6 +37,9 @@ class Runner(Protocol):
     def version(self) -> int:
         """Version of the newest weights."""
 
+    def start(self) -> None:
+        """Wait until every part is ready."""
+
     def collect(self) -> list[Arrival]:
         """One fragment from every worker under the newest weights, in the order of the workers. Waits for all; a worker
         that dies or hangs is replaced and its fragment goes missing."""
@@ -75,6 +78,9 @@ class LocalRunner:
     def version(self) -> int:
         return self._weights.version
 
+    def start(self) -> None:
+        pass
+
     def collect(self) -> list[Arrival]:
         arrivals = [Arrival(*worker.collect(self._weights)) for worker in self._workers]
         for arrival in arrivals:
@@ -96,7 +102,9 @@ class LocalRunner:
     def set_state(self, state: RunState) -> None:
         self._weights = self._learner.set_state(state.learner)
         for worker, saved in zip(self._workers, state.workers, strict=True):
-            if saved is not None:
+            if saved is None:
+                worker.restart(incarnation=self.version)
+            else:
                 worker.set_state(saved)
 
     def close(self) -> None:

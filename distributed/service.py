@@ -48,17 +48,18 @@ def asynchronous(runner: "RayRunner", replay: Replay[FragmentRef]) -> Iterator[U
     """Collect and learn at the same time, never more than `replay.max_lag` versions apart.
 
     Consumes fragments in order of arrival, one for each worker and update; waits for whichever is first, a delivery or
-    the learner. A worker is asked for more only while the fragments in flight and in the replay would still be within
-    the lag bound when their turn comes, so a slow learner holds the workers back.
+    the learner. While the learner is busy, workers are asked for as many fragments as will still be within the lag
+    bound when their turn comes, so a slow learner holds them back; while it is idle every idle worker is asked, so a
+    slow worker holds nobody back.
     """
     per_update = len(runner.fleet)
-    ahead = per_update * max(1, replay.max_lag)
     deliveries: list[Delivery] = []
     learning: tuple[Any, Any] | None = None
     while True:
         idle = runner.fleet.idle
         in_flight = per_update - len(idle)
-        for worker in idle[: max(0, ahead - len(replay) - in_flight)]:
+        wanted = per_update * replay.max_lag - len(replay) - in_flight if learning else len(idle)
+        for worker in idle[: max(0, wanted)]:
             runner.fleet.request(worker, runner.weights)
         arrivals = runner.fleet.wait(*(learning or ())[:1])
         _store(replay, arrivals, per_update)

@@ -40,8 +40,6 @@ class ServiceSettings:
     """Weights versions a fragment may be behind when it is trained on; older ones are dropped (async)."""
     replay_bytes: int = 1 << 30
     """Bytes of fragments that the replay keeps in the object store; the oldest are dropped beyond it."""
-    reuse: int = 1
-    """Updates that one fragment may take part in (async)."""
     address: str | None = None
     """Ray cluster to join, such as auto or ray://host:10001. Unset: RAY_ADDRESS, else a new one on this machine."""
     learner_gpus: float | None = None
@@ -58,9 +56,11 @@ class ServiceSettings:
     """Serve Ray's dashboard on 127.0.0.1 (when a new Ray is started here)."""
 
     def __post_init__(self) -> None:
-        for name, low in (("max_lag", 0), ("replay_bytes", 1), ("reuse", 1), ("max_restarts", 0)):
+        for name, low in (("max_lag", 0), ("replay_bytes", 1), ("max_restarts", 0)):
             if getattr(self, name) < low:
                 raise ValueError(f"service.{name} is {getattr(self, name)}; it must be at least {low}")
+        if self.learner_gpus is not None and not self.learner_gpus >= 0:
+            raise ValueError(f"service.learner_gpus is {self.learner_gpus}; it must be at least 0")
         for name in ("worker_cpus", "collect_timeout"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"service.{name} is {getattr(self, name)}; it must be above 0")

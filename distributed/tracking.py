@@ -11,7 +11,6 @@ import math
 import os
 import re
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -57,7 +56,7 @@ class TrackingSettings:
     experiment: str = "mneme"
     """MLflow experiment that gathers the runs."""
     run_name: str | None = None
-    """Name of the run; unset: MLflow invents one."""
+    """Name of the run in MLflow. Unset: that of the run's folder."""
     enabled: bool = True
     """Record the run at all."""
     system_metrics: bool = True
@@ -370,6 +369,12 @@ def _without_password(text: str) -> str:
     return re.sub(r"//[^/@\s]+@", "//***@", text)
 
 
+def absolute_uri(uri: str) -> str:
+    """A SQLite file named from the current folder as a full path, so that a resumed run finds it from anywhere."""
+    database = re.fullmatch(r"sqlite:///([^/].*)", uri)
+    return f"sqlite:///{Path(database[1]).absolute()}" if database else uri
+
+
 def serve_dashboard(store: str, port: int) -> None:
     """Serve MLflow's pages for a store on loopback until interrupted.
 
@@ -388,4 +393,5 @@ def serve_dashboard(store: str, port: int) -> None:
     if database:
         Path(database[1]).parent.mkdir(parents=True, exist_ok=True)
     arguments = ["--backend-store-uri", store, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    subprocess.run([sys.executable, "-m", "mlflow", "ui", *arguments], env=os.environ | ENVIRONMENT, check=False)
+    # In this process's place, so that whoever stops this process stops the server.
+    os.execve(sys.executable, [sys.executable, "-m", "mlflow", "ui", *arguments], os.environ | ENVIRONMENT)

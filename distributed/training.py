@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from distributed.blueprint import Blueprint, flat_parameters, make_blueprint
-from distributed.checkpoint import Checkpoint, CheckpointError, find_checkpoint, save_checkpoint
+from distributed.checkpoint import Checkpoint, CheckpointError, find_checkpoint, save_checkpoint, set_aside_after
 from distributed.config import Config, ConfigError, parse_config
 from distributed.curves import draw_learning_curve
 from distributed.display import Display
@@ -18,7 +18,7 @@ from distributed.replay import Replay
 from distributed.run_folder import RunFolder, new_run_name
 from distributed.runners import LocalRunner, Runner, RunState
 from distributed.service import Update, asynchronous, synchronous
-from distributed.tracking import RunStatus, Tracker
+from distributed.tracking import RunStatus, Tracker, absolute_uri
 from rollout_workers import Evaluation
 
 _EXPLORATION = 0.03  # success that sampled actions may cost a policy whose greedy form succeeds
@@ -48,6 +48,7 @@ class _Run:
     steps: int = 0
     evaluation: Evaluation | None = None
     evaluated_at: int = -1
+    rows_lost: int = 0
     stop: StopRequest = field(default_factory=StopRequest)
 
     @property
@@ -55,8 +56,14 @@ class _Run:
         return self.blueprint.config
 
     def record(self, row: Row) -> None:
-        self.folder.append(self.steps, row)
+        """Keep a row of metrics; a disk that is full costs rows, not the run."""
         self.tracker.log(row, self.steps)
+        try:
+            self.folder.append(self.steps, row)
+        except OSError as error:
+            if not self.rows_lost:
+                self.display.note(f"metrics cannot be written to {self.folder.path} ({error}); training goes on")
+            self.rows_lost += 1
 
     def show(self, update: Update, row: Row) -> None:
         for sentence in update.report.refused:
@@ -123,13 +130,9 @@ def train(config: Config, *, preset: Path | None = None, local: bool = False, di
     Raises:
         ConfigError, ServiceError, FloatingPointError, OSError: each with one sentence for the user.
     """
-    blueprint = _checked(config, local)
+    config = config.changed("tracking", uri=absolute_uri(config.tracking.uri))
     folder = RunFolder(Path(config.checkpoint.root) / new_run_name(config, preset))
-    if folder.path.exists():
-        raise ConfigError(
-            f"{folder.path} exists already; choose another name=..., or go on with it: --resume {folder.path}"
-        )
-    return _execute(blueprint, folder, None, local, display or Display())
+    return _execute(_checked(config, local), folder, None, local, display or Display())
 
 
 def resume(
@@ -149,6 +152,10 @@ def resume(
     config = parse_config(saved.run["config"])
     if total_steps is not None:
         config = config.changed("train", total_steps=total_steps)
+    if saved.run["steps"] >= config.train.total_steps:
+        raise ConfigError(
+            f"{path} is complete at step {saved.run['steps']}; to train for longer, give train.total_steps=N above that"
+        )
     return _execute(_checked(config, local), RunFolder.of(path), saved, local, display)
 
 
@@ -168,7 +175,10 @@ def _execute(
         display.start(config.train.total_steps, title=name)
         runner = _make_runner(blueprint, local, display.note)
         stack.callback(runner.close)
-        # The parts start in the background, and so does tracking.
+        if saved is None:
+            folder.create()
+        stack.enter_context(folder.lock())
+        # The runner's parts start in the background, and so does tracking.
         tracker = Tracker(
             replace(config.tracking, run_name=config.tracking.run_name or name),
             run_id=saved.run["tracking_run"] if saved else None,
@@ -177,41 +187,48 @@ def _execute(
         status = stack.enter_context(_closing(tracker))
         tracker.artifact(folder.write_config(config.to_dict()))
         run = _Run(blueprint, folder, runner, display, tracker, Meter(config.rollout.workers))
+        runner.start()
         if saved is not None:
             _restore(run, saved)
         run.stop = stack.enter_context(stopping_on_signals(display.note))
-        _loop(run)
-        if not run.stop.made and run.evaluated_at != run.steps:
-            run.evaluate()
+        run.meter.skip_pause()
+        complete = _loop(run)
         run.checkpoint()
+        if complete and run.evaluated_at != run.steps:
+            run.evaluate()
         run.draw()
-        status.value = "KILLED" if run.stop.made else "FINISHED"
-    return Result(folder.path, run.steps, None if run.stop.made else run.evaluation, run.stop.made, run.meter)
+        status.value = "FINISHED" if complete else "KILLED"
+    return Result(folder.path, run.steps, run.evaluation if complete else None, not complete, run.meter)
 
 
-def _loop(run: _Run) -> None:
-    """Update until done: look at every update, evaluate and keep when due."""
+def _loop(run: _Run) -> bool:
+    """Update until done, evaluating and saving when due; whether it was done when it ended, or was stopped."""
     train, every = run.config.train, run.config.checkpoint.every
-    next_checkpoint = (run.steps // every + 1) * every
-    next_evaluation = run.steps + train.evaluate_every if train.evaluate_every else math.inf
-    if run.steps >= train.total_steps:
-        return
+    next_checkpoint = _next_multiple(run.steps, every)
+    next_evaluation = _next_multiple(run.steps, train.evaluate_every)
     for update in _updates(run):
         run.steps += update.report.steps
         row = run.meter.row(update)
         run.record(row)
         run.show(update, row)
+        if run.steps >= train.total_steps:
+            return True
+        if run.stop.made:
+            return False
         seems_solved = train.stop_success is not None and row["success"] >= train.stop_success - _EXPLORATION
-        if run.stop.made or run.steps >= train.total_steps:
-            return
         if seems_solved or run.steps >= next_evaluation:
-            next_evaluation = run.steps + train.evaluate_every if train.evaluate_every else math.inf
+            next_evaluation = _next_multiple(run.steps, train.evaluate_every)
             success = run.evaluate().success_rate
             if train.stop_success is not None and success is not None and success >= train.stop_success:
-                return
+                return True
         if run.steps >= next_checkpoint:
-            next_checkpoint = (run.steps // every + 1) * every
+            next_checkpoint = _next_multiple(run.steps, every)
             run.checkpoint()
+    raise AssertionError("a service loop never ends by itself")
+
+
+def _next_multiple(step: int, every: int | None) -> float:
+    return math.inf if every is None else (step // every + 1) * every
 
 
 def _updates(run: _Run) -> Iterator[Update]:
@@ -221,7 +238,7 @@ def _updates(run: _Run) -> Iterator[Update]:
     from distributed.ray_runner import RayRunner
 
     assert isinstance(run.runner, RayRunner)
-    return asynchronous(run.runner, Replay(service.replay_bytes, service.max_lag, service.reuse))
+    return asynchronous(run.runner, Replay(service.replay_bytes, service.max_lag))
 
 
 def _make_runner(blueprint: Blueprint, local: bool, note: Callable[[str], None]) -> Runner:
@@ -240,6 +257,7 @@ def _restore(run: _Run, saved: Checkpoint) -> None:
         raise CheckpointError(f"the checkpoint's arrays do not fit its configuration: {error}") from None
     run.steps = saved.run["steps"]
     run.folder.rewind(run.steps)
+    set_aside_after(run.folder.checkpoints, run.steps)
     run.display.note(f"resuming {run.folder.path} from step {run.steps:,}")
     if not saved.run["resumes_exactly"]:
         run.display.note("this run resumes with new episodes: its mode or its environment does not allow exact resume")

@@ -23,6 +23,7 @@ class Delivery(NamedTuple):
     version: int  # of the weights that acted
     steps: int
     nbytes: int
+    incarnation: int  # of the worker's lanes
     stats: EpisodeStats | None
     error: str | None = None  # why there is no fragment
 
@@ -54,11 +55,10 @@ class RolloutWorker:
         try:
             fragment.validate()
         except FragmentError as error:
-            self._incarnation += 1
-            self._collector = self._fresh_collector()
-            return Delivery(self._worker, weights.version, 0, 0, None, str(error)), None
+            self.restart(self._incarnation + 1)
+            return Delivery(self._worker, weights.version, 0, 0, self._incarnation, None, str(error)), None
         batch = fragment.to_arrow()
-        return Delivery(self._worker, weights.version, fragment.steps, batch.nbytes, stats), batch
+        return Delivery(self._worker, weights.version, fragment.steps, batch.nbytes, self._incarnation, stats), batch
 
     def evaluate(self, weights: Weights, episodes: int, seed: int, reset_carry_at: int | None = None) -> Evaluation:
         """Greedy complete episodes in environments of their own; the training lanes are not touched."""
@@ -85,6 +85,11 @@ class RolloutWorker:
         """See `Collector.set_state`."""
         self._incarnation = int(state["incarnation"])
         self._collector.set_state(state)
+
+    def restart(self, incarnation: int) -> None:
+        """New episodes, unlike those of any lower incarnation."""
+        self._incarnation = incarnation
+        self._collector = self._fresh_collector()
 
     def _load(self, weights: Weights) -> None:
         if weights.version != self._version:

@@ -1,6 +1,6 @@
 """Learning from fragments: returns, windows, losses and the learner. Knows nothing of Ray."""
 
-from learner.learner import Learner, UpdateReport
+from learner.learner import Learner, UpdateReport, default_shards
 from learner.settings import LearnerSettings
 
-__all__ = ["Learner", "LearnerSettings", "UpdateReport"]
+__all__ = ["Learner", "LearnerSettings", "UpdateReport", "default_shards"]

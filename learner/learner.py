@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from statistics import fmean
 from time import perf_counter
 from typing import NamedTuple
 
@@ -70,7 +71,7 @@ class Learner:
         self._anchors = settings.anchor == "always" or (settings.anchor == "auto" and asynchronous)
         self._parameters = list(self.policy.parameters())
         self._optimizer = torch.optim.Adam(self._parameters, lr=settings.learning_rate, eps=_ADAM_EPSILON, fused=True)
-        self.shards = settings.shards or (1 if self.device.type != "cpu" else min(os.cpu_count() or 1, _MAX_SHARDS))
+        self.shards = 1 if self.device.type != "cpu" else settings.shards or default_shards()
         # Torch's thread count is a thread's own: without this a shard's matrix products would take every core, and how
         # they are split, and so the last bits, would differ from machine to machine.
         self._pool = ThreadPoolExecutor(
@@ -95,11 +96,11 @@ class Learner:
         if not accepted:
             raise FragmentError(refused[0] if refused else "an update was asked for without any fragment")
         batch = SequenceBatch.from_fragments(accepted, self.device)
-        self.settings.check_batch(batch.sequences)
         seconds = dict.fromkeys(("batch", "anchor", "returns", "windows", "forward", "backward", "optimizer"), 0.0)
         seconds["batch"] = perf_counter() - clock
 
-        metrics = {"lag": float(self.version - np.mean([f.weights_version.mean() for f in accepted]))}
+        lags = [float(self.version - f.weights_version.min()) for f in accepted]
+        metrics = {"lag": fmean(lags), "lag_max": max(lags)}
         clock = perf_counter()
         anchor = None
         if self._anchors:
@@ -179,7 +180,7 @@ class Learner:
         for epoch in range(s.epochs):
             epoch_kl, epoch_count = 0.0, 0
             permutation = torch.from_numpy(order.permutation(batch.sequences)).to(self.device)
-            for rows in permutation.tensor_split(s.minibatches):
+            for rows in permutation.tensor_split(min(s.minibatches, batch.sequences)):
                 count = len(rows) * batch.length
                 results = self._gradients(batch, returns, rows, count)
                 clock = perf_counter()
@@ -256,15 +257,18 @@ class Learner:
         Weights(int(state["version"]), arrays).load_into(self.policy)
         for name, parameter in self.policy.named_parameters():
             moments = {
-                key: torch.from_numpy(state[f"adam.{key}.{name}"].copy())
+                key: torch.from_numpy(state[f"adam.{key}.{name}"].copy()).to(parameter.device)
                 for key in ("step", "exp_avg", "exp_avg_sq")
                 if f"adam.{key}.{name}" in state
             }
             if moments:
-                self._optimizer.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter.device) for key, value in moments.items()
-                }
+                self._optimizer.state[parameter] = moments
         self.version, self.env_steps = int(state["version"]), int(state["env_steps"])
+
+
+def default_shards() -> int:
+    """Threads for a minibatch where the settings leave it open: one a core, four at most."""
+    return min(os.cpu_count() or 1, _MAX_SHARDS)
 
 
 def _value_metrics(batch: SequenceBatch, returns: Returns) -> dict[str, float]:
@@ -280,7 +284,9 @@ def _resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"learner.device is {name!r}; use auto, cpu, cuda or cuda:N") from None
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"learner.device is {name!r}; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"learner.device is {name!r} but this machine has no usable GPU; use auto or cpu")
     return device

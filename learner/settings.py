@@ -1,7 +1,7 @@
 """What a user may set about learning."""
 
 from dataclasses import dataclass
-from math import gcd
+from math import gcd, inf
 from typing import Any, ClassVar, Literal, NamedTuple
 
 
@@ -59,8 +59,8 @@ class LearnerSettings:
     vtrace_c: float = 1.0
     """V-trace's clip of the trace-cutting weights (asynchronous service)."""
     shards: int | None = None
-    """Threads among which a minibatch is split on a CPU; the result depends on it in the last bits. Unset: one a core,
-    four at most; on a GPU, one."""
+    """Threads among which a minibatch is split on a CPU; the result depends on it in the last bits. Unset: one a core
+    of the machine that starts the run, four at most. On a GPU always one."""
     device: str = "auto"
     """Where learning runs: auto (a GPU if there is one), cpu, cuda or cuda:N."""
 
@@ -70,8 +70,8 @@ class LearnerSettings:
             if value is not None and value < low:
                 raise ValueError(f"learner.{name} is {value}; it must be at least {low}")
         for name in ("learning_rate", "max_grad_norm", "clip", "vtrace_rho", "vtrace_c"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"learner.{name} is {getattr(self, name)}; it must be above 0")
+            if not 0 < getattr(self, name) < inf:
+                raise ValueError(f"learner.{name} is {getattr(self, name)}; it must be above 0 and finite")
         for name in ("value_coef", "entropy_coef"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"learner.{name} is {getattr(self, name)}; it must be at least 0")

@@ -21,6 +21,10 @@ from rollout_workers.fragment import Fragment
 State = dict[str, np.ndarray]
 
 
+class EnvironmentFailure(RuntimeError):
+    """An environment raised, or returned what does not fit its spaces; the message names it and the step."""
+
+
 class EpisodeStats(NamedTuple):
     """The episodes that ended while one fragment was collected, E of them, and where the time went."""
 
@@ -29,6 +33,11 @@ class EpisodeStats(NamedTuple):
     lengths: np.ndarray  # [E] int64
     successes: np.ndarray  # [E] bool; empty where the environment declares no success
     seconds: dict[str, float]  # "env" and "inference", wall clock
+
+
+def _name(env: gym.vector.VectorEnv[Any, Any, Any]) -> str:
+    spec = getattr(env, "spec", None)
+    return spec.id if spec is not None else type(env.unwrapped).__name__
 
 
 @dataclass
@@ -102,8 +111,8 @@ class Collector:
         inference = 0.0
         started = perf_counter()
 
+        observations[:, 0] = self._observation
         for t in range(T):
-            observations[:, t] = self._observation
             resets[:, t] = self._reset
             if t % self.carry_stride == 0:
                 for name, c in self._carry.items():
@@ -123,10 +132,15 @@ class Collector:
             log_probs[:, t] = act.log_prob_B.numpy()
             values[:, t] = act.value_B.numpy()
 
-            self._observation, reward, terminated_B, truncated_B, info = self.env.step(action)
-            rewards[:, t] = reward
-            terminated[:, t] = terminated_B
-            truncated[:, t] = truncated_B
+            try:
+                self._observation, reward, terminated_B, truncated_B, info = self.env.step(action)
+                observations[:, t + 1], rewards[:, t] = self._observation, reward
+                terminated[:, t], truncated[:, t] = terminated_B, truncated_B
+            except Exception as error:
+                raise EnvironmentFailure(
+                    f"the environment {_name(self.env)} failed at step {self._step + t} of worker {self.worker}: "
+                    f"{type(error).__name__}: {error}; mend it, or wrap it so that it keeps to its spaces"
+                ) from error
             self._reset = terminated_B | truncated_B
             self._return += reward
             self._episode_step += 1
@@ -139,7 +153,6 @@ class Collector:
                 self._return[lanes] = 0.0
                 self._episode_step[lanes] = 0
 
-        observations[:, T] = self._observation
         resets[:, T] = self._reset
         values[:, T] = policy.value(
             torch.from_numpy(self._observation), torch.from_numpy(self._reset), self._carry

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from distributed import checkpoint as module
 from distributed.checkpoint import (
@@ -58,7 +59,7 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "no manifest", "bad json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "no manifest", "bad json", "empty manifest", "list"])
 def test_a_damaged_one_is_passed_over_and_said(tmp_path: Path, damage: str) -> None:
     good, bad = save(tmp_path, 1), save(tmp_path, 2)
     victim = bad / "learner.safetensors"
@@ -72,6 +73,10 @@ def test_a_damaged_one_is_passed_over_and_said(tmp_path: Path, damage: str) -> N
         victim.unlink()
     elif damage == "no manifest":
         (bad / "manifest.json").unlink()
+    elif damage == "empty manifest":
+        (bad / "manifest.json").write_text("{}")
+    elif damage == "list":
+        (bad / "manifest.json").write_text("[]")
     else:
         (bad / "run.json").write_text("{")
     with pytest.raises(CheckpointError, match="damaged"):
@@ -97,7 +102,7 @@ def test_a_full_disk_leaves_the_ones_before(tmp_path: Path, monkeypatch: pytest.
 
     def full(arrays: object, path: Path) -> None:
         path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")  # its own type, not an OSError
 
     monkeypatch.setattr(module, "save_file", full)
     with pytest.raises(OSError, match="No space left"):

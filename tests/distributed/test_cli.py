@@ -74,6 +74,7 @@ def test_train_evaluate_and_what_a_run_leaves_behind(tmp_path: Path) -> None:
         (["train", "service.address=127.0.0.1:1"], 1, "cannot join the Ray cluster at 127.0.0.1:1"),
         (["evaluate", "/nowhere"], 2, "no usable checkpoint"),
         (["evaluate", "/nowhere", "--episodes", "0"], 1, "--episodes is 0"),
+        (["train", "service.learner_gpus=64"], 1, "asks for 64 GPU and Ray has"),
         (["train", "--locla"], 2, "unrecognized arguments: --locla"),
     ],
 )
@@ -131,6 +132,22 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     for part, arrays in uninterrupted.items():
         for name, array in arrays.items():
             np.testing.assert_array_equal(array, final[part][name], err_msg=f"{part}/{name}")
+
+
+def test_a_disk_that_is_really_full_costs_a_checkpoint_not_the_run(tmp_path: Path) -> None:
+    """No file may grow beyond 20 kB: metrics fit, weights do not."""
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
+        "from distributed.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "train", "--local", *SMALL, "policy.controller.hidden_size=64",
+         "tracking.enabled=false", "train.total_steps=336", "checkpoint.every=112", f"checkpoint.root={tmp_path}"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "the checkpoint at step 112 could not be written" in done.stdout
+    assert "done at step 336" in done.stdout
 
 
 def test_an_unreachable_tracking_server_never_stops_training(tmp_path: Path) -> None:

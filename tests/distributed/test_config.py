@@ -56,6 +56,9 @@ def test_every_setting_is_explained() -> None:
         ("train.stop_success=99", ["train.stop_success is 99"]),
         ("checkpoint.keep=0", ["checkpoint.keep is 0; it must be at least 1"]),
         ("tracking.uri=", ["tracking.uri"]),
+        ("name=../elsewhere", ["name is '../elsewhere'", "no slashes"]),
+        ("service.learner_gpus=-1", ["service.learner_gpus is -1"]),
+        ("learner.learning_rate=.inf", ["learner.learning_rate is inf; it must be above 0 and finite"]),
         ("nonsense", ["cannot read the override 'nonsense'; write it as key=value"]),
         ("seed=[", ["cannot read the value"]),
     ],
@@ -85,6 +88,7 @@ def test_several_mistakes_give_several_sentences() -> None:
         (["learner.mode=truncated", "learner.window=8", "rollout.carry_stride=5"], "use a divisor of 8"),
         (["env.id=Pendulum-v1"], "action space"),
         (["env.id=FrozenLake-v1"], "observation space"),
+        (["service.mode=async", "learner.anchor=never"], "use learner.anchor=auto"),
         (["env.id=CartPole-v1", "train.stop_success=0.9"], "does not declare what success is"),
     ],
 )

@@ -52,12 +52,3 @@ def test_the_lag_bound_is_reached_and_never_exceeded(max_lag: int) -> None:
             lags |= {version - collected for collected in replay.sample(3, version)}
     assert max(lags) == max_lag
     assert replay.counts.dropped_stale > 0
-
-
-def test_reuse_spreads_over_the_least_used() -> None:
-    replay: Replay[str] = Replay(max_bytes=100, max_lag=5, reuse=2)
-    replay.add("a", 1, 0)
-    replay.add("b", 1, 0)
-    drawn = [replay.sample(1, 0)[0] for _ in range(4)]
-    assert drawn == ["a", "b", "a", "b"]
-    assert replay.sample(1, 0) == []

@@ -14,9 +14,11 @@ from distributed import training
 from distributed.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint
 from distributed.config import Config, ConfigError, load_config
 from distributed.evaluation import evaluate_checkpoint
+from distributed.run_folder import RunFolder
 from distributed.runners import LocalRunner, ServiceError
 from distributed.training import Result, resume, train
 from envs.counting import Counting
+from rollout_workers import EnvironmentFailure
 
 
 def small(tmp_path: Path, *overrides: str) -> Config:
@@ -212,7 +214,7 @@ def test_a_checkpoint_of_another_architecture_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="do not fit its configuration: .*float32 .* in the policy"):
         evaluate_checkpoint(other, episodes=16, lanes=16, seed=0)
     with pytest.raises(CheckpointError, match="do not fit its configuration: .*float32 .* in the policy"):
-        resume(other, local=True)
+        resume(other, total_steps=2240, local=True)
 
 
 def test_a_replay_too_small_for_one_update_is_said(tmp_path: Path) -> None:
@@ -224,6 +226,67 @@ def test_a_run_never_overwrites_another(tmp_path: Path) -> None:
     train(small(tmp_path), local=True)
     with pytest.raises(ConfigError, match="exists already; choose another name"):
         train(small(tmp_path), local=True)
+
+
+def test_resuming_an_older_checkpoint_sets_the_abandoned_future_aside(tmp_path: Path) -> None:
+    run = train(small(tmp_path), local=True)
+    root = run.folder / "checkpoints"
+    future = root / "step-000000090000"
+    list_checkpoints(root)[-1].rename(future)
+    resumed = resume(list_checkpoints(root)[1], local=True)
+    assert list_checkpoints(root)[-1].name == f"step-{resumed.steps:012d}"
+    assert (root / f"abandoned-{future.name}").is_dir()
+
+
+def test_one_folder_is_trained_in_by_one_process(tmp_path: Path) -> None:
+    run = train(small(tmp_path), local=True)
+    with RunFolder(run.folder).lock(), pytest.raises(ConfigError, match="another process is training in"):
+        resume(run.folder, total_steps=2240, local=True)
+
+
+def test_a_complete_run_is_not_resumed_by_accident(tmp_path: Path) -> None:
+    run = train(small(tmp_path), local=True)
+    with pytest.raises(ConfigError, match="complete at step 1120; .* train.total_steps=N"):
+        resume(run.folder, local=True)
+
+
+def test_an_environment_without_a_state_resumes_with_new_episodes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a learning rate of nothing the same seeds and noise would give the same returns again."""
+    cart = ["env.id=CartPole-v1", "env.kwargs={}", "rollout.length=64", "learner.learning_rate=1e-12"]
+    run = train(small(tmp_path, *cart, "train.total_steps=1024"), local=True)
+    resume(run.folder, total_steps=2048, local=True)
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    returns = {row["step"]: row["return"] for row in rows if "kl" in row}
+    assert returns.keys() == {1024, 2048}
+    assert returns[1024] != returns[2048]
+    assert "resumes with new episodes" in capsys.readouterr().out
+
+
+class Raising(Counting):
+    """An environment with a bug."""
+
+    def step(self, actions: Any) -> Any:
+        raise RuntimeError("the physics exploded")
+
+
+class Misshapen(Counting):
+    """An environment that does not keep to its own observation space."""
+
+    def step(self, actions: Any) -> Any:
+        observation, *rest = super().step(actions)
+        return observation[:, :2], *rest
+
+
+@pytest.mark.parametrize(("kind", "sentence"), [(Raising, "the physics exploded"), (Misshapen, "could not broadcast")])
+def test_an_environment_that_fails_is_named(tmp_path: Path, kind: type[Counting], sentence: str) -> None:
+    gym.register("Broken-v0", vector_entry_point=kind)
+    try:
+        with pytest.raises(EnvironmentFailure, match=f"the environment Broken-v0 failed at step 0 .*{sentence}"):
+            train(small(tmp_path, "env.id=Broken-v0", "env.kwargs={}", "rollout.length=7"), local=True)
+    finally:
+        del gym.registry["Broken-v0"]
 
 
 def test_async_needs_ray(tmp_path: Path) -> None:
@@ -238,6 +301,12 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
 
 def test_the_local_result_is_complete(tmp_path: Path) -> None:
     result: Result = train(small(tmp_path), local=True)
-    assert {p.name for p in result.folder.iterdir()} == {"checkpoints", "config.yaml", "curve.png", "metrics.jsonl"}
+    assert {p.name for p in result.folder.iterdir()} == {
+        ".lock",
+        "checkpoints",
+        "config.yaml",
+        "curve.png",
+        "metrics.jsonl",
+    }
     assert result.meter.steps == 1120
     assert {"env", "inference", "transport", "windows", "forward", "backward"} <= result.meter.seconds.keys()

@@ -182,11 +182,17 @@ def test_ragged_minibatches_use_every_sequence(counting_collector: Callable[...,
     assert np.isfinite(report.metrics["policy_loss"])
 
 
-def test_a_minibatch_smaller_than_a_sequence_is_refused(counting_collector: Callable[..., Collector]) -> None:
+def test_a_minibatch_smaller_than_a_sequence_is_refused_beforehand() -> None:
+    with pytest.raises(ValueError, match="lower learner.minibatches or raise rollout.lanes"):
+        LearnerSettings(minibatches=7).check_batch(6)
+
+
+def test_an_update_that_lost_a_fragment_takes_fewer_minibatches(counting_collector: Callable[..., Collector]) -> None:
     settings = LearnerSettings(mode="full", minibatches=7)
     collector = counting_collector(settings, lanes=6)
-    with pytest.raises(ValueError, match="lower learner.minibatches or raise rollout.lanes"):
-        make_learner(collector, settings).update([collector.collect()[0].to_arrow()])
+    report = make_learner(collector, settings).update([collector.collect()[0].to_arrow()])
+    assert report.steps == 6 * 23
+    assert np.isfinite(report.metrics["grad_norm"])
 
 
 def test_a_bad_fragment_is_refused_counted_and_training_goes_on(
