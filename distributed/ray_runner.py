@@ -9,11 +9,11 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
-from ray.exceptions import RayError
+from ray.exceptions import ObjectLostError, RayError
 
 from distributed.blueprint import Blueprint
 from distributed.fleet import RolloutFleet, failure_reason
-from distributed.runners import Arrival, FragmentRef, RunState, ServiceError
+from distributed.runners import Arrival, FragmentRef, FragmentsLost, RunState, ServiceError
 from distributed.settings import ServiceSettings
 from distributed.workers import LearnerWorker
 from learner import UpdateReport
@@ -67,6 +67,7 @@ class RayRunner:
 
     def __init__(self, blueprint: Blueprint, note: Callable[[str], None]) -> None:
         service = blueprint.config.service
+        self._note = note
         self._owns_ray = start_ray(service, blueprint.config.rollout.workers)
         gpus = service.learner_gpus
         if gpus is None:
@@ -78,9 +79,9 @@ class RayRunner:
         self.fleet = RolloutFleet(blueprint, note)
         self.weights: Any = self._learner.weights.remote()
         self._version = 0
-        self._check_resources({"GPU": gpus, "CPU": len(self.fleet) * service.worker_cpus, **resources}, note)
+        self._check_resources({"GPU": gpus, "CPU": len(self.fleet) * service.worker_cpus, **resources})
 
-    def _check_resources(self, demand: Mapping[str, float], note: Callable[[str], None]) -> None:
+    def _check_resources(self, demand: Mapping[str, float]) -> None:
         """Ray waits in silence for what it does not have; an autoscaler may bring it, this machine alone never will."""
         present = ray.cluster_resources()
         for name, wanted in demand.items():
@@ -92,7 +93,7 @@ class RayRunner:
                 raise ServiceError(
                     f"{sentence}; lower service.learner_gpus or service.learner_resource, or join a cluster"
                 )
-            note(f"{sentence}; waiting for the cluster to grow")
+            self._note(f"{sentence}; waiting for the cluster to grow")
 
     @property
     def version(self) -> int:
@@ -124,7 +125,7 @@ class RayRunner:
         return bool(ray.wait([update[0]], timeout=0)[0])
 
     def learn_end(self, update: tuple[Any, Any]) -> UpdateReport:
-        """Wait for an update; its weights become the newest."""
+        """Wait for an update; its weights become the newest. Raises as `Runner.learn` does."""
         report: UpdateReport = self._call(update[0])
         self.weights, self._version = update[1], report.version
         return report
@@ -147,6 +148,9 @@ class RayRunner:
     def _call(self, ref: Any) -> Any:
         try:
             return ray.get(ref)
+        except ObjectLostError:
+            self._note("fragments were lost with their node before the learner could read them; training goes on")
+            raise FragmentsLost("fragments were lost with their node") from None
         except RayError as error:
             cause = getattr(error, "cause", None)
             if isinstance(cause, (ValueError, FloatingPointError)):

@@ -16,6 +16,10 @@ class ServiceError(RuntimeError):
     """The service cannot start or go on; the message is for the user."""
 
 
+class FragmentsLost(ServiceError):
+    """Fragments vanished with their node before the learner could read them; the learner itself is as it was."""
+
+
 class Arrival(NamedTuple):
     """A rollout worker's report, and where its fragment is (None if it could not make one)."""
 
@@ -45,7 +49,11 @@ class Runner(Protocol):
         that dies or hangs is replaced and its fragment goes missing."""
 
     def learn(self, fragments: Sequence[FragmentRef]) -> UpdateReport:
-        """One update; its weights become the newest. Waits for it."""
+        """One update; its weights become the newest. Waits for it.
+
+        Raises:
+            FragmentsLost: the update did not take place.
+        """
 
     def evaluate(self, episodes: int, seed: int) -> Evaluation:
         """Greedy complete episodes under the newest weights, shared out over the workers."""

@@ -3,11 +3,12 @@
 Fragments flow worker -> object store -> replay (references) -> learner; weights flow back as one versioned record.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from distributed.replay import Replay, ReplayCounts
-from distributed.runners import Arrival, FragmentRef, Runner, ServiceError
+from distributed.runners import Arrival, FragmentRef, FragmentsLost, Runner, ServiceError
 from distributed.workers import Delivery
 from learner import UpdateReport
 
@@ -36,9 +37,11 @@ def synchronous(runner: Runner, replay: Replay[FragmentRef], patience: int) -> I
     while True:
         arrivals = runner.collect()
         _store(replay, arrivals, len(arrivals))
-        if fragments := replay.sample(len(replay), runner.version):
-            yield Update(runner.learn(fragments), [arrival.delivery for arrival in arrivals], replay.counts)
-        barren = 0 if fragments else barren + 1
+        fragments = replay.sample(len(replay), runner.version)
+        report = _unless_lost(partial(runner.learn, fragments)) if fragments else None
+        if report:
+            yield Update(report, [arrival.delivery for arrival in arrivals], replay.counts)
+        barren = 0 if report else barren + 1
         if barren > patience:
             reasons = {arrival.delivery.error for arrival in arrivals if arrival.delivery.error}
             raise ServiceError(f"{barren} rounds in a row brought no fragment: {'; '.join(sorted(reasons))}")
@@ -65,13 +68,21 @@ def asynchronous(runner: "RayRunner", replay: Replay[FragmentRef]) -> Iterator[U
         _store(replay, arrivals, per_update)
         deliveries += [arrival.delivery for arrival in arrivals]
         finished = learning if learning and runner.learn_ready(learning) else None
-        report = runner.learn_end(finished) if finished else None
+        report = _unless_lost(partial(runner.learn_end, finished)) if finished else None
         if finished or not learning:
             fragments = replay.sample(per_update, runner.version)
             learning = runner.learn_begin(fragments) if fragments else None
         if report:
             yield Update(report, deliveries, replay.counts)
             deliveries = []
+
+
+def _unless_lost(update: Callable[[], UpdateReport]) -> UpdateReport | None:
+    """What an update reports, or None if its fragments were lost before it could take place."""
+    try:
+        return update()
+    except FragmentsLost:
+        return None
 
 
 def _store(replay: Replay[FragmentRef], arrivals: list[Arrival], per_update: int) -> None:

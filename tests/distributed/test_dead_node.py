@@ -1,0 +1,45 @@
+"""A node dies with its rollout actors and the fragments in its object store; the run goes on when another one comes."""
+
+from collections.abc import Iterator
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from distributed.blueprint import make_blueprint
+from distributed.config import load_config
+from distributed.ray_runner import RayRunner
+from distributed.replay import Replay
+from distributed.runners import FragmentsLost
+from distributed.service import synchronous
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+MEMORY = 200_000_000  # bytes of object store on each node
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": MEMORY})
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+def test_a_dead_node_costs_what_was_on_it(cluster: Cluster) -> None:
+    node = cluster.add_node(num_cpus=2, object_store_memory=MEMORY)
+    ray.init(address=cluster.address, log_to_driver=False)
+    overrides = ["rollout.lanes=256", "env.kwargs.horizon=200", "learner.mode=cached", "learner.epochs=1"]
+    notes: list[str] = []
+    runner = RayRunner(make_blueprint(load_config(None, overrides)), notes.append)
+    runner.start()
+    arrivals = runner.collect()
+    assert len(arrivals) == 2
+    cluster.remove_node(node, allow_graceful=False)
+    with pytest.raises(FragmentsLost):
+        runner.learn([arrival.fragment for arrival in arrivals])
+    cluster.add_node(num_cpus=2, object_store_memory=MEMORY)
+    update = next(synchronous(runner, Replay(10**9, 0), patience=5))
+    assert update.report.version == 1
+    assert runner.fleet.restarts >= 2
+    assert any("lost with their node" in note for note in notes)
