@@ -49,10 +49,6 @@ class Weights:
             for name, value in state.items():
                 value.copy_(torch.tensor(self.arrays[name]))
 
-    @property
-    def nbytes(self) -> int:
-        return sum(array.nbytes for array in self.arrays.values())
-
     def digest(self) -> str:
         """SHA-256 over names, types, shapes and values, whatever their order; the version does not count."""
         sha = hashlib.sha256()

@@ -29,13 +29,6 @@ def cut_mask(sequences: int, length: int, window: int, device: torch.device) -> 
     return cut(torch.ones(sequences, length, dtype=torch.bool, device=device), window)
 
 
-def join(x_KW: Tensor, length: int) -> Tensor:
-    """The inverse of `cut`: [K, W, ...] to [N, T, ...]."""
-    K, W = x_KW.shape[:2]
-    C = -(-length // K)
-    return x_KW.transpose(0, 1).reshape(W // C, C * K, *x_KW.shape[2:])[:, :length]
-
-
 def stored_carries(carries_NS: Carry, stored_stride: int, length: int, stride: int) -> Carry:
     """The stored carries thinned to every `stride` steps: name -> [N, ceil(T / stride), ...].
 

@@ -20,7 +20,6 @@ def test_round_trip_is_exact() -> None:
     weights.load_into(target)
     assert weights.version == 7
     assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
-    assert weights.nbytes == 4 * sum(p.numel() for p in source.parameters())
 
 
 def test_the_record_is_a_read_only_copy() -> None:

@@ -7,10 +7,17 @@ import torch
 
 from learner.batch import SequenceBatch
 from learner.settings import LearnerSettings, WindowPlan
-from learner.windows import cut, cut_mask, join, stored_carries, window_carries
+from learner.windows import cut, cut_mask, stored_carries, window_carries
 from rollout_workers import Collector
 
 CPU = torch.device("cpu")
+
+
+def join(x_KW: torch.Tensor, length: int) -> torch.Tensor:
+    """The inverse of `cut`: [K, W, ...] to [N, T, ...]."""
+    K, W = x_KW.shape[:2]
+    C = -(-length // K)
+    return x_KW.transpose(0, 1).reshape(W // C, C * K, *x_KW.shape[2:])[:, :length]
 
 
 @pytest.mark.parametrize("window", [1, 4, 5, 10])
