@@ -47,11 +47,7 @@ def save_checkpoint(root: Path, step: int, run: Mapping[str, Any], parts: Mappin
     try:
         partial.mkdir()
         for part, arrays in parts.items():
-            # safetensors wants contiguous arrays; ascontiguousarray would turn a scalar into a vector.
-            save_file(
-                {name: np.array(array, order="C") for name, array in arrays.items()},
-                partial / f"{part}.safetensors",
-            )
+            _save_arrays(arrays, partial / f"{part}.safetensors")
         (partial / _RUN).write_text(json.dumps({"format": FORMAT, **run}, indent=2))
         sums = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
         (partial / _MANIFEST).write_text(json.dumps(sums, indent=2))
@@ -62,9 +58,6 @@ def save_checkpoint(root: Path, step: int, run: Mapping[str, Any], parts: Mappin
             final.rename(replaced)
         partial.rename(final)
         _flush(root)
-    except SafetensorError as error:  # its way of saying that the disk is full
-        shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(str(error)) from None
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -135,6 +128,14 @@ def find_checkpoint(path: Path, note: Callable[[str], None]) -> tuple[Path, Chec
         f"no usable checkpoint under {root}; "
         + ("all of them are damaged" if candidates else "give a run folder, or train one with: mneme train")
     )
+
+
+def _save_arrays(arrays: Arrays, path: Path) -> None:
+    try:
+        # safetensors wants contiguous arrays; ascontiguousarray would turn a scalar into a vector.
+        save_file({name: np.array(array, order="C") for name, array in arrays.items()}, path)
+    except SafetensorError as error:  # its way of saying that the disk is full
+        raise OSError(str(error)) from None
 
 
 def _sha256(path: Path) -> str:

@@ -126,7 +126,13 @@ class RayRunner:
 
     def learn_end(self, update: tuple[Any, Any]) -> UpdateReport:
         """Wait for an update; its weights become the newest. Raises as `Runner.learn` does."""
-        report: UpdateReport = self._call(update[0])
+        try:
+            report: UpdateReport = ray.get(update[0])
+        except ObjectLostError:
+            self._note("fragments were lost with their node before the learner could read them; training goes on")
+            raise FragmentsLost("fragments were lost with their node") from None
+        except RayError as error:
+            raise _learner_failure(error) from None
         self.weights, self._version = update[1], report.version
         return report
 
@@ -148,14 +154,16 @@ class RayRunner:
     def _call(self, ref: Any) -> Any:
         try:
             return ray.get(ref)
-        except ObjectLostError:
-            self._note("fragments were lost with their node before the learner could read them; training goes on")
-            raise FragmentsLost("fragments were lost with their node") from None
         except RayError as error:
-            cause = getattr(error, "cause", None)
-            if isinstance(cause, (ValueError, FloatingPointError)):
-                raise cause from None
-            raise ServiceError(
-                f"the learner actor was lost ({failure_reason(error)}); continue from the last checkpoint, "
-                f"if there is one: --resume"
-            ) from None
+            raise _learner_failure(error) from None
+
+
+def _learner_failure(error: RayError) -> Exception:
+    """What the learner itself raised for the user, or that it is gone."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, (ValueError, FloatingPointError)):
+        return cause
+    return ServiceError(
+        f"the learner actor was lost ({failure_reason(error)}); continue from the last checkpoint, "
+        f"if there is one: --resume"
+    )

@@ -96,6 +96,4 @@ class RunFolder:
     @classmethod
     def of(cls, path: Path) -> "RunFolder":
         """The run folder that a path given by the user means: itself, or the one around a checkpoint."""
-        if path.name == "checkpoints":
-            return cls(path.parent)
         return cls(path.parent.parent if path.parent.name == "checkpoints" else path)

@@ -347,12 +347,17 @@ def _batches(points: Sequence[_Point]) -> Iterator[list[tuple[str, float, int, i
 
 def _artifact_folder(uri: str) -> str | None:
     """`mlartifacts` beside a SQLite file, whose folder is created; None: the server decides."""
-    prefix = "sqlite:///"
-    if not uri.startswith(prefix):
+    database = _database(uri)
+    if database is None:
         return None
-    folder = Path(uri.removeprefix(prefix).partition("?")[0]).absolute().parent
-    folder.mkdir(parents=True, exist_ok=True)
-    return (folder / "mlartifacts").as_uri()
+    database.parent.mkdir(parents=True, exist_ok=True)
+    return (database.parent / "mlartifacts").as_uri()
+
+
+def _database(uri: str) -> Path | None:
+    """The full path of a SQLite store's file; None for any other store."""
+    prefix = "sqlite:///"
+    return Path(uri.removeprefix(prefix).partition("?")[0]).absolute() if uri.startswith(prefix) else None
 
 
 def _reason(error: BaseException) -> str:
@@ -371,8 +376,8 @@ def _without_password(text: str) -> str:
 
 def absolute_uri(uri: str) -> str:
     """A SQLite file named from the current folder as a full path, so that a resumed run finds it from anywhere."""
-    database = re.fullmatch(r"sqlite:///([^/].*)", uri)
-    return f"sqlite:///{Path(database[1]).absolute()}" if database else uri
+    database, (_, separator, options) = _database(uri), uri.partition("?")
+    return uri if database is None else f"sqlite:///{database}{separator}{options}"
 
 
 def serve_dashboard(store: str, port: int) -> None:
@@ -389,9 +394,9 @@ def serve_dashboard(store: str, port: int) -> None:
             raise OSError(
                 f"port {port} on 127.0.0.1 cannot be used ({error.strerror}); choose another: --port"
             ) from None
-    database = re.fullmatch(r"sqlite:///(.+)", store)
-    if database:
-        Path(database[1]).parent.mkdir(parents=True, exist_ok=True)
+    database = _database(store)
+    if database is not None:
+        database.parent.mkdir(parents=True, exist_ok=True)
     arguments = ["--backend-store-uri", store, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     # In this process's place, so that whoever stops this process stops the server.
     os.execve(sys.executable, [sys.executable, "-m", "mlflow", "ui", *arguments], os.environ | ENVIRONMENT)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,8 +48,7 @@ class _Run:
     steps: int = 0
     evaluation: Evaluation | None = None
     evaluated_at: int = -1
-    rows_lost: int = 0
-    stop: StopRequest = field(default_factory=StopRequest)
+    rows_lost: bool = False
 
     @property
     def config(self) -> Config:
@@ -63,7 +62,7 @@ class _Run:
         except OSError as error:
             if not self.rows_lost:
                 self.display.note(f"metrics cannot be written to {self.folder.path} ({error}); training goes on")
-            self.rows_lost += 1
+            self.rows_lost = True
 
     def show(self, update: Update, row: Row) -> None:
         for sentence in update.report.refused:
@@ -190,9 +189,9 @@ def _execute(
         runner.start()
         if saved is not None:
             _restore(run, saved)
-        run.stop = stack.enter_context(stopping_on_signals(display.note))
+        stop = stack.enter_context(stopping_on_signals(display.note))
         run.meter.skip_pause()
-        complete = _loop(run)
+        complete = _loop(run, stop)
         run.checkpoint()
         if complete and run.evaluated_at != run.steps:
             run.evaluate()
@@ -201,7 +200,7 @@ def _execute(
     return Result(folder.path, run.steps, run.evaluation if complete else None, not complete, run.meter)
 
 
-def _loop(run: _Run) -> bool:
+def _loop(run: _Run, stop: StopRequest) -> bool:
     """Update until done, evaluating and saving when due; whether it was done when it ended, or was stopped."""
     train, every = run.config.train, run.config.checkpoint.every
     next_checkpoint = _next_multiple(run.steps, every)
@@ -213,7 +212,7 @@ def _loop(run: _Run) -> bool:
         run.show(update, row)
         if run.steps >= train.total_steps:
             return True
-        if run.stop.made:
+        if stop.made:
             return False
         seems_solved = train.stop_success is not None and row["success"] >= train.stop_success - _EXPLORATION
         if seems_solved or run.steps >= next_evaluation:
@@ -259,8 +258,12 @@ def _restore(run: _Run, saved: Checkpoint) -> None:
     run.folder.rewind(run.steps)
     set_aside_after(run.folder.checkpoints, run.steps)
     run.display.note(f"resuming {run.folder.path} from step {run.steps:,}")
-    if not saved.run["resumes_exactly"]:
-        run.display.note("this run resumes with new episodes: its mode or its environment does not allow exact resume")
+    if None in workers:
+        run.display.note("this run resumes with new episodes: the state of its environment cannot be read")
+    elif not saved.run["resumes_exactly"]:
+        run.display.note(
+            "this run resumes without the fragments that were under way: asynchronous service is not exact"
+        )
 
 
 @dataclass

@@ -76,9 +76,7 @@ class Collector:
         facts = facts_of(self.env)
         self._success_return = None if facts is None else facts.success_return
         self._lanes = np.arange(self.first_lane, self.first_lane + B, dtype=np.int64)
-        env_seed, noise_seed = np.random.SeedSequence([self.seed, self.incarnation]).generate_state(2)
-        self._noise_keys = lane_keys(int(noise_seed), self._lanes)
-        env_keys = lane_keys(int(env_seed), self._lanes)
+        env_keys, self._noise_keys = self._lane_keys()
         lane_seeds: Any = [int(key >> np.uint64(1)) for key in env_keys]
         self._observation, _ = self.env.reset(seed=lane_seeds)
         self._reset = np.ones(B, dtype=np.bool_)
@@ -86,6 +84,11 @@ class Collector:
             self._carry: Carry = self.policy.initial_carry(B)
         self._return = np.zeros(B)
         self._episode_step = np.zeros(B, dtype=np.int64)
+
+    def _lane_keys(self) -> tuple[np.ndarray, np.ndarray]:
+        """Keys of the environments' randomness and of the action noise, each uint64 [B]."""
+        env_seed, noise_seed = np.random.SeedSequence([self.seed, self.incarnation]).generate_state(2)
+        return lane_keys(int(env_seed), self._lanes), lane_keys(int(noise_seed), self._lanes)
 
     @torch.no_grad()
     def collect(self, weights_version: int = 0) -> tuple[Fragment, EpisodeStats]:
@@ -208,8 +211,7 @@ class Collector:
     def set_state(self, state: State) -> None:
         """Continue exactly where `state()` was taken."""
         self.incarnation, self._step = int(state["incarnation"]), int(state["step"])
-        noise_seed = np.random.SeedSequence([self.seed, self.incarnation]).generate_state(2)[1]
-        self._noise_keys = lane_keys(int(noise_seed), self._lanes)
+        _, self._noise_keys = self._lane_keys()
         self._observation = state["observation"].copy()
         self._reset = state["reset"].copy()
         self._return = state["return"].copy()
