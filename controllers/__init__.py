@@ -1,24 +1,35 @@
 """The agent's network: sequence models behind one contract, and the policy around them."""
 
-from controllers.actions import ActionHead, Categorical
+from controllers.actions import ActionHead, Bernoulli, Categorical, Gaussian, Joint
 from controllers.controller import Carry, Controller, reset_carry
-from controllers.policy import Act, Policy, PolicyOutput, PolicySpec, build_policy
+from controllers.observations import Image, Observation, ObservationPart, OneHot, Vector
+from controllers.policy import ACTION_MASK, PREVIOUS_ACTION, Act, Policy, PolicyOutput, PolicySpec, build_policy
 from controllers.registry import CONTROLLERS, build_controller
 from controllers.settings import ControllerSettings, PolicySettings
 from controllers.weights import Weights
 
 __all__ = [
+    "ACTION_MASK",
     "CONTROLLERS",
+    "PREVIOUS_ACTION",
     "Act",
     "ActionHead",
+    "Bernoulli",
     "Carry",
     "Categorical",
     "Controller",
     "ControllerSettings",
+    "Gaussian",
+    "Image",
+    "Joint",
+    "Observation",
+    "ObservationPart",
+    "OneHot",
     "Policy",
     "PolicyOutput",
     "PolicySettings",
     "PolicySpec",
+    "Vector",
     "Weights",
     "build_controller",
     "build_policy",

@@ -14,6 +14,14 @@ def linear(inputs: int, outputs: int, gain: float, generator: Generator) -> nn.L
     return layer
 
 
+def convolution(channels: int, filters: int, kernel: int, stride: int, padding: int, generator: Generator) -> nn.Conv2d:
+    """An orthogonal [filters, channels, kernel, kernel] layer for ReLU with zero bias, drawn as in `linear`."""
+    layer = nn.utils.skip_init(nn.Conv2d, channels, filters, kernel, stride, padding)
+    nn.init.orthogonal_(layer.weight, math.sqrt(2), generator)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 def gate_weights(gates: int, inputs: int, hidden: int, generator: Generator) -> tuple[Tensor, Tensor]:
     """Input weights [gates * hidden, inputs], uniform in ±1/sqrt(hidden), and one orthogonal recurrent matrix
     a gate, stacked to [gates * hidden, hidden]."""

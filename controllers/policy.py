@@ -1,41 +1,55 @@
-"""The agent's network: encoder, controller, LayerNorm, and heads for action and value.
+"""The agent's network: observation encoders, controller, LayerNorm, and heads for action and value.
 
-Axis letters: T time, B lanes, D observation features, A action parameters, H hidden.
+Axis letters: T time, B lanes, A action parameters, H hidden, N sequences.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Size, Tensor, nn
 
-from controllers.actions import ActionHead, Categorical
+from controllers.actions import ActionHead
 from controllers.controller import Carry
 from controllers.initialisation import linear
 from controllers.mlp import dense
+from controllers.observations import Observation, ObservationEncoder, ObservationPart
 from controllers.registry import build_controller
 from controllers.settings import PolicySettings
+
+ACTION_MASK, PREVIOUS_ACTION = "action_mask", "previous_action"
 
 
 @dataclass(frozen=True)
 class PolicySpec:
     """What the task fixes about the network."""
 
-    observation_size: int
-    """Features of one flat observation."""
+    observations: Mapping[str, ObservationPart]
+    """What each part of an observation is, in the order in which they are concatenated."""
 
-    actions: int
-    """How many discrete actions there are."""
+    actions: ActionHead
+    """The family of action distributions."""
+
+    masked: bool = False
+    """Observations also carry "action_mask": bool [..., actions.mask_size], true where an action is allowed."""
+
+    previous_action: bool = False
+    """Observations also carry "previous_action" in the action's own format; an episode's first is not looked at."""
 
     def __post_init__(self) -> None:
-        if self.observation_size < 1:
-            raise ValueError(f"the observation size is {self.observation_size}; it must be at least 1")
+        if not self.observations:
+            raise ValueError("the observation has no parts; a policy needs at least one")
+        if taken := self.observations.keys() & {ACTION_MASK, PREVIOUS_ACTION}:
+            raise ValueError(f"an observation part is named {taken.pop()!r}, which has a meaning of its own; rename it")
+        if self.masked and not self.actions.mask_size:
+            raise ValueError(f"the actions {self.actions} cannot be masked; leave the action mask out")
 
 
 class PolicyOutput(NamedTuple):
     """A policy's view of a sequence."""
 
-    logits_TBA: Tensor  # [T, B, A] parameters of the action distribution
+    parameters_TBA: Tensor  # [T, B, A] parameters of the action distribution, masks applied
     value_TB: Tensor  # [T, B] expected discounted return
     carry: Carry  # after the last step
 
@@ -43,7 +57,7 @@ class PolicyOutput(NamedTuple):
 class Act(NamedTuple):
     """One decision a lane."""
 
-    action_B: Tensor  # int64 [B]
+    action_B: Tensor  # [B, *action_shape] in the head's action_dtype
     log_prob_B: Tensor  # [B] of that action under the policy, in nats
     value_B: Tensor  # [B] expected discounted return
     carry: Carry  # after this step
@@ -54,37 +68,86 @@ class Policy(nn.Module):
 
     def __init__(self, spec: PolicySpec, settings: PolicySettings, horizon: int, generator: Generator) -> None:
         super().__init__()
-        self.action_head: ActionHead = Categorical(spec.actions)
-        self.encoder = dense(spec.observation_size, settings.encoder, generator)
-        encoded_size = settings.encoder[-1] if settings.encoder else spec.observation_size
+        self.spec = spec
+        self.action_head = spec.actions
+        self.observations = ObservationEncoder(spec.observations, settings, generator)
+        observed_size = self.observations.output_size + spec.previous_action * spec.actions.feature_size
+        self.encoder = dense(observed_size, settings.encoder, generator) if settings.encoder else nn.Identity()
+        encoded_size = settings.encoder[-1] if settings.encoder else observed_size
         self.controller = build_controller(settings.controller, encoded_size, horizon, generator)
         hidden = self.controller.output_size
         self.norm = nn.LayerNorm(hidden) if settings.controller.output_norm else nn.Identity()
         self.policy_head = linear(hidden, self.action_head.parameter_size, 0.01, generator)
         self.value_head = linear(hidden, 1, 1.0, generator)
+        self._expected = {name: (part.dtypes, part.shape) for name, part in spec.observations.items()}
+        if spec.masked:
+            self._expected[ACTION_MASK] = ((torch.bool,), (spec.actions.mask_size,))
+        if spec.previous_action:
+            self._expected[PREVIOUS_ACTION] = ((spec.actions.action_dtype,), spec.actions.action_shape)
 
     def initial_carry(self, batch: int) -> Carry:
         """What `batch` fresh lanes start from."""
         return self.controller.initial_carry(batch)
 
-    def scan(self, obs_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> PolicyOutput:
-        """Run over [T, B, D] observations; the rules are those of `Controller.scan`."""
-        y_TBH, carry = self.controller.scan(self.encoder(obs_TBD), reset_TB, carry)
+    def scan(self, observations: Observation, reset_TB: Tensor, carry: Carry) -> PolicyOutput:
+        """Run over [T, B, ...] observations; the rules are those of `Controller.scan`.
+
+        Raises:
+            ValueError: an observation's name, shape or dtype, or one of the other arguments, does not fit.
+        """
+        self._check(observations, reset_TB.shape)
+        features = self.observations(observations)
+        if self.spec.previous_action:
+            previous = self.action_head.features(observations[PREVIOUS_ACTION])
+            features.append(previous.masked_fill(reset_TB.unsqueeze(-1), 0.0))
+        x_TBF = features[0] if len(features) == 1 else torch.cat(features, -1)
+        y_TBH, carry = self.controller.scan(self.encoder(x_TBF), reset_TB, carry)
         y_TBH = self.norm(y_TBH)
-        return PolicyOutput(self.policy_head(y_TBH), self.value_head(y_TBH).squeeze(-1), carry)
+        parameters_TBA = self.policy_head(y_TBH)
+        if self.spec.masked:
+            parameters_TBA = self.action_head.masked(parameters_TBA, observations[ACTION_MASK])
+        return PolicyOutput(parameters_TBA, self.value_head(y_TBH).squeeze(-1), carry)
 
     @torch.no_grad()
-    def act(self, obs_BD: Tensor, reset_B: Tensor, carry: Carry, uniform_B: Tensor, greedy: bool = False) -> Act:
-        """Choose one action a lane from noise in [0, 1), or the most probable one; without autograd."""
-        logits_TBA, value_TB, carry = self.scan(obs_BD.unsqueeze(0), reset_B.unsqueeze(0), carry)
-        logits_BA = logits_TBA[0]
-        action_B = self.action_head.mode(logits_BA) if greedy else self.action_head.sample(logits_BA, uniform_B)
-        return Act(action_B, self.action_head.log_prob(logits_BA, action_B), value_TB[0], carry)
+    def act(
+        self, observations: Observation, reset_B: Tensor, carry: Carry, uniform_BN: Tensor, greedy: bool = False
+    ) -> Act:
+        """Choose one action a lane from noise in [0, 1), or the head's mode; without autograd."""
+        parameters_TBA, value_TB, carry = self._step(observations, reset_B, carry)
+        parameters_BA, head = parameters_TBA[0], self.action_head
+        action_B = head.mode(parameters_BA) if greedy else head.sample(parameters_BA, uniform_BN)
+        return Act(action_B, head.log_prob(parameters_BA, action_B), value_TB[0], carry)
 
     @torch.no_grad()
-    def value(self, obs_BD: Tensor, reset_B: Tensor, carry: Carry) -> Tensor:
+    def value(self, observations: Observation, reset_B: Tensor, carry: Carry) -> Tensor:
         """Expected discounted return [B] of observations that are looked at but not acted on."""
-        return self.scan(obs_BD.unsqueeze(0), reset_B.unsqueeze(0), carry).value_TB[0]
+        return self._step(observations, reset_B, carry).value_TB[0]
+
+    def update_statistics(self, observations: Observation, valid_NT: Tensor) -> None:
+        """Count [N, T, ...] observations, where `valid_NT` is true, into the statistics that normalise later ones.
+
+        This changes the policy's outputs, so it belongs after an update's last epoch. Without
+        `normalize_observations` it does nothing.
+        """
+        self.observations.update_statistics(observations, valid_NT)
+
+    def _step(self, observations: Observation, reset_B: Tensor, carry: Carry) -> PolicyOutput:
+        """`scan` with T = 1."""
+        return self.scan({name: x.unsqueeze(0) for name, x in observations.items()}, reset_B.unsqueeze(0), carry)
+
+    def _check(self, observations: Observation, leading: Size) -> None:
+        """Compare names, shapes and types only, never values: cheap enough for the step path."""
+        if observations.keys() != self._expected.keys():
+            raise ValueError(
+                f"the observation holds {sorted(observations)}; this policy needs exactly {sorted(self._expected)}"
+            )
+        for name, (dtypes, shape) in self._expected.items():
+            x = observations[name]
+            if x.dtype not in dtypes or x.shape != (*leading, *shape):
+                raise ValueError(
+                    f"observation {name!r} is {x.dtype} of shape {list(x.shape)}; "
+                    f"it must be {' or '.join(map(str, dtypes))} of shape {[*leading, *shape]}"
+                )
 
 
 def build_policy(spec: PolicySpec, settings: PolicySettings, horizon: int, seed: int) -> Policy:

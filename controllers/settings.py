@@ -52,9 +52,16 @@ class PolicySettings:
     encoder: tuple[int, ...] = ()
     """Widths of the layers between observation and controller; () feeds observations straight in."""
 
+    image_features: int = 128
+    """How many numbers the convolutions make of each image observed."""
+
+    normalize_observations: bool = False
+    """Shift and scale real-valued observations by their running mean and variance, learned during training."""
+
     controller: ControllerSettings = field(default_factory=ControllerSettings)
     """The sequence model."""
 
     def __post_init__(self) -> None:
         for position, width in enumerate(self.encoder):
             _at_least(f"policy.encoder[{position}]", width, 1)
+        _at_least("policy.image_features", self.image_features, 1)

@@ -11,13 +11,13 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Weights:
-    """All parameters of a module at one version; the arrays are read-only copies."""
+    """All parameters and buffers of a module at one version; the arrays are read-only copies."""
 
     version: int
     """How many learner updates made these weights."""
 
     arrays: Mapping[str, np.ndarray]
-    """Parameter name to array, each of the parameter's own shape."""
+    """Name to array, each of the shape and type that it has in the module."""
 
     @classmethod
     def from_module(cls, module: nn.Module, version: int) -> "Weights":

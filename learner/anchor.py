@@ -44,11 +44,13 @@ def anchor_pass(policy: Policy, batch: SequenceBatch) -> Anchor:
         for name, c in carry.items():
             carries[name].append(c)
         steps = slice(start, min(start + stride, T))
-        out = policy.scan(batch.observations[:, steps].transpose(0, 1), batch.resets[:, steps].transpose(0, 1), carry)
+        observations = {name: x[:, steps].transpose(0, 1) for name, x in batch.observations.items()}
+        out = policy.scan(observations, batch.resets[:, steps].transpose(0, 1), carry)
         carry = out.carry
-        log_probs.append(policy.action_head.log_prob(out.logits_TBA, batch.actions[:, steps].transpose(0, 1)))
+        log_probs.append(policy.action_head.log_prob(out.parameters_TBA, batch.actions[:, steps].transpose(0, 1)))
         values.append(out.value_TB)
-    values.append(policy.value(batch.observations[:, T], batch.resets[:, T], carry)[None])
+    last = {name: x[:, T] for name, x in batch.observations.items()}
+    values.append(policy.value(last, batch.resets[:, T], carry)[None])
     return Anchor(
         torch.cat(log_probs).t(),
         torch.cat(values).t(),
@@ -68,7 +70,7 @@ def measure_staleness(policy: Policy, batch: SequenceBatch, anchor: Anchor) -> S
     distance = ((flat_stored - flat_recomputed).norm(dim=1) / flat_recomputed.norm(dim=1).clamp_min(1e-8)).mean()
 
     stride, T = batch.carry_stride, batch.length
-    observations = batch.observations[:, stride:T:stride].flatten(0, 1)[None]
+    observations = {name: x[:, stride:T:stride].flatten(0, 1)[None] for name, x in batch.observations.items()}
     resets = batch.resets[:, stride:T:stride].flatten(0, 1)[None]
-    fresh, stale = (policy.scan(observations, resets, carry).logits_TBA for carry in (recomputed, stored))
+    fresh, stale = (policy.scan(observations, resets, carry).parameters_TBA for carry in (recomputed, stored))
     return Staleness(float(distance), float(policy.action_head.kl(fresh, stale).mean()))

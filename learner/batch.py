@@ -4,14 +4,14 @@ Legend: N sequences, T steps, S stored carries.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from controllers import Carry
+from controllers import Carry, Observation
 from rollout_workers.fragment import Fragment
 
 
@@ -19,17 +19,20 @@ from rollout_workers.fragment import Fragment
 class SequenceBatch:
     """N sequences of T steps; the fields mean what they mean in `Fragment`."""
 
-    observations: Tensor  # [N, T + 1, *observation]
-    actions: Tensor  # [N, T] int64
+    observations: Observation  # part -> [N, T + 1, ...]
+    actions: Tensor  # [N, T, *action] int64 or float32
     log_probs: Tensor  # [N, T]
     values: Tensor  # [N, T + 1]
     final_values: Tensor  # [N, T]
     rewards: Tensor  # [N, T]
     terminated: Tensor  # [N, T] bool
     truncated: Tensor  # [N, T] bool
+    valid: Tensor  # [N, T] bool
     resets: Tensor  # [N, T + 1] bool
     carries: Carry  # name -> [N, S, ...]
     carry_stride: int
+    lane: Tensor  # [N] int64
+    first_step: Tensor  # [N] int64
 
     @property
     def sequences(self) -> int:
@@ -43,13 +46,18 @@ class SequenceBatch:
 
     @property
     def steps(self) -> int:
-        """N * T."""
-        return self.actions.numel()
+        """Valid steps, at most N * T."""
+        return int(self.valid.sum())
 
     def rows(self, index: Tensor) -> "SequenceBatch":
         """The sequences that `index` [n] names."""
-        changes: dict[str, Any] = {name: x[index] for name, x in vars(self).items() if isinstance(x, Tensor)}
-        return replace(self, carries={name: carry[index] for name, carry in self.carries.items()}, **changes)
+        changes: dict[str, Any] = {}
+        for name, x in vars(self).items():
+            if isinstance(x, Tensor):
+                changes[name] = x[index]
+            elif isinstance(x, dict):
+                changes[name] = {key: part[index] for key, part in x.items()}
+        return replace(self, **changes)
 
     @classmethod
     def from_fragments(cls, fragments: Sequence[Fragment], device: torch.device) -> "SequenceBatch":
@@ -58,22 +66,14 @@ class SequenceBatch:
         def stacked(name: str) -> Tensor:
             return _to_device([getattr(fragment, name) for fragment in fragments], device)
 
-        return cls(
-            observations=stacked("observations"),
-            actions=stacked("actions"),
-            log_probs=stacked("log_probs"),
-            values=stacked("values"),
-            final_values=stacked("final_values"),
-            rewards=stacked("rewards"),
-            terminated=stacked("terminated"),
-            truncated=stacked("truncated"),
-            resets=stacked("resets"),
-            carries={
-                name: _to_device([fragment.carries[name] for fragment in fragments], device)
-                for name in fragments[0].carries
-            },
-            carry_stride=fragments[0].carry_stride,
-        )
+        def stacked_group(name: str) -> dict[str, Tensor]:
+            groups = [getattr(fragment, name) for fragment in fragments]
+            return {key: _to_device([group[key] for group in groups], device) for key in groups[0]}
+
+        grouped, plain = ("observations", "carries"), {field.name for field in fields(cls)}
+        columns: dict[str, Any] = {name: stacked(name) for name in plain - {*grouped, "carry_stride"}}
+        columns |= {name: stacked_group(name) for name in grouped}
+        return cls(carry_stride=fragments[0].carry_stride, **columns)
 
 
 def _to_device(arrays: list[np.ndarray], device: torch.device) -> Tensor:

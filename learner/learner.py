@@ -23,6 +23,7 @@ from learner.batch import SequenceBatch
 from learner.losses import normalized
 from learner.ppo import SUMS, ShardResult, shard_gradients
 from learner.returns import Returns, gae, vtrace
+from learner.reward_scale import RewardScale
 from learner.settings import LearnerSettings
 from rollout_workers.fragment import Fragment, FragmentError
 
@@ -70,6 +71,7 @@ class Learner:
         self._asynchronous = asynchronous
         self._anchors = settings.anchor == "always" or (settings.anchor == "auto" and asynchronous)
         self._parameters = list(self.policy.parameters())
+        self._reward_scale = RewardScale(settings.gamma) if settings.normalize_rewards else None
         self._optimizer = torch.optim.Adam(self._parameters, lr=settings.learning_rate, eps=_ADAM_EPSILON, fused=True)
         self.shards = 1 if self.device.type != "cpu" else settings.shards or default_shards()
         # Torch's thread count is a thread's own: without this a shard's matrix products would take every core, and how
@@ -110,15 +112,19 @@ class Learner:
         seconds["anchor"] = perf_counter() - clock
 
         clock = perf_counter()
+        if self._reward_scale is not None:
+            batch = replace(batch, rewards=self._reward_scale.scaled(batch))
         returns = self._returns(batch, anchor)
         if anchor is not None:
             batch = replace(batch, log_probs=anchor.log_probs, values=anchor.values, carries=anchor.carries)
         metrics |= _value_metrics(batch, returns)
-        advantages = normalized(returns.advantages) if self.settings.normalize_advantages else returns.advantages
-        returns = Returns(advantages, returns.targets)
+        if self.settings.normalize_advantages:
+            returns = returns._replace(advantages=normalized(returns.advantages, batch.valid))
         seconds["returns"] = perf_counter() - clock
 
         metrics |= self._epochs(batch, returns, seconds)
+        # Only now, so that the first ratio is 1: the epochs see observations as those who acted saw them.
+        self.policy.update_statistics({name: x[:, :-1] for name, x in batch.observations.items()}, batch.valid)
         self.version += 1
         self.env_steps += batch.steps
         return UpdateReport(self.version, batch.steps, metrics, seconds, tuple(refused))
@@ -161,7 +167,7 @@ class Learner:
 
     def _returns(self, batch: SequenceBatch, anchor: Anchor | None) -> Returns:
         s = self.settings
-        ends = (batch.final_values, batch.terminated, batch.truncated)
+        ends = (batch.final_values, batch.terminated, batch.truncated, batch.valid)
         if anchor is None:
             return gae(batch.rewards, batch.values, *ends, gamma=s.gamma, lam=s.gae_lambda)
         if not self._asynchronous:
@@ -181,7 +187,7 @@ class Learner:
             epoch_kl, epoch_count = 0.0, 0
             permutation = torch.from_numpy(order.permutation(batch.sequences)).to(self.device)
             for rows in permutation.tensor_split(min(s.minibatches, batch.sequences)):
-                count = len(rows) * batch.length
+                count = max(1, int(batch.valid[rows].sum()))
                 results = self._gradients(batch, returns, rows, count)
                 clock = perf_counter()
                 grad_norm += self._apply([result.gradients for result in results])
@@ -245,6 +251,8 @@ class Learner:
         for name, parameter in self.policy.named_parameters():
             for key, value in self._optimizer.state.get(parameter, {}).items():
                 state[f"adam.{key}.{name}"] = value.detach().cpu().numpy().copy()
+        if self._reward_scale is not None:
+            state |= {f"reward_scale.{name}": array for name, array in self._reward_scale.state().items()}
         return state | {"version": np.array(self.version), "env_steps": np.array(self.env_steps)}
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
@@ -263,6 +271,14 @@ class Learner:
             }
             if moments:
                 self._optimizer.state[parameter] = moments
+        if self._reward_scale is not None:
+            self._reward_scale.set_state(
+                {
+                    key.removeprefix("reward_scale."): value
+                    for key, value in state.items()
+                    if key.startswith("reward_scale.")
+                }
+            )
         self.version, self.env_steps = int(state["version"]), int(state["env_steps"])
 
 
@@ -272,10 +288,10 @@ def default_shards() -> int:
 
 
 def _value_metrics(batch: SequenceBatch, returns: Returns) -> dict[str, float]:
-    variance = returns.targets.var(unbiased=False)
-    unexplained = (returns.targets - batch.values[:, : batch.length]).var(unbiased=False)
-    explained = float(1 - unexplained / variance) if variance > 0 else math.nan
-    return {"value_mean": float(batch.values.mean()), "explained_variance": explained}
+    values, targets = batch.values[:, : batch.length][batch.valid], returns.targets[batch.valid]
+    variance = targets.var(unbiased=False)
+    explained = float(1 - (targets - values).var(unbiased=False) / variance) if variance > 0 else math.nan
+    return {"value_mean": float(values.mean()), "explained_variance": explained}
 
 
 def _resolve_device(name: str) -> torch.device:

@@ -41,6 +41,7 @@ def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, x, torch.zeros_like(x)).sum()
 
 
-def normalized(x: Tensor, epsilon: float = 1e-8) -> Tensor:
-    """x with mean 0 and standard deviation 1 over all its elements."""
-    return (x - x.mean()) / (x.std(unbiased=False) + epsilon)
+def normalized(x: Tensor, mask: Tensor, epsilon: float = 1e-8) -> Tensor:
+    """x shifted and scaled to mean 0 and standard deviation 1 over its true steps."""
+    chosen = x[mask]
+    return (x - chosen.mean()) / (chosen.std(unbiased=False) + epsilon)

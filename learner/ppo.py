@@ -15,7 +15,7 @@ from learner.batch import SequenceBatch
 from learner.losses import clipped_policy_loss, masked_sum, value_loss
 from learner.returns import Returns
 from learner.settings import LearnerSettings
-from learner.windows import cut, cut_mask, window_carries
+from learner.windows import cut, window_carries
 
 SUMS = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction")
 
@@ -41,19 +41,21 @@ def shard_gradients(
     K = plan.window
     started = perf_counter()
     part = batch.rows(rows)
-    observations_NT, resets_NT = part.observations[:, :T], part.resets[:, :T]
+    observations_NT = {name: x[:, :T] for name, x in part.observations.items()}
+    resets_NT = part.resets[:, :T]
     carry = window_carries(policy, plan, observations_NT, resets_NT, part.carries, part.carry_stride)
-    mask = cut_mask(len(rows), T, K, rows.device)
-    observations, resets, actions = cut(observations_NT, K), cut(resets_NT, K), cut(part.actions, K)
+    mask = cut(part.valid, K)
+    observations = {name: cut(x, K) for name, x in observations_NT.items()}
+    resets, actions = cut(resets_NT, K), cut(part.actions, K)
     old_log_probs, old_values = cut(part.log_probs, K), cut(part.values[:, :T], K)
     advantages, targets = cut(returns.advantages[rows], K), cut(returns.targets[rows], K)
     cut_done = perf_counter()
 
     out = policy.scan(observations, resets, carry)
-    log_probs = policy.action_head.log_prob(out.logits_TBA, actions)
+    log_probs = policy.action_head.log_prob(out.parameters_TBA, actions)
     surrogate = clipped_policy_loss(log_probs, old_log_probs, advantages, s.clip)
     errors = value_loss(out.value_TB, old_values, targets, s.value_clip)
-    entropy = policy.action_head.entropy(out.logits_TBA)
+    entropy = policy.action_head.entropy(out.parameters_TBA)
     terms = (surrogate.loss, errors, entropy, surrogate.kl, surrogate.clipped)  # in the order of SUMS
     sums = [masked_sum(term, mask) for term in terms]
     loss = (sums[0] + s.value_coef * sums[1] - s.entropy_coef * sums[2]) / count

@@ -1,7 +1,8 @@
 """Advantages and value targets over whole sequences, before anything is cut into windows.
 
 Both estimators are the same backward recursion, a_t = delta_t + k_t a_{t+1}, cut where an episode ends. An episode that
-ends by truncation bootstraps from the value of its true final observation, never from the next episode's first.
+ends by truncation bootstraps from the value of its true final observation, never from the next episode's first. A step
+that is not valid has advantage 0, so the step before it bootstraps from the value of what it observed.
 
 Legend: B sequences, T steps.
 """
@@ -31,6 +32,7 @@ def gae(
     final_values_BT: Tensor,
     terminated_BT: Tensor,
     truncated_BT: Tensor,
+    valid_BT: Tensor,
     *,
     gamma: float,
     lam: float,
@@ -42,8 +44,9 @@ def gae(
         final_values_BT: values of the true final observations where an episode was truncated, [B, T].
     """
     after_BT = next_values(values_BT1, final_values_BT, terminated_BT, truncated_BT)
-    delta_BT = rewards_BT + gamma * after_BT - values_BT1[:, :-1]
-    advantages = _backward_sum(delta_BT, gamma * lam * (~(terminated_BT | truncated_BT)).to(delta_BT.dtype))
+    delta_BT = torch.where(valid_BT, rewards_BT + gamma * after_BT - values_BT1[:, :-1], 0.0)
+    going_on_BT = (valid_BT & ~(terminated_BT | truncated_BT)).to(delta_BT.dtype)
+    advantages = _backward_sum(delta_BT, gamma * lam * going_on_BT)
     return Returns(advantages, advantages + values_BT1[:, :-1])
 
 
@@ -54,6 +57,7 @@ def vtrace(
     final_values_BT: Tensor,
     terminated_BT: Tensor,
     truncated_BT: Tensor,
+    valid_BT: Tensor,
     *,
     gamma: float,
     lam: float,
@@ -71,8 +75,8 @@ def vtrace(
     rho_BT = log_ratios_BT.exp()
     clipped_rho_BT = rho_BT.clamp(max=rho_clip)
     after_BT = next_values(values_BT1, final_values_BT, terminated_BT, truncated_BT)
-    delta_BT = clipped_rho_BT * (rewards_BT + gamma * after_BT - values_BT1[:, :-1])
-    going_on_BT = (~(terminated_BT | truncated_BT)).to(delta_BT.dtype)
+    delta_BT = torch.where(valid_BT, clipped_rho_BT * (rewards_BT + gamma * after_BT - values_BT1[:, :-1]), 0.0)
+    going_on_BT = (valid_BT & ~(terminated_BT | truncated_BT)).to(delta_BT.dtype)
     excess_BT = _backward_sum(delta_BT, gamma * lam * rho_BT.clamp(max=c_clip) * going_on_BT)
     targets_BT = excess_BT + values_BT1[:, :-1]
     following_BT = torch.cat([excess_BT[:, 1:], torch.zeros_like(excess_BT[:, :1])], dim=1)

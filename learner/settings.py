@@ -39,6 +39,8 @@ class LearnerSettings:
     """Weight of longer returns in generalised advantage estimation; 0 is the one-step error."""
     normalize_advantages: bool = True
     """Shift and scale the advantages of each batch to mean 0 and standard deviation 1."""
+    normalize_rewards: bool = False
+    """Divide rewards by the running standard deviation of the discounted return."""
     clip: float = 0.2
     """PPO's clip range of the probability ratio."""
     value_coef: float = 0.5

@@ -10,7 +10,7 @@ Window w = n * C + c holds steps c * K ... c * K + K - 1 of sequence n; what lie
 import torch
 from torch import Tensor
 
-from controllers import Carry, Policy
+from controllers import Carry, Observation, Policy
 from learner.settings import WindowPlan
 
 
@@ -22,11 +22,6 @@ def cut(x_NT: Tensor, window: int) -> Tensor:
         padding = x_NT.new_zeros(N, C * window - T, *x_NT.shape[2:])
         x_NT = torch.cat([x_NT, padding], dim=1)
     return x_NT.reshape(N * C, window, *x_NT.shape[2:]).transpose(0, 1)
-
-
-def cut_mask(sequences: int, length: int, window: int, device: torch.device) -> Tensor:
-    """True on the real steps, [K, W] bool."""
-    return cut(torch.ones(sequences, length, dtype=torch.bool, device=device), window)
 
 
 def stored_carries(carries_NS: Carry, stored_stride: int, length: int, stride: int) -> Carry:
@@ -47,7 +42,7 @@ def stored_carries(carries_NS: Carry, stored_stride: int, length: int, stride: i
 def window_carries(
     policy: Policy,
     plan: WindowPlan,
-    observations_NT: Tensor,
+    observations_NT: Observation,
     resets_NT: Tensor,
     carries_NS: Carry,
     stored_stride: int,
@@ -56,19 +51,22 @@ def window_carries(
 
     A sequence's first window starts from its stored carry: nothing before it travelled along.
     """
-    T, K, burn_in = observations_NT.shape[1], plan.window, plan.burn_in
+    N, T = resets_NT.shape
+    K, burn_in = plan.window, plan.burn_in
     starts = stored_carries(carries_NS, stored_stride, T, K)
     C = -(-T // K)
     if burn_in and C > 1:
         fine = stored_carries(carries_NS, stored_stride, T, plan.carry_stride)
-        begin = torch.arange(1, C, device=observations_NT.device) * K - burn_in  # [C - 1] first burn-in steps
+        begin = torch.arange(1, C, device=resets_NT.device) * K - burn_in  # [C - 1] first burn-in steps
         steps = begin[:, None] + torch.arange(burn_in, device=begin.device)  # [C - 1, burn_in]
-        replay = observations_NT[:, steps].flatten(0, 1).transpose(0, 1)  # [burn_in, N * (C - 1), ...]
-        resets = resets_NT[:, steps].flatten(0, 1).transpose(0, 1)
+
+        def replayed(x_NT: Tensor) -> Tensor:
+            return x_NT[:, steps].flatten(0, 1).transpose(0, 1)  # [burn_in, N * (C - 1), ...]
+
+        observations = {name: replayed(part) for name, part in observations_NT.items()}
         carry = {name: c[:, begin // plan.carry_stride].flatten(0, 1) for name, c in fine.items()}
         with torch.no_grad():
-            refreshed = policy.scan(replay, resets, carry).carry
-        N = len(observations_NT)
+            refreshed = policy.scan(observations, replayed(resets_NT), carry).carry
         starts = {
             name: torch.cat([c[:, :1], refreshed[name].unflatten(0, (N, C - 1))], dim=1) for name, c in starts.items()
         }

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from controllers import PolicySettings, PolicySpec, Weights, build_policy
+from controllers import Categorical, PolicySettings, PolicySpec, Vector, Weights, build_policy
 
 
 def module(seed: int = 0) -> nn.Module:
-    return build_policy(PolicySpec(3, 2), PolicySettings(), horizon=10, seed=seed)
+    return build_policy(PolicySpec({"x": Vector(3)}, Categorical(2)), PolicySettings(), horizon=10, seed=seed)
 
 
 def test_round_trip_is_exact() -> None:

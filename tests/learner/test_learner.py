@@ -148,10 +148,10 @@ def test_one_update_is_adam_on_the_gradient_of_the_plainest_loss(counting_collec
         for t in range(T):
             if f.resets[b, t]:
                 carry = policy.initial_carry(1)
-            observation = torch.from_numpy(f.observations[b, t].copy()).reshape(1, 1, -1)
-            out = policy.scan(observation, torch.zeros(1, 1, dtype=torch.bool), carry)
+            observation = torch.from_numpy(f.observations["observation"][b, t].copy()).reshape(1, 1, -1)
+            out = policy.scan({"observation": observation}, torch.zeros(1, 1, dtype=torch.bool), carry)
             carry = out.carry
-            distribution = torch.distributions.Categorical(logits=out.logits_TBA[0, 0])
+            distribution = torch.distributions.Categorical(logits=out.parameters_TBA[0, 0])
             ratio = (distribution.log_prob(torch.tensor(f.actions[b, t])) - float(f.log_probs[b, t])).exp()
             a = float(advantages[b, t])
             surrogate = torch.minimum(ratio * a, ratio.clamp(0.8, 1.2) * a)

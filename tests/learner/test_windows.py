@@ -7,7 +7,7 @@ import torch
 
 from learner.batch import SequenceBatch
 from learner.settings import LearnerSettings, WindowPlan
-from learner.windows import cut, cut_mask, stored_carries, window_carries
+from learner.windows import cut, stored_carries, window_carries
 from rollout_workers import Collector
 
 CPU = torch.device("cpu")
@@ -24,7 +24,7 @@ def join(x_KW: torch.Tensor, length: int) -> torch.Tensor:
 def test_cut_numbers_every_step_once_and_join_undoes_it(window: int) -> None:
     N, T = 3, 10
     steps = torch.arange(N * T).reshape(N, T)
-    x, mask = cut(steps, window), cut_mask(N, T, window, CPU)
+    x, mask = cut(steps, window), cut(torch.ones(N, T, dtype=torch.bool), window)
     C = -(-T // window)
     assert x.shape == (window, N * C)
     for n in range(N):
@@ -67,13 +67,15 @@ def test_windows_join_to_one_pass(
     collector.collect()
     batch = SequenceBatch.from_fragments([collector.collect()[0]], CPU)
     T, plan, policy = batch.length, settings.plan(batch.length), collector.policy
-    observations, resets = batch.observations[:, :T], batch.resets[:, :T]
+    observations = {name: x[:, :T] for name, x in batch.observations.items()}
+    resets = batch.resets[:, :T]
     first = {name: c[:, 0] for name, c in batch.carries.items()}
-    whole = policy.scan(observations.transpose(0, 1), resets.transpose(0, 1), first)
+    whole = policy.scan({name: x.transpose(0, 1) for name, x in observations.items()}, resets.transpose(0, 1), first)
     carry = window_carries(policy, plan, observations, resets, batch.carries, batch.carry_stride)
-    windows = policy.scan(cut(observations, plan.window), cut(resets, plan.window), carry)
+    windowed = {name: cut(x, plan.window) for name, x in observations.items()}
+    windows = policy.scan(windowed, cut(resets, plan.window), carry)
     torch.testing.assert_close(join(windows.value_TB, T), whole.value_TB.t(), atol=1e-5, rtol=0)
-    torch.testing.assert_close(join(windows.logits_TBA, T), whole.logits_TBA.transpose(0, 1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(join(windows.parameters_TBA, T), whole.parameters_TBA.transpose(0, 1), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("burn_in", [0, 4])
@@ -85,11 +87,14 @@ def test_gradient_reaches_back_to_the_windows_start_and_no_further(
     collector = counting_collector(settings, length=length, lanes=1)
     batch = SequenceBatch.from_fragments([collector.collect()[0]], CPU)
     plan = settings.plan(length)
-    observations = batch.observations[:, :length].clone().requires_grad_()
+    observation = batch.observations["observation"][:, :length].clone().requires_grad_()
     resets = torch.zeros_like(batch.resets[:, :length])  # nothing but the window may stop the gradient
-    carry = window_carries(collector.policy, plan, observations, resets, batch.carries, batch.carry_stride)
-    values = join(collector.policy.scan(cut(observations, K), cut(resets, K), carry).value_TB, length)
-    (gradient,) = torch.autograd.grad(values[0, 2 * K - 1], observations)  # the last step of the second window
+    carry = window_carries(
+        collector.policy, plan, {"observation": observation}, resets, batch.carries, batch.carry_stride
+    )
+    windows = {"observation": cut(observation, K)}
+    values = join(collector.policy.scan(windows, cut(resets, K), carry).value_TB, length)
+    (gradient,) = torch.autograd.grad(values[0, 2 * K - 1], observation)  # the last step of the second window
     reached = gradient[0].abs().sum(-1) > 0
     assert reached[K : 2 * K].all()
     assert not reached[:K].any()
@@ -102,7 +107,8 @@ def test_stale_carries_are_refreshed_by_burn_in(counting_collector: Callable[...
     collector = counting_collector(settings, length=24, lanes=1)  # lane 0: episodes of 3 steps
     batch = SequenceBatch.from_fragments([collector.collect()[0]], CPU)
     plan = settings.plan(24)
-    arguments = (collector.policy, plan, batch.observations[:, :24], batch.resets[:, :24])
+    observations = {name: x[:, :24] for name, x in batch.observations.items()}
+    arguments = (collector.policy, plan, observations, batch.resets[:, :24])
     clean = window_carries(*arguments, batch.carries, batch.carry_stride)
     garbage = {name: carry.clone() for name, carry in batch.carries.items()}
     for carry in garbage.values():

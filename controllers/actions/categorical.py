@@ -1,41 +1,18 @@
-"""Action distributions: pure functions of a head's output, with the noise given from outside.
+"""One of several choices.
 
 Axis letters: B lanes (any leading axes), A actions.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-BELOW_ONE = 1 - 2.0**-24  # the last float32 below 1: times any total it rounds to less than that total
-
-
-class ActionHead(Protocol):
-    """One family of distributions. Leading axes of all arguments agree and are free."""
-
-    @property
-    def parameter_size(self) -> int:
-        """How many numbers the network gives for one action."""
-
-    @property
-    def noise_shape(self) -> tuple[int, ...]:
-        """Trailing shape of the uniform noise in [0, 1) that one sample consumes."""
-
-    def sample(self, parameters: Tensor, uniform: Tensor) -> Tensor: ...
-
-    def mode(self, parameters: Tensor) -> Tensor: ...
-
-    def log_prob(self, parameters: Tensor, action: Tensor) -> Tensor: ...
-
-    def entropy(self, parameters: Tensor) -> Tensor: ...
-
-    def kl(self, p: Tensor, q: Tensor) -> Tensor: ...
+from controllers.actions.head import BELOW_ONE, ActionHead
 
 
 @dataclass(frozen=True)
-class Categorical:
+class Categorical(ActionHead):
     """One of `actions` choices; the parameters are unnormalised log-probabilities, -inf for "never"."""
 
     actions: int
@@ -49,28 +26,37 @@ class Categorical:
         return self.actions
 
     @property
-    def noise_shape(self) -> tuple[int, ...]:
+    def action_shape(self) -> tuple[int, ...]:
         return ()
 
-    def sample(self, parameters: Tensor, uniform: Tensor) -> Tensor:
-        """The action whose stretch of the cumulative distribution holds the noise: [B, A], [B] -> int64 [B].
+    @property
+    def action_dtype(self) -> torch.dtype:
+        return torch.int64
 
-        The same noise always gives the same action, and an action of probability zero is never given.
+    @property
+    def mask_size(self) -> int:
+        return self.actions
+
+    @property
+    def feature_size(self) -> int:
+        return self.actions
+
+    def sample(self, parameters: Tensor, uniform: Tensor) -> Tensor:
+        """The action whose stretch of the cumulative distribution holds the noise: [B, A], [B, 1] -> int64 [B].
+
+        An action of probability zero is never given.
         """
         cdf_BA = parameters.softmax(-1).cumsum(-1)
-        target_B1 = uniform.clamp(max=BELOW_ONE).unsqueeze(-1) * cdf_BA[..., -1:]
+        target_B1 = uniform.clamp(max=BELOW_ONE) * cdf_BA[..., -1:]
         return (cdf_BA <= target_B1).sum(-1)
 
     def mode(self, parameters: Tensor) -> Tensor:
-        """The most probable action: [B, A] -> int64 [B]."""
         return parameters.argmax(-1)
 
     def log_prob(self, parameters: Tensor, action: Tensor) -> Tensor:
-        """[B, A], int64 [B] -> [B], in nats."""
         return parameters.log_softmax(-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
 
     def entropy(self, parameters: Tensor) -> Tensor:
-        """[B, A] -> [B], in nats."""
         log_p_BA = _finite(parameters.log_softmax(-1))
         return -(log_p_BA.exp() * log_p_BA).sum(-1)
 
@@ -78,6 +64,14 @@ class Categorical:
         """KL(p || q): [B, A], [B, A] -> [B], in nats; huge, not infinite, where q excludes what p allows."""
         log_p_BA, log_q_BA = _finite(p.log_softmax(-1)), _finite(q.log_softmax(-1))
         return (log_p_BA.exp() * (log_p_BA - log_q_BA)).sum(-1)
+
+    def masked(self, parameters: Tensor, mask: Tensor) -> Tensor:
+        # A row that allows nothing is padding: whoever acts refuses it, and NaN here would spread through gradients.
+        return parameters.masked_fill(~mask & mask.any(-1, keepdim=True), -torch.inf)
+
+    def features(self, action: Tensor) -> Tensor:
+        """One-hot: int64 [B] -> [B, A]."""
+        return (action.unsqueeze(-1) == torch.arange(self.actions, device=action.device)).float()
 
 
 def _finite(log_p: Tensor) -> Tensor:

@@ -1,0 +1,80 @@
+"""What every family of action distributions must be.
+
+Axis letters: B lanes (any leading axes), A parameters of one distribution.
+"""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+BELOW_ONE = 1 - 2.0**-24  # the last float32 below 1: times any total it rounds to less than that total
+
+
+class ActionHead(ABC):
+    """One family of distributions. Leading axes of all arguments agree and are free.
+
+    A subclass is a frozen dataclass, and its methods are pure functions of their arguments.
+    """
+
+    @property
+    @abstractmethod
+    def parameter_size(self) -> int:
+        """How many numbers the network gives for one action."""
+
+    @property
+    @abstractmethod
+    def action_shape(self) -> tuple[int, ...]:
+        """Trailing shape of one action: () or (n,)."""
+
+    @property
+    @abstractmethod
+    def action_dtype(self) -> torch.dtype:
+        """int64 or float32."""
+
+    @property
+    def noise_size(self) -> int:
+        """How many uniform numbers in [0, 1) one sample consumes, on the trailing axis: one a number of the action."""
+        return math.prod(self.action_shape)
+
+    @property
+    def mask_size(self) -> int:
+        """How many flags of a mask one action has; 0 where nothing can be masked."""
+        return 0
+
+    @property
+    def feature_size(self) -> int:
+        """How many numbers an action becomes where a network reads it."""
+        return math.prod(self.action_shape)
+
+    @abstractmethod
+    def sample(self, parameters: Tensor, uniform: Tensor) -> Tensor:
+        """An action from noise: [B, A], [B, noise_size] -> [B, *action_shape]. The same noise, the same action."""
+
+    @abstractmethod
+    def mode(self, parameters: Tensor) -> Tensor:
+        """The most probable action: [B, A] -> [B, *action_shape]."""
+
+    @abstractmethod
+    def log_prob(self, parameters: Tensor, action: Tensor) -> Tensor:
+        """Log-probability or log-density, in nats: [B, A], [B, *action_shape] -> [B]."""
+
+    @abstractmethod
+    def entropy(self, parameters: Tensor) -> Tensor:
+        """In nats: [B, A] -> [B]."""
+
+    @abstractmethod
+    def kl(self, p: Tensor, q: Tensor) -> Tensor:
+        """KL(p || q), in nats: [B, A], [B, A] -> [B]."""
+
+    def masked(self, parameters: Tensor, mask: Tensor) -> Tensor:
+        """Parameters under which what the mask forbids is impossible: [B, A], bool [B, mask_size] -> [B, A].
+
+        True allows. Every choice needs at least one allowed action; without any its probabilities are NaN.
+        """
+        return parameters
+
+    @abstractmethod
+    def features(self, action: Tensor) -> Tensor:
+        """The action as float32 for a network to read: [B, *action_shape] -> [B, feature_size]."""

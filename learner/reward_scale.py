@@ -1,0 +1,74 @@
+"""Rewards on one scale, whatever the task pays: divided by the running standard deviation of the discounted return.
+
+Engstrom et al. 2020, "Implementation matters in deep policy gradients". Only the scale changes, never the sign. It is
+that of gymnasium.wrappers.NormalizeReward, but for an episode's last step, where the wrapper forgets what came before.
+
+Legend: N sequences, T steps.
+"""
+
+import numpy as np
+from torch import Tensor
+
+from learner.batch import SequenceBatch
+
+_EPSILON = 1e-8
+
+
+class RewardScale:
+    """The variance of g_t = gamma g_{t-1} + r_t over all valid steps seen so far, with g = 0 before each episode.
+
+    Args:
+        gamma: discount per step.
+    """
+
+    def __init__(self, gamma: float) -> None:
+        self._gamma = gamma
+        self._count, self._mean, self._squares = 0, 0.0, 0.0  # squares: sum of squared deviations from the mean
+        self._running = np.zeros(0)  # [lanes] g after the last step seen of each lane
+        self._expected = np.zeros(0, dtype=np.int64)  # [lanes] step at which that lane goes on
+
+    @property
+    def divisor(self) -> float:
+        """What rewards are divided by; 1 before anything was seen."""
+        return float(np.sqrt(self._squares / self._count + _EPSILON)) if self._count else 1.0
+
+    def scaled(self, batch: SequenceBatch) -> Tensor:
+        """The batch's rewards [N, T] after its own were taken into account."""
+        self._absorb(self._returns(batch)[batch.valid.cpu().numpy()])
+        return batch.rewards / self.divisor
+
+    def _returns(self, batch: SequenceBatch) -> np.ndarray:
+        """g at every step, [N, T] float64; a lane whose fragment before is missing starts again from 0."""
+        lane, first, rewards, valid, ends = (
+            x.cpu().numpy()
+            for x in (batch.lane, batch.first_step, batch.rewards, batch.valid, batch.terminated | batch.truncated)
+        )
+        missing = max(0, int(lane.max()) + 1 - len(self._running))
+        self._running = np.append(self._running, np.zeros(missing))
+        self._expected = np.append(self._expected, np.zeros(missing, dtype=np.int64))
+        g_N = np.where(self._expected[lane] == first, self._running[lane], 0.0)
+        g_NT = np.empty(rewards.shape)
+        for t in range(rewards.shape[1]):
+            g_NT[:, t] = self._gamma * g_N + rewards[:, t]
+            g_N = np.where(valid[:, t] & ~ends[:, t], g_NT[:, t], 0.0)
+        self._running[lane], self._expected[lane] = g_N, first + rewards.shape[1]
+        return g_NT
+
+    def _absorb(self, values: np.ndarray) -> None:
+        """Add to the running moments (Chan, Golub and LeVeque 1979)."""
+        count = self._count + len(values)
+        shift = values.mean() - self._mean
+        self._squares += ((values - values.mean()) ** 2).sum() + shift**2 * self._count * len(values) / count
+        self._mean += shift * len(values) / count
+        self._count = count
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything the next scale depends on."""
+        moments = np.array([self._count, self._mean, self._squares], dtype=np.float64)
+        return {"moments": moments, "running": self._running.copy(), "expected": self._expected.copy()}
+
+    def set_state(self, state: dict[str, np.ndarray]) -> None:
+        """Continue where `state()` was taken."""
+        count, self._mean, self._squares = (float(x) for x in state["moments"])
+        self._count = int(count)
+        self._running, self._expected = state["running"].copy(), state["expected"].copy()
