@@ -1,10 +1,12 @@
 """What follows from a configuration once its environment has been looked at; made before any actor starts."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from controllers import Policy, PolicySpec, build_policy
 from distributed.config import Config, ConfigError
-from envs import TaskFacts, facts_of, make_vector_env
+from envs import EnvironmentFailure, EnvSettings, TaskFacts, facts_of, make_vector_env
 from learner import default_shards
 from rollout_workers import policy_spec
 
@@ -37,6 +39,10 @@ class Blueprint(NamedTuple):
         assert self.config.rollout.carry_stride is not None
         return self.config.rollout.carry_stride
 
+    def env(self, level: int) -> EnvSettings:
+        """The task at a level of the curriculum; the highest level is the task itself."""
+        return list(_levels(self.config))[level]
+
     def policy(self) -> Policy:
         """The policy that the run starts from."""
         return build_policy(self.spec, self.config.policy, self.horizon, self.config.seed)
@@ -53,14 +59,12 @@ def make_blueprint(config: Config) -> Blueprint:
     except Exception as error:
         raise ConfigError(str(error)) from error
     try:
-        spec, facts = policy_spec(env), facts_of(env)
+        spec, facts = policy_spec(env, config.spaces), facts_of(env)
         length = config.rollout.length or (facts.episode_length if facts else None) or _DEFAULT_LENGTH
         config.learner.check_batch(config.rollout.lanes)
-        if config.train.stop_success is not None and facts is None:
-            raise ValueError(
-                f"train.stop_success is {config.train.stop_success}, but {config.env.id} does not declare what success "
-                f"is; leave it unset"
-            )
+        if facts is None and config.env.success_return is None:
+            _refuse_success(config)
+        _check_stages(config, spec)
         if config.service.mode == "async" and config.learner.anchor == "never":
             raise ValueError(
                 "learner.anchor is never, but service.mode=async corrects fragments of older weights from what the "
@@ -75,11 +79,41 @@ def make_blueprint(config: Config) -> Blueprint:
             facts,
         )
         blueprint.policy()
-    except ValueError as error:
+    except (ValueError, EnvironmentFailure) as error:
         raise ConfigError(str(error)) from None
     finally:
         env.close()
     return blueprint
+
+
+def _levels(config: Config) -> Iterator[EnvSettings]:
+    for stage in (*config.curriculum.stages, {}):
+        yield replace(config.env, kwargs={**config.env.kwargs, **stage})
+
+
+def _refuse_success(config: Config) -> None:
+    """Refuse what needs to know whether an episode succeeded."""
+    settings = {"train.stop_success": config.train.stop_success, "curriculum.stages": config.curriculum.stages or None}
+    for name, value in settings.items():
+        if value is not None:
+            raise ValueError(
+                f"{name} is {value}, but {config.env.id} does not declare what success is; "
+                f"set env.success_return, or leave it unset"
+            )
+
+
+def _check_stages(config: Config, spec: PolicySpec) -> None:
+    """Refuse a stage that cannot be played, or whose spaces are not those of the task itself."""
+    for level, (stage, settings) in enumerate(zip(config.curriculum.stages, _levels(config), strict=False)):
+        env = make_vector_env(settings, 1)
+        try:
+            if policy_spec(env, config.spaces) != spec:
+                raise ValueError(
+                    f"curriculum.stages[{level}] is {stage}, which changes the observations or actions; "
+                    f"a stage may change only what leaves them alike"
+                )
+        finally:
+            env.close()
 
 
 def _carry_stride(config: Config, length: int) -> int:
@@ -98,4 +132,10 @@ def _carry_stride(config: Config, length: int) -> int:
 
 def flat_parameters(blueprint: Blueprint) -> dict[str, Any]:
     """The resolved configuration, and what was derived from the environment, for tracking."""
-    return blueprint.config.to_dict() | {"derived": {"horizon": blueprint.horizon, **blueprint.spec.__dict__}}
+    spec = blueprint.spec
+    derived = {
+        "horizon": blueprint.horizon,
+        "observations": {name: str(part) for name, part in spec.observations.items()},
+        "actions": str(spec.actions),
+    }
+    return blueprint.config.to_dict() | {"derived": derived}

@@ -13,7 +13,7 @@ from distributed.checkpoint import CheckpointError
 from distributed.config import ConfigError, load_config, settings
 from distributed.runners import ServiceError
 from distributed.tracking import TrackingSettings, serve_dashboard
-from rollout_workers import EnvironmentFailure
+from envs import EnvironmentFailure
 
 _USAGE_ERROR, _RUN_ERROR, _INTERRUPTED = 2, 1, 130
 

@@ -15,11 +15,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from controllers import PolicySettings
-from distributed.settings import CheckpointSettings, ServiceSettings, TrainSettings
+from distributed.settings import CheckpointSettings, CurriculumSettings, ServiceSettings, TrainSettings
 from distributed.tracking import TrackingSettings
 from envs import EnvSettings
 from learner import LearnerSettings
-from rollout_workers import RolloutSettings
+from rollout_workers import RolloutSettings, SpaceSettings
 
 
 class ConfigError(ValueError):
@@ -36,10 +36,12 @@ class Config(BaseModel):
     name: str | None = None
     """Name of the run and of its folder. Unset: the preset's name with the date and the seed."""
     env: EnvSettings = EnvSettings()
+    spaces: SpaceSettings = SpaceSettings()
     policy: PolicySettings = PolicySettings()
     rollout: RolloutSettings = RolloutSettings()
     learner: LearnerSettings = LearnerSettings()
     train: TrainSettings = TrainSettings()
+    curriculum: CurriculumSettings = CurriculumSettings()
     service: ServiceSettings = ServiceSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     tracking: TrackingSettings = TrackingSettings()

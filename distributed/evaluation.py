@@ -54,6 +54,15 @@ def evaluate_checkpoint(
         raise CheckpointError(f"the checkpoint's arrays do not fit its configuration: {error}") from None
     env = make_vector_env(blueprint.config.env, min(lanes, episodes))
     try:
-        return evaluate(env, policy, episodes=episodes, seed=seed, greedy=greedy, reset_carry_at=reset_carry_at)
+        return evaluate(
+            env,
+            policy,
+            episodes=episodes,
+            seed=seed,
+            greedy=greedy,
+            reset_carry_at=reset_carry_at,
+            spaces=blueprint.config.spaces,
+            success_return=blueprint.config.env.success_return,
+        )
     finally:
         env.close()

@@ -54,9 +54,9 @@ class RolloutFleet:
         busy = {request.worker for request in self._requests.values()}
         return [worker for worker in range(len(self)) if worker not in busy]
 
-    def request(self, worker: int, weights: Any) -> None:
-        """Ask one worker for a fragment under the weights that the reference names."""
-        delivery, fragment = self._actors[worker].collect.options(num_returns=2).remote(weights)
+    def request(self, worker: int, weights: Any, level: int) -> None:
+        """Ask one worker for a fragment under the weights that the reference names, at a level of the curriculum."""
+        delivery, fragment = self._actors[worker].collect.options(num_returns=2).remote(weights, level)
         self._requests[delivery] = _Request(worker, fragment, monotonic())
 
     def wait(self, *others: Any, timeout: float = 1.0) -> list[Arrival]:

@@ -23,7 +23,7 @@ class Meter:
         self._started = self._last = perf_counter()
         self.steps = 0
         self.seconds: dict[str, float] = {}
-        self._refused = 0
+        self._refused = self._failures = 0
 
     def skip_pause(self) -> None:
         """Leave the time since the last row out of the next row's speed (evaluation, checkpoints)."""
@@ -44,6 +44,7 @@ class Meter:
         for key, value in spent.items():
             self.seconds[key] = self.seconds.get(key, 0.0) + value
         self.steps += report.steps
+        self._failures += sum(len(s.failures) for s in stats)
         self._refused += len(report.refused) + sum(d.error is not None for d in update.deliveries)
         return {
             "return": _mean(returns),
@@ -53,6 +54,7 @@ class Meter:
             **report.metrics,
             "steps_per_second": report.steps / wall,
             "weights_version": float(report.version),
+            "environment_failures": float(self._failures),
             "fragments_refused": float(self._refused),
             "fragments_dropped": float(update.replay.dropped_stale + update.replay.dropped_full),
             **{f"seconds/{key}": value for key, value in spent.items()},

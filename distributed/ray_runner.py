@@ -67,6 +67,7 @@ class RayRunner:
 
     def __init__(self, blueprint: Blueprint, note: Callable[[str], None]) -> None:
         service = blueprint.config.service
+        self.level = 0
         self._note = note
         self._owns_ray = start_ray(service, blueprint.config.rollout.workers)
         gpus = service.learner_gpus
@@ -106,7 +107,7 @@ class RayRunner:
 
     def collect(self) -> list[Arrival]:
         for worker in self.fleet.idle:
-            self.fleet.request(worker, self.weights)
+            self.fleet.request(worker, self.weights, self.level)
         arrivals: list[Arrival] = []
         while len(self.fleet.idle) < len(self.fleet):
             arrivals += self.fleet.wait()

@@ -37,6 +37,8 @@ class RunState(NamedTuple):
 class Runner(Protocol):
     """What the service loops ask for."""
 
+    level: int  # of the curriculum, at which fragments are collected
+
     @property
     def version(self) -> int:
         """Version of the newest weights."""
@@ -77,6 +79,7 @@ class LocalRunner:
     """The same workers, called in turn in this process, without Ray; for debugging, tests and machines without Ray."""
 
     def __init__(self, blueprint: Blueprint, note: Callable[[str], None]) -> None:
+        self.level = 0
         self._note = note
         self._learner = LearnerWorker(blueprint)
         self._workers = [RolloutWorker(blueprint, worker) for worker in range(blueprint.config.rollout.workers)]
@@ -90,7 +93,7 @@ class LocalRunner:
         pass
 
     def collect(self) -> list[Arrival]:
-        arrivals = [Arrival(*worker.collect(self._weights)) for worker in self._workers]
+        arrivals = [Arrival(*worker.collect(self._weights, self.level)) for worker in self._workers]
         for arrival in arrivals:
             if arrival.delivery.error:
                 self._note(f"a fragment was not used: {arrival.delivery.error}")

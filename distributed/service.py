@@ -63,7 +63,7 @@ def asynchronous(runner: "RayRunner", replay: Replay[FragmentRef]) -> Iterator[U
         in_flight = per_update - len(idle)
         wanted = per_update * replay.max_lag - len(replay) - in_flight if learning else len(idle)
         for worker in idle[: max(0, wanted)]:
-            runner.fleet.request(worker, runner.weights)
+            runner.fleet.request(worker, runner.weights, runner.level)
         arrivals = runner.fleet.wait(*(learning or ())[:1])
         _store(replay, arrivals, per_update)
         deliveries += [arrival.delivery for arrival in arrivals]

@@ -29,6 +29,26 @@ class TrainSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CurriculumSettings:
+    """Easier forms of the task to begin with."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
+
+    stages: tuple[dict[str, Any], ...] = ()
+    """What replaces entries of env.kwargs, stage by stage, easiest first; after the last comes the task itself."""
+    success: float = 0.9
+    """Share of successful training episodes at which the next stage begins."""
+    episodes: int = 512
+    """Most recent episodes of a stage over which that share is taken."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.success <= 1:
+            raise ValueError(f"curriculum.success is {self.success}; it must lie above 0 and at most at 1")
+        if self.episodes < 1:
+            raise ValueError(f"curriculum.episodes is {self.episodes}; it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServiceSettings:
     """How rollout actors, replay and learner work together."""
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from distributed.blueprint import Blueprint, flat_parameters, make_blueprint
 from distributed.checkpoint import Checkpoint, CheckpointError, find_checkpoint, save_checkpoint, set_aside_after
 from distributed.config import Config, ConfigError, parse_config
+from distributed.curriculum import Curriculum
 from distributed.curves import draw_learning_curve
 from distributed.display import Display
 from distributed.interruption import StopRequest, stopping_on_signals, warnings_noted
@@ -45,6 +46,7 @@ class _Run:
     display: Display
     tracker: Tracker
     meter: Meter
+    curriculum: Curriculum
     steps: int = 0
     evaluation: Evaluation | None = None
     evaluated_at: int = -1
@@ -67,7 +69,15 @@ class _Run:
     def show(self, update: Update, row: Row) -> None:
         for sentence in update.report.refused:
             self.display.note(f"a fragment was refused: {sentence}")
+        for delivery in update.deliveries:
+            for sentence in delivery.stats.failures if delivery.stats else ():
+                self.display.note(f"an episode was cut short: {sentence}")
         self.display.update(row, self.steps)
+
+    def enter_level(self) -> None:
+        """Collect at the curriculum's level from now on."""
+        level = self.runner.level = self.curriculum.level
+        self.display.note(f"step {self.steps:,}: level {level} begins, {self.blueprint.env(level).kwargs}")
 
     def evaluate(self) -> Evaluation:
         self.evaluation = self.runner.evaluate(
@@ -86,6 +96,7 @@ class _Run:
         parts |= {f"worker-{i}": worker for i, worker in enumerate(state.workers) if worker is not None}
         run = {
             "steps": self.steps,
+            "curriculum": self.curriculum.state(),
             "config": self.config.to_dict(),
             "tracking_run": self.tracker.run_id(timeout=0.0),
             "resumes_exactly": self.config.service.mode == "sync" and None not in state.workers,
@@ -185,7 +196,9 @@ def _execute(
         )
         status = stack.enter_context(_closing(tracker))
         tracker.artifact(folder.write_config(config.to_dict()))
-        run = _Run(blueprint, folder, runner, display, tracker, Meter(config.rollout.workers))
+        run = _Run(
+            blueprint, folder, runner, display, tracker, Meter(config.rollout.workers), Curriculum(config.curriculum)
+        )
         runner.start()
         if saved is not None:
             _restore(run, saved)
@@ -208,13 +221,18 @@ def _loop(run: _Run, stop: StopRequest) -> bool:
     for update in _updates(run):
         run.steps += update.report.steps
         row = run.meter.row(update)
+        if run.config.curriculum.stages:
+            row["curriculum/level"] = float(run.curriculum.level)
         run.record(row)
         run.show(update, row)
         if run.steps >= train.total_steps:
             return True
         if stop.made:
             return False
-        seems_solved = train.stop_success is not None and row["success"] >= train.stop_success - _EXPLORATION
+        if run.curriculum.advance(update.deliveries):
+            run.enter_level()
+        solved = math.inf if train.stop_success is None else train.stop_success - _EXPLORATION
+        seems_solved = run.curriculum.complete and row["success"] >= solved
         if seems_solved or run.steps >= next_evaluation:
             next_evaluation = _next_multiple(run.steps, train.evaluate_every)
             success = run.evaluate().success_rate
@@ -255,6 +273,8 @@ def _restore(run: _Run, saved: Checkpoint) -> None:
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"the checkpoint's arrays do not fit its configuration: {error}") from None
     run.steps = saved.run["steps"]
+    run.curriculum.set_state(saved.run["curriculum"])
+    run.runner.level = run.curriculum.level
     run.folder.rewind(run.steps)
     set_aside_after(run.folder.checkpoints, run.steps)
     run.display.note(f"resuming {run.folder.path} from step {run.steps:,}")

@@ -24,6 +24,7 @@ class Delivery(NamedTuple):
     steps: int
     nbytes: int
     incarnation: int  # of the worker's lanes
+    level: int  # of the curriculum
     stats: EpisodeStats | None
     error: str | None = None  # why there is no fragment
 
@@ -38,17 +39,21 @@ class RolloutWorker:
         self._incarnation = incarnation
         self._policy = blueprint.policy()
         self._version = -1
+        self._level = 0
         self._collector = self._fresh_collector()
 
     def ready(self) -> bool:
         """True once the worker is built."""
         return True
 
-    def collect(self, weights: Weights) -> tuple[Delivery, pa.RecordBatch | None]:
-        """One fragment under these weights. A fragment with values that are not finite is reported, not shipped, and
-        the lanes start anew."""
+    def collect(self, weights: Weights, level: int) -> tuple[Delivery, pa.RecordBatch | None]:
+        """One fragment under these weights, at this level of the curriculum. A fragment with values that are not finite
+        is reported, not shipped, and the lanes start anew."""
         started = perf_counter()
         self._load(weights)
+        if level != self._level:
+            self._level = level
+            self.restart(self._incarnation + 1)
         loading = perf_counter() - started
         fragment, stats = self._collector.collect(weights.version)
         stats = stats._replace(seconds=stats.seconds | {"broadcast": loading})
@@ -56,9 +61,12 @@ class RolloutWorker:
             fragment.validate()
         except FragmentError as error:
             self.restart(self._incarnation + 1)
-            return Delivery(self._worker, weights.version, 0, 0, self._incarnation, None, str(error)), None
+            return Delivery(self._worker, weights.version, 0, 0, self._incarnation, level, None, str(error)), None
         batch = fragment.to_arrow()
-        return Delivery(self._worker, weights.version, fragment.steps, batch.nbytes, self._incarnation, stats), batch
+        delivery = Delivery(
+            self._worker, weights.version, fragment.steps, batch.nbytes, self._incarnation, level, stats
+        )
+        return delivery, batch
 
     def evaluate(self, weights: Weights, episodes: int, seed: int, reset_carry_at: int | None = None) -> Evaluation:
         """Greedy complete episodes in environments of their own; the training lanes are not touched."""
@@ -73,17 +81,21 @@ class RolloutWorker:
                 seed=seed,
                 first_lane=first_lane,
                 reset_carry_at=reset_carry_at,
+                spaces=self._blueprint.config.spaces,
+                success_return=self._blueprint.config.env.success_return,
             )
         finally:
             env.close()
 
     def state(self) -> State | None:
-        """See `Collector.state`."""
-        return self._collector.state()
+        """See `Collector.state`; the level besides."""
+        state = self._collector.state()
+        return None if state is None else state | {"level": np.array(self._level)}
 
     def set_state(self, state: State) -> None:
         """See `Collector.set_state`."""
-        self._incarnation = int(state["incarnation"])
+        self._level = int(state["level"])
+        self.restart(int(state["incarnation"]))
         self._collector.set_state(state)
 
     def restart(self, incarnation: int) -> None:
@@ -99,7 +111,7 @@ class RolloutWorker:
     def _fresh_collector(self) -> Collector:
         config, lanes = self._blueprint.config, self._blueprint.lanes_per_worker
         return Collector(
-            make_vector_env(config.env, lanes),
+            make_vector_env(self._blueprint.env(self._level), lanes),
             self._policy,
             length=self._blueprint.length,
             carry_stride=self._blueprint.carry_stride,
@@ -107,6 +119,8 @@ class RolloutWorker:
             incarnation=self._incarnation,
             worker=self._worker,
             first_lane=self._worker * lanes,
+            spaces=config.spaces,
+            success_return=config.env.success_return,
         )
 
 

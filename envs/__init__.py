@@ -5,17 +5,21 @@ import gymnasium
 from envs.counting import Counting
 from envs.delayed_cue import DelayedCue
 from envs.facts import TaskFacts, facts_of
-from envs.make import EnvSettings, make_vector_env
+from envs.guard import EnvironmentFailure, failures_in
+from envs.make import make_vector_env
 from envs.memory_env import MemoryVectorEnv, SingleEnv
+from envs.settings import EnvSettings
 
 __all__ = [
     "Counting",
     "DelayedCue",
     "EnvSettings",
+    "EnvironmentFailure",
     "MemoryVectorEnv",
     "SingleEnv",
     "TaskFacts",
     "facts_of",
+    "failures_in",
     "make_vector_env",
 ]
 

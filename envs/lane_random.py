@@ -60,10 +60,10 @@ def lane_normal(key_B: Keys, counter_B: ArrayLike, draws: int) -> NDArray[np.flo
     return np.concatenate((radius_BD * np.cos(angle_BD), radius_BD * np.sin(angle_BD)), axis=1)[:, :draws]
 
 
-def lane_noise(key_B: Keys, first_counter: int, steps: int) -> NDArray[np.float64]:
-    """Uniform numbers in [0, 1), float64 [B, steps]; column t is draw 0 at counter first_counter + t."""
+def lane_noise(key_B: Keys, first_counter: int, steps: int, draws: int) -> NDArray[np.float64]:
+    """Uniform numbers in [0, 1), float64 [B, steps, draws]; at step t they are those of counter first_counter + t."""
     counter_N = first_counter + np.arange(steps)
-    return _fraction(fold_in(fold_in(key_B[:, None], counter_N), 0))
+    return _fraction(fold_in(fold_in(key_B[:, None], counter_N)[..., None], np.arange(draws)))
 
 
 def _mixed(word: Keys) -> Keys:

@@ -1,7 +1,7 @@
 """The base of the batched tasks: seeding, same-step autoreset, exact save and restore; and the single form.
 
-A lane's episode is a pure function of the lane's seed and the episode's index, so three integers a lane (key,
-episode, step) are the whole state of an environment.
+What a lane's episode contains is a pure function of the lane's seed and the episode's index, so three integers a
+lane (key, episode, step) are the whole state of an environment, save for what actions change.
 
 Legend: B lanes.
 """
@@ -63,6 +63,10 @@ class MemoryVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray])
     def _begin(self, lanes_B: NDArray[np.bool_]) -> None:
         """Draw the contents of the episodes that start in these lanes [B] from `_episode_key_B` alone."""
 
+    def _memory(self) -> State:
+        """What actions change, as integers [B] by name: the arrays themselves, which `set_state` writes into."""
+        return {}
+
     def _transition(self, action_B: NDArray[np.integer[Any]]) -> Transition:
         """Rewards, terminated and truncated, each a new array [B], of acting at `_step_B`."""
         raise NotImplementedError
@@ -122,9 +126,10 @@ class MemoryVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray])
         return transition
 
     def get_state(self) -> State:
-        """Copies of all that the future depends on besides actions: key, episode and step, integers [B]."""
+        """Copies of all that the future depends on besides actions: integers [B], such as key, episode and step."""
         self._require_reset()
-        return {"key": self._key_B.copy(), "episode": self._episode_B.copy(), "step": self._step_B.copy()}
+        state = {"key": self._key_B, "episode": self._episode_B, "step": self._step_B} | self._memory()
+        return {name: array_B.copy() for name, array_B in state.items()}
 
     def set_state(self, state: State) -> None:
         """Continue exactly where `get_state` was called, in this or another environment of the same settings.
@@ -132,7 +137,7 @@ class MemoryVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray])
         Raises:
             ValueError: the state is not one of this many lanes.
         """
-        for name in ("key", "episode", "step"):
+        for name in ("key", "episode", "step", *self._memory()):
             if name not in state or state[name].shape != (self.num_envs,):
                 found = f"is of shape {state[name].shape}" if name in state else "is missing"
                 raise ValueError(
@@ -144,6 +149,8 @@ class MemoryVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray])
         self._ready = True
         self._enter(np.ones(self.num_envs, dtype=np.bool_))
         self._step_B = state["step"].astype(np.int64)
+        for name, array_B in self._memory().items():
+            array_B[:] = state[name]
 
     def _enter(self, lanes_B: NDArray[np.bool_]) -> None:
         """Start in these lanes the episodes that `_key_B` and `_episode_B` say."""
@@ -263,3 +270,14 @@ def finite_number(name: str, value: Any, least: float) -> float:
     if not least <= value < math.inf:
         raise ValueError(f"{name} is {value}; it must be finite and at least {least:g}")
     return float(value)
+
+
+def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
+    """`value`, if it is one of the choices.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; it must be {' or '.join(map(repr, choices))}")
+    return value

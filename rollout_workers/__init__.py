@@ -1,19 +1,19 @@
 """Collecting experience: vectorised environments and a policy in, trajectory fragments out. Knows nothing of Ray."""
 
-from rollout_workers.collector import Collector, EnvironmentFailure, EpisodeStats
+from rollout_workers.collector import Collector, EpisodeStats
 from rollout_workers.evaluation import Evaluation, evaluate
 from rollout_workers.fragment import Fragment, FragmentError
-from rollout_workers.settings import RolloutSettings
+from rollout_workers.settings import RolloutSettings, SpaceSettings
 from rollout_workers.spaces import policy_spec
 
 __all__ = [
     "Collector",
-    "EnvironmentFailure",
     "EpisodeStats",
     "Evaluation",
     "Fragment",
     "FragmentError",
     "RolloutSettings",
+    "SpaceSettings",
     "evaluate",
     "policy_spec",
 ]

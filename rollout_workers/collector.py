@@ -12,17 +12,20 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from controllers import Carry, Policy
-from envs import facts_of
+from controllers import ACTION_MASK, Act, Carry, Policy
+from envs import EnvironmentFailure, MemoryVectorEnv, facts_of, failures_in
 from envs.lane_random import lane_keys, lane_noise
 from rollout_workers.fragment import Fragment
+from rollout_workers.settings import SpaceSettings
+from rollout_workers.spaces import Parts, SpaceAdapter
 
 State = dict[str, np.ndarray]
 
+_SEEDED_BY_LANE = (MemoryVectorEnv, SyncVectorEnv, AsyncVectorEnv)  # others take one seed for all their lanes
 
-class EnvironmentFailure(RuntimeError):
-    """An environment raised, or returned what does not fit its spaces; the message names it and the step."""
+_ROUNDING = 1e-6  # what a sum of rewards such as 1 / 7 may fall short of the return it stands for
 
 
 class EpisodeStats(NamedTuple):
@@ -31,13 +34,20 @@ class EpisodeStats(NamedTuple):
     lanes: np.ndarray  # [E] int64, which lane, counted within the worker
     returns: np.ndarray  # [E] float64
     lengths: np.ndarray  # [E] int64
-    successes: np.ndarray  # [E] bool; empty where the environment declares no success
+    successes: np.ndarray  # [E] bool; empty where nothing says what success is
+    failures: tuple[str, ...]  # one sentence for each episode that an environment's failure cut short; not among the E
     seconds: dict[str, float]  # "env" and "inference", wall clock
 
 
-def _name(env: gym.vector.VectorEnv[Any, Any, Any]) -> str:
-    spec = getattr(env, "spec", None)
-    return spec.id if spec is not None else type(env.unwrapped).__name__
+class _Transition(NamedTuple):
+    """What a step of all lanes gave."""
+
+    reward_B: np.ndarray  # float64, 0 where not valid
+    terminated_B: np.ndarray  # bool, false where not valid
+    truncated_B: np.ndarray  # bool, false where not valid
+    valid_B: np.ndarray  # bool, see `Fragment`
+    final_value_B: np.ndarray  # float32, value of the true final observation where truncated, else 0
+    failures: dict[int, str]  # lane -> sentence
 
 
 @dataclass
@@ -45,15 +55,17 @@ class Collector:
     """One environment, one policy, and what lies between their steps.
 
     Args:
-        env: a same-step-autoreset vector environment of B lanes.
+        env: a vector environment of B lanes, of same-step or next-step autoreset.
         policy: what acts; its weights may be replaced between fragments.
         length: steps in a fragment, T.
         carry_stride: a carry is stored before every step that this divides.
         seed: of the run. A lane's randomness depends on (seed, incarnation, lane) alone, not on how lanes are shared
-            out over workers.
+            out over workers (where the environment seeds its lanes one by one).
         incarnation: how often this worker has been replaced, so that a replacement does not repeat the past.
         worker: this worker's number, for provenance.
         first_lane: the number of lane 0 among the lanes of all workers.
+        spaces: how observations and actions pass between the two.
+        success_return: an episode succeeds when its return reaches this; unset: what the environment declares.
         greedy: take the most probable action.
         reset_carry_at: replace the carry by the initial one at this step of every episode (an ablation: an agent that
             needs its memory fails). The fragment's reset flags do not show it, so never train on such fragments.
@@ -67,6 +79,8 @@ class Collector:
     incarnation: int = 0
     worker: int = 0
     first_lane: int = 0
+    spaces: SpaceSettings = field(default_factory=SpaceSettings)
+    success_return: float | None = None
     greedy: bool = False
     reset_carry_at: int | None = None
     _step: int = field(default=0, init=False)
@@ -74,16 +88,28 @@ class Collector:
     def __post_init__(self) -> None:
         B = self.env.num_envs
         facts = facts_of(self.env)
-        self._success_return = None if facts is None else facts.success_return
+        if self.success_return is None and facts is not None:
+            self.success_return = facts.success_return
+        self._next_step = self.env.metadata.get("autoreset_mode") is AutoresetMode.NEXT_STEP
         self._lanes = np.arange(self.first_lane, self.first_lane + B, dtype=np.int64)
+        self._adapter = SpaceAdapter(self.env, self.spaces, self.policy.spec.masked)
         env_keys, self._noise_keys = self._lane_keys()
-        lane_seeds: Any = [int(key >> np.uint64(1)) for key in env_keys]
-        self._observation, _ = self.env.reset(seed=lane_seeds)
+        observation, info = self.env.reset(seed=self._env_seeds(env_keys))
+        self._action_B, self._reward_B = self._adapter.no_action(B), np.zeros(B)
         self._reset = np.ones(B, dtype=np.bool_)
+        self._filler = np.zeros(B, dtype=np.bool_)  # lanes that ignore the next action, as it only resets them
+        self._observation = self._observed(observation, info)
         with torch.no_grad():
             self._carry: Carry = self.policy.initial_carry(B)
         self._return = np.zeros(B)
         self._episode_step = np.zeros(B, dtype=np.int64)
+
+    def _env_seeds(self, key_B: np.ndarray) -> Any:
+        """One seed a lane, as large as the environment surely takes; or one for all where it takes no more."""
+        env = self.env.unwrapped
+        shift = np.uint64(1 if isinstance(env, MemoryVectorEnv) else 33)
+        seeds = (key_B >> shift).tolist()
+        return seeds if isinstance(env, _SEEDED_BY_LANE) else seeds[0]
 
     def _lane_keys(self) -> tuple[np.ndarray, np.ndarray]:
         """Keys of the environments' randomness and of the action noise, each uint64 [B]."""
@@ -92,131 +118,182 @@ class Collector:
 
     @torch.no_grad()
     def collect(self, weights_version: int = 0) -> tuple[Fragment, EpisodeStats]:
-        """Step every lane T times; the fragment shares no memory with this collector or with other fragments."""
-        B, T, policy = self.env.num_envs, self.length, self.policy
-        stored = -(-T // self.carry_stride)
-        observations = np.empty((B, T + 1, *self._observation.shape[1:]), dtype=self._observation.dtype)
-        actions = np.empty((B, T), dtype=np.int64)
-        log_probs, final_values, rewards = (
-            np.empty((B, T), np.float32),
-            np.zeros((B, T), np.float32),
-            np.empty((B, T), np.float32),
-        )
-        values = np.empty((B, T + 1), np.float32)
-        terminated, truncated = np.empty((B, T), np.bool_), np.empty((B, T), np.bool_)
-        resets = np.empty((B, T + 1), np.bool_)
-        carries = {
-            name: np.empty((B, stored, *c.shape[1:]), torch.empty(0, dtype=c.dtype).numpy().dtype)
-            for name, c in self._carry.items()
-        }
-        noise_TB = torch.from_numpy(lane_noise(self._noise_keys, self._step, T).T.astype(np.float32))
+        """Step every lane T times; the fragment shares no memory with this collector or with other fragments.
+
+        Raises:
+            EnvironmentFailure: the environment raised, or returned what does not fit its spaces.
+        """
+        T = self.length
+        fragment = self._empty_fragment(weights_version)
+        noise = lane_noise(self._noise_keys, self._step, T, self.policy.action_head.noise_size).astype(np.float32)
+        noise_TBN = torch.from_numpy(noise.swapaxes(0, 1))
         ended: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        failures: list[str] = []
         inference = 0.0
         started = perf_counter()
 
-        observations[:, 0] = self._observation
         for t in range(T):
-            resets[:, t] = self._reset
-            if t % self.carry_stride == 0:
-                for name, c in self._carry.items():
-                    carries[name][:, t // self.carry_stride] = c.numpy()
+            self._record_state(fragment, t)
             before = perf_counter()
-            act = policy.act(
-                torch.from_numpy(self._observation),
-                self._policy_reset(),
-                self._carry,
-                noise_TB[t],
-                greedy=self.greedy,
-            )
-            action = act.action_B.numpy()
+            act = self._act(noise_TBN[t])
             inference += perf_counter() - before
             self._carry = act.carry
-            actions[:, t] = action
-            log_probs[:, t] = act.log_prob_B.numpy()
-            values[:, t] = act.value_B.numpy()
-
+            fragment.actions[:, t] = self._action_B = act.action_B.numpy()
+            fragment.log_probs[:, t] = act.log_prob_B.numpy()
+            fragment.values[:, t] = act.value_B.numpy()
             try:
-                self._observation, reward, terminated_B, truncated_B, info = self.env.step(action)
-                observations[:, t + 1], rewards[:, t] = self._observation, reward
-                terminated[:, t], truncated[:, t] = terminated_B, truncated_B
+                step = self._step_env()
             except Exception as error:
-                raise EnvironmentFailure(
-                    f"the environment {_name(self.env)} failed at step {self._step + t} of worker {self.worker}: "
-                    f"{type(error).__name__}: {error}; mend it, or wrap it so that it keeps to its spaces"
-                ) from error
-            self._reset = terminated_B | truncated_B
-            self._return += reward
-            self._episode_step += 1
-            if truncated_B.any():
-                lanes = np.flatnonzero(truncated_B & ~terminated_B)
-                final_values[lanes, t] = self._final_values(lanes, info["final_obs"])
-            if self._reset.any():
-                lanes = np.flatnonzero(self._reset)
-                ended.append((lanes, self._return[lanes], self._episode_step[lanes]))
-                self._return[lanes] = 0.0
-                self._episode_step[lanes] = 0
+                raise self._failure(error, self._step + t) from error
+            fragment.rewards[:, t], fragment.final_values[:, t] = step.reward_B, step.final_value_B
+            fragment.terminated[:, t], fragment.truncated[:, t] = step.terminated_B, step.truncated_B
+            fragment.valid[:, t] = step.valid_B
+            failures += step.failures.values()
+            self._count_episodes(step, ended)
 
-        resets[:, T] = self._reset
-        values[:, T] = policy.value(
-            torch.from_numpy(self._observation), torch.from_numpy(self._reset), self._carry
+        self._record_state(fragment, T)
+        fragment.values[:, T] = self.policy.value(
+            _tensors(self._observation), torch.from_numpy(self._reset), self._carry
         ).numpy()
-        first_step, self._step = self._step, self._step + T
-        fragment = Fragment(
-            observations=observations, actions=actions, log_probs=log_probs, values=values, final_values=final_values,
-            rewards=rewards, terminated=terminated, truncated=truncated, resets=resets, carries=carries,
-            carry_stride=self.carry_stride, weights_version=np.full(B, weights_version), worker=np.full(B, self.worker),
-            lane=self._lanes.copy(), first_step=np.full(B, first_step), seed=self._noise_keys.copy(),
-        )  # fmt: skip
+        self._step += T
         seconds = {"env": perf_counter() - started - inference, "inference": inference}
-        return fragment, self._episode_stats(ended, seconds)
+        return fragment, self._episode_stats(ended, tuple(failures), seconds)
 
-    def _policy_reset(self) -> torch.Tensor:
-        if self.reset_carry_at is None:
-            return torch.from_numpy(self._reset)
-        return torch.from_numpy(self._reset | (self._episode_step == self.reset_carry_at))
+    def _act(self, noise_BN: torch.Tensor) -> Act:
+        reset = self._reset
+        if self.reset_carry_at is not None:
+            reset = reset | (self._episode_step == self.reset_carry_at)
+        return self.policy.act(
+            _tensors(self._observation), torch.from_numpy(reset), self._carry, noise_BN, greedy=self.greedy
+        )
 
-    def _final_values(self, lanes: np.ndarray, final_observations: np.ndarray) -> np.ndarray:
+    def _step_env(self) -> _Transition:
+        """Step all lanes by `_action_B`; afterwards `_observation`, `_reset` and `_filler` are the next step's."""
+        observation, reward, terminated_B, truncated_B, info = self.env.step(self._adapter.to_env(self._action_B))
+        failures = failures_in(info)
+        valid_B = ~self._filler
+        valid_B[list(failures)] = False
+        terminated_B, truncated_B = terminated_B & valid_B, truncated_B & valid_B
+        self._reward_B = np.where(valid_B, reward, 0.0)
+        final_value_B = np.zeros(len(valid_B), np.float32)
+        cut_B = truncated_B & ~terminated_B
+        if cut_B.any():
+            final_value_B[cut_B] = self._final_values(np.flatnonzero(cut_B), observation, info)
+        self._reset = terminated_B | truncated_B | ~valid_B
+        self._filler = (terminated_B | truncated_B) if self._next_step else self._filler
+        transition = _Transition(self._reward_B, terminated_B, truncated_B, valid_B, final_value_B, failures)
+        if self._reset.any():
+            self._reward_B = np.where(self._reset, 0.0, self._reward_B)
+        self._observation = self._observed(observation, info)
+        return transition
+
+    def _observed(self, observation: Any, info: dict[str, Any]) -> Parts:
+        """The policy's view of what the environment has just returned."""
+        parts = self._adapter.observe(observation, info, self._action_B, self._reward_B)
+        if self._adapter.spec.masked:
+            parts[ACTION_MASK][self._filler] = True
+            self._adapter.check_mask(parts[ACTION_MASK])
+        return parts
+
+    def _final_values(self, lanes: np.ndarray, observation: Any, info: dict[str, Any]) -> np.ndarray:
         """Values of the true final observations of truncated lanes, read with the carry those lanes had then."""
-        final = np.stack([final_observations[lane] for lane in lanes]) if len(lanes) else self._observation[:0]
+        parts = self._adapter.observe_final(observation, info, lanes, self._action_B, self._reward_B)
         carry = {name: c[lanes] for name, c in self._carry.items()}
-        value = self.policy.value(torch.from_numpy(final), torch.zeros(len(lanes), dtype=torch.bool), carry)
-        return value.numpy()
+        return self.policy.value(_tensors(parts), torch.zeros(len(lanes), dtype=torch.bool), carry).numpy()
+
+    def _failure(self, error: Exception, step: int) -> EnvironmentFailure:
+        if isinstance(error, EnvironmentFailure):
+            return error
+        spec = getattr(self.env, "spec", None)
+        name = spec.id if spec is not None else type(self.env.unwrapped).__name__
+        return EnvironmentFailure(
+            f"the environment {name} failed at step {step} of worker {self.worker}: "
+            f"{type(error).__name__}: {error}; mend it, or wrap it so that it keeps to its spaces"
+        )
+
+    def _empty_fragment(self, weights_version: int) -> Fragment:
+        """A fragment of this collector's next T steps, still to be filled."""
+        B, T = self.env.num_envs, self.length
+        stored = -(-T // self.carry_stride)
+
+        def empty(steps: int, like: np.ndarray) -> np.ndarray:
+            return np.empty((B, steps, *like.shape[1:]), like.dtype)
+
+        def flags(steps: int) -> np.ndarray:
+            return np.empty((B, steps), np.bool_)
+
+        def numbers(steps: int) -> np.ndarray:
+            return np.empty((B, steps), np.float32)
+
+        return Fragment(
+            observations={name: empty(T + 1, part) for name, part in self._observation.items()},
+            actions=empty(T, self._action_B), log_probs=numbers(T), values=numbers(T + 1), final_values=numbers(T),
+            rewards=numbers(T), terminated=flags(T), truncated=flags(T), valid=flags(T), resets=flags(T + 1),
+            carries={name: empty(stored, c.numpy()) for name, c in self._carry.items()},
+            carry_stride=self.carry_stride, weights_version=np.full(B, weights_version), worker=np.full(B, self.worker),
+            lane=self._lanes.copy(), first_step=np.full(B, self._step), seed=self._noise_keys.copy(),
+        )  # fmt: skip
+
+    def _record_state(self, fragment: Fragment, t: int) -> None:
+        """What step t starts from: observation, reset flag and, where one is due, carry."""
+        for name, part in self._observation.items():
+            fragment.observations[name][:, t] = part
+        fragment.resets[:, t] = self._reset
+        if t < self.length and t % self.carry_stride == 0:
+            for name, c in self._carry.items():
+                fragment.carries[name][:, t // self.carry_stride] = c.numpy()
+
+    def _count_episodes(self, step: _Transition, ended: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
+        self._return += step.reward_B
+        self._episode_step += 1
+        done_B = step.terminated_B | step.truncated_B
+        if done_B.any():
+            lanes = np.flatnonzero(done_B)
+            ended.append((lanes, self._return[lanes], self._episode_step[lanes]))
+        if self._reset.any():
+            self._return[self._reset] = 0.0
+            self._episode_step[self._reset] = 0
 
     def _episode_stats(
-        self, ended: list[tuple[np.ndarray, np.ndarray, np.ndarray]], seconds: dict[str, float]
+        self,
+        ended: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
+        failures: tuple[str, ...],
+        seconds: dict[str, float],
     ) -> EpisodeStats:
         empty = (np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))
         lanes, returns, lengths = (np.concatenate(column) for column in zip(empty, *ended, strict=True))
-        known = self._success_return is not None
-        successes = returns >= self._success_return if known else np.empty(0, np.bool_)
-        return EpisodeStats(lanes, returns, lengths, successes, seconds)
+        successes = np.empty(0, np.bool_)
+        if self.success_return is not None:
+            successes = returns >= self.success_return - _ROUNDING
+        return EpisodeStats(lanes, returns, lengths, successes, failures, seconds)
 
     def state(self) -> State | None:
         """Everything that the next fragment depends on besides the weights, or None where the environment's own state
         cannot be read (it has no `get_state`)."""
         if not hasattr(self.env.unwrapped, "get_state"):
             return None
-        own = {
-            "observation": self._observation,
-            "reset": self._reset,
-            "return": self._return,
-            "episode_step": self._episode_step,
-            "step": np.array(self._step),
-            "incarnation": np.array(self.incarnation),
-        }
+        own = {name: getattr(self, f"_{name}") for name in _STATE}
+        own |= {"step": np.array(self._step), "incarnation": np.array(self.incarnation)}
+        observation = {f"observation.{name}": part for name, part in self._observation.items()}
         carry = {f"carry.{name}": c.numpy() for name, c in self._carry.items()}
         env = {f"env.{name}": array for name, array in self.env.unwrapped.get_state().items()}
-        return {name: np.array(array) for name, array in (own | carry | env).items()}
+        return {name: np.array(array) for name, array in (own | observation | carry | env).items()}
 
     def set_state(self, state: State) -> None:
         """Continue exactly where `state()` was taken."""
         self.incarnation, self._step = int(state["incarnation"]), int(state["step"])
         _, self._noise_keys = self._lane_keys()
-        self._observation = state["observation"].copy()
-        self._reset = state["reset"].copy()
-        self._return = state["return"].copy()
-        self._episode_step = state["episode_step"].copy()
+        for name in _STATE:
+            setattr(self, f"_{name}", state[name].copy())
+        self._observation = {name: state[f"observation.{name}"].copy() for name in self._observation}
         self._carry = {name: torch.from_numpy(state[f"carry.{name}"].copy()) for name in self._carry}
         self.env.unwrapped.set_state(
             {name.removeprefix("env."): array for name, array in state.items() if name.startswith("env.")}
         )
+
+
+_STATE = ("action_B", "reward_B", "reset", "filler", "return", "episode_step")  # attributes that a state holds
+
+
+def _tensors(parts: Parts) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(part) for name, part in parts.items()}

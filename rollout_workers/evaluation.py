@@ -9,6 +9,7 @@ import numpy as np
 from controllers import Policy
 from envs import facts_of
 from rollout_workers.collector import Collector
+from rollout_workers.settings import SpaceSettings
 
 _DEFAULT_CHUNK = 128  # steps between looks at the finished episodes, where the task's length is not fixed
 _LONGEST_CHUNK = 1024  # steps held in memory at once
@@ -72,6 +73,8 @@ def evaluate(
     first_lane: int = 0,
     greedy: bool = True,
     reset_carry_at: int | None = None,
+    spaces: SpaceSettings | None = None,
+    success_return: float | None = None,
     max_episode_steps: int = 100_000,
 ) -> Evaluation:
     """Run at least `episodes` complete episodes, the same number on every lane (so that short ones are not favoured).
@@ -84,7 +87,7 @@ def evaluate(
     length = min((facts.episode_length if facts else None) or _DEFAULT_CHUNK, _LONGEST_CHUNK)
     collector = Collector(
         env, policy, length, carry_stride=length, seed=seed, first_lane=first_lane, greedy=greedy,
-        reset_carry_at=reset_carry_at,
+        reset_carry_at=reset_carry_at, spaces=spaces or SpaceSettings(), success_return=success_return,
     )  # fmt: skip
     finished = np.zeros(env.num_envs, dtype=np.int64)
     parts: list[Evaluation] = []

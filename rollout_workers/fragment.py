@@ -9,13 +9,13 @@ Legend: B lanes (one sequence each), T steps, S stored carries.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
-_CARRY_PREFIX = "carry."
-_FLAGS = ("terminated", "truncated", "resets")
+SCHEMA_VERSION = 2
+_GROUPS = {"observations": "observation.", "carries": "carry."}  # fields of named arrays, and their columns' prefix
 
 
 class FragmentError(ValueError):
@@ -27,19 +27,24 @@ class Fragment:
     """B sequences of T steps and everything needed to train on them.
 
     `resets[:, t]` is true where `observations[:, t]` opens an episode: the carry is replaced by the initial carry
-    *before* that observation is consumed. `resets[:, t + 1] == terminated[:, t] | truncated[:, t]`, and `resets[:, 0]`
-    continues from the fragment before. Stored carries are the *incoming* ones, before any reset is applied:
+    *before* that observation is consumed. Stored carries are the *incoming* ones, before any reset is applied:
     `carries[name][:, s]` precedes step `s * carry_stride`.
+
+    Where `valid` is false the environment did not act on the action (the filler step of next-step autoreset, or a
+    failure that cut the episode): such a step belongs to no episode and must enter no sum. Therefore
+    `resets[:, t + 1] == terminated[:, t] | truncated[:, t] | ~valid[:, t]`; `resets[:, 0]` continues from the fragment
+    before.
     """
 
-    observations: np.ndarray  # [B, T + 1, *observation] the last one bootstraps
-    actions: np.ndarray  # [B, T] int64
+    observations: Mapping[str, np.ndarray]  # part -> [B, T + 1, ...]; the last one bootstraps
+    actions: np.ndarray  # [B, T, *action] int64 or float32, packed as the policy's action head packs them
     log_probs: np.ndarray  # [B, T] float32, of the behaviour policy
     values: np.ndarray  # [B, T + 1] float32
     final_values: np.ndarray  # [B, T] float32, V(true final observation) where truncated, else 0
     rewards: np.ndarray  # [B, T] float32
     terminated: np.ndarray  # [B, T] bool
     truncated: np.ndarray  # [B, T] bool
+    valid: np.ndarray  # [B, T] bool
     resets: np.ndarray  # [B, T + 1] bool
     carries: Mapping[str, np.ndarray]  # name -> [B, S, *carry] with S = ceil(T / carry_stride)
     carry_stride: int  # steps between stored carries
@@ -61,8 +66,8 @@ class Fragment:
 
     @property
     def steps(self) -> int:
-        """Environment steps in this fragment, B * T."""
-        return self.lanes * self.length
+        """Environment steps in this fragment: valid ones."""
+        return int(self.valid.sum())
 
     def validate(self) -> None:
         """Refuse a fragment whose shapes disagree, whose flags contradict each other, or that is not finite.
@@ -70,25 +75,28 @@ class Fragment:
         Raises:
             FragmentError: one sentence naming the column, the value and the provenance.
         """
-        B, T = self.actions.shape
+        B, T = self.actions.shape[:2]
         expected = {
-            "observations": (B, T + 1), "log_probs": (B, T), "values": (B, T + 1), "final_values": (B, T),
-            "rewards": (B, T), "terminated": (B, T), "truncated": (B, T), "resets": (B, T + 1),
+            "log_probs": (B, T), "values": (B, T + 1), "final_values": (B, T), "rewards": (B, T),
+            "terminated": (B, T), "truncated": (B, T), "valid": (B, T), "resets": (B, T + 1),
         }  # fmt: skip
+        expected |= {_GROUPS["observations"] + name: (B, T + 1) for name in self.observations}
+        expected |= {_GROUPS["carries"] + name: (B, -(-T // self.carry_stride)) for name in self.carries}
+        columns = self._columns()
         for name, shape in expected.items():
-            self._require_shape(name, getattr(self, name), shape)
-        stored = -(-T // self.carry_stride)
-        for name, carry in self.carries.items():
-            self._require_shape(_CARRY_PREFIX + name, carry, (B, stored))
-        if not np.array_equal(self.resets[:, 1:], self.terminated | self.truncated):
+            self._require_shape(name, columns[name], shape)
+        if not np.array_equal(self.resets[:, 1:], self.terminated | self.truncated | ~self.valid):
             raise FragmentError(
-                f"the reset flags of a fragment from {self._origin(0)} disagree with its terminated and truncated "
-                f"flags; a reset must follow exactly the steps that end an episode"
+                f"the reset flags of a fragment from {self._origin(0)} disagree with its terminated, truncated and "
+                f"valid flags; a reset must follow exactly the steps that end an episode"
             )
-        for name in ("observations", "rewards", "log_probs", "values", "final_values"):
-            self._require_finite(name, getattr(self, name))
-        for name, carry in self.carries.items():
-            self._require_finite(_CARRY_PREFIX + name, carry)
+        if not self.valid.any():
+            raise FragmentError(
+                f"a fragment from {self._origin(0)} holds no valid step; check that the environment's episodes are "
+                f"longer than one step"
+            )
+        for name, column in columns.items():
+            self._require_finite(name, column)
 
     def _require_shape(self, name: str, array: np.ndarray, leading: tuple[int, ...]) -> None:
         if array.shape[: len(leading)] != leading:
@@ -112,16 +120,21 @@ class Fragment:
 
     def to_arrow(self) -> pa.RecordBatch:
         """This fragment as an Arrow record batch of B rows, sharing memory with the arrays where Arrow allows."""
-        columns = {field.name: getattr(self, field.name) for field in fields(self)}
-        carries = columns.pop("carries")
-        metadata = {"schema_version": str(SCHEMA_VERSION), "carry_stride": str(columns.pop("carry_stride"))}
-        columns |= {_CARRY_PREFIX + name: carry for name, carry in carries.items()}
+        columns = self._columns()
         arrays = [_to_column(column) for column in columns.values()]
         schema = pa.schema(
-            [pa.field(name, array.type, nullable=False) for name, array in zip(columns, arrays, strict=True)],
-            metadata=metadata,
+            [
+                pa.field(name, array.type, nullable=False, metadata={"dtype": column.dtype.name})
+                for (name, column), array in zip(columns.items(), arrays, strict=True)
+            ],
+            metadata={"schema_version": str(SCHEMA_VERSION), "carry_stride": str(self.carry_stride)},
         )
         return pa.record_batch(arrays, schema=schema)
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in (*_GROUPS, "carry_stride")}
+        named = {prefix + name: a for group, prefix in _GROUPS.items() for name, a in getattr(self, group).items()}
+        return plain | named
 
     @classmethod
     def from_arrow(cls, batch: pa.RecordBatch) -> "Fragment":
@@ -137,20 +150,19 @@ class Fragment:
                 f"the fragment has schema version {version} and this code reads version {SCHEMA_VERSION}; "
                 f"run the same release of Mneme everywhere"
             )
-        columns = {name: _from_column(batch.column(name)) for name in batch.schema.names}
-        carries = {
-            name.removeprefix(_CARRY_PREFIX): columns.pop(name)
-            for name in list(columns)
-            if name.startswith(_CARRY_PREFIX)
+        columns: dict[str, Any] = {field.name: _from_column(batch.column(field.name), field) for field in batch.schema}
+        groups: dict[str, Any] = {
+            group: {name.removeprefix(prefix): columns.pop(name) for name in list(columns) if name.startswith(prefix)}
+            for group, prefix in _GROUPS.items()
         }
-        wanted = {field.name for field in fields(cls)} - {"carries", "carry_stride"}
-        if set(columns) != wanted:
+        wanted = {field.name for field in fields(cls)} - {*_GROUPS, "carry_stride"}
+        if set(columns) != wanted or not groups["observations"]:
             raise FragmentError(
                 f"the fragment lacks columns {sorted(wanted - set(columns))} and has unknown columns "
-                f"{sorted(set(columns) - wanted)}; run the same release of Mneme everywhere"
+                f"{sorted(set(columns) - wanted)}, with {len(groups['observations'])} of observations; "
+                f"run the same release of Mneme everywhere"
             )
-        columns |= {name: columns[name].view(np.bool_) for name in _FLAGS}
-        return cls(carries=carries, carry_stride=int(metadata["carry_stride"]), **columns)
+        return cls(carry_stride=int(metadata["carry_stride"]), **groups, **columns)
 
 
 def _to_column(array: np.ndarray) -> pa.Array:
@@ -159,7 +171,7 @@ def _to_column(array: np.ndarray) -> pa.Array:
     return pa.array(array) if array.ndim == 1 else pa.FixedShapeTensorArray.from_numpy_ndarray(array)
 
 
-def _from_column(column: pa.Array) -> np.ndarray:
-    if isinstance(column, pa.FixedShapeTensorArray):
-        return column.to_numpy_ndarray()
-    return column.to_numpy(zero_copy_only=True)
+def _from_column(column: pa.Array, field: pa.Field) -> np.ndarray:
+    tensor = isinstance(column, pa.FixedShapeTensorArray)
+    array = column.to_numpy_ndarray() if tensor else column.to_numpy(zero_copy_only=True)
+    return array.view(np.bool_) if (field.metadata or {}).get(b"dtype") == b"bool" else array

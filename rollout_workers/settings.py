@@ -5,6 +5,31 @@ from typing import Any, ClassVar
 
 
 @dataclass(frozen=True, kw_only=True)
+class SpaceSettings:
+    """What the agent observes, and how its actions fill the environment's space."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
+
+    keys: tuple[str, ...] | None = None
+    """Parts of a Dict observation that the agent sees. Unset: all."""
+    features: tuple[int, ...] | None = None
+    """Features of a flat Box observation that the agent sees, counted from 0; hiding velocities, for example, makes a
+    task need memory. Unset: all."""
+    previous_action: bool = False
+    """Show the agent its last action."""
+    previous_reward: bool = False
+    """Show the agent its last reward."""
+    squash: bool = False
+    """Squash the actions of a bounded Box with tanh, instead of clipping them."""
+
+    def __post_init__(self) -> None:
+        if self.features is not None and (not self.features or min(self.features) < 0):
+            raise ValueError(f"spaces.features is {list(self.features)}; give one or more numbers from 0")
+        if self.keys is not None and not self.keys:
+            raise ValueError("spaces.keys is empty; name at least one part of the observation")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RolloutSettings:
     """How experience is collected."""
 

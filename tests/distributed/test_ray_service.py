@@ -22,7 +22,7 @@ from distributed.service import asynchronous, synchronous
 from distributed.settings import ServiceSettings
 from distributed.training import resume, train
 from learner.batch import SequenceBatch
-from learner.windows import cut, cut_mask
+from learner.windows import cut
 from rollout_workers import Fragment
 
 pytestmark = pytest.mark.ray
@@ -111,12 +111,13 @@ def test_the_counting_environment_arrives_in_order(runner: tuple[RayRunner, list
             replay.add(arrival.fragment, arrival.delivery.nbytes, arrival.delivery.version)
         fragments = [Fragment.from_arrow(batch) for batch in ray.get(replay.sample(2, service.version))]
         for worker, fragment in enumerate(fragments):
-            assert not fragment.observations.flags.writeable  # a view of the object store
+            observation = fragment.observations["observation"]
+            assert not observation.flags.writeable  # a view of the object store
             assert (fragment.worker == worker).all()
-            np.testing.assert_array_equal(fragment.lane, worker * 5 + fragment.observations[:, 0, 1])
+            np.testing.assert_array_equal(fragment.lane, worker * 5 + observation[:, 0, 1])
         batch = SequenceBatch.from_fragments(fragments, torch.device("cpu"))
-        observations, resets = cut(batch.observations[:, :23], plan.window), cut(batch.resets[:, :23], plan.window)
-        mask = cut_mask(10, 23, plan.window, torch.device("cpu"))
+        observations = cut(batch.observations["observation"][:, :23], plan.window)
+        resets, mask = cut(batch.resets[:, :23], plan.window), cut(batch.valid, plan.window)
         rewards = cut(batch.rewards, plan.window)
         windows_per_sequence = mask.shape[1] // 10
         for w in range(mask.shape[1]):
@@ -139,7 +140,7 @@ def test_a_killed_actor_costs_what_it_had_in_flight(runner: tuple[RayRunner, lis
     updates = synchronous(service, Replay(10**9, 0), patience=3)
     assert len(next(updates).deliveries) == 2
     for worker in service.fleet.idle:
-        service.fleet.request(worker, service.weights)
+        service.fleet.request(worker, service.weights, 0)
     ray.kill(service.fleet._actors[0])
     update = next(updates)  # goes on with what arrived
     assert 1 <= len(update.deliveries) <= 2

@@ -51,24 +51,25 @@ def test_numbers_do_not_depend_on_how_lanes_are_grouped() -> None:
 
 def test_noise_is_uniforms_at_successive_counters() -> None:
     keys = lane_keys(1, np.arange(5))
-    noise = lane_noise(keys, 100, 6)
-    assert noise.shape == (5, 6)
+    noise = lane_noise(keys, 100, 6, 3)
+    assert noise.shape == (5, 6, 3)
     for t in range(6):
-        np.testing.assert_array_equal(noise[:, t], lane_uniform(keys, 100 + t, 1)[:, 0])
-    np.testing.assert_array_equal(np.concatenate((noise[:, :2], lane_noise(keys, 102, 4)), axis=1), noise)
+        np.testing.assert_array_equal(noise[:, t], lane_uniform(keys, 100 + t, 3))
+    np.testing.assert_array_equal(np.concatenate((noise[:, :2], lane_noise(keys, 102, 4, 3)), axis=1), noise)
+    np.testing.assert_array_equal(lane_noise(keys, 100, 6, 1), noise[..., :1])
 
 
 def test_arguments_are_left_alone() -> None:
     keys, counters = lane_keys(1, np.arange(4)), np.arange(4)
     kept = keys.copy(), counters.copy()
     lane_normal(keys, counters, 3)
-    lane_noise(keys, 0, 3)
+    lane_noise(keys, 0, 3, 2)
     np.testing.assert_array_equal(keys, kept[0])
     np.testing.assert_array_equal(counters, kept[1])
 
 
 def test_uniform_in_range_and_equidistributed() -> None:
-    values = lane_noise(lane_keys(0, np.arange(64)), 0, 4096)
+    values = lane_noise(lane_keys(0, np.arange(64)), 0, 4096, 1)[..., 0]
     assert values.min() >= 0.0
     assert values.max() < 1.0
     counts = np.bincount((values * 256).astype(int).ravel(), minlength=256)
@@ -83,7 +84,7 @@ def test_neighbours_are_uncorrelated(axis: str) -> None:
     if axis == "lanes":
         values = lane_uniform(lane_keys(0, np.arange(n)), 0, 1)[:, 0]
     elif axis == "counters":
-        values = lane_noise(lane_keys(0, [0]), 0, n)[0]
+        values = lane_noise(lane_keys(0, [0]), 0, n, 1)[0, :, 0]
     elif axis == "draws":
         values = lane_uniform(lane_keys(0, [0]), 0, n)[0]
     else:

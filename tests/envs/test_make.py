@@ -5,10 +5,20 @@ from collections.abc import Iterator
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
-from envs import Counting, DelayedCue, EnvSettings, TaskFacts, facts_of, make_vector_env
+from envs import (
+    Counting,
+    DelayedCue,
+    EnvironmentFailure,
+    EnvSettings,
+    TaskFacts,
+    facts_of,
+    failures_in,
+    make_vector_env,
+)
 from envs.delayed_cue import DelayedCueEnv
 
 
@@ -23,11 +33,31 @@ def single_only() -> Iterator[str]:
 
 @pytest.fixture
 def next_step_only() -> Iterator[str]:
-    """An id that has only a vector form, and that with another autoreset."""
+    """An id that has only a vector form, and that with next-step autoreset."""
     name = "mneme-test/VectorOnly-v0"
     gym.register(name, vector_entry_point="gymnasium.envs.classic_control.cartpole:CartPoleVectorEnv")
     yield name
     del gym.registry[name]
+
+
+class Undeclared(Counting):
+    """Does not say how it resets finished lanes."""
+
+    metadata = {"render_modes": []}  # noqa: RUF012
+
+
+@pytest.fixture
+def registered(request: pytest.FixtureRequest) -> Iterator[str]:
+    """An id with the entry points that the test is parametrised with."""
+    name = "mneme-test/Registered-v0"
+    gym.register(name, **request.param)
+    yield name
+    del gym.registry[name]
+
+
+def fails(**kwargs: object) -> gym.Env:
+    """A creator that cannot create."""
+    raise KeyError("no licence\nfound")
 
 
 @pytest.mark.parametrize(("id", "form"), [("mneme/DelayedCue-v0", DelayedCue), ("mneme/Counting-v0", Counting)])
@@ -55,6 +85,7 @@ def test_single_form_is_vectorised_with_same_step_autoreset(single_only: str) ->
     env = make_vector_env(EnvSettings(id=single_only, kwargs={"cues": 2}), 2)
     assert isinstance(env, gym.vector.SyncVectorEnv)
     assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    assert env.spec.id == single_only
     native = DelayedCue(2, cues=2, horizon=3)
     np.testing.assert_array_equal(env.reset(seed=4)[0], native.reset(seed=4)[0])
     for _ in range(9):
@@ -63,13 +94,81 @@ def test_single_form_is_vectorised_with_same_step_autoreset(single_only: str) ->
             np.testing.assert_array_equal(a, b)
 
 
-def test_a_vector_form_with_another_autoreset_is_not_used() -> None:
-    env = make_vector_env(EnvSettings(id="CartPole-v1"), 2)
-    assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+def test_a_vector_form_with_next_step_autoreset_is_used(next_step_only: str) -> None:
+    for id in ("CartPole-v1", next_step_only):
+        env = make_vector_env(EnvSettings(id=id), 2)
+        assert isinstance(env, CartPoleVectorEnv)
+        assert env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+
+
+@pytest.mark.parametrize(
+    "registered", [{"vector_entry_point": Undeclared, "entry_point": DelayedCueEnv}], indirect=True
+)
+def test_a_vector_form_with_no_autoreset_gives_way_to_single_environments(registered: str) -> None:
+    assert isinstance(make_vector_env(EnvSettings(id=registered), 2), gym.vector.SyncVectorEnv)
+
+
+def test_single_environments_are_taken_on_request() -> None:
+    env = make_vector_env(EnvSettings(id="CartPole-v1", vectorization="sync"), 2)
+    assert isinstance(env, gym.vector.SyncVectorEnv)
     env.reset(seed=0)
     for _ in range(100):
         *_, terminated, _, info = env.step(np.zeros(2, dtype=np.int64))
         assert terminated.any() == ("final_obs" in info)
+
+
+@pytest.mark.parametrize("vectorization", ["auto", "sync", "async"])
+@pytest.mark.parametrize("id", ["CartPole-v1", "mneme/Counting-v0"])
+def test_episodes_are_cut_at_the_limit(id: str, vectorization: str) -> None:
+    kwargs = {} if id == "CartPole-v1" else {"shortest": 50}
+    settings = EnvSettings(id=id, kwargs=kwargs, vectorization=vectorization, max_episode_steps=4)
+    env = make_vector_env(settings, 2)
+    env.reset(seed=0)
+    truncated = [env.step(np.zeros(2, np.int64))[3].tolist() for _ in range(5)]
+    assert truncated == [[False, False]] * 3 + [[True, True], [False, False]]
+    env.close()
+
+
+def test_an_unset_limit_leaves_that_of_the_registration() -> None:
+    env = make_vector_env(EnvSettings(id="Pendulum-v1"), 1)
+    env.reset(seed=0)
+    truncated = [bool(env.step(np.zeros((1, 1), np.float32))[3][0]) for _ in range(200)]
+    assert truncated == [False] * 199 + [True]
+
+
+@pytest.mark.parametrize("registered", [{"entry_point": fails}], indirect=True)
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_an_environment_that_raises_when_made_is_refused(registered: str, vectorization: str) -> None:
+    settings = EnvSettings(id=registered, kwargs={"key": 1}, vectorization=vectorization)
+    with pytest.raises(
+        ValueError, match=r"Registered-v0 refuses env.kwargs \{'key': 1\}: KeyError: .*no licence"
+    ) as caught:
+        make_vector_env(settings, 2)
+    assert "\n" not in str(caught.value)
+
+
+def test_lanes_are_guarded(single_only: str) -> None:
+    env = make_vector_env(EnvSettings(id=single_only, max_failures=2), 2)
+    env.reset(seed=0)
+    assert failures_in(env.step(np.array([0, 9]))[4]).keys() == {1}
+    with pytest.raises(EnvironmentFailure, match=f"the environment {single_only} failed at step 0 .*an action is 9"):
+        env.step(np.array([0, 9]))
+
+
+@pytest.mark.parametrize("vectorization", ["auto", "sync", "async"])
+def test_environments_render_on_request(vectorization: str) -> None:
+    env = make_vector_env(EnvSettings(id="CartPole-v1", vectorization=vectorization), 2, render_mode="rgb_array")
+    env.reset(seed=0)
+    frames = env.render()
+    assert [frame.shape for frame in frames] == [(400, 600, 3)] * 2
+    env.close()
+
+
+def test_an_environment_that_does_not_render_is_refused(next_step_only: str) -> None:
+    with pytest.raises(ValueError, match="^mneme/DelayedCue-v0 does not render as 'rgb_array'"):
+        make_vector_env(EnvSettings(), 2, render_mode="rgb_array")
+    with pytest.raises(ValueError, match="has no single form, and whose vector form does not render as 'ansi'"):
+        make_vector_env(EnvSettings(id=next_step_only), 2, render_mode="ansi")
 
 
 def test_a_package_is_imported_on_request() -> None:
@@ -104,6 +203,14 @@ def test_facts_are_found_through_wrappers_and_vectorisers(single_only: str) -> N
             "^env.kwargs.cues is '4'; it must be a whole number of at least 2$",
         ),
         (
+            EnvSettings(id="CartPole-v1", kwargs={"max_episode_steps": 9}),
+            "env.kwargs.max_episode_steps is 9, but CartPole-v1 has no such setting; it accepts sutton_barto_reward$",
+        ),
+        (
+            EnvSettings(kwargs={"cues": "4"}, vectorization="sync"),
+            "^env.kwargs.cues is '4'; it must be a whole number of at least 2$",
+        ),
+        (
             EnvSettings(id="CartPole-v1", kwargs={"gravity": 1}),
             "env.kwargs.gravity is 1, but CartPole-v1 has no such setting; it accepts sutton_barto_reward$",
         ),
@@ -115,16 +222,46 @@ def test_bad_settings_are_refused_in_one_sentence(settings: EnvSettings, message
     assert "\n" not in str(caught.value)
 
 
-def test_a_task_that_cannot_reset_in_the_same_step_is_refused(next_step_only: str) -> None:
-    with pytest.raises(ValueError, match="has no single form, and whose vector form does not reset finished lanes"):
-        make_vector_env(EnvSettings(id=next_step_only), 2)
+@pytest.mark.parametrize(
+    ("registered", "settings", "reason"),
+    [
+        ({"vector_entry_point": Undeclared}, {}, "whose vector form does not say that it resets finished lanes, .*"),
+        ({"vector_entry_point": Counting}, {"vectorization": "sync"}, "env.vectorization is sync"),
+        (
+            {"vector_entry_point": Counting},
+            {"max_episode_steps": 3},
+            "whose vector form does not take max_episode_steps",
+        ),
+    ],
+    indirect=["registered"],
+)
+def test_a_vector_form_that_does_not_serve_is_refused_where_there_is_no_other(
+    registered: str, settings: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=f"has no single form, and {reason}; choose another task$"):
+        make_vector_env(EnvSettings(id=registered, **settings), 2)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"max_episode_steps": 0}, "env.max_episode_steps is 0; it must be at least 1"),
+        ({"max_failures": 0}, "env.max_failures is 0; it must be at least 1"),
+        ({"success_return": float("nan")}, "env.success_return is nan; it must be finite"),
+    ],
+)
+def test_settings_out_of_range_are_refused(setting: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EnvSettings(**setting)
 
 
 def test_a_task_whose_code_is_missing_is_refused() -> None:
     name = "mneme-test/Missing-v0"
     gym.register(name, entry_point="no_such_module:Env")
     try:
-        with pytest.raises(ValueError, match="whose code cannot be loaded: No module named 'no_such_module'"):
+        with pytest.raises(
+            ValueError, match="whose code cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'"
+        ):
             make_vector_env(EnvSettings(id=name), 2)
     finally:
         del gym.registry[name]

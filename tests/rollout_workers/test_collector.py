@@ -23,7 +23,7 @@ def test_every_step_is_where_it_belongs(counting_collector: Callable[..., Collec
         for lane, period in enumerate(LENGTHS):
             for t in range(24):
                 at = round_ * 23 + t
-                step, number, episode = fragment.observations[lane, t]
+                step, number, episode = fragment.observations["observation"][lane, t]
                 assert (step, number, episode) == (at % period, lane, at // period)
                 assert fragment.resets[lane, t] == (at % period == 0)
                 if t < 23:
@@ -40,7 +40,8 @@ def test_consecutive_fragments_join(counting_collector: Callable[..., Collector]
     collector = counting_collector()
     first, _ = collector.collect()
     second, _ = collector.collect()
-    np.testing.assert_array_equal(first.observations[:, -1], second.observations[:, 0])
+    for name, part in first.observations.items():
+        np.testing.assert_array_equal(part[:, -1], second.observations[name][:, 0])
     np.testing.assert_array_equal(first.resets[:, -1], second.resets[:, 0])
     np.testing.assert_allclose(first.values[:, -1], second.values[:, 0], atol=1e-6)
 
@@ -60,13 +61,14 @@ def test_replaying_stored_observations_reproduces_everything(
         if t < 23 and t % stride == 0:
             for name, stored in fragment.carries.items():
                 np.testing.assert_allclose(carry[name].detach().numpy(), stored[:, t // stride], atol=1e-6)
-        observation = torch.from_numpy(fragment.observations[:, t].copy())[None]
+        observation = {name: torch.from_numpy(part[:, t].copy())[None] for name, part in fragment.observations.items()}
         with torch.no_grad():
             out = policy.scan(observation, torch.from_numpy(fragment.resets[:, t].copy())[None], carry)
         carry = out.carry
         np.testing.assert_allclose(out.value_TB[0].numpy(), fragment.values[:, t], atol=1e-6)
         if t < 23:
-            log_prob = policy.action_head.log_prob(out.logits_TBA[0], torch.from_numpy(fragment.actions[:, t].copy()))
+            action = torch.from_numpy(fragment.actions[:, t].copy())
+            log_prob = policy.action_head.log_prob(out.parameters_TBA[0], action)
             np.testing.assert_allclose(log_prob.numpy(), fragment.log_probs[:, t], atol=1e-6)
 
 
@@ -79,7 +81,8 @@ def test_truncations_carry_the_value_of_the_true_final_observation(
     carry = collector.policy.initial_carry(1)
     observations = torch.tensor([[[0.0, 0.0, 1.0]], [[1.0, 0.0, 1.0]], [[2.0, 0.0, 1.0]], [[3.0, 0.0, 1.0]]])
     with torch.no_grad():
-        value = collector.policy.scan(observations, torch.zeros(4, 1, dtype=torch.bool), carry).value_TB[-1, 0]
+        out = collector.policy.scan({"observation": observations}, torch.zeros(4, 1, dtype=torch.bool), carry)
+    value = out.value_TB[-1, 0]
     assert float(value) == pytest.approx(float(fragment.final_values[0, 5]), abs=1e-6)
     assert np.count_nonzero(fragment.final_values) == 1
 
@@ -88,11 +91,11 @@ def test_fragments_share_no_memory(counting_collector: Callable[..., Collector])
     collector = counting_collector()
     first, _ = collector.collect()
     batch = first.to_arrow()
-    before = {name: c.copy() for name, c in first.carries.items()}, first.observations.copy()
+    arrays = {**first.carries, **first.observations, "actions": first.actions}
+    before = {name: array.copy() for name, array in arrays.items()}
     collector.collect()
-    np.testing.assert_array_equal(first.observations, before[1])
-    for name, c in first.carries.items():
-        np.testing.assert_array_equal(c, before[0][name])
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, before[name])
     assert batch.num_rows == 6
 
 
@@ -109,7 +112,9 @@ def test_how_lanes_are_shared_out_changes_nothing() -> None:
         return made
 
     together, apart = fragments(1)[0], fragments(4)
-    for name in ("observations", "actions", "rewards", "resets", "lane", "seed"):
+    parts = [f.observations["observation"] for f in apart]
+    np.testing.assert_array_equal(together.observations["observation"], np.concatenate(parts))
+    for name in ("actions", "rewards", "resets", "lane", "seed"):
         np.testing.assert_array_equal(getattr(together, name), np.concatenate([getattr(f, name) for f in apart]))
     for name in ("log_probs", "values"):
         np.testing.assert_allclose(
@@ -128,7 +133,8 @@ def test_state_restores_exactly_in_the_middle_of_episodes(
     resumed = counting_collector(seed=5)
     resumed.set_state(state)
     got, stats = resumed.collect()
-    for name in ("observations", "actions", "log_probs", "values", "rewards", "resets", "first_step"):
+    np.testing.assert_array_equal(expected.observations["observation"], got.observations["observation"])
+    for name in ("actions", "log_probs", "values", "rewards", "resets", "first_step"):
         np.testing.assert_array_equal(getattr(expected, name), getattr(got, name))
     np.testing.assert_array_equal(expected_stats.returns, stats.returns)
     np.testing.assert_array_equal(expected_stats.lengths, stats.lengths)
@@ -139,7 +145,7 @@ def test_a_replacement_does_not_repeat_the_past() -> None:
     policy = build_policy(policy_spec(env), PolicySettings(), 5, seed=0)
     a, b = (Collector(env, policy, 12, 12, seed=0, incarnation=i).collect()[0] for i in (0, 1))
     assert not np.array_equal(a.actions, b.actions)
-    assert not np.array_equal(a.observations, b.observations)
+    assert not np.array_equal(a.observations["observation"], b.observations["observation"])
 
 
 def test_episode_statistics(counting_collector: Callable[..., Collector]) -> None:
@@ -166,15 +172,3 @@ def test_third_party_environments_collect_and_truncate() -> None:
     assert (stats.lengths == 5).all()
     assert len(stats.successes) == 0  # it declares none
     assert collector.state() is None  # its state cannot be read
-
-
-@pytest.mark.parametrize(
-    ("id", "sentence"),
-    [
-        ("FrozenLake-v1", "observation space Discrete.*FlattenObservation"),
-        ("Pendulum-v1", "action space Box"),
-    ],
-)
-def test_spaces_that_no_policy_fits_are_named(id: str, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        policy_spec(make_vector_env(EnvSettings(id=id), 1))

@@ -4,7 +4,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from controllers import Act, Carry, ControllerSettings, PolicySettings, build_policy
+from controllers import (
+    Act,
+    Carry,
+    Categorical,
+    ControllerSettings,
+    Observation,
+    PolicySettings,
+    PolicySpec,
+    Vector,
+    build_policy,
+)
 from envs import EnvSettings, make_vector_env
 from rollout_workers import evaluate, policy_spec
 from rollout_workers.evaluation import wilson_interval
@@ -13,17 +23,23 @@ from rollout_workers.evaluation import wilson_interval
 class Rememberer:
     """A policy that copies the cue into its carry and answers with it; no learning involved."""
 
+    action_head = Categorical(4)
+    spec = PolicySpec({"observation": Vector(5)}, action_head)
+
     def initial_carry(self, batch: int) -> Carry:
         return {"seen": torch.zeros(batch, 4)}
 
-    def act(self, obs_BD: Tensor, reset_B: Tensor, carry: Carry, uniform_B: Tensor, greedy: bool = False) -> Act:
+    def act(
+        self, observations: Observation, reset_B: Tensor, carry: Carry, uniform_BN: Tensor, greedy: bool = False
+    ) -> Act:
+        obs_BD = observations["observation"]
         cue, query = obs_BD[:, :4], obs_BD[:, 4:]
         kept = torch.where(reset_B[:, None], 0.0, carry["seen"])
         seen = torch.where((cue.sum(-1, keepdim=True) > 0) & (query == 0), cue, kept)
         return Act(seen.argmax(-1), torch.zeros(len(obs_BD)), torch.zeros(len(obs_BD)), {"seen": seen})
 
-    def value(self, obs_BD: Tensor, reset_B: Tensor, carry: Carry) -> Tensor:
-        return torch.zeros(len(obs_BD))
+    def value(self, observations: Observation, reset_B: Tensor, carry: Carry) -> Tensor:
+        return torch.zeros(len(reset_B))
 
 
 def run(reset_carry_at: int | None = None, episodes: int = 400):  # type: ignore[no-untyped-def]

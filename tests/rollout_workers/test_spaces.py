@@ -1,0 +1,184 @@
+"""Spaces to policies and back: every kind of observation and action, masks, and what is refused."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from controllers import Bernoulli, Categorical, Gaussian, Image, Joint, OneHot, Vector
+from rollout_workers import SpaceSettings, policy_spec
+from rollout_workers.spaces import SpaceAdapter
+from tests.environments import Everything
+
+
+class Shaped(gym.Env[Any, Any]):
+    """An environment of any spaces that never ends."""
+
+    def __init__(self, observation: gym.Space[Any], action: gym.Space[Any]) -> None:
+        self.observation_space, self.action_space = observation, action
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.observation_space.seed(0)
+        return self.observation_space.sample(), {}
+
+
+def vector(observation: gym.Space[Any], action: gym.Space[Any], lanes: int = 2) -> SyncVectorEnv:
+    return SyncVectorEnv([lambda: Shaped(observation, action)] * lanes)
+
+
+BOX, TWO = spaces.Box(-1.0, 1.0, (3,)), spaces.Discrete(2)
+
+
+@pytest.mark.parametrize(
+    ("space", "part"),
+    [
+        (spaces.Box(-1, 1, (3,), np.float64), Vector(3)),
+        (spaces.Box(-1, 1, (2, 4)), Vector(8)),
+        (spaces.Box(-1, 1, ()), Vector(1)),
+        (spaces.Box(0, 9, (4,), np.int64), Vector(4)),
+        (spaces.Box(0, 255, (128,), np.uint8), Vector(128)),
+        (spaces.Box(0, 255, (84, 84, 3), np.uint8), Image((84, 84, 3), True, 1 / 255)),
+        (spaces.Box(0, 255, (4, 84, 84), np.uint8), Image((4, 84, 84), False, 1 / 255)),
+        (spaces.Box(0, 255, (40, 60), np.uint8), Image((40, 60, 1), True, 1 / 255)),
+        (spaces.Box(0.0, 1.0, (9, 9, 2)), Image((9, 9, 2), True, 1.0)),
+        (spaces.Box(0.0, 1.0, (2, 2, 2)), Vector(8)),
+        (spaces.Discrete(5, start=-2), OneHot((5,))),
+        (spaces.MultiDiscrete([2, 7]), OneHot((2, 7))),
+        (spaces.MultiBinary((2, 3)), Vector(6)),
+    ],
+)
+def test_observation_spaces_become_parts(space: gym.Space[Any], part: Any) -> None:
+    assert policy_spec(vector(space, TWO)).observations == {"observation": part}
+
+
+@pytest.mark.parametrize(
+    ("space", "head"),
+    [
+        (spaces.Discrete(5, start=3), Categorical(5)),
+        (spaces.MultiDiscrete([2, 3]), Joint((Categorical(2), Categorical(3)))),
+        (spaces.MultiBinary(4), Bernoulli(4)),
+        (spaces.Box(-1.0, 1.0, (2, 2)), Gaussian(4, squash=False)),
+        (spaces.Tuple((TWO, spaces.MultiBinary(2))), Joint((Categorical(2), Bernoulli(2)))),
+    ],
+)
+def test_action_spaces_become_heads(space: gym.Space[Any], head: Any) -> None:
+    assert policy_spec(vector(BOX, space)).actions == head
+
+
+def test_nested_parts_are_named_converted_and_kept_in_their_types() -> None:
+    env = SyncVectorEnv([Everything] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
+    adapter = SpaceAdapter(env, SpaceSettings(previous_action=True, previous_reward=True), masked=False)
+    observation, info = env.reset(seed=0)
+    action = adapter.no_action(3)
+    assert action.dtype == np.float32
+    assert action.shape == (3, 1 + 2 + 4 + 4)
+    for step in range(3):
+        parts = adapter.observe(observation, info, action, np.full(3, 7.0))
+        assert set(parts) == {
+            "image", "numbers", "nested.0", "nested.1", "nested.2", "previous_action", "previous_reward",
+        }  # fmt: skip
+        assert parts["image"].dtype == np.uint8
+        assert (parts["image"] == step).all()
+        np.testing.assert_array_equal(parts["numbers"], np.float32([[step, 0, 0.5, -step]] * 3))
+        assert parts["numbers"].dtype == np.float32
+        np.testing.assert_array_equal(parts["nested.0"], [[step]] * 3)
+        np.testing.assert_array_equal(parts["nested.1"], [[step % 3, step % 4]] * 3)
+        np.testing.assert_array_equal(parts["nested.2"], np.float32([[step & 1, step >> 1 & 1, 1]] * 3))
+        np.testing.assert_array_equal(parts["previous_reward"], np.float32([[7.0]] * 3))
+        observation, _, _, _, info = env.step(adapter.to_env(action))
+
+
+def test_packed_actions_fill_the_space() -> None:
+    adapter = SpaceAdapter(SyncVectorEnv([Everything] * 2), SpaceSettings(), masked=False)
+    packed = np.float32([[3, -1.0, 0.5, 1, 2, 3, 0, 1, 0, 0, 1], [0, 5.0, -5.0, 0, 0, 0, 1, 0, 0, 0, 1]])
+    action = adapter.to_env(packed)
+    np.testing.assert_array_equal(action["choice"], [4, 1])
+    np.testing.assert_allclose(action["force"], [[-2.0, 7.5], [2.0, 0.0]])
+    np.testing.assert_array_equal(action["more"][0], [[[1, 2], [3, 0]], [[0, 0], [0, 1]]])
+    np.testing.assert_array_equal(action["more"][1], [[[1, 0], [0, 1]], [[0, 0], [0, 1]]])
+    assert SyncVectorEnv([Everything] * 2).action_space.contains(action)
+
+
+def test_squashed_actions_span_the_box_and_unbounded_ones_are_left_alone() -> None:
+    space = spaces.Box(np.float32([-2.0, 0.0]), np.float32([2.0, 10.0]))
+    adapter = SpaceAdapter(vector(BOX, space), SpaceSettings(squash=True), masked=False)
+    got = adapter.to_env(np.float32([[0.0, 30.0], [0.5, -30.0]]))
+    np.testing.assert_allclose(got, [[0.0, 10.0], [2 * np.tanh(0.5), 0.0]], rtol=1e-6)
+    free = SpaceAdapter(vector(BOX, spaces.Box(-np.inf, np.inf, (2,))), SpaceSettings(), masked=False)
+    np.testing.assert_array_equal(free.to_env(np.float32([[3.0, -9.0]])), np.float32([[3.0, -9.0]]))
+    half = SpaceAdapter(vector(BOX, spaces.Box(0.0, np.inf, (1,))), SpaceSettings(), masked=False)
+    np.testing.assert_array_equal(half.to_env(np.float32([[3.0], [-9.0]])), np.float32([[3.0], [0.0]]))
+
+
+def test_hidden_features_and_parts_stay_hidden() -> None:
+    env = vector(spaces.Box(-1, 1, (4,), np.float64), TWO)
+    adapter = SpaceAdapter(env, SpaceSettings(features=(2, 0)), masked=False)
+    assert adapter.spec.observations == {"observation": Vector(2)}
+    observation, info = env.reset(seed=0)
+    parts = adapter.observe(observation, info, adapter.no_action(2), np.zeros(2))
+    np.testing.assert_array_equal(parts["observation"], observation[:, [2, 0]].astype(np.float32))
+    dictionary = vector(spaces.Dict({"seen": BOX, "text": spaces.Text(5)}), TWO)
+    assert policy_spec(dictionary, SpaceSettings(keys=("seen",))).observations == {"seen": Vector(3)}
+
+
+def test_a_mask_in_the_observation_is_no_part_of_it() -> None:
+    env = vector(spaces.Dict({"x": BOX, "action_mask": spaces.MultiBinary(2)}), TWO)
+    spec = policy_spec(env)
+    assert spec.masked
+    assert spec.observations == {"x": Vector(3)}
+    adapter = SpaceAdapter(env, SpaceSettings(), masked=True)
+    observation, info = env.reset(seed=0)
+    observation["action_mask"][:] = [[0, 1], [1, 1]]
+    mask = adapter.observe(observation, info, adapter.no_action(2), np.zeros(2))["action_mask"]
+    assert mask.dtype == np.bool_
+    assert mask.tolist() == [[False, True], [True, True]]
+
+
+def test_masks_of_the_wrong_shape_or_without_any_choice_are_refused() -> None:
+    env = SyncVectorEnv([lambda: Everything(masked=True)] * 2)
+    assert policy_spec(env).masked
+    adapter = SpaceAdapter(env, SpaceSettings(), masked=True)
+    observation, info = env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"shape \(2, 3\) .* each of 15 actions"):
+        adapter.observe(observation, {"action_mask": np.ones((2, 3))}, adapter.no_action(2), np.zeros(2))
+    with pytest.raises(ValueError, match="info holds no 'action_mask'"):
+        adapter.observe(observation, {}, adapter.no_action(2), np.zeros(2))
+    mask = adapter.observe(observation, info, adapter.no_action(2), np.zeros(2))["action_mask"]
+    adapter.check_mask(mask)
+    mask[1, 6:9] = False  # the second category of `more`
+    with pytest.raises(ValueError, match="lane 1 allows none of 3 actions"):
+        adapter.check_mask(mask)
+
+
+@pytest.mark.parametrize(
+    ("observation", "action", "settings", "sentence"),
+    [
+        (spaces.Text(3), TWO, {}, "the observation space Text.* is not supported .*wrap"),
+        (spaces.Dict({"a": BOX, "b": spaces.Text(3)}), TWO, {}, "part 'b', Text.* choose parts with spaces.keys"),
+        (BOX, spaces.Box(0, 5, (2,), np.int32), {}, r"the action space Box\(0, 5, \(2,\), int32\) is not supported"),
+        (BOX, spaces.Tuple((TWO, spaces.Text(3))), {}, "the action space's part '1', Text"),
+        (BOX, TWO, {"features": (0, 3)}, "names feature 3, but the observation has 3"),
+        (spaces.Discrete(3), TWO, {"features": (0,)}, "the observation is not one flat Box"),
+        (spaces.Dict({"a": BOX}), TWO, {"keys": ("c",)}, "spaces.keys names 'c', but the observation has a"),
+        (BOX, TWO, {"keys": ("c",)}, "spaces.keys names 'c', but the observation has no parts"),
+        (BOX, spaces.Box(0.0, np.inf, (2,)), {"squash": True}, "spaces.squash is set, but .* has no bounds"),
+    ],
+)  # fmt: skip
+def test_what_no_policy_fits_is_refused_by_name(
+    observation: gym.Space[Any], action: gym.Space[Any], settings: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        policy_spec(vector(observation, action), SpaceSettings(**settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [({"features": (-1,)}, "numbers from 0"), ({"features": ()}, "one or more"), ({"keys": ()}, "at least one part")],
+)
+def test_settings_that_name_nothing_are_refused(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        SpaceSettings(**settings)
