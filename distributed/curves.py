@@ -40,9 +40,7 @@ def draw_learning_curve(
     history: Sequence[Mapping[str, float]],
     path: Path,
     title: str,
-    *,
-    chance: float | None = None,
-    optimal: float | None = None,
+    references: Mapping[str, float],
 ) -> None:
     """Write a PNG of return and success rate, and of KL, entropy and speed, against environment steps.
 
@@ -50,8 +48,7 @@ def draw_learning_curve(
         history: rows of metrics, each with "step"; what a row lacks, or is not finite, is a gap.
         path: the PNG; its folder is created.
         title: above the picture.
-        chance: the return of acting blindly, drawn as a line.
-        optimal: the return of acting best, drawn as a line.
+        references: returns to compare with, drawn as lines under their names.
 
     Raises:
         OSError: the picture cannot be written.
@@ -69,13 +66,13 @@ def draw_learning_curve(
 
         _training(axes["return"], history, "return", "return")
         _evaluation(axes["return"], history, "return")
-        for value, name in ((optimal, "optimal"), (chance, "chance")):
-            if value is not None:
-                axes["return"].axhline(value, color=GREY, linestyle="--", linewidth=1, zorder=1)
-                axes["return"].annotate(
-                    name, (1, value), (-2, 3), xycoords=("axes fraction", "data"),
-                    textcoords="offset points", ha="right", color=GREY, fontsize=8,
-                )  # fmt: skip
+        for value in set(references.values()):
+            names = ", ".join(name for name, other in references.items() if other == value)
+            axes["return"].axhline(value, color=GREY, linestyle="--", linewidth=1, zorder=1)
+            axes["return"].annotate(
+                names, (1, value), (-2, 3), xycoords=("axes fraction", "data"),
+                textcoords="offset points", ha="right", color=GREY, fontsize=8,
+            )  # fmt: skip
         if with_success:
             _training(axes["success"], history, "success", "success rate")
             _evaluation(axes["success"], history, "success")

@@ -119,4 +119,5 @@ class LocalRunner:
                 worker.set_state(saved)
 
     def close(self) -> None:
-        pass
+        for worker in self._workers:
+            worker.close()

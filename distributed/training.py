@@ -83,9 +83,9 @@ class _Run:
         self.evaluation = self.runner.evaluate(
             self.config.train.evaluation_episodes, self.config.seed + _EVALUATION_SEED
         )
-        self.evaluated_at = self.steps
-        self.record(evaluation_row(self.evaluation))
-        self.display.note(f"evaluation at step {self.steps:,}: {describe_evaluation(self.evaluation)}")
+        self.evaluated_at, facts = self.steps, self.blueprint.facts
+        self.record(evaluation_row(self.evaluation, facts))
+        self.display.note(f"evaluation at step {self.steps:,}: {describe_evaluation(self.evaluation, facts)}")
         self.meter.skip_pause()
         return self.evaluation
 
@@ -119,8 +119,13 @@ class _Run:
                 self.folder.history(),
                 self.folder.curve,
                 title=f"{self.config.env.id}, {self.config.policy.controller.kind}, {self.config.learner.mode}",
-                chance=facts.chance_return if facts else None,
-                optimal=facts.optimal_return if facts else None,
+                references={
+                    "optimal": facts.optimal_return,
+                    "without memory": facts.memoryless_return,
+                    "chance": facts.chance_return,
+                }
+                if facts
+                else {},
             )
         except OSError as error:
             self.display.note(f"the learning curve could not be drawn: {error}")

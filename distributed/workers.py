@@ -101,7 +101,12 @@ class RolloutWorker:
     def restart(self, incarnation: int) -> None:
         """New episodes, unlike those of any lower incarnation."""
         self._incarnation = incarnation
+        self.close()
         self._collector = self._fresh_collector()
+
+    def close(self) -> None:
+        """Let the environments go, subprocesses included."""
+        self._collector.env.close()
 
     def _load(self, weights: Weights) -> None:
         if weights.version != self._version:

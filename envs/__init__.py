@@ -1,35 +1,56 @@
 """Memory tasks, batched in numpy. Importing this package registers them as ordinary Gymnasium ids."""
 
+from typing import Any
+
 import gymnasium
 
+from envs.associative_recall import AssociativeRecall
+from envs.copy_memory import CopyMemory
 from envs.counting import Counting
 from envs.delayed_cue import DelayedCue
 from envs.facts import TaskFacts, facts_of
 from envs.guard import EnvironmentFailure, failures_in
 from envs.make import make_vector_env
+from envs.memory_chain import MemoryChain
 from envs.memory_env import MemoryVectorEnv, SingleEnv
+from envs.repeat_previous import RepeatPrevious
 from envs.settings import EnvSettings
+from envs.tmaze import TMaze
 
 __all__ = [
+    "AssociativeRecall",
+    "CopyMemory",
     "Counting",
     "DelayedCue",
     "EnvSettings",
     "EnvironmentFailure",
+    "MemoryChain",
     "MemoryVectorEnv",
+    "RepeatPrevious",
     "SingleEnv",
+    "TMaze",
     "TaskFacts",
     "facts_of",
     "failures_in",
     "make_vector_env",
 ]
 
-gymnasium.register(
-    "mneme/DelayedCue-v0",
-    entry_point="envs.delayed_cue:DelayedCueEnv",
-    vector_entry_point="envs.delayed_cue:DelayedCue",
-)
-gymnasium.register(
-    "mneme/Counting-v0",
-    entry_point="envs.counting:CountingEnv",
-    vector_entry_point="envs.counting:Counting",
-)
+
+def _register(name: str, vector_class: type[MemoryVectorEnv], **kwargs: Any) -> None:
+    vector_form = f"{vector_class.__module__}:{vector_class.__name__}"
+    gymnasium.register(
+        f"mneme/{name}-v0", entry_point=f"{vector_form}Env", vector_entry_point=vector_form, kwargs=kwargs
+    )
+
+
+_register("DelayedCue", DelayedCue)
+_register("CopyMemory", CopyMemory)
+_register("AssociativeRecall", AssociativeRecall)
+_register("TMaze", TMaze)
+_register("RepeatPrevious", RepeatPrevious)
+_register("RepeatPreviousEasy", RepeatPrevious, k=4, decks=1)
+_register("RepeatPreviousMedium", RepeatPrevious, k=32, decks=2)
+_register("RepeatPreviousHard", RepeatPrevious, k=64, decks=3)
+_register("MemoryLen", MemoryChain, bits=1)
+_register("MemorySize", MemoryChain, length=2)
+_register("Counting", Counting)

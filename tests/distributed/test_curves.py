@@ -59,14 +59,15 @@ def pixels_of(path: Path) -> np.ndarray:
 )
 def test_writes_a_picture(history: list[Row], tmp_path: Path) -> None:
     path = tmp_path / "new" / "curve.png"
-    draw_learning_curve(history, path, "delayed_cue $5_0$, gru, full", chance=0.25, optimal=1.0)
+    draw_learning_curve(history, path, "delayed_cue $5_0$, gru, full", references={"chance": 0.25, "optimal": 1.0})
     assert pixels_of(path).shape == (900, 1500, 4)
 
 
 def test_the_curve_and_the_reference_lines_are_on_it(tmp_path: Path) -> None:
     pictures = {}
-    for name, rows, chance in (("bare", [], None), ("line", [], 0.25), ("curve", run_of(50), 0.25)):
-        draw_learning_curve(rows, tmp_path / f"{name}.png", "run", chance=chance)
+    line = {"chance": 0.25, "without memory": 0.25}
+    for name, rows, references in (("bare", [], {}), ("line", [], line), ("curve", run_of(50), line)):
+        draw_learning_curve(rows, tmp_path / f"{name}.png", "run", references=references)
         pictures[name] = pixels_of(tmp_path / f"{name}.png")
     assert not np.array_equal(pictures["bare"], pictures["line"])
     blue = np.array([0x25, 0x63, 0xA8]) / 255
@@ -85,4 +86,4 @@ def test_running_mean() -> None:
 def test_a_path_that_cannot_be_written_is_an_os_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
-        draw_learning_curve([], tmp_path / "file" / "curve.png", "run")
+        draw_learning_curve([], tmp_path / "file" / "curve.png", "run", references={})

@@ -1,0 +1,106 @@
+"""Associative recall: see pairs of key and value, wait, then give the value for each key."""
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.facts import TaskFacts
+from envs.lane_random import lane_integers, lane_uniform
+from envs.memory_env import MemoryVectorEnv, Observation, SingleEnv, State, Transition, one_of, whole_number
+
+
+class AssociativeRecall(MemoryVectorEnv):
+    """`pairs` of key and value are shown, one a step; after `delay` blank steps each key asks for its value.
+
+    Keys of an episode are all different, and are asked for in another random order than they were shown in. Values
+    are drawn with repetition. Every episode pairs anew.
+
+    Observation, float32 [keys + values + 3]: the key one-hot while shown or asked for, the value one-hot while shown;
+    then one flag each for showing, waiting and asking. Action: Discrete(values), which counts while asked. Dense
+    reward: 1 / pairs for each right value. Sparse reward: 1 at the end if all are right. The episode terminates after
+    2 pairs + delay steps; its final observation is all zeros.
+
+    Facts. The best return is 1. The first pair may be asked for last, 2 pairs + delay - 1 steps later. Values are
+    uniform and independent of keys, so a policy without memory is right with probability 1 / values at each question,
+    as chance is: dense 1 / values, sparse values ** -pairs.
+
+    The associative recall of Graves, Wayne and Danihelka, "Neural Turing machines" (2014), with keys and values as in
+    Ba et al., "Using fast weights to attend to the recent past" (NeurIPS 2016) and, for several queries, Arora et
+    al., "Zoology" (ICLR 2024).
+
+    Args:
+        num_envs: lanes.
+        keys: how many different ones there are, at least `pairs`.
+        values: how many different ones there are, at least 2.
+        pairs: pairs in an episode, at least 1.
+        delay: blank steps, at least 0.
+        reward: "dense" or "sparse".
+    """
+
+    def __init__(
+        self, num_envs: int, keys: int = 4, values: int = 4, pairs: int = 2, delay: int = 4, reward: str = "dense"
+    ) -> None:
+        self._pairs = whole_number("pairs", pairs, 1)
+        self._keys = whole_number("keys", keys, pairs)  # so that a key need not stand twice
+        self._values = whole_number("values", values, 2)
+        self._first_question = pairs + whole_number("delay", delay, 0)
+        self._dense = one_of("reward", reward, ("dense", "sparse")) == "dense"
+        guess = 1.0 / values if self._dense else float(values) ** -pairs
+        super().__init__(
+            num_envs,
+            gym.spaces.Box(0.0, 1.0, (keys + values + 3,), dtype=np.float32),
+            gym.spaces.Discrete(values),
+            TaskFacts(
+                memory_horizon=self._first_question + pairs - 1,
+                episode_length=self._first_question + pairs,
+                optimal_return=1.0,
+                memoryless_return=guess,
+                chance_return=guess,
+                success_return=1.0,
+            ),
+        )
+        self._lane_B = np.arange(num_envs)
+        self._key_BP, self._value_BP, self._order_BP = np.zeros((3, num_envs, pairs), dtype=np.int64)
+        self._right_B = np.zeros(num_envs, dtype=np.int64)  # answers so far
+
+    def _begin(self, lanes_B: NDArray[np.bool_]) -> None:
+        key_B = self._episode_key_B[lanes_B]
+        self._key_BP[lanes_B] = lane_uniform(key_B, 0, self._keys).argsort(axis=1)[:, : self._pairs]
+        self._value_BP[lanes_B] = lane_integers(key_B, 1, self._values, self._pairs)
+        self._order_BP[lanes_B] = lane_uniform(key_B, 2, self._pairs).argsort(axis=1)
+        self._right_B[lanes_B] = 0
+
+    def _memory(self) -> State:
+        return {"right": self._right_B}
+
+    def _asked(self, question_B: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which pair each lane's question is about, [B]; any pair where nothing is asked."""
+        return self._order_BP[self._lane_B, question_B.clip(0, self._pairs - 1)]
+
+    def _transition(self, action_B: np.ndarray) -> Transition:
+        question_B = self._step_B - self._first_question
+        right_B = (question_B >= 0) & (action_B == self._value_BP[self._lane_B, self._asked(question_B)])
+        self._right_B += right_B
+        last_B = question_B == self._pairs - 1
+        reward_B = right_B / self._pairs if self._dense else 1.0 * (last_B & (self._right_B == self._pairs))
+        return reward_B, last_B, np.zeros(self.num_envs, dtype=np.bool_)
+
+    def _observe(self) -> Observation:
+        step_B, question_B = self._step_B, self._step_B - self._first_question
+        shown_B = step_B < self._pairs
+        asked_B = (question_B >= 0) & (question_B < self._pairs)
+        pair_B = np.where(shown_B, np.minimum(step_B, self._pairs - 1), self._asked(question_B))
+        observation = np.zeros((self.num_envs, self._keys + self._values + 3), dtype=np.float32)
+        keyed_B = shown_B | asked_B
+        observation[keyed_B, self._key_BP[keyed_B, pair_B[keyed_B]]] = 1.0
+        observation[shown_B, self._keys + self._value_BP[shown_B, pair_B[shown_B]]] = 1.0
+        observation[:, -3] = shown_B
+        observation[:, -2] = ~shown_B & (question_B < 0)
+        observation[:, -1] = asked_B
+        return observation
+
+
+class AssociativeRecallEnv(SingleEnv):
+    """Associative recall as a single environment; takes the keyword arguments of `AssociativeRecall`."""
+
+    vector_class = AssociativeRecall
