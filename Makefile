@@ -41,6 +41,7 @@ format: $(VENV)/.installed ## Format the code and mend what ruff can mend
 	$(VENV)/bin/ruff format .
 
 bench: $(VENV)/.installed $(BENCH_VENV)/.installed ## Measure speed side by side with the peers
+	$(VENV)/bin/python -m benchmarks.environments
 	$(VENV)/bin/python -m benchmarks.run $(ARGS)
 
 bench-setup: $(BENCH_VENV)/.installed ## Create .venv-bench, where the peers of the benchmark live

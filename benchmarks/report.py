@@ -13,8 +13,9 @@ from rich.table import Table
 from benchmarks import measurement as m
 from benchmarks.contestants import Contestant
 
+RESULTS = Path(__file__).parent / "results"
 ACTIVITIES = (
-    "env", "inference", "transport", "broadcast", "batch", "anchor", "returns", "windows", "forward",
+    "env", "inference", "recording", "transport", "broadcast", "batch", "anchor", "returns", "windows", "forward",
     "backward", "optimizer",
 )  # fmt: skip
 

@@ -5,20 +5,16 @@ medians over the rounds, with the extremes beside them.
 """
 
 import argparse
-import os
-import platform
 import sys
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from datetime import datetime
 
 from rich.console import Console
 
 from benchmarks import measurement as m
 from benchmarks.contestants import CONTESTANTS, Contestant, ContestantError
-from benchmarks.report import show, store, summarise
+from benchmarks.machine import describe_machine
+from benchmarks.report import RESULTS, show, store, summarise
 
-RESULTS = Path(__file__).parent / "results"
 _BUSY = 0.5  # load a core above which timings are not to be trusted
 
 
@@ -27,7 +23,7 @@ def main() -> int:
     args = _arguments()
     console = Console()
     chosen = [contestant for contestant in CONTESTANTS if not args.only or contestant.key in args.only]
-    machine = _machine()
+    machine = describe_machine()
     if machine["load_before"] > _BUSY * machine["cores"]:
         console.print(f"[yellow]The machine is busy (load {machine['load_before']:.1f}): timings will be noisy.[/]")
     rounds: dict[Contestant, list[m.Measurement]] = {contestant: [] for contestant in chosen}
@@ -79,22 +75,6 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is given; it must be at least 1")
     return value
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "cpu": _cpu_model(),
-        "cores": m.cores(),
-        "system": platform.platform(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "load_before": os.getloadavg()[0],
-    }
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ class Meter:
         successes = np.concatenate([s.successes for s in stats]) if stats else np.empty(0)
         lengths = np.concatenate([s.lengths for s in stats]) if stats else np.empty(0)
         spent = dict(report.seconds)
-        for key in ("env", "inference", "broadcast"):
+        for key in ("env", "inference", "recording", "broadcast"):
             spent[key] = spent.get(key, 0.0) + sum(s.seconds[key] for s in stats) / self._workers
         spent["transport"] = max(0.0, wall - sum(spent.values()))
         for key, value in spent.items():

@@ -36,7 +36,7 @@ class EpisodeStats(NamedTuple):
     lengths: np.ndarray  # [E] int64
     successes: np.ndarray  # [E] bool; empty where nothing says what success is
     failures: tuple[str, ...]  # one sentence for each episode that an environment's failure cut short; not among the E
-    seconds: dict[str, float]  # "env" and "inference", wall clock
+    seconds: dict[str, float]  # "env", "inference" and, for the rest, "recording", wall clock
 
 
 class _Transition(NamedTuple):
@@ -46,7 +46,8 @@ class _Transition(NamedTuple):
     terminated_B: np.ndarray  # bool, false where not valid
     truncated_B: np.ndarray  # bool, false where not valid
     valid_B: np.ndarray  # bool, see `Fragment`
-    final_value_B: np.ndarray  # float32, value of the true final observation where truncated, else 0
+    cut: np.ndarray  # [n] lanes that were truncated and not terminated
+    final_values: np.ndarray  # [n] float32, of the true final observations of those lanes
     failures: dict[int, str]  # lane -> sentence
 
 
@@ -97,6 +98,7 @@ class Collector:
         observation, info = self.env.reset(seed=self._env_seeds(env_keys))
         self._action_B, self._reward_B = self._adapter.no_action(B), np.zeros(B)
         self._reset = np.ones(B, dtype=np.bool_)
+        self._everyone = np.ones(B, dtype=np.bool_)
         self._filler = np.zeros(B, dtype=np.bool_)  # lanes that ignore the next action, as it only resets them
         self._observation = self._observed(observation, info)
         with torch.no_grad():
@@ -129,7 +131,7 @@ class Collector:
         noise_TBN = torch.from_numpy(noise.swapaxes(0, 1))
         ended: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         failures: list[str] = []
-        inference = 0.0
+        inference = stepping = 0.0
         started = perf_counter()
 
         for t in range(T):
@@ -141,11 +143,15 @@ class Collector:
             fragment.actions[:, t] = self._action_B = act.action_B.numpy()
             fragment.log_probs[:, t] = act.log_prob_B.numpy()
             fragment.values[:, t] = act.value_B.numpy()
+            action = self._adapter.to_env(self._action_B)
+            before = perf_counter()
             try:
-                step = self._step_env()
+                results = self.env.step(action)
+                stepping += perf_counter() - before
+                step = self._transition(*results)
             except Exception as error:
                 raise self._failure(error, self._step + t) from error
-            fragment.rewards[:, t], fragment.final_values[:, t] = step.reward_B, step.final_value_B
+            fragment.rewards[:, t], fragment.final_values[step.cut, t] = step.reward_B, step.final_values
             fragment.terminated[:, t], fragment.truncated[:, t] = step.terminated_B, step.truncated_B
             fragment.valid[:, t] = step.valid_B
             failures += step.failures.values()
@@ -156,7 +162,8 @@ class Collector:
             _tensors(self._observation), torch.from_numpy(self._reset), self._carry
         ).numpy()
         self._step += T
-        seconds = {"env": perf_counter() - started - inference, "inference": inference}
+        recording = perf_counter() - started - inference - stepping
+        seconds = {"env": stepping, "inference": inference, "recording": recording}
         return fragment, self._episode_stats(ended, tuple(failures), seconds)
 
     def _act(self, noise_BN: torch.Tensor) -> Act:
@@ -167,25 +174,37 @@ class Collector:
             _tensors(self._observation), torch.from_numpy(reset), self._carry, noise_BN, greedy=self.greedy
         )
 
-    def _step_env(self) -> _Transition:
-        """Step all lanes by `_action_B`; afterwards `_observation`, `_reset` and `_filler` are the next step's."""
-        observation, reward, terminated_B, truncated_B, info = self.env.step(self._adapter.to_env(self._action_B))
+    def _transition(
+        self,
+        observation: Any,
+        reward_B: np.ndarray,
+        terminated_B: np.ndarray,
+        truncated_B: np.ndarray,
+        info: dict[str, Any],
+    ) -> _Transition:
+        """What the environment answered to `_action_B`; afterwards `_observation`, `_reset` and `_filler` are the next
+        step's."""
         failures = failures_in(info)
-        valid_B = ~self._filler
-        valid_B[list(failures)] = False
-        terminated_B, truncated_B = terminated_B & valid_B, truncated_B & valid_B
-        self._reward_B = np.where(valid_B, reward, 0.0)
-        final_value_B = np.zeros(len(valid_B), np.float32)
-        cut_B = truncated_B & ~terminated_B
-        if cut_B.any():
-            final_value_B[cut_B] = self._final_values(np.flatnonzero(cut_B), observation, info)
-        self._reset = terminated_B | truncated_B | ~valid_B
-        self._filler = (terminated_B | truncated_B) if self._next_step else self._filler
-        transition = _Transition(self._reward_B, terminated_B, truncated_B, valid_B, final_value_B, failures)
+        valid_B = self._everyone
+        if failures or self._next_step:
+            valid_B = ~self._filler
+            valid_B[list(failures)] = False
+            terminated_B, truncated_B = terminated_B & valid_B, truncated_B & valid_B
+            reward_B = np.where(valid_B, reward_B, 0.0)
+        self._reward_B = reward_B
+        cut, final_values = _NO_LANES, _NO_VALUES
+        if truncated_B.any():
+            cut = np.flatnonzero(truncated_B & ~terminated_B)
+            final_values = self._final_values(cut, observation, info)
+        self._reset = terminated_B | truncated_B
+        if self._next_step:
+            self._filler = self._reset
+        if valid_B is not self._everyone:
+            self._reset = self._reset | ~valid_B
         if self._reset.any():
-            self._reward_B = np.where(self._reset, 0.0, self._reward_B)
+            self._reward_B = np.where(self._reset, 0.0, reward_B)
         self._observation = self._observed(observation, info)
-        return transition
+        return _Transition(reward_B, terminated_B, truncated_B, valid_B, cut, final_values, failures)
 
     def _observed(self, observation: Any, info: dict[str, Any]) -> Parts:
         """The policy's view of what the environment has just returned."""
@@ -227,8 +246,9 @@ class Collector:
 
         return Fragment(
             observations={name: empty(T + 1, part) for name, part in self._observation.items()},
-            actions=empty(T, self._action_B), log_probs=numbers(T), values=numbers(T + 1), final_values=numbers(T),
-            rewards=numbers(T), terminated=flags(T), truncated=flags(T), valid=flags(T), resets=flags(T + 1),
+            actions=empty(T, self._action_B), log_probs=numbers(T), values=numbers(T + 1),
+            final_values=np.zeros((B, T), np.float32), rewards=numbers(T),
+            terminated=flags(T), truncated=flags(T), valid=flags(T), resets=flags(T + 1),
             carries={name: empty(stored, c.numpy()) for name, c in self._carry.items()},
             carry_stride=self.carry_stride, weights_version=np.full(B, weights_version), worker=np.full(B, self.worker),
             lane=self._lanes.copy(), first_step=np.full(B, self._step), seed=self._noise_keys.copy(),
@@ -246,11 +266,9 @@ class Collector:
     def _count_episodes(self, step: _Transition, ended: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
         self._return += step.reward_B
         self._episode_step += 1
-        done_B = step.terminated_B | step.truncated_B
-        if done_B.any():
-            lanes = np.flatnonzero(done_B)
-            ended.append((lanes, self._return[lanes], self._episode_step[lanes]))
         if self._reset.any():
+            lanes = np.flatnonzero(step.terminated_B | step.truncated_B)
+            ended.append((lanes, self._return[lanes], self._episode_step[lanes]))
             self._return[self._reset] = 0.0
             self._episode_step[self._reset] = 0
 
@@ -292,6 +310,7 @@ class Collector:
         )
 
 
+_NO_LANES, _NO_VALUES = np.empty(0, np.intp), np.empty(0, np.float32)
 _STATE = ("action_B", "reward_B", "reset", "filler", "return", "episode_step")  # attributes that a state holds
 
 

@@ -94,6 +94,8 @@ class SpaceAdapter:
         self._observed = _observed([leaf for leaf in leaves if leaf not in self._mask_leaves], settings)
         self._action_space = env.single_action_space
         self._acted = [_acted(leaf, settings) for leaf in _leaves(self._action_space)]
+        ends = np.cumsum([_size(acted.head.action_shape) for acted in self._acted]).tolist()
+        self._slots = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
         heads = [head for acted in self._acted for head in _independent(acted.head)]
         self._joint = self._acted[0].head if len(self._acted) == 1 else Joint(tuple(heads))
         observations = {observed.leaf.name: observed.part for observed in self._observed}
@@ -175,12 +177,8 @@ class SpaceAdapter:
     def to_env(self, action_B: np.ndarray) -> Any:
         """Packed actions [B, *action_shape] as the environment's `step` takes them."""
         slots_BN = action_B.reshape(len(action_B), -1)
-        start, arrays = 0, []
-        for acted in self._acted:
-            width = int(np.prod(acted.head.action_shape, dtype=np.int64))
-            arrays.append(acted.convert(slots_BN[:, start : start + width]))
-            start += width
-        return _nested(self._action_space, iter(arrays))
+        arrays = (acted.convert(slots_BN[:, slots]) for acted, slots in zip(self._acted, self._slots, strict=True))
+        return _nested(self._action_space, arrays)
 
     def _mask(self, observation: Any, info: Mapping[str, Any], lanes: int) -> np.ndarray:
         size = self._joint.mask_size
@@ -306,7 +304,7 @@ def _acted(leaf: _Leaf, settings: SpaceSettings) -> _ActedLeaf:
     space = leaf.space
     if isinstance(space, spaces.Discrete):
         first = int(space.start)
-        return _ActedLeaf(leaf, Categorical(int(space.n)), lambda a: a[:, 0].astype(np.int64) + first)
+        return _ActedLeaf(leaf, Categorical(int(space.n)), lambda a: a[:, 0].astype(np.int64, copy=False) + first)
     if isinstance(space, spaces.MultiDiscrete):
         shape, start = space.shape, space.start
         heads = Joint(tuple(Categorical(int(n)) for n in space.nvec.ravel()))

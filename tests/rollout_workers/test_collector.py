@@ -159,6 +159,7 @@ def test_episode_statistics(counting_collector: Callable[..., Collector]) -> Non
         assert (returns == period * (period - 1) / 2).all()
     assert stats[0].seconds["env"] > 0
     assert stats[0].seconds["inference"] > 0
+    assert stats[0].seconds["recording"] > 0
 
 
 def test_third_party_environments_collect_and_truncate() -> None:
