@@ -23,6 +23,7 @@ class Meter:
         self._workers = workers
         self._started = self._last = perf_counter()
         self.steps = 0
+        self.episodes = 0
         self.seconds: dict[str, float] = {}
         self._refused = self._failures = 0
 
@@ -45,6 +46,7 @@ class Meter:
         for key, value in spent.items():
             self.seconds[key] = self.seconds.get(key, 0.0) + value
         self.steps += report.steps
+        self.episodes += len(returns)
         self._failures += sum(len(s.failures) for s in stats)
         self._refused += len(report.refused) + sum(d.error is not None for d in update.deliveries)
         return {

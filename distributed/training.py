@@ -23,6 +23,7 @@ from distributed.tracking import RunStatus, Tracker, absolute_uri
 from rollout_workers import Evaluation
 
 _EXPLORATION = 0.03  # success that sampled actions may cost a policy whose greedy form succeeds
+_ENDLESS = 1000  # steps of each lane after which an environment of which no episode has ended is suspicious
 _EVALUATION_SEED = 1_000_003  # added to the run's seed, so that evaluation never repeats training episodes
 
 
@@ -51,6 +52,7 @@ class _Run:
     evaluation: Evaluation | None = None
     evaluated_at: int = -1
     rows_lost: bool = False
+    endless: bool = False  # whether it was said that no episode ends
 
     @property
     def config(self) -> Config:
@@ -74,12 +76,27 @@ class _Run:
                 self.display.note(f"an episode was cut short: {sentence}")
         self.display.update(row, self.steps)
 
+    def watch_endings(self) -> None:
+        """Say once that no episode ends, where the task does not declare how long they are."""
+        facts, lane_steps = self.blueprint.facts, self.meter.steps // self.config.rollout.lanes
+        declared = facts is not None and facts.episode_length is not None
+        if self.meter.episodes or declared or self.endless or lane_steps < _ENDLESS:
+            return
+        self.endless = True
+        self.display.note(
+            f"no episode has ended in {lane_steps:,} steps of each lane, so there is no return to show or to "
+            f"evaluate; if the environment never ends one, set env.max_episode_steps"
+        )
+
     def enter_level(self) -> None:
         """Collect at the curriculum's level from now on."""
         level = self.runner.level = self.curriculum.level
         self.display.note(f"step {self.steps:,}: level {level} begins, {self.blueprint.env(level).kwargs}")
 
-    def evaluate(self) -> Evaluation:
+    def evaluate(self) -> Evaluation | None:
+        """Run complete episodes, unless none has ended so far."""
+        if self.endless and not self.meter.episodes:
+            return None
         self.evaluation = self.runner.evaluate(
             self.config.train.evaluation_episodes, self.config.seed + _EVALUATION_SEED
         )
@@ -230,6 +247,7 @@ def _loop(run: _Run, stop: StopRequest) -> bool:
             row["curriculum/level"] = float(run.curriculum.level)
         run.record(row)
         run.show(update, row)
+        run.watch_endings()
         if run.steps >= train.total_steps:
             return True
         if stop.made:
@@ -240,7 +258,8 @@ def _loop(run: _Run, stop: StopRequest) -> bool:
         seems_solved = run.curriculum.complete and row["success"] >= solved
         if seems_solved or run.steps >= next_evaluation:
             next_evaluation = _next_multiple(run.steps, train.evaluate_every)
-            success = run.evaluate().success_rate
+            evaluation = run.evaluate()
+            success = evaluation.success_rate if evaluation else None
             if train.stop_success is not None and success is not None and success >= train.stop_success:
                 return True
         if run.steps >= next_checkpoint:

@@ -1,6 +1,7 @@
 """Collecting experience: vectorised environments and a policy in, trajectory fragments out. Knows nothing of Ray."""
 
-from rollout_workers.collector import Collector, EpisodeStats
+from rollout_workers.collector import Collector
+from rollout_workers.episodes import EpisodeStats
 from rollout_workers.evaluation import Evaluation, evaluate
 from rollout_workers.fragment import Fragment, FragmentError
 from rollout_workers.settings import RolloutSettings, SpaceSettings

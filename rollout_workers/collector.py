@@ -17,6 +17,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from controllers import ACTION_MASK, Act, Carry, Policy
 from envs import EnvironmentFailure, MemoryVectorEnv, facts_of, failures_in
 from envs.lane_random import lane_keys, lane_noise
+from rollout_workers.episodes import EpisodeCounter, EpisodeStats
 from rollout_workers.fragment import Fragment
 from rollout_workers.settings import SpaceSettings
 from rollout_workers.spaces import Parts, SpaceAdapter
@@ -24,19 +25,6 @@ from rollout_workers.spaces import Parts, SpaceAdapter
 State = dict[str, np.ndarray]
 
 _SEEDED_BY_LANE = (MemoryVectorEnv, SyncVectorEnv, AsyncVectorEnv)  # others take one seed for all their lanes
-
-_ROUNDING = 1e-6  # what a sum of rewards such as 1 / 7 may fall short of the return it stands for
-
-
-class EpisodeStats(NamedTuple):
-    """The episodes that ended while one fragment was collected, E of them, and where the time went."""
-
-    lanes: np.ndarray  # [E] int64, which lane, counted within the worker
-    returns: np.ndarray  # [E] float64
-    lengths: np.ndarray  # [E] int64
-    successes: np.ndarray  # [E] bool; empty where nothing says what success is
-    failures: tuple[str, ...]  # one sentence for each episode that an environment's failure cut short; not among the E
-    seconds: dict[str, float]  # "env", "inference" and, for the rest, "recording", wall clock
 
 
 class _Transition(NamedTuple):
@@ -103,8 +91,7 @@ class Collector:
         self._observation = self._observed(observation, info)
         with torch.no_grad():
             self._carry: Carry = self.policy.initial_carry(B)
-        self._return = np.zeros(B)
-        self._episode_step = np.zeros(B, dtype=np.int64)
+        self._episodes = EpisodeCounter(B)
 
     def _env_seeds(self, key_B: np.ndarray) -> Any:
         """One seed a lane, as large as the environment surely takes; or one for all where it takes no more."""
@@ -129,7 +116,6 @@ class Collector:
         fragment = self._empty_fragment(weights_version)
         noise = lane_noise(self._noise_keys, self._step, T, self.policy.action_head.noise_size).astype(np.float32)
         noise_TBN = torch.from_numpy(noise.swapaxes(0, 1))
-        ended: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         failures: list[str] = []
         inference = stepping = 0.0
         started = perf_counter()
@@ -155,7 +141,7 @@ class Collector:
             fragment.terminated[:, t], fragment.truncated[:, t] = step.terminated_B, step.truncated_B
             fragment.valid[:, t] = step.valid_B
             failures += step.failures.values()
-            self._count_episodes(step, ended)
+            self._episodes.count(step.reward_B, step.terminated_B | step.truncated_B, self._reset)
 
         self._record_state(fragment, T)
         fragment.values[:, T] = self.policy.value(
@@ -164,12 +150,12 @@ class Collector:
         self._step += T
         recording = perf_counter() - started - inference - stepping
         seconds = {"env": stepping, "inference": inference, "recording": recording}
-        return fragment, self._episode_stats(ended, tuple(failures), seconds)
+        return fragment, self._episodes.stats(self.success_return, tuple(failures), seconds)
 
     def _act(self, noise_BN: torch.Tensor) -> Act:
         reset = self._reset
         if self.reset_carry_at is not None:
-            reset = reset | (self._episode_step == self.reset_carry_at)
+            reset = reset | (self._episodes.step_B == self.reset_carry_at)
         return self.policy.act(
             _tensors(self._observation), torch.from_numpy(reset), self._carry, noise_BN, greedy=self.greedy
         )
@@ -263,34 +249,13 @@ class Collector:
             for name, c in self._carry.items():
                 fragment.carries[name][:, t // self.carry_stride] = c.numpy()
 
-    def _count_episodes(self, step: _Transition, ended: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
-        self._return += step.reward_B
-        self._episode_step += 1
-        if self._reset.any():
-            lanes = np.flatnonzero(step.terminated_B | step.truncated_B)
-            ended.append((lanes, self._return[lanes], self._episode_step[lanes]))
-            self._return[self._reset] = 0.0
-            self._episode_step[self._reset] = 0
-
-    def _episode_stats(
-        self,
-        ended: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
-        failures: tuple[str, ...],
-        seconds: dict[str, float],
-    ) -> EpisodeStats:
-        empty = (np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))
-        lanes, returns, lengths = (np.concatenate(column) for column in zip(empty, *ended, strict=True))
-        successes = np.empty(0, np.bool_)
-        if self.success_return is not None:
-            successes = returns >= self.success_return - _ROUNDING
-        return EpisodeStats(lanes, returns, lengths, successes, failures, seconds)
-
     def state(self) -> State | None:
         """Everything that the next fragment depends on besides the weights, or None where the environment's own state
         cannot be read (it has no `get_state`)."""
         if not hasattr(self.env.unwrapped, "get_state"):
             return None
         own = {name: getattr(self, f"_{name}") for name in _STATE}
+        own |= {"return": self._episodes.return_B, "episode_step": self._episodes.step_B}
         own |= {"step": np.array(self._step), "incarnation": np.array(self.incarnation)}
         observation = {f"observation.{name}": part for name, part in self._observation.items()}
         carry = {f"carry.{name}": c.numpy() for name, c in self._carry.items()}
@@ -303,6 +268,7 @@ class Collector:
         _, self._noise_keys = self._lane_keys()
         for name in _STATE:
             setattr(self, f"_{name}", state[name].copy())
+        self._episodes.return_B, self._episodes.step_B = state["return"].copy(), state["episode_step"].copy()
         self._observation = {name: state[f"observation.{name}"].copy() for name in self._observation}
         self._carry = {name: torch.from_numpy(state[f"carry.{name}"].copy()) for name in self._carry}
         self.env.unwrapped.set_state(
@@ -311,7 +277,7 @@ class Collector:
 
 
 _NO_LANES, _NO_VALUES = np.empty(0, np.intp), np.empty(0, np.float32)
-_STATE = ("action_B", "reward_B", "reset", "filler", "return", "episode_step")  # attributes that a state holds
+_STATE = ("action_B", "reward_B", "reset", "filler")  # attributes that a state holds
 
 
 def _tensors(parts: Parts) -> dict[str, torch.Tensor]:

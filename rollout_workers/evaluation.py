@@ -96,7 +96,7 @@ def evaluate(
         if steps > max_episode_steps * per_lane:
             raise ValueError(
                 f"the environment did not finish {per_lane} episodes a lane in {steps} steps; "
-                f"give it a time limit (gymnasium's TimeLimit wrapper or max_episode_steps)"
+                f"limit its episodes with env.max_episode_steps"
             )
         _, stats = collector.collect()
         steps += length

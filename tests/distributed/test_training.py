@@ -297,6 +297,34 @@ def test_an_environment_that_fails_is_named(tmp_path: Path, kind: type[Counting]
         del gym.registry["Broken-v0"]
 
 
+class Endless(gym.Env[Any, Any]):
+    """An environment that never ends an episode."""
+
+    observation_space, action_space = gym.spaces.Box(-1, 1, (1,)), gym.spaces.Discrete(2)
+
+    def reset(self, **_: Any) -> Any:
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+
+def test_an_environment_that_never_ends_an_episode_is_said_and_not_waited_for(tmp_path: Path, capsys: Any) -> None:
+    gym.register("Endless-v0", Endless)
+    try:
+        endless = ["env.id=Endless-v0", "env.kwargs={}", "rollout.length=128", "train.total_steps=17000"]
+        result = train(small(tmp_path / "a", *endless), local=True)
+        assert result.evaluation is None
+        out = capsys.readouterr().out
+        assert out.count("no episode has ended in 1,024 steps of each lane") == 1
+        result = train(small(tmp_path / "b", *endless, "env.max_episode_steps=50"), local=True)
+        assert result.evaluation is not None
+        assert (result.evaluation.lengths == 50).all()
+        assert "no episode has ended" not in capsys.readouterr().out
+    finally:
+        del gym.registry["Endless-v0"]
+
+
 def test_async_needs_ray(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="service.mode is async"):
         train(small(tmp_path, "service.mode=async"), local=True)

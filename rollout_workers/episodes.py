@@ -1,0 +1,52 @@
+"""The episodes that end while fragments are collected.
+
+Legend: B lanes, E episodes.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+_ROUNDING = 1e-6  # what a sum of rewards such as 1 / 7 may fall short of the return it stands for
+
+
+class EpisodeStats(NamedTuple):
+    """The episodes that ended while one fragment was collected, E of them, and where the time went."""
+
+    lanes: np.ndarray  # [E] int64, which lane, counted within the worker
+    returns: np.ndarray  # [E] float64
+    lengths: np.ndarray  # [E] int64
+    successes: np.ndarray  # [E] bool; empty where nothing says what success is
+    failures: tuple[str, ...]  # one sentence for each episode that an environment's failure cut short; not among the E
+    seconds: dict[str, float]  # "env", "inference" and, for the rest, "recording", wall clock
+
+
+class EpisodeCounter:
+    """Adds up the return and the length of each lane's present episode.
+
+    Args:
+        lanes: B.
+    """
+
+    def __init__(self, lanes: int) -> None:
+        self.return_B = np.zeros(lanes)
+        self.step_B = np.zeros(lanes, dtype=np.int64)
+        self._ended: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def count(self, reward_B: np.ndarray, done_B: np.ndarray, reset_B: np.ndarray) -> None:
+        """One step of all lanes: those of `done_B` end an episode, those of `reset_B`, done or not, start one."""
+        self.return_B += reward_B
+        self.step_B += 1
+        if reset_B.any():
+            lanes = np.flatnonzero(done_B)
+            self._ended.append((lanes, self.return_B[lanes], self.step_B[lanes]))
+            self.return_B[reset_B] = 0.0
+            self.step_B[reset_B] = 0
+
+    def stats(self, success_return: float | None, failures: tuple[str, ...], seconds: dict[str, float]) -> EpisodeStats:
+        """The episodes that ended since this was last asked; they succeed when they reach `success_return`."""
+        empty = (np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))
+        lanes, returns, lengths = (np.concatenate(column) for column in zip(empty, *self._ended, strict=True))
+        self._ended = []
+        successes = np.empty(0, np.bool_) if success_return is None else returns >= success_return - _ROUNDING
+        return EpisodeStats(lanes, returns, lengths, successes, failures, seconds)

@@ -1,0 +1,160 @@
+"""Between an environment's spaces and the policy: observations to named parts, packed actions to what `step` takes.
+
+Legend: B lanes, N slots of a packed action.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector.utils import concatenate, create_empty_array
+
+from controllers import ACTION_MASK, PREVIOUS_ACTION, ActionHead, Joint, PolicySpec, Vector
+from rollout_workers.settings import SpaceSettings
+from rollout_workers.spaces.actions import acted_leaf
+from rollout_workers.spaces.leaves import leaves_of, nested, size_of
+from rollout_workers.spaces.observations import observed_leaves
+
+Parts = dict[str, np.ndarray]
+
+_PREVIOUS_REWARD = "previous_reward"
+
+
+class SpaceAdapter:
+    """What a policy must fit, and the two translations around it.
+
+    Args:
+        env: a vector environment.
+        settings: which parts of the spaces are used, and how.
+        masked: whether the environment says which actions are allowed, in `info["action_mask"]` or as the part
+            "action_mask" of a Dict observation: an array [B, mask_size], non-zero where allowed.
+
+    Raises:
+        ValueError: a space, or a choice in the settings, that no policy here can handle.
+    """
+
+    def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any], settings: SpaceSettings, masked: bool) -> None:
+        self._settings = settings
+        self._space = env.single_observation_space
+        leaves = list(leaves_of(self._space))
+        self._mask_leaves = [leaf for leaf in leaves if leaf.path[:1] == (ACTION_MASK,)]
+        self._observed = observed_leaves([leaf for leaf in leaves if leaf not in self._mask_leaves], settings)
+        self._action_space = env.single_action_space
+        self._acted = [acted_leaf(leaf, settings.squash) for leaf in leaves_of(self._action_space)]
+        ends = np.cumsum([size_of(acted.head.action_shape) for acted in self._acted]).tolist()
+        self._slots = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+        heads = [head for acted in self._acted for head in _independent(acted.head)]
+        self._joint = self._acted[0].head if len(self._acted) == 1 else Joint(tuple(heads))
+        observations = {observed.leaf.name: observed.part for observed in self._observed}
+        if settings.previous_reward:
+            observations[_PREVIOUS_REWARD] = Vector(1)
+        self.spec = PolicySpec(
+            observations=observations,
+            actions=self._joint,
+            masked=masked or bool(self._mask_leaves),
+            previous_action=settings.previous_action,
+        )
+
+    def observe(self, observation: Any, info: Mapping[str, Any], action_B: np.ndarray, reward_B: np.ndarray) -> Parts:
+        """The policy's view [B, ...] of a batched observation, and of the action [B, ...] and reward [B] before it.
+
+        Raises:
+            ValueError: a part has another shape than its space, or the mask is missing or of another shape.
+        """
+        parts = self._parts(observation, action_B, reward_B)
+        if self.spec.masked:
+            parts[ACTION_MASK] = self._mask(observation, info, len(reward_B))
+        return parts
+
+    def observe_final(
+        self, observation: Any, info: Mapping[str, Any], lanes: np.ndarray, action_B: np.ndarray, reward_B: np.ndarray
+    ) -> Parts:
+        """The same [n, ...] of the true final observations of `lanes` [n], which nothing is masked in.
+
+        They are in `info["final_obs"]` (same-step autoreset), or else `observation` itself holds them (next-step).
+        """
+        final = info.get("final_obs", observation)
+        if isinstance(final, np.ndarray) and final.dtype == object:
+            chosen = [final[lane] for lane in lanes]
+            final = concatenate(self._space, chosen, create_empty_array(self._space, len(lanes)))
+            parts = self._parts(final, action_B[lanes], reward_B[lanes])
+        else:
+            parts = {name: part[lanes] for name, part in self._parts(final, action_B, reward_B).items()}
+        if self.spec.masked:
+            parts[ACTION_MASK] = np.ones((len(lanes), self._joint.mask_size), dtype=np.bool_)
+        return parts
+
+    def _parts(self, observation: Any, action_B: np.ndarray, reward_B: np.ndarray) -> Parts:
+        parts = {}
+        for observed in self._observed:
+            part = observed.convert(observed.leaf.of(observation))
+            if part.shape != (len(reward_B), *observed.part.shape):
+                raise ValueError(
+                    f"{observed.leaf.named('observation')} was given as {part.shape}; "
+                    f"it must be {(len(reward_B), *observed.part.shape)}"
+                )
+            parts[observed.leaf.name] = part
+        if self._settings.previous_reward:
+            parts[_PREVIOUS_REWARD] = reward_B[:, None].astype(np.float32)
+        if self._settings.previous_action:
+            parts[PREVIOUS_ACTION] = action_B
+        return parts
+
+    def check_mask(self, mask_BN: np.ndarray) -> None:
+        """Refuse a lane that leaves an action nothing to choose.
+
+        Raises:
+            ValueError: one sentence that names the lane.
+        """
+        start = 0
+        for head in _independent(self._joint):
+            if head.mask_size:
+                empty_B = ~mask_BN[:, start : start + head.mask_size].any(axis=1)
+                if empty_B.any():
+                    raise ValueError(
+                        f"the action mask of lane {np.flatnonzero(empty_B)[0]} allows none of {head.mask_size} "
+                        f"actions; an environment must leave at least one, or end the episode"
+                    )
+            start += head.mask_size
+
+    def no_action(self, lanes: int) -> np.ndarray:
+        """The packed action of all zeros, [lanes, ...]."""
+        return torch.zeros(lanes, *self._joint.action_shape, dtype=self._joint.action_dtype).numpy()
+
+    def to_env(self, action_B: np.ndarray) -> Any:
+        """Packed actions [B, *action_shape] as the environment's `step` takes them."""
+        slots_BN = action_B.reshape(len(action_B), -1)
+        arrays = (acted.convert(slots_BN[:, slots]) for acted, slots in zip(self._acted, self._slots, strict=True))
+        return nested(self._action_space, arrays)
+
+    def _mask(self, observation: Any, info: Mapping[str, Any], lanes: int) -> np.ndarray:
+        size = self._joint.mask_size
+        if self._mask_leaves:
+            masks = [leaf.of(observation).reshape(lanes, -1) for leaf in self._mask_leaves]
+        elif ACTION_MASK in info:
+            masks = [np.asarray(info[ACTION_MASK])]
+        else:
+            raise ValueError(f"info holds no {ACTION_MASK!r}, although it did before; give one with every observation")
+        mask_BN = np.concatenate(masks, axis=1)
+        if mask_BN.shape != (lanes, size) or mask_BN.dtype.kind not in "buif":
+            raise ValueError(
+                f"the action mask has shape {mask_BN.shape} and type {mask_BN.dtype}; "
+                f"it must hold one number or boolean for each of {size} actions, shape {(lanes, size)}"
+            )
+        return mask_BN.astype(np.bool_)
+
+
+def policy_spec(env: gym.vector.VectorEnv[Any, Any, Any], settings: SpaceSettings | None = None) -> PolicySpec:
+    """The policy specification of an environment, which is reset once to see whether it masks actions.
+
+    Raises:
+        ValueError: a space that no policy here can handle.
+    """
+    _, info = env.reset(seed=0)
+    return SpaceAdapter(env, settings or SpaceSettings(), masked=ACTION_MASK in info).spec
+
+
+def _independent(head: ActionHead) -> tuple[ActionHead, ...]:
+    return head.parts if isinstance(head, Joint) else (head,)
