@@ -4,10 +4,12 @@ Axis letters: T time, B lanes, D input features, H output features.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from controllers.scans.backends import REFERENCE, chosen_backend
 
 Carry = dict[str, Tensor]
 """Recurrent state: one [B, ...] tensor a name. Empty for a model without memory."""
@@ -27,6 +29,9 @@ class Controller(nn.Module, ABC):
     A subclass says what one step computes (`cell`, in plain differentiable operations); it may also bring a
     faster `fast_scan`, which must agree with the loop over `cell` in outputs and in all gradients.
     """
+
+    backends: Sequence[str] = ("torch",)  # that `fast_scan` has, fastest first
+    backend: str = "auto"  # as the settings say
 
     def __init__(
         self,
@@ -49,9 +54,21 @@ class Controller(nn.Module, ABC):
     def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """One step without resets, written for the reader."""
 
+    def backend_on(self, device: torch.device) -> str:
+        """Which implementation of the scan runs on this device; see `chosen_backend`."""
+        return chosen_backend(self.backend, device, self.backends)
+
     def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """`scan` on checked arguments; without an override it is `reference_scan`."""
         return self.reference_scan(x_TBD, reset_TB, carry)
+
+    def signals(self, y_TBH: Tensor) -> dict[str, Tensor]:
+        """What else the outputs of a scan say, [T, B] a name, for metrics and for a penalty."""
+        return {}
+
+    def penalty(self, signals: Mapping[str, Tensor]) -> Tensor | None:
+        """What these signals [T, B] add to the loss of each step, [T, B], or nothing."""
+        return None
 
     def initial(self) -> Carry:
         """What one lane starts from: the learned parameters or zeros, [...] a name, without the lane axis."""
@@ -71,7 +88,12 @@ class Controller(nn.Module, ABC):
             ValueError: a shape, dtype or carry name does not fit, or T is 0.
         """
         self._check(x_TBD, reset_TB, carry)
-        return self.fast_scan(x_TBD, reset_TB, carry)
+        return self.run(x_TBD, reset_TB, carry)
+
+    def run(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        """`scan` on checked arguments, by the backend that was chosen."""
+        reference = self.backend == REFERENCE
+        return (self.reference_scan if reference else self.fast_scan)(x_TBD, reset_TB, carry)
 
     def step(self, x_BD: Tensor, reset_B: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """`scan` with T = 1: ([B, D], bool [B], carry) -> ([B, H], carry)."""
@@ -98,13 +120,14 @@ class Controller(nn.Module, ABC):
             raise ValueError(
                 f"the reset flags are {_describe(reset_TB)}; they must be torch.bool of shape {list(shape[:2])}"
             )
-        if carry.keys() != set(self._carry_names):
+        initial = self.initial()
+        if carry.keys() != initial.keys():
             raise ValueError(
                 f"the carry holds {sorted(carry)}; "
-                f"this controller needs exactly {sorted(self._carry_names)}: "
+                f"this controller needs exactly {sorted(initial)}: "
                 "pass what initial_carry or the previous scan returned"
             )
-        for name, start in self.initial().items():
+        for name, start in initial.items():
             value = carry[name]
             if value.dtype != start.dtype or value.shape != (shape[1], *start.shape):
                 raise ValueError(

@@ -1,7 +1,9 @@
 """Every controller by the name the settings use."""
 
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from typing import Protocol
 
 from torch import Generator
 
@@ -9,16 +11,15 @@ from controllers.controller import Controller
 from controllers.gru import GruController
 from controllers.lstm import LstmController
 from controllers.mlp import MlpController
+from controllers.scans.backends import REFERENCE
 from controllers.settings import ControllerSettings
+from controllers.stack import Stack
 
+ControllerFactory = Callable[..., Controller]
+"""Builds one layer from (input_size, settings, horizon, generator); what only this kind has to choose are keyword-only
+parameters with defaults."""
 
-class ControllerFactory(Protocol):
-    def __call__(
-        self, input_size: int, settings: ControllerSettings, horizon: int, generator: Generator
-    ) -> Controller: ...
-
-
-CONTROLLERS: dict[str, ControllerFactory] = {
+CONTROLLERS: Mapping[str, ControllerFactory] = {
     "mlp": MlpController,
     "gru": GruController,
     "lstm": LstmController,
@@ -31,12 +32,49 @@ def build_controller(settings: ControllerSettings, input_size: int, horizon: int
     `horizon`, in steps, is the task's; `settings.expected_horizon` overrides it.
 
     Raises:
-        ValueError: no controller has that name.
+        ValueError: no controller has that name, or it does not accept one of `settings.kwargs`.
     """
-    if settings.kind not in CONTROLLERS:
+    factory = _own(settings.kind) if ":" in settings.kind else CONTROLLERS.get(settings.kind)
+    if factory is None:
         near = get_close_matches(settings.kind, CONTROLLERS, n=1, cutoff=0.0)[0]
         raise ValueError(
-            f"controller.kind is {settings.kind!r}; choose one of {', '.join(CONTROLLERS)} (nearest: {near!r})"
+            f"policy.controller.kind is {settings.kind!r}; choose one of {', '.join(CONTROLLERS)} (nearest: {near!r}), "
+            f"or your own as module:Class"
         )
+    _check_names(settings, factory)
     horizon = settings.expected_horizon or horizon
-    return CONTROLLERS[settings.kind](input_size, settings, horizon, generator)
+    layers: list[Controller] = []
+    for _ in range(settings.layers):
+        size = layers[-1].output_size if layers else input_size
+        layers.append(factory(size, settings, horizon, generator, **settings.kwargs))
+        layers[-1].backend = settings.backend
+    offered = ("auto", *layers[0].backends, REFERENCE)
+    if settings.backend not in offered:
+        raise ValueError(
+            f"policy.controller.backend is {settings.backend!r}, which {settings.kind} does not have; "
+            f"choose one of {', '.join(offered)}"
+        )
+    return layers[0] if len(layers) == 1 else Stack(layers)
+
+
+def _own(kind: str) -> ControllerFactory:
+    module, _, name = kind.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module), name)
+    except Exception as error:
+        raise ValueError(f"policy.controller.kind is {kind!r}, which cannot be imported: {error}") from error
+    if not (isinstance(factory, type) and issubclass(factory, Controller)):
+        raise ValueError(f"policy.controller.kind is {kind!r}, which is not a subclass of controllers.Controller")
+    own: ControllerFactory = factory
+    return own
+
+
+def _check_names(settings: ControllerSettings, factory: ControllerFactory) -> None:
+    parameters = inspect.signature(factory).parameters.values()
+    accepted = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    for name, value in settings.kwargs.items():
+        if name not in accepted:
+            raise ValueError(
+                f"policy.controller.kwargs.{name} is {value!r}, but {settings.kind} has no such setting; "
+                f"it accepts {', '.join(accepted) or 'none'}"
+            )

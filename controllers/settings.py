@@ -4,9 +4,17 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 
-def _at_least(name: str, value: int, least: int) -> None:
+def at_least(name: str, value: Any, least: int) -> int:
+    """`value` as an int.
+
+    Raises:
+        ValueError: it is not a whole number of at least `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name} is {value!r}; it must be a whole number")
     if value < least:
         raise ValueError(f"{name} is {value}; it must be at least {least}")
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +24,13 @@ class ControllerSettings:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
 
     kind: str = "gru"
-    """Which sequence model: mlp (no memory, the control), gru or lstm."""
+    """Which sequence model: mlp (no memory, the control), gru or lstm; or one of your own, as module:Class."""
+
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """What only this kind of sequence model has to choose."""
+
+    layers: int = 1
+    """How many of them, each reading the one below."""
 
     hidden_size: int = 128
     """Width of the recurrent state and of the output."""
@@ -25,22 +39,27 @@ class ControllerSettings:
     """The state an episode starts from: zeros, or parameters trained with the rest."""
 
     chrono: bool = True
-    """Start the gates remembering over the whole expected horizon (chrono initialisation)."""
+    """Start with time constants spread over the whole expected horizon (for gates: chrono initialisation)."""
 
     expected_horizon: int | None = None
     """How many steps something may have to be remembered for, used by chrono; none takes it from the task."""
+
+    backend: str = "auto"
+    """Which implementation of the scan runs: auto, torch, triton, mamba_ssm, as far as the kind has them, or reference,
+    the slow loop that all others are held against."""
 
     output_norm: bool = True
     """Put a LayerNorm between the sequence model and the heads."""
 
     def __post_init__(self) -> None:
-        _at_least("policy.controller.hidden_size", self.hidden_size, 1)
+        at_least("policy.controller.hidden_size", self.hidden_size, 1)
+        at_least("policy.controller.layers", self.layers, 1)
         if self.initial_carry not in ("zero", "learned"):
             raise ValueError(
                 f"policy.controller.initial_carry is {self.initial_carry!r}; it must be 'zero' or 'learned'"
             )
         if self.expected_horizon is not None:
-            _at_least("policy.controller.expected_horizon", self.expected_horizon, 1)
+            at_least("policy.controller.expected_horizon", self.expected_horizon, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,5 +82,5 @@ class PolicySettings:
 
     def __post_init__(self) -> None:
         for position, width in enumerate(self.encoder):
-            _at_least(f"policy.encoder[{position}]", width, 1)
-        _at_least("policy.image_features", self.image_features, 1)
+            at_least(f"policy.encoder[{position}]", width, 1)
+        at_least("policy.image_features", self.image_features, 1)

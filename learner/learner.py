@@ -64,6 +64,7 @@ class Learner:
         self.settings = settings
         self.device = _resolve_device(settings.device)
         self.policy = policy.to(self.device)
+        _check_backend(policy, self.device)
         self.version = 0
         self.env_steps = 0
         self._seed = seed
@@ -122,6 +123,7 @@ class Learner:
             returns = returns._replace(advantages=normalized(returns.advantages, batch.valid))
         seconds["returns"] = perf_counter() - clock
 
+        metrics[f"backend/{self.policy.controller.backend_on(self.device)}"] = 1.0
         metrics |= self._epochs(batch, returns, seconds)
         # Only now, so that the first ratio is 1: the epochs see observations as those who acted saw them.
         self.policy.update_statistics({name: x[:, :-1] for name, x in batch.observations.items()}, batch.valid)
@@ -280,6 +282,16 @@ class Learner:
                 }
             )
         self.version, self.env_steps = int(state["version"]), int(state["env_steps"])
+
+
+def _check_backend(policy: Policy, device: torch.device) -> None:
+    """Refuse a backend that the settings force and that cannot run where learning does."""
+    forced, runs = policy.controller.backend, policy.controller.backend_on(device)
+    if forced not in ("auto", runs):
+        raise ValueError(
+            f"policy.controller.backend is {forced!r}, which needs a GPU and its package, but learning runs "
+            f"without them on {device}; use auto"
+        )
 
 
 def default_shards() -> int:

@@ -14,16 +14,20 @@ EXACT = {"rtol": 0.0, "atol": 0.0}
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 
 
-@pytest.fixture(params=[(kind, start) for kind in CONTROLLERS for start in ("zero", "learned")], ids="-".join)
+CASES = [
+    (kind, start, layers) for kind in CONTROLLERS for start, layers in (("zero", 1), ("learned", 1), ("learned", 2))
+]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: "-".join(map(str, case)))
 def controller(request: pytest.FixtureRequest) -> Controller:
     """Float64, every parameter moved off its initial value, so that a learned initial carry is not zero."""
-    kind, start = request.param
-    return make(kind, start).double()
+    return make(*request.param).double()
 
 
-def make(kind: str, start: str) -> Controller:
+def make(kind: str, start: str, layers: int = 1) -> Controller:
     generator = Generator().manual_seed(3)
-    settings = ControllerSettings(kind=kind, hidden_size=HIDDEN, initial_carry=start)  # type: ignore[arg-type]
+    settings = ControllerSettings(kind=kind, hidden_size=HIDDEN, initial_carry=start, layers=layers)  # type: ignore[arg-type]
     built = build_controller(settings, INPUT, 10, generator)
     with torch.no_grad():
         for parameter in built.parameters():
@@ -137,7 +141,7 @@ def test_a_reset_isolates_what_came_before(controller: Controller, at: int) -> N
     after = loss_of(y[at:, 1], {name: value[1] for name, value in last.items()})
     dx, *dcarry = torch.autograd.grad(after, [x, *carry.values()], materialize_grads=True)
     assert torch.count_nonzero(dx[:at]) == 0
-    assert torch.count_nonzero(dx[at:, 1]) == dx[at:, 1].numel()
+    assert torch.count_nonzero(dx[at:, 1]) > dx[at:, 1].numel() / 2  # all but where a ReLU is shut
     assert all(torch.count_nonzero(grad) == 0 for grad in dcarry)
     fresh_y, fresh_last = controller.scan(x[at:], torch.zeros_like(reset[at:]), controller.initial_carry(LANES))
     assert_same(
@@ -167,7 +171,7 @@ def test_gradients_match_finite_differences(controller: Controller) -> None:
 
 def test_a_learned_initial_carry_receives_gradient_and_a_zero_one_stays_zero(controller: Controller) -> None:
     start = controller.initial_carry(LANES)
-    learned = {name for name, _ in controller.named_parameters() if name.startswith("initial_")}
+    learned = {name for name, _ in controller.named_parameters() if name.rpartition(".")[2].startswith("initial_")}
     if not learned:
         assert all(torch.count_nonzero(value) == 0 for value in start.values())
         return

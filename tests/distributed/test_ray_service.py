@@ -68,8 +68,13 @@ def runner(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Ray
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_ray_run_equals_the_local_run_to_the_bit(tmp_path: Path, mode: str) -> None:
-    over_ray = train(config(tmp_path / "ray", f"learner.mode={mode}"))
-    local = train(config(tmp_path / "local", f"learner.mode={mode}"), local=True)
+    overrides = [f"learner.mode={mode}"]
+    if mode == "truncated":  # and with everything else that has a state
+        overrides += ["curriculum.stages=[{shortest: 1}, {shortest: 2}]", "curriculum.episodes=64"]
+        overrides += ["policy.normalize_observations=true", "learner.normalize_rewards=true"]
+        overrides += ["spaces.previous_action=true", "spaces.previous_reward=true"]
+    over_ray = train(config(tmp_path / "ray", *overrides))
+    local = train(config(tmp_path / "local", *overrides), local=True)
     a, b = last_arrays(over_ray.folder), last_arrays(local.folder)
     assert a.keys() == b.keys()
     for name in a:

@@ -1,0 +1,46 @@
+"""Several layers of sequence models, each reading the one below."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from controllers.controller import Carry, Controller
+
+_Run = Callable[[Controller, Tensor, Carry], tuple[Tensor, Carry]]
+
+
+class Stack(Controller):
+    """It carries what its layers carry, each name with the layer's number behind it.
+
+    Args:
+        layers: from the bottom up; each takes what the one below gives.
+    """
+
+    def __init__(self, layers: Sequence[Controller]) -> None:
+        super().__init__(layers[0].input_size, layers[-1].output_size, {}, learn_initial=False)
+        self.layers = nn.ModuleList(layers)
+        self.backend, self.backends = layers[0].backend, layers[0].backends
+        self._names = [{name: f"{name}_{i}" for name in layer.initial()} for i, layer in enumerate(layers)]
+
+    def initial(self) -> Carry:
+        values = [layer.initial() for layer in self._each()]
+        return {names[name]: value[name] for names, value in zip(self._names, values, strict=True) for name in names}
+
+    def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        return self._through(x_BD, carry, lambda layer, x, c: layer.cell(x, c))
+
+    def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        return self._through(x_TBD, carry, lambda layer, x, c: layer.run(x, reset_TB, c))
+
+    def signals(self, y_TBH: Tensor) -> dict[str, Tensor]:
+        return self._each()[-1].signals(y_TBH)
+
+    def _each(self) -> list[Controller]:
+        return list(self.layers)  # type: ignore[arg-type]
+
+    def _through(self, x: Tensor, carry: Carry, run: _Run) -> tuple[Tensor, Carry]:
+        after: Carry = {}
+        for layer, names in zip(self._each(), self._names, strict=True):
+            x, own = run(layer, x, {name: carry[stacked] for name, stacked in names.items()})
+            after |= {names[name]: value for name, value in own.items()}
+        return x, after

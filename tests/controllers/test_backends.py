@@ -1,0 +1,51 @@
+"""Which implementation runs where."""
+
+import pytest
+import torch
+from torch import Generator
+
+from controllers import ControllerSettings, build_controller
+from controllers.scans import backends
+from controllers.scans.backends import chosen_backend
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "_installed", lambda package: package == "triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+def test_auto_takes_the_fastest_that_runs() -> None:
+    assert chosen_backend("auto", CPU, ("triton", "torch")) == "torch"
+    assert chosen_backend("auto", GPU, ("triton", "torch")) == "triton"
+    assert chosen_backend("auto", GPU, ("mamba_ssm", "triton", "torch")) == "triton"  # the first is not installed
+    assert chosen_backend("auto", GPU, ("mamba_ssm", "torch")) == "torch"
+
+
+def test_a_name_is_taken_where_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("torch", "reference", "triton"):
+        assert chosen_backend(name, GPU, ("triton", "torch")) == name
+    assert chosen_backend("mamba_ssm", GPU, ("mamba_ssm", "torch")) == "torch"
+    assert chosen_backend("triton", CPU, ("triton", "torch")) == "torch"
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert chosen_backend("triton", CPU, ("triton", "torch")) == "triton"
+    assert chosen_backend("auto", CPU, ("triton", "torch")) == "torch"  # the interpreter is for tests
+
+
+def test_a_backend_that_the_kind_does_not_have_is_refused() -> None:
+    with pytest.raises(ValueError, match="backend is 'tritton', which mlp does not have; choose one of auto, torch"):
+        build_controller(ControllerSettings(kind="mlp", backend="tritton"), 3, 5, Generator())
+
+
+def test_the_setting_reaches_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ControllerSettings(kind="gru", hidden_size=4, layers=2, backend="reference")
+    stack = build_controller(settings, 3, 5, Generator().manual_seed(0))
+    calls = []
+    own = stack.reference_scan
+    monkeypatch.setattr(stack, "reference_scan", lambda *args: calls.append(1) or own(*args))
+    for layer in (stack, *stack.layers):  # type: ignore[misc]
+        assert layer.backend_on(CPU) == "reference"
+    stack.scan(torch.randn(2, 2, 3), torch.zeros(2, 2, dtype=torch.bool), stack.initial_carry(2))
+    assert len(calls) == 1

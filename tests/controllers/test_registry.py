@@ -1,0 +1,75 @@
+"""Kinds by name, kinds of one's own, what only a kind has to choose, and layers."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from controllers import Carry, Controller, ControllerSettings, build_controller
+
+
+class Average(Controller):
+    """Somebody's own: a moving average."""
+
+    def __init__(
+        self, input_size: int, settings: ControllerSettings, horizon: int, generator: Generator, *, keep: float = 0.5
+    ) -> None:
+        super().__init__(input_size, input_size, {"mean": (input_size,)}, settings.initial_carry == "learned")
+        self.keep = keep
+
+    def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        mean = self.keep * carry["mean"] + (1 - self.keep) * x_BD
+        return mean, {"mean": mean}
+
+
+NOT_A_CONTROLLER = 3
+
+
+def build(**settings: Any) -> Controller:
+    return build_controller(ControllerSettings(**settings), 5, 10, Generator().manual_seed(0))
+
+
+def test_a_controller_of_ones_own_is_built_with_its_settings() -> None:
+    own = build(kind="tests.controllers.test_registry:Average", kwargs={"keep": 0.0}, layers=2)
+    x = torch.randn(3, 2, 5)
+    y, carry = own.scan(x, torch.zeros(3, 2, dtype=torch.bool), own.initial_carry(2))
+    torch.testing.assert_close(y, x)
+    assert carry.keys() == {"mean_0", "mean_1"}
+
+
+def test_layers_are_built_from_one_stream_of_numbers_and_differ() -> None:
+    stack = build(kind="gru", hidden_size=5, layers=3)
+    state = stack.state_dict()
+    weights = [state[f"layers.{i}.weight_hh"] for i in range(3)]
+    assert not torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[0], build(kind="gru", hidden_size=5).state_dict()["weight_hh"])
+
+
+def test_two_layers_are_one_scan_after_the_other() -> None:
+    stack = build(kind="gru", hidden_size=5, layers=2)
+    x, reset = torch.randn(7, 2, 5), torch.rand(7, 2) < 0.3
+    lower, upper = stack.layers  # type: ignore[misc]
+    middle, _ = lower.scan(x, reset, lower.initial_carry(2))
+    expected, last = upper.scan(middle, reset, upper.initial_carry(2))
+    y, carry = stack.scan(x, reset, stack.initial_carry(2))
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(carry["h_1"], last["h"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"kind": "grue"}, r"policy.controller.kind is 'grue'; choose one of .*nearest: 'gru'"),
+        ({"kind": "no_such_module:X"}, "cannot be imported: No module named 'no_such_module'"),
+        ({"kind": "tests.controllers.test_registry:Missing"}, "cannot be imported: .*Missing"),
+        ({"kind": "tests.controllers.test_registry:NOT_A_CONTROLLER"}, "not a subclass of controllers.Controller"),
+        ({"kind": "mlp", "kwargs": {"slots": 3}}, r"kwargs.slots is 3, but mlp has no such setting; it accepts none"),
+        ({"kind": "tests.controllers.test_registry:Average", "kwargs": {"kep": 0.1}}, "it accepts keep"),
+        ({"layers": 0}, "policy.controller.layers is 0; it must be at least 1"),
+        ({"layers": 1.5}, "policy.controller.layers is 1.5; it must be a whole number"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_in_one_sentence(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        build(**settings)
