@@ -66,8 +66,8 @@ class Controller(nn.Module, ABC):
         """What else the outputs of a scan say, [T, B] a name, for metrics and for a penalty."""
         return {}
 
-    def penalty(self, signals: Mapping[str, Tensor]) -> Tensor | None:
-        """What these signals [T, B] add to the loss of each step, [T, B], or nothing."""
+    def penalty(self, signals: Mapping[str, Tensor], valid_TB: Tensor) -> Tensor | None:
+        """What these signals [T, B] add to the loss of each step, [T, B], or nothing; what is not valid is padding."""
         return None
 
     def initial(self) -> Carry:

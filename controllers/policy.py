@@ -52,6 +52,7 @@ class PolicyOutput(NamedTuple):
     parameters_TBA: Tensor  # [T, B, A] parameters of the action distribution, masks applied
     value_TB: Tensor  # [T, B] expected discounted return
     carry: Carry  # after the last step
+    signals: dict[str, Tensor]  # what else the controller says, [T, B] a name
 
 
 class Act(NamedTuple):
@@ -102,21 +103,22 @@ class Policy(nn.Module):
             features.append(previous.masked_fill(reset_TB.unsqueeze(-1), 0.0))
         x_TBF = features[0] if len(features) == 1 else torch.cat(features, -1)
         y_TBH, carry = self.controller.scan(self.encoder(x_TBF), reset_TB, carry)
+        signals = self.controller.signals(y_TBH)
         y_TBH = self.norm(y_TBH)
         parameters_TBA = self.policy_head(y_TBH)
         if self.spec.masked:
             parameters_TBA = self.action_head.masked(parameters_TBA, observations[ACTION_MASK])
-        return PolicyOutput(parameters_TBA, self.value_head(y_TBH).squeeze(-1), carry)
+        return PolicyOutput(parameters_TBA, self.value_head(y_TBH).squeeze(-1), carry, signals)
 
     @torch.no_grad()
     def act(
         self, observations: Observation, reset_B: Tensor, carry: Carry, uniform_BN: Tensor, greedy: bool = False
     ) -> Act:
         """Choose one action a lane from noise in [0, 1), or the head's mode; without autograd."""
-        parameters_TBA, value_TB, carry = self._step(observations, reset_B, carry)
-        parameters_BA, head = parameters_TBA[0], self.action_head
+        out = self._step(observations, reset_B, carry)
+        parameters_BA, head = out.parameters_TBA[0], self.action_head
         action_B = head.mode(parameters_BA) if greedy else head.sample(parameters_BA, uniform_BN)
-        return Act(action_B, head.log_prob(parameters_BA, action_B), value_TB[0], carry)
+        return Act(action_B, head.log_prob(parameters_BA, action_B), out.value_TB[0], out.carry)
 
     @torch.no_grad()
     def value(self, observations: Observation, reset_B: Tensor, carry: Carry) -> Tensor:

@@ -12,8 +12,8 @@ from envs.memory_env import MemoryVectorEnv, Observation, SingleEnv, State, Tran
 class AssociativeRecall(MemoryVectorEnv):
     """`pairs` of key and value are shown, one a step; after `delay` blank steps each key asks for its value.
 
-    Keys of an episode are all different, and are asked for in another random order than they were shown in. Values
-    are drawn with repetition. Every episode pairs anew.
+    Keys of an episode are all different, and are asked for once each, in a random order of their own. Values are
+    drawn with repetition. Every episode pairs anew.
 
     Observation, float32 [keys + values + 3]: the key one-hot while shown or asked for, the value one-hot while shown;
     then one flag each for showing, waiting and asking. Action: Discrete(values), which counts while asked. Dense
@@ -41,7 +41,9 @@ class AssociativeRecall(MemoryVectorEnv):
         self, num_envs: int, keys: int = 4, values: int = 4, pairs: int = 2, delay: int = 4, reward: str = "dense"
     ) -> None:
         self._pairs = whole_number("pairs", pairs, 1)
-        self._keys = whole_number("keys", keys, pairs)  # so that a key need not stand twice
+        self._keys = whole_number("keys", keys, 1)
+        if keys < pairs:
+            raise ValueError(f"keys is {keys}; it must be at least pairs, {pairs}, so that no key stands twice")
         self._values = whole_number("values", values, 2)
         self._first_question = pairs + whole_number("delay", delay, 0)
         self._dense = one_of("reward", reward, ("dense", "sparse")) == "dense"

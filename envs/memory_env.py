@@ -110,8 +110,8 @@ class MemoryVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray])
         done_B = terminated_B | truncated_B
         info: dict[str, Any] = {}
         if done_B.any():
-            final_obs = np.fromiter(self._observe(), dtype=object, count=self.num_envs)
-            final_obs[~done_B] = None
+            final_obs = np.full(self.num_envs, None)
+            final_obs[done_B] = np.fromiter(self._observe()[done_B], dtype=object, count=np.count_nonzero(done_B))
             info = {"final_obs": final_obs, "final_info": {}}
             info |= {f"_{name}": done_B.copy() for name in info}
             self._episode_B += done_B

@@ -5,6 +5,7 @@ Legend: N sequences, T steps, K window steps, W windows.
 
 import math
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,7 +22,7 @@ from controllers import Policy, Weights
 from learner.anchor import Anchor, anchor_pass, measure_staleness
 from learner.batch import SequenceBatch
 from learner.losses import normalized
-from learner.ppo import SUMS, ShardResult, shard_gradients
+from learner.ppo import ShardResult, shard_gradients
 from learner.returns import Returns, gae, vtrace
 from learner.reward_scale import RewardScale
 from learner.settings import LearnerSettings
@@ -183,7 +184,7 @@ class Learner:
         s = self.settings
         self._set_learning_rate()
         order = np.random.default_rng([self._seed, self.version])
-        sums = torch.zeros(len(SUMS), dtype=torch.float64)
+        sums: dict[str, float] = defaultdict(float)
         counted, minibatches, grad_norm, ratio_error, epochs = 0, 0, 0.0, math.nan, 0
         for epoch in range(s.epochs):
             epoch_kl, epoch_count = 0.0, 0
@@ -196,8 +197,9 @@ class Learner:
                 seconds["optimizer"] += perf_counter() - clock
                 minibatches += 1
                 for result in results:
-                    sums += result.sums
-                    epoch_kl += float(result.sums[SUMS.index("kl")])
+                    for name, value in result.sums.items():
+                        sums[name] += value
+                    epoch_kl += result.sums["kl"]
                     for key, spent in zip(("windows", "forward", "backward"), result.seconds, strict=True):
                         seconds[key] += spent / len(results)
                 counted += count
@@ -207,7 +209,7 @@ class Learner:
             epochs = epoch + 1
             if s.target_kl is not None and epoch_kl / epoch_count > s.target_kl:
                 break
-        metrics = dict(zip(SUMS, (sums / counted).tolist(), strict=True))
+        metrics = {name: value / counted for name, value in sums.items()}
         return metrics | {
             "grad_norm": grad_norm / minibatches,
             "ratio_error": ratio_error,

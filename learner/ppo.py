@@ -17,14 +17,12 @@ from learner.returns import Returns
 from learner.settings import LearnerSettings
 from learner.windows import cut, window_carries
 
-SUMS = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction")
-
 
 class ShardResult(NamedTuple):
     """One shard's share of a minibatch."""
 
     gradients: Sequence[Tensor | None]  # in the order of the policy's parameters
-    sums: Tensor  # [len(SUMS)] float64, over the shard's steps
+    sums: dict[str, float]  # of losses and signals over the shard's steps
     ratio_error: float  # max |ratio - 1|
     seconds: tuple[float, float, float]  # windows, forward, backward
 
@@ -56,9 +54,20 @@ def shard_gradients(
     surrogate = clipped_policy_loss(log_probs, old_log_probs, advantages, s.clip)
     errors = value_loss(out.value_TB, old_values, targets, s.value_clip)
     entropy = policy.action_head.entropy(out.parameters_TBA)
-    terms = (surrogate.loss, errors, entropy, surrogate.kl, surrogate.clipped)  # in the order of SUMS
-    sums = [masked_sum(term, mask) for term in terms]
-    loss = (sums[0] + s.value_coef * sums[1] - s.entropy_coef * sums[2]) / count
+    terms = {
+        "policy_loss": surrogate.loss,
+        "value_loss": errors,
+        "entropy": entropy,
+        "kl": surrogate.kl,
+        "clip_fraction": surrogate.clipped,
+        **out.signals,
+    }
+    penalty = policy.controller.penalty(out.signals, mask)
+    if penalty is not None:
+        terms["penalty"] = penalty
+    sums = {name: masked_sum(term, mask) for name, term in terms.items()}
+    loss = sums["policy_loss"] + s.value_coef * sums["value_loss"] - s.entropy_coef * sums["entropy"]
+    loss = (loss + sums.get("penalty", 0.0)) / count
     forward_done = perf_counter()
 
     gradients = torch.autograd.grad(loss, list(policy.parameters()), allow_unused=True)
@@ -66,7 +75,7 @@ def shard_gradients(
         difference = torch.where(mask, (log_probs - old_log_probs).exp() - 1, 0.0)
     return ShardResult(
         gradients,
-        torch.stack([x.detach() for x in sums]).double().cpu(),
+        dict(zip(sums, torch.stack(list(sums.values())).detach().tolist(), strict=True)),
         float(difference.abs().max()),
         (cut_done - started, forward_done - cut_done, perf_counter() - forward_done),
     )

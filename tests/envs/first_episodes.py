@@ -1,4 +1,4 @@
-"""What policies earn in the first episodes of chosen seeds, where every episode has the same length.
+"""What policies see and earn in the episodes of chosen seeds.
 
 With one seed for each content of an episode, means over them are exact.
 
@@ -6,9 +6,12 @@ Legend: B lanes, S seeds, P policies, O observations, D numbers in one.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from envs import MemoryVectorEnv
 
@@ -16,17 +19,61 @@ Make = Callable[[int], MemoryVectorEnv]
 Act = Callable[[np.ndarray], np.ndarray]
 
 
-def returns_of(env: MemoryVectorEnv, act: Act, seed: int | Sequence[int] = 0) -> np.ndarray:
-    """Returns [B] of one episode a lane, under a function from observations [B, D] to actions [B]."""
-    assert env.facts.episode_length is not None
+class Episode(NamedTuple):
+    """All that happened to one lane."""
+
+    seen: list[list[float]]  # one observation more than there are actions: the final one is the last
+    actions: list[int]
+    paid: list[float]
+
+
+def random_episodes(env: MemoryVectorEnv, steps: int, seed: int = 0) -> list[list[Episode]]:
+    """By lane, the episodes that end within so many steps of uniformly random actions; all must terminate."""
+    ended: list[list[Episode]] = [[] for _ in range(env.num_envs)]
+    playing = [Episode([], [], []) for _ in range(env.num_envs)]
     observation, _ = env.reset(seed=seed)
-    total = np.zeros(env.num_envs)
-    for _ in range(env.facts.episode_length):
+    for action in np.random.default_rng(seed).integers(env.single_action_space.n, size=(steps, env.num_envs)):
+        after, reward, terminated, truncated, info = env.step(action)
+        assert not truncated.any()
+        for lane, episode in enumerate(playing):
+            episode.seen.append(observation[lane].tolist())
+            episode.actions.append(int(action[lane]))
+            episode.paid.append(float(reward[lane]))
+            if terminated[lane]:
+                episode.seen.append(info["final_obs"][lane].tolist())
+                ended[lane].append(episode)
+                playing[lane] = Episode([], [], [])
+        observation = after
+    return ended
+
+
+def assert_even(outcomes: ArrayLike, kinds: int) -> None:
+    """There are so many kinds of rows, and each stands there as often as each other, within 4 standard deviations."""
+    counts = np.unique(np.asarray(outcomes), axis=0, return_counts=True)[1]
+    assert len(counts) == kinds
+    p, n = 1 / kinds, counts.sum()
+    assert np.abs(counts - n * p).max() < 4 * math.sqrt(n * p * (1 - p))
+
+
+def first_episodes(env: MemoryVectorEnv, act: Act, seed: int | Sequence[int] = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Returns [B] and lengths [B] of each lane's first episode, under a function from observations [B, D] to actions
+    [B]; all must terminate."""
+    observation, _ = env.reset(seed=seed)
+    total, steps = np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=np.int64)
+    playing = np.ones(env.num_envs, dtype=np.bool_)
+    while playing.any():
         assert observation in env.observation_space
         observation, reward, terminated, truncated, _ = env.step(act(observation))
-        total += reward
-    assert terminated.all() and not truncated.any()
-    return total
+        assert not (truncated & playing).any()
+        total += reward * playing
+        steps += playing
+        playing &= ~terminated
+    return total, steps
+
+
+def returns_of(env: MemoryVectorEnv, act: Act, seed: int | Sequence[int] = 0) -> np.ndarray:
+    """Returns [B] of each lane's first episode."""
+    return first_episodes(env, act, seed)[0]
 
 
 def seeds_of_each_content(make: Make, action: int) -> list[int]:
@@ -37,7 +84,9 @@ def seeds_of_each_content(make: Make, action: int) -> list[int]:
         shown.append(observation)
         return np.full(len(observation), action)
 
-    returns_of(make(256), act)
+    env = make(512)
+    assert env.facts.episode_length is not None
+    returns_of(env, act)
     return [int(seed) for seed in np.unique(np.stack(shown, axis=1), axis=0, return_index=True)[1]]
 
 

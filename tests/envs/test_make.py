@@ -195,7 +195,8 @@ def test_facts_are_found_through_wrappers_and_vectorisers(single_only: str) -> N
         (EnvSettings(id="no_such_package:Task-v0"), "but 'no_such_package' cannot be imported"),
         (
             EnvSettings(kwargs={"horizons": 3}),
-            "^env.kwargs.horizons is 3, but mneme/DelayedCue-v0 has no such setting; it accepts cues, horizon, shortest_horizon, distractors, noise$",
+            "^env.kwargs.horizons is 3, but mneme/DelayedCue-v0 has no such setting; it accepts "
+            "cues, horizon, shortest_horizon, distractors, noise$",
         ),
         (EnvSettings(kwargs={"horizon": 0}), "^env.kwargs.horizon is 0; it must be at least 1$"),
         (

@@ -1,0 +1,65 @@
+"""What a controller says besides its outputs: in the metrics, and, as a penalty, in the gradient."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from controllers import ControllerSettings, Policy, PolicySettings, build_policy
+from controllers.gru import GruController
+from envs import EnvSettings, make_vector_env
+from learner import Learner, LearnerSettings
+from rollout_workers import Collector, policy_spec
+
+
+class Talkative(GruController):
+    """A GRU that reports its first unit and is punished for its square."""
+
+    def signals(self, y_TBH: Tensor) -> dict[str, Tensor]:
+        return {"first": y_TBH[..., 0]}
+
+    def penalty(self, signals: Mapping[str, Tensor], valid_TB: Tensor) -> Tensor:
+        assert valid_TB.shape == signals["first"].shape
+        return 100.0 * signals["first"].square()
+
+
+def collected() -> tuple[Collector, Policy]:
+    env = make_vector_env(EnvSettings(id="mneme/Counting-v0"), 4)
+    controller = ControllerSettings(kind="tests.learner.test_signals:Talkative", hidden_size=8)
+    policies = [build_policy(policy_spec(env), PolicySettings(controller=controller), 5, seed=0) for _ in range(2)]
+    return Collector(env, policies[0], 20, 20, seed=0), policies[1]
+
+
+def test_signals_are_averaged_over_valid_steps_into_the_metrics() -> None:
+    collector, policy = collected()
+    fragment, _ = collector.collect()
+    valid = np.ones_like(fragment.valid)
+    valid[:, -1] = False
+    resets = fragment.resets.copy()
+    resets[:, -1] = True
+    ends = {"terminated": fragment.terminated & valid, "truncated": fragment.truncated & valid}
+    fragment = replace(fragment, valid=valid, resets=resets, **ends)
+    with torch.no_grad():
+        observations = {
+            name: torch.from_numpy(x[:, :-1].copy()).transpose(0, 1) for name, x in fragment.observations.items()
+        }
+        carry = {name: torch.from_numpy(c[:, 0].copy()) for name, c in fragment.carries.items()}
+        out = policy.scan(observations, torch.from_numpy(resets[:, :-1].copy()).t(), carry)
+    first = out.signals["first"][:-1]
+    settings = LearnerSettings(epochs=1, minibatches=1, shards=2)
+    metrics = Learner(policy, settings, seed=0, total_steps=100).update([fragment.to_arrow()]).metrics
+    assert metrics["first"] == pytest.approx(float(first.mean()), rel=1e-5)
+    assert metrics["penalty"] == pytest.approx(float(100.0 * first.square().mean()), rel=1e-5)
+
+
+def test_a_penalty_pushes_what_it_punishes_down() -> None:
+    collector, policy = collected()
+    fragment, _ = collector.collect()
+    settings = LearnerSettings(epochs=10, minibatches=1, learning_rate=1e-2)
+    learner = Learner(policy, settings, seed=0, total_steps=100)
+    before = learner.update([fragment.to_arrow()]).metrics["penalty"]
+    learner.version = 0
+    assert learner.update([fragment.to_arrow()]).metrics["penalty"] < before / 2
