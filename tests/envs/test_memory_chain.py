@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from envs import EnvSettings, facts_of, make_vector_env
 from envs.memory_chain import BSUITE, MemoryChain
 from tests.envs.first_episodes import memoryless_returns, returns_of, seeds_of_each_content
 
@@ -126,3 +127,10 @@ def test_bits_are_last_seen_one_step_after_the_reset(length: int) -> None:
 def test_bad_settings_are_refused(kwargs: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"^{message}$"):
         MemoryChain(2, **kwargs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("id", "chosen", "fixed"), [("Len", "length", {"bits": 1}), ("Size", "bits", {"length": 2})])
+def test_registered_ids_are_bsuites_experiments(id: str, chosen: str, fixed: dict[str, int]) -> None:
+    env = make_vector_env(EnvSettings(id=f"mneme/Memory{id}-v0", kwargs={chosen: 7}), 2)
+    assert env.single_observation_space == MemoryChain(2, **{chosen: 7}, **fixed).single_observation_space
+    assert facts_of(env) == MemoryChain(2, **{chosen: 7}, **fixed).facts

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from envs import EnvSettings, facts_of, make_vector_env
 from envs.repeat_previous import RepeatPrevious
 from tests.envs.first_episodes import returns_of
 
@@ -126,3 +127,9 @@ def test_facts(level: str, episode: int, memoryless: float) -> None:
 def test_bad_settings_are_refused(kwargs: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"^{message}$"):
         RepeatPrevious(2, **kwargs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("level", "k", "decks"), [("Easy", 4, 1), ("Medium", 32, 2), ("Hard", 64, 3)])
+def test_levels_are_popgyms(level: str, k: int, decks: int) -> None:
+    env = make_vector_env(EnvSettings(id=f"mneme/RepeatPrevious{level}-v0"), 2)
+    assert facts_of(env) == RepeatPrevious(2, k=k, decks=decks).facts
