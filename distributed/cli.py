@@ -1,4 +1,4 @@
-"""The command line: `mneme train`, `mneme evaluate`, `mneme dashboard`.
+"""The command line: `mneme train`, `mneme evaluate`, `mneme replay`, `mneme dashboard`.
 
 Every failure is one sentence on stderr and a non-zero status.
 """
@@ -76,7 +76,23 @@ def _parser() -> argparse.ArgumentParser:
         "--reset-carry-at", type=int, metavar="T",
         help="forget everything at step T of every episode: an agent that needs its memory then falls to chance",
     )  # fmt: skip
+    evaluate.add_argument(
+        "--record", metavar="FILE", type=Path, help="write the episodes, memory included, to a new Parquet file"
+    )
+    evaluate.add_argument("--best", type=int, metavar="N", help="record only the N episodes of highest return")
+    evaluate.add_argument(
+        "--video", metavar="FOLDER", type=Path, help="film the first episodes: an animation and a strip of frames each"
+    )
+    evaluate.add_argument("--video-episodes", type=int, default=3, metavar="N", help="episodes to film (default 3)")
     evaluate.set_defaults(command=_evaluate)
+
+    replay = commands.add_parser(
+        "replay", help="show a recorded episode", description="Print an episode of a recording, step by step."
+    )
+    replay.add_argument("recording", type=Path, help="what mneme evaluate --record wrote")
+    replay.add_argument("--episode", type=int, default=0, metavar="I", help="which, counted from 0 (default 0)")
+    replay.add_argument("--plot", metavar="FILE.png", type=Path, help="draw it too, with its memory over time")
+    replay.set_defaults(command=_replay)
 
     dashboard = commands.add_parser(
         "dashboard", help="open MLflow on this machine", description="Serve the MLflow store on 127.0.0.1."
@@ -129,8 +145,25 @@ def _evaluate(options: argparse.Namespace) -> int:
         seed=options.seed,
         greedy=not options.sample,
         reset_carry_at=options.reset_carry_at,
+        record=options.record,
+        best=options.best,
+        video=options.video,
+        video_episodes=options.video_episodes,
     )
     print(describe_evaluation(evaluation))
+    return 0
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from distributed.episode_plot import draw_episode
+    from distributed.replaying import Recording, show
+
+    recording = Recording(options.recording)
+    show(recording, options.episode)
+    if options.plot is not None:
+        draw_episode(
+            recording.episode(options.episode), options.plot, f"episode {options.episode}: {recording.description}"
+        )
     return 0
 
 

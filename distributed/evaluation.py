@@ -1,7 +1,9 @@
 """Evaluating a checkpoint, without Ray."""
 
 import sys
+from contextlib import closing, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,6 +13,8 @@ from distributed.checkpoint import CheckpointError, find_checkpoint
 from distributed.config import parse_config
 from envs import make_vector_env
 from rollout_workers import Evaluation, evaluate
+from rollout_workers.recording import recording
+from rollout_workers.video import film_episodes
 
 
 def evaluate_checkpoint(
@@ -21,21 +25,31 @@ def evaluate_checkpoint(
     seed: int,
     greedy: bool = True,
     reset_carry_at: int | None = None,
+    record: Path | None = None,
+    best: int | None = None,
+    video: Path | None = None,
+    video_episodes: int = 3,
 ) -> Evaluation:
-    """Run complete episodes.
+    """Run complete episodes; write them to the new file `record`, or the `best` of them, and films of the first
+    `video_episodes` into the folder `video`, where these are given.
 
     Raises:
         CheckpointError: there is no usable checkpoint, or its weights do not fit its configuration.
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or the environment does not render.
+        OSError: the recording or the films cannot be written.
     """
     for name, value, least in (
         ("--episodes", episodes, 1),
         ("--lanes", lanes, 1),
         ("--seed", seed, 0),
         ("--reset-carry-at", reset_carry_at, 0),
+        ("--best", best, 1),
+        ("--video-episodes", video_episodes, 1),
     ):
         if value is not None and value < least:
             raise ValueError(f"{name} is {value}; it must be at least {least}")
+    if best is not None and record is None:
+        raise ValueError(f"--best is {best}, but nothing is recorded; name a file with --record")
     torch.set_num_threads(1)
     _, checkpoint = find_checkpoint(path, lambda sentence: print(f"mneme: {sentence}", file=sys.stderr))
     blueprint = make_blueprint(parse_config(checkpoint.run["config"]))
@@ -48,21 +62,24 @@ def evaluate_checkpoint(
     policy = blueprint.policy()
     arrays = checkpoint.arrays["learner"]
     weights = {name.removeprefix("policy."): a for name, a in arrays.items() if name.startswith("policy.")}
+    version = int(arrays["version"])
     try:
-        Weights(int(arrays["version"]), weights).load_into(policy)
+        Weights(version, weights).load_into(policy)
     except ValueError as error:
         raise CheckpointError(f"the checkpoint's arrays do not fit its configuration: {error}") from None
-    env = make_vector_env(blueprint.config.env, min(lanes, episodes))
-    try:
-        return evaluate(
-            env,
-            policy,
-            episodes=episodes,
-            seed=seed,
-            greedy=greedy,
-            reset_carry_at=reset_carry_at,
-            spaces=blueprint.config.spaces,
-            success_return=blueprint.config.env.success_return,
-        )
-    finally:
-        env.close()
+    settings, spaces = blueprint.config.env, blueprint.config.spaces
+    how: dict[str, Any] = {"seed": seed, "greedy": greedy, "reset_carry_at": reset_carry_at, "spaces": spaces}
+    description = (
+        f"{settings.id}, weights {version}, seed {seed}, {'greedy' if greedy else 'sampled'}"
+        f"{'' if reset_carry_at is None else f', carry reset at step {reset_carry_at}'}"
+    )
+    recorded = nullcontext() if record is None else recording(record, description, best)
+    with recorded as recorder:
+        if video is not None:
+            with closing(make_vector_env(settings, 1, render_mode="rgb_array")) as env:
+                film_episodes(env, policy, video, episodes=video_episodes, **how)
+        with closing(make_vector_env(settings, min(lanes, episodes))) as env:
+            return evaluate(
+                env, policy, episodes=episodes, success_return=settings.success_return, weights_version=version,
+                recorder=recorder, **how,
+            )  # fmt: skip

@@ -6,7 +6,6 @@ from time import perf_counter
 import numpy as np
 
 from distributed.service import Update
-from envs import TaskFacts
 from rollout_workers import Evaluation
 
 Row = dict[str, float]
@@ -64,11 +63,11 @@ class Meter:
         }
 
 
-def evaluation_row(evaluation: Evaluation, facts: TaskFacts | None) -> Row:
-    """The metrics of an evaluation of a task of which these facts are known."""
+def evaluation_row(evaluation: Evaluation) -> Row:
+    """The metrics of an evaluation."""
     row = {"evaluation/return": evaluation.mean_return, "evaluation/episodes": float(evaluation.episodes)}
-    if facts is not None:
-        row["evaluation/normalized_return"] = facts.normalized_return(evaluation.mean_return)
+    if not math.isnan(evaluation.normalized_return):
+        row["evaluation/normalized_return"] = evaluation.normalized_return
     if evaluation.success_rate is not None and evaluation.success_interval is not None:
         low, high = evaluation.success_interval
         row |= {
@@ -79,12 +78,12 @@ def evaluation_row(evaluation: Evaluation, facts: TaskFacts | None) -> Row:
     return row
 
 
-def describe_evaluation(evaluation: Evaluation, facts: TaskFacts | None = None) -> str:
-    """One line: return and success with their 95 % intervals and n; where facts are known, how much memory gained."""
+def describe_evaluation(evaluation: Evaluation) -> str:
+    """One line: return and success with their 95 % intervals and n, and how much of what memory can gain was gained."""
     low, high = evaluation.return_interval
     text = f"return {evaluation.mean_return:.3f} [{low:.3f}, {high:.3f}]"
-    if facts is not None and not math.isnan(normalized := facts.normalized_return(evaluation.mean_return)):
-        text += f" (normalised {normalized:.2f})"
+    if not math.isnan(evaluation.normalized_return):
+        text += f" (normalised {evaluation.normalized_return:.2f})"
     if evaluation.success_rate is not None and evaluation.success_interval is not None:
         low, high = evaluation.success_interval
         text += f", success {evaluation.success_rate:.1%} [{low:.1%}, {high:.1%}]"

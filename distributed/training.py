@@ -100,9 +100,9 @@ class _Run:
         self.evaluation = self.runner.evaluate(
             self.config.train.evaluation_episodes, self.config.seed + _EVALUATION_SEED
         )
-        self.evaluated_at, facts = self.steps, self.blueprint.facts
-        self.record(evaluation_row(self.evaluation, facts))
-        self.display.note(f"evaluation at step {self.steps:,}: {describe_evaluation(self.evaluation, facts)}")
+        self.evaluated_at = self.steps
+        self.record(evaluation_row(self.evaluation))
+        self.display.note(f"evaluation at step {self.steps:,}: {describe_evaluation(self.evaluation)}")
         self.meter.skip_pause()
         return self.evaluation
 

@@ -7,12 +7,17 @@ import gymnasium as gym
 import numpy as np
 
 from controllers import Policy
-from envs import facts_of
+from envs import TaskFacts, facts_of
 from rollout_workers.collector import Collector
+from rollout_workers.recording import Recorder
 from rollout_workers.settings import SpaceSettings
 
 _DEFAULT_CHUNK = 128  # steps between looks at the finished episodes, where the task's length is not fixed
 _LONGEST_CHUNK = 1024  # steps held in memory at once
+_RECORDED_CHUNK = 2**28  # bytes of carries held in memory at once where those of every step are recorded
+
+LONGEST_EPISODE = 100_000
+"""Steps after which an episode is taken for one that never ends."""
 
 
 class Evaluation(NamedTuple):
@@ -20,7 +25,8 @@ class Evaluation(NamedTuple):
 
     returns: np.ndarray  # [n] float64
     lengths: np.ndarray  # [n] int64
-    successes: np.ndarray  # [n] bool; empty where the environment declares no success
+    successes: np.ndarray  # [n] bool; empty where nothing says what success is
+    facts: TaskFacts | None = None  # about the task
 
     @property
     def episodes(self) -> int:
@@ -31,6 +37,11 @@ class Evaluation(NamedTuple):
     def mean_return(self) -> float:
         """Mean episode return."""
         return float(self.returns.mean())
+
+    @property
+    def normalized_return(self) -> float:
+        """See `TaskFacts.normalized_return`; NaN where nothing is known about the task."""
+        return self.facts.normalized_return(self.mean_return) if self.facts else math.nan
 
     @property
     def return_interval(self) -> tuple[float, float]:
@@ -53,7 +64,12 @@ class Evaluation(NamedTuple):
     @classmethod
     def joined(cls, parts: "list[Evaluation]") -> "Evaluation":
         """The episodes of several evaluations as one."""
-        return cls(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        return cls(
+            np.concatenate([part.returns for part in parts]),
+            np.concatenate([part.lengths for part in parts]),
+            np.concatenate([part.successes for part in parts]),
+            parts[0].facts,
+        )
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
@@ -62,6 +78,19 @@ def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float
     centre = (p + zz / (2 * trials)) / (1 + zz / trials)
     half = z / (1 + zz / trials) * math.sqrt(p * (1 - p) / trials + zz / (4 * trials * trials))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def check_progress(steps: int, episodes: int, longest: int = LONGEST_EPISODE) -> None:
+    """Give up on a lane that has run `longest` steps for each episode asked of it, without finishing them.
+
+    Raises:
+        ValueError: it has.
+    """
+    if steps > longest * episodes:
+        raise ValueError(
+            f"the environment did not finish {episodes} episodes a lane in {steps} steps; "
+            f"limit its episodes with env.max_episode_steps"
+        )
 
 
 def evaluate(
@@ -75,35 +104,43 @@ def evaluate(
     reset_carry_at: int | None = None,
     spaces: SpaceSettings | None = None,
     success_return: float | None = None,
-    max_episode_steps: int = 100_000,
+    max_episode_steps: int = LONGEST_EPISODE,
+    weights_version: int = 0,
+    recorder: Recorder | None = None,
 ) -> Evaluation:
     """Run at least `episodes` complete episodes, the same number on every lane (so that short ones are not favoured).
 
+    A `recorder` is given the episodes that count; it changes nothing about them.
+
     Raises:
-        ValueError: a lane ran `max_episode_steps` steps for each episode asked of it without finishing them.
+        ValueError: a lane ran `max_episode_steps` steps for each episode asked of it without finishing them, or the
+            recorder holds too much.
     """
     per_lane = -(-episodes // env.num_envs)
     facts = facts_of(env)
     length = min((facts.episode_length if facts else None) or _DEFAULT_CHUNK, _LONGEST_CHUNK)
+    carry_stride = length
+    if recorder is not None:
+        initial = {name: c[0].detach().numpy() for name, c in policy.initial_carry(1).items()}
+        carry_bytes = env.num_envs * sum(carry.nbytes for carry in initial.values())
+        length, carry_stride = max(1, min(length, _RECORDED_CHUNK // max(1, carry_bytes))), 1
     collector = Collector(
-        env, policy, length, carry_stride=length, seed=seed, first_lane=first_lane, greedy=greedy,
+        env, policy, length, carry_stride=carry_stride, seed=seed, first_lane=first_lane, greedy=greedy,
         reset_carry_at=reset_carry_at, spaces=spaces or SpaceSettings(), success_return=success_return,
     )  # fmt: skip
     finished = np.zeros(env.num_envs, dtype=np.int64)
     parts: list[Evaluation] = []
     steps = 0
     while finished.min() < per_lane:
-        if steps > max_episode_steps * per_lane:
-            raise ValueError(
-                f"the environment did not finish {per_lane} episodes a lane in {steps} steps; "
-                f"limit its episodes with env.max_episode_steps"
-            )
-        _, stats = collector.collect()
+        check_progress(steps, per_lane, max_episode_steps)
+        fragment, stats = collector.collect(weights_version)
+        if recorder is not None:
+            recorder.add(fragment, np.maximum(0, per_lane - finished), initial)
         steps += length
         counted = np.zeros(len(stats.lanes), dtype=np.bool_)
         for i, lane in enumerate(stats.lanes):
             counted[i] = finished[lane] < per_lane
             finished[lane] += 1
         successes = stats.successes[counted] if len(stats.successes) else stats.successes
-        parts.append(Evaluation(stats.returns[counted], stats.lengths[counted], successes))
+        parts.append(Evaluation(stats.returns[counted], stats.lengths[counted], successes, facts))
     return Evaluation.joined(parts)

@@ -57,8 +57,26 @@ def test_train_evaluate_and_what_a_run_leaves_behind(tmp_path: Path) -> None:
     assert evaluated.returncode == 0, evaluated.stderr
     assert "success" in evaluated.stdout
     assert "over 64 episodes" in evaluated.stdout
+    assert recorded_and_replayed(run, tmp_path) == evaluated.stdout
     sampled = mneme("evaluate", str(list_checkpoints(run / "checkpoints")[-1]), "--episodes", "64", "--sample")
     assert sampled.returncode == 0, sampled.stderr
+
+
+def recorded_and_replayed(run: Path, folder: Path) -> str:
+    """What the evaluation said that was recorded; and the recording is replayed."""
+    file, picture = folder / "best.parquet", folder / "episode.png"
+    evaluated = mneme(
+        "evaluate", str(run), "--episodes", "64", "--reset-carry-at", "3", "--record", str(file), "--best", "2"
+    )
+    assert evaluated.returncode == 0, evaluated.stderr
+    replayed = mneme("replay", str(file), "--episode", "1", "--plot", str(picture))
+    assert replayed.returncode == 0, replayed.stderr
+    assert "2 episodes: mneme/DelayedCue-v0, weights 4, seed 0, greedy, carry reset at step 3" in replayed.stdout
+    assert picture.stat().st_size > 10_000
+    again = mneme("evaluate", str(run), "--record", str(file))
+    assert (again.returncode, again.stdout) == (1, "")
+    assert f"{file} exists already" in again.stderr
+    return evaluated.stdout
 
 
 @pytest.mark.parametrize(
@@ -74,6 +92,11 @@ def test_train_evaluate_and_what_a_run_leaves_behind(tmp_path: Path) -> None:
         (["train", "service.address=127.0.0.1:1"], 1, "cannot join the Ray cluster at 127.0.0.1:1"),
         (["evaluate", "/nowhere"], 2, "no usable checkpoint"),
         (["evaluate", "/nowhere", "--episodes", "0"], 1, "--episodes is 0"),
+        (["evaluate", "/nowhere", "--record", "a.parquet", "--best", "0"], 1, "--best is 0"),
+        (["evaluate", "/nowhere", "--best", "3"], 1, "name a file with --record"),
+        (["evaluate", "/nowhere", "--video-episodes", "0"], 1, "--video-episodes is 0"),
+        (["replay", "/nowhere"], 1, "there is no file /nowhere"),
+        (["replay", "configs/delayed_cue.yaml"], 1, "is no recording"),
         (["train", "service.learner_gpus=64"], 1, "asks for 64 GPU and Ray has"),
         (["train", "--locla"], 2, "unrecognized arguments: --locla"),
     ],

@@ -51,7 +51,7 @@ def test_an_agent_that_remembers_succeeds_always() -> None:
     evaluation = run()
     assert evaluation.episodes == 400
     assert evaluation.success_rate == 1.0
-    assert evaluation.mean_return == 1.0
+    assert evaluation.mean_return == evaluation.normalized_return == 1.0
     assert evaluation.success_interval is not None
     assert evaluation.success_interval[0] > 0.98
 
