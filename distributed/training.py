@@ -76,26 +76,29 @@ class _Run:
                 self.display.note(f"an episode was cut short: {sentence}")
         self.display.update(row, self.steps)
 
-    def watch_endings(self) -> None:
-        """Say once that no episode ends, where the task does not declare how long they are."""
+    def seems_endless(self, steps: int) -> bool:
+        """Whether no episode has ended in so many steps of each lane, though the task declares no length. Said once."""
         facts, lane_steps = self.blueprint.facts, self.meter.steps // self.config.rollout.lanes
         declared = facts is not None and facts.episode_length is not None
-        if self.meter.episodes or declared or self.endless or lane_steps < _ENDLESS:
-            return
+        if self.meter.episodes or declared or lane_steps < steps:
+            return False
+        if not self.endless:
+            self.display.note(
+                f"no episode has ended in {lane_steps:,} steps of each lane, so there is no return to show or to "
+                f"evaluate; if the environment never ends one, set env.max_episode_steps"
+            )
         self.endless = True
-        self.display.note(
-            f"no episode has ended in {lane_steps:,} steps of each lane, so there is no return to show or to "
-            f"evaluate; if the environment never ends one, set env.max_episode_steps"
-        )
+        return True
 
     def enter_level(self) -> None:
         """Collect at the curriculum's level from now on."""
         level = self.runner.level = self.curriculum.level
-        self.display.note(f"step {self.steps:,}: level {level} begins, {self.blueprint.env(level).kwargs}")
+        what = "the task itself" if self.curriculum.complete else self.config.curriculum.stages[level]
+        self.display.note(f"step {self.steps:,}: level {level} begins, {what}")
 
     def evaluate(self) -> Evaluation | None:
         """Run complete episodes, unless none has ended so far."""
-        if self.endless and not self.meter.episodes:
+        if self.seems_endless(0):
             return None
         self.evaluation = self.runner.evaluate(
             self.config.train.evaluation_episodes, self.config.seed + _EVALUATION_SEED
@@ -247,7 +250,7 @@ def _loop(run: _Run, stop: StopRequest) -> bool:
             row["curriculum/level"] = float(run.curriculum.level)
         run.record(row)
         run.show(update, row)
-        run.watch_endings()
+        run.seems_endless(_ENDLESS)
         if run.steps >= train.total_steps:
             return True
         if stop.made:

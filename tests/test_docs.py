@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from distributed.cli import _parser
-from distributed.config import load_config, settings
+from distributed.config import Config, load_config, settings
+from tests.third_party.test_environments import TASKS as THIRD_PARTY_TASKS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
@@ -17,7 +18,7 @@ DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG
 )
 PACKAGES = ("envs", "controllers", "rollout_workers", "learner", "distributed")
 PRODUCTS = ("benchmarks/results/",)  # what commands write
-SECTIONS = "env|policy|rollout|learner|train|service|checkpoint|tracking"
+SECTIONS = "|".join(name for name in Config.model_fields if name not in ("seed", "name"))
 
 every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 
@@ -84,7 +85,7 @@ def commands(document: Path) -> Iterator[list[str]]:
             continue
         if words[:3] == ["ray", "job", "submit"]:
             words = words[words.index("--") + 1 :]
-        if words[:3] == ["python", "-m", "distributed"]:
+        if words[1:3] == ["-m", "distributed"] and words[0] in ("python", ".venv/bin/python"):
             yield words[3:]
         elif words and words[0] in ("mneme", ".venv/bin/mneme"):
             yield words[1:]
@@ -94,7 +95,7 @@ def commands(document: Path) -> Iterator[list[str]]:
 def test_commands_parse(document: Path) -> None:
     for words in commands(document):
         if len(words) == 1 or "--help" in words:  # the mere name of a command, or what every parser knows
-            assert words[0] in ("train", "evaluate", "dashboard")
+            assert words[0] in ("train", "evaluate", "replay", "dashboard")
             continue
         options, rest = _parser().parse_known_args(words)
         assert not any(word.startswith("-") for word in rest), f"{document.name}: {words}"
@@ -111,6 +112,11 @@ def test_commands_are_found() -> None:
     """Guards the tests above against a change of notation that hides every command from them."""
     assert sum(1 for _ in commands(ROOT / "README.md")) >= 10
     assert any("service.learner_resource=learner" in words for words in commands(ROOT / "docs" / "cluster.md"))
+
+
+def test_other_peoples_environments_that_are_named_as_tried_are_tested() -> None:
+    tried = [word for words in commands(ROOT / "docs" / "environments.md") if "--local" in words for word in words]
+    assert {word.removeprefix("env.id=") for word in tried if word.startswith("env.id=")} == set(THIRD_PARTY_TASKS)
 
 
 def messages() -> list[str]:
