@@ -1,15 +1,14 @@
 """Associative recall: see pairs of key and value, wait, then give the value for each key."""
 
-import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.facts import TaskFacts
 from envs.lane_random import lane_integers, lane_uniform
-from envs.memory_env import MemoryVectorEnv, Observation, SingleEnv, State, Transition, one_of, whole_number
+from envs.memory_env import Observation, SingleEnv, whole_number
+from envs.questions import QuestionsEnv
 
 
-class AssociativeRecall(MemoryVectorEnv):
+class AssociativeRecall(QuestionsEnv):
     """`pairs` of key and value are shown, one a step; after `delay` blank steps each key asks for its value.
 
     Keys of an episode are all different, and are asked for once each, in a random order of their own. Values are
@@ -40,66 +39,33 @@ class AssociativeRecall(MemoryVectorEnv):
     def __init__(
         self, num_envs: int, keys: int = 4, values: int = 4, pairs: int = 2, delay: int = 4, reward: str = "dense"
     ) -> None:
-        self._pairs = whole_number("pairs", pairs, 1)
+        whole_number("pairs", pairs, 1)
         self._keys = whole_number("keys", keys, 1)
         if keys < pairs:
             raise ValueError(f"keys is {keys}; it must be at least pairs, {pairs}, so that no key stands twice")
         self._values = whole_number("values", values, 2)
-        self._first_question = pairs + whole_number("delay", delay, 0)
-        self._dense = one_of("reward", reward, ("dense", "sparse")) == "dense"
-        guess = 1.0 / values if self._dense else float(values) ** -pairs
         super().__init__(
-            num_envs,
-            gym.spaces.Box(0.0, 1.0, (keys + values + 3,), dtype=np.float32),
-            gym.spaces.Discrete(values),
-            TaskFacts(
-                memory_horizon=self._first_question + pairs - 1,
-                episode_length=self._first_question + pairs,
-                optimal_return=1.0,
-                memoryless_return=guess,
-                chance_return=guess,
-                success_return=1.0,
-            ),
-        )
-        self._lane_B = np.arange(num_envs)
+            num_envs, features=keys + values, answers=values, shown=pairs, delay=delay, questions=pairs,
+            latest=pairs - 1, reward=reward,
+        )  # fmt: skip
         self._key_BP, self._value_BP, self._order_BP = np.zeros((3, num_envs, pairs), dtype=np.int64)
-        self._right_B = np.zeros(num_envs, dtype=np.int64)  # answers so far
 
     def _begin(self, lanes_B: NDArray[np.bool_]) -> None:
-        key_B = self._episode_key_B[lanes_B]
-        self._key_BP[lanes_B] = lane_uniform(key_B, 0, self._keys).argsort(axis=1)[:, : self._pairs]
-        self._value_BP[lanes_B] = lane_integers(key_B, 1, self._values, self._pairs)
-        self._order_BP[lanes_B] = lane_uniform(key_B, 2, self._pairs).argsort(axis=1)
-        self._right_B[lanes_B] = 0
+        super()._begin(lanes_B)
+        key_B, pairs = self._episode_key_B[lanes_B], self._questions
+        self._key_BP[lanes_B] = lane_uniform(key_B, 0, self._keys).argsort(axis=1)[:, :pairs]
+        self._value_BP[lanes_B] = lane_integers(key_B, 1, self._values, pairs)
+        self._order_BP[lanes_B] = lane_uniform(key_B, 2, pairs).argsort(axis=1)
 
-    def _memory(self) -> State:
-        return {"right": self._right_B}
+    def _answer(self, question_B: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self._value_BP[self._lane_B, self._order_BP[self._lane_B, question_B]]
 
-    def _asked(self, question_B: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Which pair each lane's question is about, [B]; any pair where nothing is asked."""
-        return self._order_BP[self._lane_B, question_B.clip(0, self._pairs - 1)]
-
-    def _transition(self, action_B: np.ndarray) -> Transition:
-        question_B = self._step_B - self._first_question
-        right_B = (question_B >= 0) & (action_B == self._value_BP[self._lane_B, self._asked(question_B)])
-        self._right_B += right_B
-        last_B = question_B == self._pairs - 1
-        reward_B = right_B / self._pairs if self._dense else 1.0 * (last_B & (self._right_B == self._pairs))
-        return reward_B, last_B, np.zeros(self.num_envs, dtype=np.bool_)
-
-    def _observe(self) -> Observation:
-        step_B, question_B = self._step_B, self._step_B - self._first_question
-        shown_B = step_B < self._pairs
-        asked_B = (question_B >= 0) & (question_B < self._pairs)
-        pair_B = np.where(shown_B, np.minimum(step_B, self._pairs - 1), self._asked(question_B))
-        observation = np.zeros((self.num_envs, self._keys + self._values + 3), dtype=np.float32)
+    def _show(self, observation: Observation, shown_B: NDArray[np.bool_], asked_B: NDArray[np.bool_]) -> None:
+        asked_pair_B = self._order_BP[self._lane_B, self._question()]
+        pair_B = np.where(shown_B, self._step_B.clip(max=self._questions - 1), asked_pair_B)
         keyed_B = shown_B | asked_B
         observation[keyed_B, self._key_BP[keyed_B, pair_B[keyed_B]]] = 1.0
         observation[shown_B, self._keys + self._value_BP[shown_B, pair_B[shown_B]]] = 1.0
-        observation[:, -3] = shown_B
-        observation[:, -2] = ~shown_B & (question_B < 0)
-        observation[:, -1] = asked_B
-        return observation
 
 
 class AssociativeRecallEnv(SingleEnv):

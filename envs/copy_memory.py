@@ -1,15 +1,14 @@
 """Copy memory: see a sequence of symbols, wait, then repeat it."""
 
-import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.facts import TaskFacts
 from envs.lane_random import lane_integers
-from envs.memory_env import MemoryVectorEnv, Observation, SingleEnv, State, Transition, one_of, whole_number
+from envs.memory_env import Observation, SingleEnv, whole_number
+from envs.questions import QuestionsEnv
 
 
-class CopyMemory(MemoryVectorEnv):
+class CopyMemory(QuestionsEnv):
     """`length` symbols are shown, one a step; after `delay` blank steps they are asked for, one a step, in order.
 
     Observation, float32 [symbols + 3]: the symbol one-hot while the sequence is shown, else zeros; then one flag each
@@ -34,53 +33,22 @@ class CopyMemory(MemoryVectorEnv):
 
     def __init__(self, num_envs: int, symbols: int = 4, length: int = 3, delay: int = 8, reward: str = "dense") -> None:
         self._symbols = whole_number("symbols", symbols, 2)
-        self._length = whole_number("length", length, 1)
-        self._first_question = length + whole_number("delay", delay, 0)
-        self._dense = one_of("reward", reward, ("dense", "sparse")) == "dense"
-        guess = 1.0 / symbols if self._dense else float(symbols) ** -length
+        whole_number("length", length, 1)
         super().__init__(
-            num_envs,
-            gym.spaces.Box(0.0, 1.0, (symbols + 3,), dtype=np.float32),
-            gym.spaces.Discrete(symbols),
-            TaskFacts(
-                memory_horizon=self._first_question,
-                episode_length=self._first_question + length,
-                optimal_return=1.0,
-                memoryless_return=guess,
-                chance_return=guess,
-                success_return=1.0,
-            ),
-        )
-        self._lane_B = np.arange(num_envs)
+            num_envs, features=symbols, answers=symbols, shown=length, delay=delay, questions=length, latest=0,
+            reward=reward,
+        )  # fmt: skip
         self._symbol_BL = np.zeros((num_envs, length), dtype=np.int64)
-        self._right_B = np.zeros(num_envs, dtype=np.int64)  # answers so far
 
     def _begin(self, lanes_B: NDArray[np.bool_]) -> None:
-        self._symbol_BL[lanes_B] = lane_integers(self._episode_key_B[lanes_B], 0, self._symbols, self._length)
-        self._right_B[lanes_B] = 0
+        super()._begin(lanes_B)
+        self._symbol_BL[lanes_B] = lane_integers(self._episode_key_B[lanes_B], 0, self._symbols, self._questions)
 
-    def _memory(self) -> State:
-        return {"right": self._right_B}
+    def _answer(self, question_B: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self._symbol_BL[self._lane_B, question_B]
 
-    def _transition(self, action_B: np.ndarray) -> Transition:
-        question_B = self._step_B - self._first_question
-        asked_B = question_B >= 0
-        right_B = asked_B & (action_B == self._symbol_BL[self._lane_B, np.maximum(question_B, 0)])
-        self._right_B += right_B
-        last_B = question_B == self._length - 1
-        reward_B = right_B / self._length if self._dense else 1.0 * (last_B & (self._right_B == self._length))
-        return reward_B, last_B, np.zeros(self.num_envs, dtype=np.bool_)
-
-    def _observe(self) -> Observation:
-        step_B = self._step_B
-        shown_B = step_B < self._length
-        asked_B = (step_B >= self._first_question) & (step_B < self._first_question + self._length)
-        observation = np.zeros((self.num_envs, self._symbols + 3), dtype=np.float32)
-        observation[shown_B, self._symbol_BL[shown_B, step_B[shown_B]]] = 1.0
-        observation[:, -3] = shown_B
-        observation[:, -2] = ~shown_B & (step_B < self._first_question)
-        observation[:, -1] = asked_B
-        return observation
+    def _show(self, observation: Observation, shown_B: NDArray[np.bool_], asked_B: NDArray[np.bool_]) -> None:
+        observation[shown_B, self._symbol_BL[shown_B, self._step_B[shown_B]]] = 1.0
 
 
 class CopyMemoryEnv(SingleEnv):
