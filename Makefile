@@ -11,11 +11,12 @@ BENCH_VENV := .venv-bench
 PYTHON ?= $(shell for candidate in python3.11 python3.12 python3; do \
 	$$candidate -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
 	&& echo $$candidate && break; done)
+TRITON := triton==3.9.0
 CONFIG ?= configs/delayed_cue.yaml
 ARGS ?=
 PACKAGES := envs controllers rollout_workers learner distributed
 
-.PHONY: help setup train test test-slow lint format bench bench-setup dashboard clean
+.PHONY: help setup train test test-slow lint format suite bench bench-setup dashboard clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +41,9 @@ format: $(VENV)/.installed ## Format the code and mend what ruff can mend
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+suite: $(VENV)/.installed ## Compare every controller on every memory task (hours); ARGS="--controllers gru,lstm"
+	$(VENV)/bin/python -m distributed suite $(ARGS)
+
 bench: $(VENV)/.installed $(BENCH_VENV)/.installed ## Measure speed side by side with the peers
 	$(VENV)/bin/python -m benchmarks.environments
 	$(VENV)/bin/python -m benchmarks.run $(ARGS)
@@ -57,6 +61,9 @@ clean: ## Remove caches and builds (.venv and runs stay)
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(call install,$(VENV),requirements.lock)
 	$(VENV)/bin/python -m pip install --no-deps --no-build-isolation --editable .
+	@# Torch for CUDA brings the triton it wants; torch for CPUs brings none, and the tests interpret our kernels.
+	@$(VENV)/bin/python -c 'import triton' 2>/dev/null || [ "$$(uname -s)" != Linux ] || \
+		$(VENV)/bin/python -m pip install --disable-pip-version-check $(TRITON)
 	@touch $@
 
 $(BENCH_VENV)/.installed: benchmarks/requirements.lock

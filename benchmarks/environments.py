@@ -8,7 +8,6 @@ environment takes of collecting with a small policy.
 import json
 import sys
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from itertools import product
 from time import perf_counter
 from typing import Any
@@ -20,9 +19,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import describe_machine
 from benchmarks.report import RESULTS
 from controllers import PolicySettings, build_policy
+from distributed.machine import describe_machine, versions
 from envs import EnvSettings, make_vector_env
 from rollout_workers import Collector, policy_spec
 
@@ -64,8 +63,11 @@ def main() -> int:
         with console.status(task):
             speeds.append(_measure(task, f"mneme/{task.partition(',')[0]}-v0", kwargs))
     console.print(_table(speeds))
-    versions = {name: version(name) for name in ("gymnasium", "numpy", "torch")}
-    document = {"machine": machine, "versions": versions, "results": [asdict(speed) for speed in speeds]}
+    document = {
+        "machine": machine,
+        "versions": versions("gymnasium", "numpy", "torch"),
+        "results": [asdict(speed) for speed in speeds],
+    }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "environments.json"
     path.write_text(json.dumps(document, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""What every contestant trains on, how it is timed, and what it says afterwards. Standard library only.
+"""What every contestant trains on, how it is timed, and what it says afterwards. It imports the standard library alone.
 
 Every contestant is a program of its own that prints one `Measurement` as a line of JSON on standard output. Time runs
 from the end of the warm-up's last update to the end of the last one of all, so start-up is nobody's burden.
@@ -6,13 +6,12 @@ from the end of the warm-up's last update to the end of the last one of all, so 
 
 import argparse
 import json
-import os
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from time import perf_counter
 from typing import Any
+
+from distributed.machine import versions
 
 ENV_ID = "mneme/DelayedCue-v0"
 CUES = 4
@@ -115,7 +114,7 @@ class Stopwatch:
             seconds=self._stopped - self._started,
             mean_return=self._returns / self._episodes,
             configuration=configuration,
-            versions={"python": platform.python_version()} | {name: version(name) for name in packages},
+            versions=versions(*packages),
             spent=self._spent,
         )
 
@@ -131,8 +130,3 @@ def contestant_parser(description: str | None) -> argparse.ArgumentParser:
 def updates_for(steps: int) -> int:
     """Updates that time at least `steps` environment steps, the warm-up included."""
     return WARM_UP + max(1, -(-steps // BATCH))
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -5,16 +5,29 @@ from torch import Generator, Tensor, nn
 
 from controllers.controller import Carry, Controller
 from controllers.initialisation import chrono_bias, gate_weights
+from controllers.scans.cell_norm import GruNorm, normed_gru_cell, normed_gru_scan
 from controllers.scans.gru import GruParameters, gru_cell, gru_scan
 from controllers.settings import ControllerSettings
 
 
 class GruController(Controller):
-    """Parameters as in `torch.nn.GRUCell` (gates r, z, n); it carries `h` [B, H]."""
+    """Parameters as in `torch.nn.GRUCell` (gates r, z, n); it carries `h` [B, H].
+
+    Args:
+        cell_norm: LayerNorm before the gates; the scan then takes about half as long again.
+    """
 
     initial_h: Tensor
 
-    def __init__(self, input_size: int, settings: ControllerSettings, horizon: int, generator: Generator) -> None:
+    def __init__(
+        self,
+        input_size: int,
+        settings: ControllerSettings,
+        horizon: int,
+        generator: Generator,
+        *,
+        cell_norm: bool = False,
+    ) -> None:
         hidden = settings.hidden_size
         super().__init__(input_size, hidden, {"h": (hidden,)}, settings.initial_carry == "learned")
         w_ih, w_hh = gate_weights(3, input_size, hidden, generator)
@@ -25,14 +38,22 @@ class GruController(Controller):
         self.weight_hh = nn.Parameter(w_hh)
         self.bias_ih = nn.Parameter(b_ih)
         self.bias_hh = nn.Parameter(torch.zeros(3 * hidden))
+        self.gate_gains = nn.Parameter(torch.ones(2, 3 * hidden)) if cell_norm else None
 
     def gru_parameters(self) -> GruParameters:
         return GruParameters(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
 
+    def gru_norm(self) -> GruNorm | None:
+        return None if self.gate_gains is None else GruNorm(*self.gate_gains)
+
     def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        h_BH = gru_cell(x_BD, carry["h"], self.gru_parameters())
+        arguments = x_BD, carry["h"], self.gru_parameters()
+        norm = self.gru_norm()
+        h_BH = gru_cell(*arguments) if norm is None else normed_gru_cell(*arguments, norm)
         return h_BH, {"h": h_BH}
 
     def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        y_TBH, h_BH = gru_scan(x_TBD, reset_TB, carry["h"], self.initial_h, self.gru_parameters())
+        arguments = x_TBD, reset_TB, carry["h"], self.initial_h, self.gru_parameters()
+        norm = self.gru_norm()
+        y_TBH, h_BH = gru_scan(*arguments) if norm is None else normed_gru_scan(*arguments, norm)
         return y_TBH, {"h": h_BH}

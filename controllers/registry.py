@@ -9,11 +9,18 @@ from torch import Generator
 
 from controllers.controller import Controller
 from controllers.gru import GruController
+from controllers.lru import LruController
 from controllers.lstm import LstmController
+from controllers.mamba import MambaController
+from controllers.mamba2 import Mamba2Controller
+from controllers.mamba_gru import MambaGruController
+from controllers.mingru import MinGruController
 from controllers.mlp import MlpController
+from controllers.pseudo_mamba import PseudoMambaController
 from controllers.scans.backends import REFERENCE
 from controllers.settings import ControllerSettings
 from controllers.stack import Stack
+from controllers.transformer import TransformerController
 
 ControllerFactory = Callable[..., Controller]
 """Builds one layer from (input_size, settings, horizon, generator); what only this kind has to choose are keyword-only
@@ -23,6 +30,13 @@ CONTROLLERS: Mapping[str, ControllerFactory] = {
     "mlp": MlpController,
     "gru": GruController,
     "lstm": LstmController,
+    "mamba": MambaController,
+    "mamba_gru": MambaGruController,
+    "mamba2": Mamba2Controller,
+    "pseudo_mamba": PseudoMambaController,
+    "lru": LruController,
+    "mingru": MinGruController,
+    "transformer": TransformerController,
 }
 
 

@@ -24,7 +24,9 @@ class ControllerSettings:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
 
     kind: str = "gru"
-    """Which sequence model: mlp (no memory, the control), gru or lstm; or one of your own, as module:Class."""
+    """Which sequence model: mlp (no memory, the control), gru, lstm, lru (linear, complex), mingru (linear, gated),
+    mamba (selective state space), mamba2 (its successor), mamba_gru (a GRU above it), pseudo_mamba (mamba2 and a memory
+    of slots) or transformer; or one of your own, as module:Class."""
 
     kwargs: dict[str, Any] = field(default_factory=dict)
     """What only this kind of sequence model has to choose."""

@@ -1,6 +1,6 @@
 """Several layers of sequence models, each reading the one below."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -34,6 +34,9 @@ class Stack(Controller):
 
     def signals(self, y_TBH: Tensor) -> dict[str, Tensor]:
         return self._each()[-1].signals(y_TBH)
+
+    def penalty(self, signals: Mapping[str, Tensor], valid_TB: Tensor) -> Tensor | None:
+        return self._each()[-1].penalty(signals, valid_TB)
 
     def _each(self) -> list[Controller]:
         return list(self.layers)  # type: ignore[arg-type]

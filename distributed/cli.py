@@ -1,4 +1,4 @@
-"""The command line: `mneme train`, `mneme evaluate`, `mneme replay`, `mneme dashboard`.
+"""The command line: `mneme train`, `evaluate`, `replay`, `check`, `suite`, `dashboard`.
 
 Every failure is one sentence on stderr and a non-zero status.
 """
@@ -22,9 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the process's exit status."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and (options.command is not _train or any(word.startswith("-") for word in rest)):
+    if rest and ("settings" not in options or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if options.command is _train:
+    if "settings" in options:
         options.settings += rest  # argparse gives up on positionals that follow an option
     try:
         status: int = options.command(options)
@@ -94,6 +94,33 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--plot", metavar="FILE.png", type=Path, help="draw it too, with its memory over time")
     replay.set_defaults(command=_replay)
 
+    check = commands.add_parser(
+        "check",
+        help="hold a controller to the contract",
+        description="Check that a controller keeps the contract of controllers, and measure what it costs. The exit "
+        "status is 1 if it fails.",
+    )
+    check.add_argument("controller", help="a kind such as gru, or one of your own as module:Class")
+    check.add_argument(
+        "settings", nargs="*", metavar="key=value", help="as under policy.controller: hidden_size=64 kwargs.heads=2"
+    )
+    check.set_defaults(command=_check)
+
+    suite = commands.add_parser(
+        "suite",
+        help="compare controllers on the memory tasks",
+        description="Train every controller on every task for several seeds, each with its preset under configs/, and "
+        "print what was solved. What is done is kept: the same --name goes on where it stopped.",
+    )
+    suite.add_argument("settings", nargs="*", metavar="key=value", help="settings that replace the presets'")
+    suite.add_argument("--tasks", type=_names, default=[], metavar="A,B", help="presets (default: the memory tasks)")
+    suite.add_argument("--controllers", type=_names, default=[], metavar="A,B", help="kinds (default: all)")
+    suite.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each (default %(default)s)")
+    suite.add_argument("--name", default="suite", help="folder under runs/suites (default %(default)s)")
+    suite.add_argument("--local", action="store_true", help="one process, without Ray")
+    suite.add_argument("--table", action="store_true", help="only print what has been done")
+    suite.set_defaults(command=_suite)
+
     dashboard = commands.add_parser(
         "dashboard", help="open MLflow on this machine", description="Serve the MLflow store on 127.0.0.1."
     )
@@ -101,6 +128,10 @@ def _parser() -> argparse.ArgumentParser:
     dashboard.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (default %(default)s)")
     dashboard.set_defaults(command=_dashboard)
     return parser
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
 
 
 def _settings_help() -> str:
@@ -165,6 +196,25 @@ def _replay(options: argparse.Namespace) -> int:
             recording.episode(options.episode), options.plot, f"episode {options.episode}: {recording.description}"
         )
     return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from distributed.checking import check_controller
+
+    return 0 if check_controller(options.controller, options.settings) else _RUN_ERROR
+
+
+def _suite(options: argparse.Namespace) -> int:
+    from distributed.suite import run_suite, show_suite
+
+    if options.table:
+        show_suite(options.name)
+        return 0
+    complete = run_suite(
+        options.tasks, options.controllers, options.seeds, name=options.name, local=options.local,
+        overrides=options.settings,
+    )  # fmt: skip
+    return 0 if complete else _INTERRUPTED
 
 
 def _dashboard(options: argparse.Namespace) -> int:

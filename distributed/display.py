@@ -127,8 +127,7 @@ class Display:
             speed = (step - first_step) / max(now - started, 1e-9)
         if not speed > 0:
             return NOTHING
-        seconds = math.ceil(max(0, self._total - step) / speed)
-        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+        return clock(max(0, self._total - step) / speed)
 
     def _view(self, texts: Mapping[str, str]) -> Group:
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
@@ -136,6 +135,12 @@ class Display:
             table.add_column(quantity.name, justify="right", no_wrap=True)
         table.add_row(*(texts.get(quantity.key, NOTHING) for quantity in QUANTITIES))
         return Group(Text(self._title, style="bold"), self._bar, table)
+
+
+def clock(duration: float) -> str:
+    """Hours, minutes and seconds of a duration in seconds."""
+    seconds = math.ceil(duration)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
 
 def _text(quantity: Quantity, value: float | None) -> str:

@@ -68,7 +68,8 @@ def test_make_targets_exist(document: Path) -> None:
 
 @every_document
 def test_settings_exist(document: Path) -> None:
-    known = {setting.key for setting in settings()}
+    keys = {setting.key for setting in settings()}
+    known = keys | {key.rpartition(".")[0] for key in keys}  # sections too
     for key in re.findall(rf"(?<![\w./-])((?:{SECTIONS})\.[a-z_]+(?:\.[a-z_]+)*)", document.read_text()):
         assert key in known or key.startswith("env.kwargs."), f"{document.name} names {key}"
 
@@ -95,7 +96,7 @@ def commands(document: Path) -> Iterator[list[str]]:
 def test_commands_parse(document: Path) -> None:
     for words in commands(document):
         if len(words) == 1 or "--help" in words:  # the mere name of a command, or what every parser knows
-            assert words[0] in ("train", "evaluate", "replay", "dashboard")
+            assert words[0] in ("train", "evaluate", "replay", "check", "suite", "dashboard")
             continue
         options, rest = _parser().parse_known_args(words)
         assert not any(word.startswith("-") for word in rest), f"{document.name}: {words}"

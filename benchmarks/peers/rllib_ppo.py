@@ -17,6 +17,7 @@ from ray.tune.registry import register_env
 
 from benchmarks import measurement as m
 from benchmarks.peers.threads import ThreadChoice
+from distributed.machine import cores
 from envs import EnvSettings, make_vector_env
 
 
@@ -66,7 +67,7 @@ def main() -> None:
     """Train for `--steps` timed environment steps and print a measurement."""
     args = m.contestant_parser(__doc__).parse_args()
     ray.init(
-        address="local", num_cpus=m.cores(), include_dashboard=False, log_to_driver=False,
+        address="local", num_cpus=cores(), include_dashboard=False, log_to_driver=False,
         logging_level=logging.ERROR, _node_ip_address="127.0.0.1",
     )  # fmt: skip
     register_env(m.ENV_ID, make_env)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from time import perf_counter
 
 from benchmarks import measurement as m
+from distributed.machine import cores
 
 
 class ThreadChoice:
@@ -29,7 +30,7 @@ class ThreadChoice:
     def _next(self) -> int:
         if self._updates == m.WARM_UP:
             return min(self._seconds, key=self._seconds.__getitem__)
-        return m.cores() if self._updates == m.WARM_UP - 1 else 1
+        return cores() if self._updates == m.WARM_UP - 1 else 1
 
     def _go_on(self, threads: int) -> None:
         self.threads = threads

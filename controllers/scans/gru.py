@@ -12,6 +12,7 @@ block of steps at once, and the loop over time is left with two multiplications 
 Axis letters: T time (K of one block), B lanes, D input features, H hidden, G = 4H gates.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from controllers.scans.blocks import blocks
+from controllers.scans.resets import lanes_to_reset, with_rows
 
 
 class GruParameters(NamedTuple):
@@ -32,8 +34,13 @@ class GruParameters(NamedTuple):
 
 def gru_cell(x_BD: Tensor, h_BH: Tensor, p: GruParameters) -> Tensor:
     """One step: [B, D], [B, H] -> [B, H]."""
-    x_r, x_z, x_n = (x_BD @ p.w_ih.t() + p.b_ih).chunk(3, -1)
-    h_r, h_z, h_n = (h_BH @ p.w_hh.t() + p.b_hh).chunk(3, -1)
+    return gru_update(x_BD @ p.w_ih.t() + p.b_ih, h_BH @ p.w_hh.t() + p.b_hh, h_BH)
+
+
+def gru_update(of_x_BG: Tensor, of_h_BG: Tensor, h_BH: Tensor) -> Tensor:
+    """The state after a step from what its input and the state before say to the gates r, z, n, [B, 3H] each."""
+    x_r, x_z, x_n = of_x_BG.chunk(3, -1)
+    h_r, h_z, h_n = of_h_BG.chunk(3, -1)
     z = torch.sigmoid(x_z + h_z)
     n = torch.tanh(x_n + torch.sigmoid(x_r + h_r) * h_n)
     return (1 - z) * n + z * h_BH
@@ -53,7 +60,7 @@ def gru_scan(
     if len(x_TBD) == 1:
         h_BH = _step(x_TBD[0], torch.where(reset_TB.view(-1, 1), initial_H, h_BH), p)
         return h_BH.unsqueeze(0), h_BH.clone()
-    h_SBH, _ = _forward(x_TBD, reset_TB, reset_TB.any(1).tolist(), h_BH, initial_H, p, keep=False)
+    h_SBH, _ = _forward(x_TBD, lanes_to_reset(reset_TB), h_BH, initial_H, p, keep=False)
     return h_SBH[1:], h_SBH[-1].clone()
 
 
@@ -75,8 +82,7 @@ def _step(x_BD: Tensor, h_BH: Tensor, p: GruParameters) -> Tensor:
 
 def _forward(
     x_TBD: Tensor,
-    reset_TB: Tensor,
-    resets: list[bool],
+    resets: Sequence[Tensor],
     h_BH: Tensor,
     initial_H: Tensor,
     p: GruParameters,
@@ -111,8 +117,7 @@ def _forward(
             strict=True,
         )
         for t, n, r, z, m, rz, rzm in rows:
-            if resets[t]:
-                h = torch.where(reset_TB[t].unsqueeze(1), initial_H, h)
+            h = with_rows(h, resets[t], initial_H)
             rzm.addmm_(h, w_rec)
             rz.sigmoid_()
             n.addcmul_(r, m, value=2).sigmoid_()
@@ -127,8 +132,8 @@ class _GruScan(torch.autograd.Function):
         ctx: Any, x_TBD: Tensor, reset_TB: Tensor, h_BH: Tensor, initial_H: Tensor, *p: Tensor
     ) -> tuple[Tensor, Tensor]:
         parameters = GruParameters(*p)
-        ctx.resets = reset_TB.any(1).tolist()
-        h_SBH, gates_TBG = _forward(x_TBD, reset_TB, ctx.resets, h_BH, initial_H, parameters, keep=True)
+        ctx.resets = lanes_to_reset(reset_TB)
+        h_SBH, gates_TBG = _forward(x_TBD, ctx.resets, h_BH, initial_H, parameters, keep=True)
         ctx.save_for_backward(x_TBD, reset_TB, initial_H, parameters.w_ih, parameters.w_hh, h_SBH, gates_TBG)
         return h_SBH[1:], h_SBH[-1].clone()
 
@@ -142,17 +147,15 @@ class _GruScan(torch.autograd.Function):
         w_in = torch.cat([w_ih[2 * H :], w_ih[: 2 * H]])
         # transposed: with few inputs, [D, rows] x [rows, 3H] takes a fifth of the time of [3H, rows] x [rows, D]
         dw_in_DG, dw_hh_HG, db = w_ih.new_zeros(D, 3 * H), w_hh.new_zeros(H, 3 * H), w_hh.new_zeros(4 * H)
-        dinitial_H = torch.zeros_like(initial_H)
+        dinitial_H = torch.zeros_like(initial_H) if ctx.needs_input_grad[3] else None
         dx_TBD = torch.empty_like(x_TBD) if ctx.needs_input_grad[0] else None
         slopes_KBG = w_hh.new_empty(spans[0][1], B, 4 * H)
         # dL/dy of the step before, which is where the loop below arrives
         dy_before = [dy_TBH.new_zeros(()), *dy_TBH[:-1].unbind()]
         dh = dlast_BH + dy_TBH[-1]
         for start, stop in reversed(spans):
-            reset_KB1 = reset_TB[start:stop].unsqueeze(-1)
-            h_in_KBH = h_SBH[start:stop]
-            if any(ctx.resets[start:stop]):
-                h_in_KBH = torch.where(reset_KB1, initial_H, h_in_KBH)
+            rows_reset = reset_TB[start:stop].reshape(-1).nonzero()[:, 0]
+            h_in_RH = with_rows(h_SBH[start:stop].view(-1, H), rows_reset, initial_H)
             d_KBG = slopes_KBG[: stop - start]
             z_KBH = _slopes(gates_TBG[start:stop], h_SBH[start + 1 : stop + 1], out=d_KBG)
             rows = zip(
@@ -164,15 +167,15 @@ class _GruScan(torch.autograd.Function):
             )
             for t, d, d_rec, z in reversed(list(rows)):
                 d.mul_(dh.unsqueeze(1))
-                if ctx.resets[t]:
+                if len(lanes := ctx.resets[t]):
                     dh = (dh * z).addmm_(d_rec, w_hh)
-                    reset_B1 = reset_TB[t].unsqueeze(1)
-                    dinitial_H += dh.masked_fill(~reset_B1, 0).sum(0)
-                    dh = dh.masked_fill_(reset_B1, 0).add_(dy_before[t])
+                    if dinitial_H is not None:
+                        dinitial_H += dh[lanes].sum(0)
+                    dh.index_fill_(0, lanes, 0).add_(dy_before[t])
                 else:
                     dh = torch.addcmul(dy_before[t], dh, z).addmm_(d_rec, w_hh)
             d_RG = d_KBG.view(-1, 4 * H)
-            dw_hh_HG.addmm_(h_in_KBH.reshape(-1, H).t(), d_RG[:, H:])
+            dw_hh_HG.addmm_(h_in_RH.t(), d_RG[:, H:])
             dw_in_DG.addmm_(x_TBD[start:stop].reshape(-1, D).t(), d_RG[:, : 3 * H])
             db += d_RG.sum(0)
             if dx_TBD is not None:

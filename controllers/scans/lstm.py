@@ -11,6 +11,7 @@ steps at once.
 Axis letters: T time (K of one block), B lanes, D input features, H hidden, G = 4H gates.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from controllers.scans.blocks import blocks
+from controllers.scans.resets import lanes_to_reset, with_rows
 
 
 class LstmParameters(NamedTuple):
@@ -47,9 +49,14 @@ class _Trace(NamedTuple):
 
 def lstm_cell(x_BD: Tensor, state: LstmState, p: LstmParameters) -> LstmState:
     """One step: [B, D] and the state before it -> the state after it."""
-    i, f, g, o = (x_BD @ p.w_ih.t() + p.b_ih + state.h @ p.w_hh.t() + p.b_hh).chunk(4, -1)
-    c_BH = torch.sigmoid(f) * state.c + torch.sigmoid(i) * torch.tanh(g)
-    return LstmState(torch.sigmoid(o) * torch.tanh(c_BH), c_BH)
+    return lstm_update(x_BD @ p.w_ih.t() + p.b_ih + state.h @ p.w_hh.t() + p.b_hh, state.c, torch.tanh)
+
+
+def lstm_update(gates_BG: Tensor, c_BH: Tensor, show: Callable[[Tensor], Tensor]) -> LstmState:
+    """The state after a step from what comes to its gates; the output gate passes what `show` makes of the memory."""
+    i, f, g, o = gates_BG.chunk(4, -1)
+    c_BH = torch.sigmoid(f) * c_BH + torch.sigmoid(i) * torch.tanh(g)
+    return LstmState(torch.sigmoid(o) * show(c_BH), c_BH)
 
 
 def lstm_scan(
@@ -68,7 +75,7 @@ def lstm_scan(
         h_BH, c_BH = (torch.where(reset_B1, *pair) for pair in zip(initial, state, strict=True))
         state = _step(x_TBD[0], LstmState(h_BH, c_BH), p)
         return state.h.unsqueeze(0), state._replace(h=state.h.clone())
-    trace = _forward(x_TBD, reset_TB, reset_TB.any(1).tolist(), state, initial, p, keep=False)
+    trace = _forward(x_TBD, lanes_to_reset(reset_TB), state, initial, p, keep=False)
     return trace.h_SBH[1:], LstmState(trace.h_SBH[-1].clone(), trace.c_SBH[-1].clone())
 
 
@@ -89,8 +96,7 @@ def _step(x_BD: Tensor, state: LstmState, p: LstmParameters) -> LstmState:
 
 def _forward(
     x_TBD: Tensor,
-    reset_TB: Tensor,
-    resets: list[bool],
+    resets: Sequence[Tensor],
     state: LstmState,
     initial: LstmState,
     p: LstmParameters,
@@ -124,9 +130,7 @@ def _forward(
             strict=True,
         )
         for t, gates, i, f, g, o, tanh_c, h_out, c_out in rows:
-            if resets[t]:
-                reset_B1 = reset_TB[t].unsqueeze(1)
-                h, c = torch.where(reset_B1, initial.h, h), torch.where(reset_B1, initial.c, c)
+            h, c = with_rows(h, resets[t], initial.h), with_rows(c, resets[t], initial.c)
             gates.addmm_(h, w_rec).sigmoid_()
             torch.add(minus_one, g, alpha=2, out=g)
             c = torch.mul(f, c, out=c_out).addcmul_(i, g)
@@ -140,8 +144,8 @@ class _LstmScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TBD: Tensor, reset_TB: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         state, initial, p = LstmState(*rest[:2]), LstmState(*rest[2:4]), LstmParameters(*rest[4:])
-        ctx.resets = reset_TB.any(1).tolist()
-        trace = _forward(x_TBD, reset_TB, ctx.resets, state, initial, p, keep=True)
+        ctx.resets = lanes_to_reset(reset_TB)
+        trace = _forward(x_TBD, ctx.resets, state, initial, p, keep=True)
         ctx.save_for_backward(x_TBD, reset_TB, *initial, p.w_ih, p.w_hh, *trace)
         return trace.h_SBH[1:], trace.h_SBH[-1].clone(), trace.c_SBH[-1].clone()
 
@@ -154,7 +158,8 @@ class _LstmScan(torch.autograd.Function):
         H = w_hh.shape[1]
         spans = blocks(T, B)
         dw_ih_DG, dw_hh_HG, db = w_ih.new_zeros(D, 4 * H), w_hh.new_zeros(H, 4 * H), w_hh.new_zeros(4 * H)
-        dinitial = LstmState(torch.zeros_like(initial_h), torch.zeros_like(initial_c))
+        learned = ctx.needs_input_grad[4] or ctx.needs_input_grad[5]
+        dinitial = LstmState(torch.zeros_like(initial_h), torch.zeros_like(initial_c)) if learned else None
         dx_TBD = torch.empty_like(x_TBD) if ctx.needs_input_grad[0] else None
         slopes_KBG, memory_slopes_KBH = (
             w_hh.new_empty(spans[0][1], B, 4 * H),
@@ -164,14 +169,12 @@ class _LstmScan(torch.autograd.Function):
         dy_before = [dy_TBH.new_zeros(()), *dy_TBH[:-1].unbind()]
         dh, dc = dh_BH + dy_TBH[-1], dc_BH
         for start, stop in reversed(spans):
-            h_in_KBH, c_in_KBH = trace.h_SBH[start:stop], trace.c_SBH[start:stop]
-            if any(ctx.resets[start:stop]):
-                reset_KB1 = reset_TB[start:stop].unsqueeze(-1)
-                h_in_KBH = torch.where(reset_KB1, initial_h, h_in_KBH)
-                c_in_KBH = torch.where(reset_KB1, initial_c, c_in_KBH)
+            rows_reset = reset_TB[start:stop].reshape(-1).nonzero()[:, 0]
+            h_in_RH = with_rows(trace.h_SBH[start:stop].view(-1, H), rows_reset, initial_h)
+            c_in_RH = with_rows(trace.c_SBH[start:stop].view(-1, H), rows_reset, initial_c)
             gates_KBG, tanh_c_KBH = trace.gates_TBG[start:stop], trace.tanh_c_TBH[start:stop]
             d_KBG, ch_KBH = slopes_KBG[: stop - start], memory_slopes_KBH[: stop - start]
-            _slopes(gates_KBG, c_in_KBH, tanh_c_KBH, out=d_KBG, memory_out=ch_KBH)
+            _slopes(gates_KBG, c_in_RH.view_as(ch_KBH), tanh_c_KBH, out=d_KBG, memory_out=ch_KBH)
             d_KB4H = d_KBG.view(-1, B, 4, H)
             rows = zip(
                 range(start, stop),
@@ -187,22 +190,22 @@ class _LstmScan(torch.autograd.Function):
                 d_ifg.mul_(dc.unsqueeze(1))
                 d_o.mul_(dh)
                 dc.mul_(f)
-                if ctx.resets[t]:
+                if len(lanes := ctx.resets[t]):
                     dh = d @ w_hh
-                    reset_B1 = reset_TB[t].unsqueeze(1)
-                    for total_H, grad_BH in zip(dinitial, (dh, dc), strict=True):
-                        total_H += grad_BH.masked_fill(~reset_B1, 0).sum(0)
-                        grad_BH.masked_fill_(reset_B1, 0)
-                    dh += dy_before[t]
+                    if dinitial is not None:
+                        dinitial.h.add_(dh[lanes].sum(0))
+                        dinitial.c.add_(dc[lanes].sum(0))
+                    dc.index_fill_(0, lanes, 0)
+                    dh.index_fill_(0, lanes, 0).add_(dy_before[t])
                 else:
                     dh = torch.addmm(dy_before[t], d, w_hh)
             d_RG = d_KBG.view(-1, 4 * H)
-            dw_hh_HG.addmm_(h_in_KBH.reshape(-1, H).t(), d_RG)
+            dw_hh_HG.addmm_(h_in_RH.t(), d_RG)
             dw_ih_DG.addmm_(x_TBD[start:stop].reshape(-1, D).t(), d_RG)
             db += d_RG.sum(0)
             if dx_TBD is not None:
                 dx_TBD[start:stop] = (d_RG @ w_ih).view(-1, B, D)
-        return dx_TBD, None, dh, dc, *dinitial, dw_ih_DG.t(), dw_hh_HG.t(), db, db
+        return dx_TBD, None, dh, dc, *(dinitial or (None, None)), dw_ih_DG.t(), dw_hh_HG.t(), db, db
 
 
 def _slopes(gates_KBG: Tensor, c_in_KBH: Tensor, tanh_c_KBH: Tensor, out: Tensor, memory_out: Tensor) -> None:

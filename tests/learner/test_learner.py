@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from controllers import Weights
+from controllers import CONTROLLERS, Weights
 from learner import Learner, LearnerSettings
 from rollout_workers import Collector, Fragment, FragmentError
 
@@ -18,7 +18,7 @@ MODES: list[dict[str, Any]] = [
     {"mode": "truncated", "window": 6, "burn_in": 3},
     {"mode": "full"},
 ]
-KINDS = ["mlp", "gru", "lstm"]
+KINDS = list(CONTROLLERS)
 
 
 def make_learner(collector: Collector, settings: LearnerSettings, **options: Any) -> Learner:

@@ -1,23 +1,32 @@
-"""What machine a benchmark ran on."""
+"""What machine something was measured on, and with which versions. Standard library only."""
 
 import os
 import platform
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-from benchmarks import measurement as m
 
 
 def describe_machine() -> dict[str, Any]:
     """Processor, cores, system, date, and how busy it is."""
     return {
         "cpu": _cpu_model(),
-        "cores": m.cores(),
+        "cores": cores(),
         "system": platform.platform(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "load_before": os.getloadavg()[0],
     }
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of Python and of these distributions."""
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
 def _cpu_model() -> str:

@@ -1,0 +1,42 @@
+"""The contract of controllers as checks that can be run on any of them, and the figures that they are compared by."""
+
+from collections.abc import Iterator
+
+from controllers.contract import agreement, arguments, isolation
+from controllers.contract.figures import Figures, measure
+from controllers.contract.finding import Build, Check, Finding
+
+__all__ = ["CHECKS", "Build", "Check", "Figures", "Finding", "findings", "measure"]
+
+CHECKS: tuple[Check, ...] = (
+    arguments.results_have_their_shapes,
+    agreement.scan_is_the_loop_in_float64,
+    agreement.scan_is_the_loop_in_float32,
+    agreement.scan_is_the_loop_at_any_width,
+    agreement.acting_is_learning,
+    agreement.steps_are_the_scan,
+    agreement.split_is_the_whole,
+    agreement.gradients_are_slopes,
+    agreement.parts_have_their_own_gradients,
+    agreement.a_second_backward_is_the_first,
+    isolation.a_reset_cuts_the_gradient,
+    isolation.a_reset_starts_afresh,
+    isolation.a_reset_forgets_nan,
+    agreement.lanes_may_be_permuted,
+    isolation.lanes_are_apart,
+    isolation.the_initial_carry_is_learned_or_zero,
+    isolation.nothing_is_kept_between_calls,
+    isolation.nothing_passed_in_is_touched,
+    agreement.memory_layout_does_not_matter,
+    arguments.weights_come_from_the_generator,
+    arguments.wrong_arguments_get_one_sentence,
+)
+
+
+def findings(build: Build) -> Iterator[Finding]:
+    """Run every check; where not even the shapes are right, the others have nothing to compare and are left out."""
+    for check in CHECKS:
+        finding = check.run(build)
+        yield finding
+        if check is CHECKS[0] and not finding.passed:
+            return

@@ -1,0 +1,160 @@
+"""Checks that one computation in several forms is one: scan, step, split scan, slow loop, finite differences."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Generator, Tensor
+
+from controllers.contract.finding import EXACT, TIGHT, Build, Deviation, check, deviations
+from controllers.contract.trial import (
+    LANES,
+    LENGTHS,
+    Trial,
+    differentiated,
+    draw,
+    gradients,
+    loss_of,
+    outcome,
+    results,
+    subject,
+)
+from controllers.controller import Carry, Controller
+
+_STEPS = max(LENGTHS)
+_CUTS = ((1,), (32,), (5, 6, 20), (11, 22))
+_WIDTHS = (1, 100, 600)
+_EPSILON, _DIRECTIONS = 1e-6, 4  # of finite differences
+
+
+@check("scan is the loop", "outputs, last carry and all gradients are those of a loop over cell", TIGHT)
+def scan_is_the_loop_in_float64(build: Build) -> Iterator[Deviation]:
+    yield from _scan_is_the_loop(subject(build))
+
+
+@check("... in float32", "the same in single precision", 1e-05)
+def scan_is_the_loop_in_float32(build: Build) -> Iterator[Deviation]:
+    yield from _scan_is_the_loop(subject(build, torch.float32))
+
+
+def _scan_is_the_loop(controller: Controller) -> Iterator[Deviation]:
+    for steps in LENGTHS:
+        trial = draw(controller, steps)
+        expected = outcome(controller.reference_scan, controller, trial)
+        yield from deviations(outcome(controller.scan, controller, trial), expected, f"{steps} steps")
+
+
+@check("... at any width", "the same with 1, 100 and 600 lanes", TIGHT)
+def scan_is_the_loop_at_any_width(build: Build) -> Iterator[Deviation]:
+    controller = subject(build)
+    for lanes in _WIDTHS:
+        trial = draw(controller, 9, lanes=lanes)
+        expected = outcome(controller.reference_scan, controller, trial)
+        yield from deviations(outcome(controller.scan, controller, trial), expected, f"{lanes} lanes")
+
+
+@check("acting is learning", "a scan without gradient gives the same values", TIGHT)
+def acting_is_learning(build: Build) -> Iterator[Deviation]:
+    controller = subject(build)
+    for steps in LENGTHS:
+        trial = draw(controller, steps)
+        expected = results(*controller.scan(*trial))
+        with torch.no_grad():
+            yield from deviations(results(*controller.scan(*trial)), expected, f"{steps} steps without gradient")
+
+
+@check("steps are the scan", "step after step gives what one scan gives", TIGHT)
+def steps_are_the_scan(build: Build) -> Iterator[Deviation]:
+    controller = subject(build)
+    trial = draw(controller, _STEPS)
+
+    def stepwise(x: Tensor, reset: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        outputs = []
+        for x_BD, reset_B in zip(x, reset, strict=True):
+            y_BH, carry = controller.step(x_BD, reset_B, carry)
+            outputs.append(y_BH)
+        return torch.stack(outputs), carry
+
+    expected = results(*controller.scan(*trial))
+    yield from deviations(results(*stepwise(*trial)), expected, "step by step")
+    with torch.no_grad():
+        yield from deviations(results(*stepwise(*trial)), expected, "step by step without gradient")
+
+
+@check("split is the whole", "a scan in parts is one scan, gradients too", TIGHT)
+def split_is_the_whole(build: Build) -> Iterator[Deviation]:
+    controller = subject(build)
+    trial = draw(controller, _STEPS)
+    expected = outcome(controller.scan, controller, trial)
+    for cuts in _CUTS:
+
+        def split(x: Tensor, reset: Tensor, carry: Carry, cuts: tuple[int, ...] = cuts) -> tuple[Tensor, Carry]:
+            outputs = []
+            for x_part, reset_part in zip(x.tensor_split(cuts), reset.tensor_split(cuts), strict=True):
+                y, carry = controller.scan(x_part, reset_part, carry)
+                outputs.append(y)
+            return torch.cat(outputs), carry
+
+        yield from deviations(outcome(split, controller, trial), expected, f"{_STEPS} steps cut at {cuts}")
+
+
+@check("gradients are slopes", "all gradients are those that finite differences find", 1e-06)
+def gradients_are_slopes(build: Build) -> Iterator[Deviation]:
+    """Central differences along random directions: an error in any element shows in each of them."""
+    controller = subject(build)
+    trial = draw(controller, 5, lanes=2)
+    slopes = gradients(controller, trial, loss_of(*controller.scan(*trial)))
+    generator = Generator().manual_seed(1)
+    for (name, value), slope in zip(differentiated(controller, trial).items(), slopes.values(), strict=True):
+        start = value.detach().clone()
+        for _ in range(_DIRECTIONS):
+            direction = torch.randn(value.shape, generator=generator, dtype=value.dtype)
+            direction /= direction.norm()
+            losses = []
+            for side in (_EPSILON, -_EPSILON):
+                with torch.no_grad():
+                    value.copy_(start + side * direction)
+                losses.append(loss_of(*controller.scan(*trial)).detach())
+            with torch.no_grad():
+                value.copy_(start)
+            expected = {f"gradient of {name}": (losses[0] - losses[1]) / (2 * _EPSILON)}
+            yield from deviations({f"gradient of {name}": (slope * direction).sum()}, expected, "along a direction")
+
+
+@check("parts have gradients", "outputs or one carry alone can be differentiated", TIGHT)
+def parts_have_their_own_gradients(build: Build) -> Iterator[Deviation]:
+    controller = subject(build)
+    trial = draw(controller, 7)
+    fast, slow = (results(*run(*trial)) for run in (controller.scan, controller.reference_scan))
+    for name, value in slow.items():
+        expected = gradients(controller, trial, loss_of(value, {}))
+        yield from deviations(gradients(controller, trial, loss_of(fast[name], {})), expected, f"{name} alone")
+
+
+@check("lanes permute", "lanes in another order give the same in that order", TIGHT)
+def lanes_may_be_permuted(build: Build) -> Iterator[Deviation]:
+    controller = subject(build)
+    x, reset, carry = draw(controller, 9)
+    order = torch.tensor([2, 0, 3, 1])
+    y, last = controller.scan(x, reset, carry)
+    permuted = controller.scan(x[:, order], reset[:, order], {name: value[order] for name, value in carry.items()})
+    expected = results(y[:, order], {name: value[order] for name, value in last.items()})
+    yield from deviations(results(*permuted), expected, f"{LANES} lanes in another order")
+
+
+@check("memory layout", "strided views do as well", TIGHT)
+def memory_layout_does_not_matter(build: Build) -> Iterator[Deviation]:
+    controller = subject(build)
+    trial = draw(controller, 7)
+    strided = Trial(
+        trial.x.detach().transpose(0, 1).contiguous().transpose(0, 1), trial.reset.t().contiguous().t(), trial.carry
+    )
+    yield from deviations(results(*controller.scan(*strided)), results(*controller.scan(*trial)), "strided input")
+
+
+@check("backward repeats", "a second backward pass is the first", EXACT)
+def a_second_backward_is_the_first(build: Build) -> Iterator[Deviation]:
+    controller = subject(build)
+    trial = draw(controller, 7)
+    loss = loss_of(*controller.scan(*trial))
+    first, second = (gradients(controller, trial, loss) for _ in range(2))
+    yield from deviations(second, first, "the second time")

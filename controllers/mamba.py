@@ -1,0 +1,147 @@
+"""Mamba (Gu & Dao 2023): a selective state space behind a short convolution, as a residual layer.
+
+Axis letters: T time, B lanes, D input features, M model features, I inner features, N states of each, W steps
+of the convolution's window.
+"""
+
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from controllers.controller import Carry, Controller
+from controllers.initialisation import linear
+from controllers.scans.convolution import convolution_scan, convolution_step
+from controllers.scans.resets import with_rows
+from controllers.scans.selective import (
+    SelectiveInputs,
+    SelectiveParameters,
+    selective_cell,
+    selective_scan,
+    selective_step,
+)
+from controllers.settings import ControllerSettings, at_least
+
+PUBLISHED_STEPS, CHRONO_STEPS = (1e-3, 1e-1), (1e-1, 1.0)
+"""Ranges of the steps' lengths at the start. What is written is multiplied by them, so chrono has them long, and
+leaves the time constants to the rates."""
+
+_Layer = TypeVar("_Layer", bound=nn.Module)
+_Convolve = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+_Recur = Callable[[SelectiveInputs, Tensor, SelectiveParameters], tuple[Tensor, Tensor]]
+
+
+class MambaMixer(nn.Module):
+    """What is between the residual's ends; parameters as in `mamba_ssm.Mamba`, so that its state dict loads.
+
+    Args:
+        slowest: the longest time constant at the start, in steps; none for the published start.
+    """
+
+    def __init__(
+        self, model: int, states: int, expand: int, taps: int, slowest: int | None, generator: Generator
+    ) -> None:
+        super().__init__()
+        inner, rank = expand * model, math.ceil(model / 16)
+        self.in_proj = _uniform(nn.utils.skip_init(nn.Linear, model, 2 * inner, bias=False), model, generator)
+        convolution = nn.utils.skip_init(nn.Conv1d, inner, inner, taps, groups=inner)
+        self.conv1d = _uniform(convolution, taps, generator)
+        self.x_proj = _uniform(nn.utils.skip_init(nn.Linear, inner, rank + 2 * states, bias=False), inner, generator)
+        self.dt_proj = _uniform(nn.utils.skip_init(nn.Linear, rank, inner), rank, generator)
+        least, most = PUBLISHED_STEPS if slowest is None else CHRONO_STEPS
+        dt_I = torch.empty(inner).uniform_(math.log(least), math.log(most), generator=generator).exp_()
+        with torch.no_grad():
+            self.dt_proj.bias.copy_(dt_I + torch.log(-torch.expm1(-dt_I)))  # softplus of it is dt
+        if slowest is None:
+            self.A_log = nn.Parameter(torch.arange(1.0, states + 1).log().repeat(inner, 1))
+        else:
+            log_tau_N = torch.linspace(0, math.log(slowest), states)
+            self.A_log = nn.Parameter(-log_tau_N - dt_I.log().unsqueeze(1))
+        self.D = nn.Parameter(torch.ones(inner))
+        self.out_proj = _uniform(nn.utils.skip_init(nn.Linear, inner, model, bias=False), inner, generator)
+
+    def forward(
+        self, x: Tensor, window_BWI: Tensor, h_BNI: Tensor, convolve: _Convolve, recur: _Recur
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """[..., M], and the carry before -> [..., M], and the carry after."""
+        states = self.A_log.shape[1]
+        w_u, w_z = self.in_proj.weight.chunk(2)
+        u, window_BWI = convolve(F.linear(x, w_u), window_BWI, self.conv1d.weight[:, 0], self.conv1d.bias)
+        u = F.silu(u)
+        dt, write, read = self.x_proj(u).split([self.dt_proj.in_features, states, states], -1)
+        inputs = SelectiveInputs(u, self.dt_proj(dt), F.linear(x, w_z), write, read)
+        y, h_BNI = recur(inputs, h_BNI, SelectiveParameters(self.A_log, self.D))
+        return self.out_proj(y), window_BWI, h_BNI
+
+
+class MambaController(Controller):
+    """y = u + mixer(norm(u)), where u is the input, projected if its width differs from `hidden_size`.
+
+    It carries the `state` [B, N, I] and the convolution's `window` [B, convolution - 1, I]. Chrono starts each
+    channel's states with time constants log-spaced from 1 step to twice the horizon. Without it the start is the
+    published one: rates 1 to N times steps of 0.001 to 0.1, so from 0.6 to 1000 steps.
+
+    Args:
+        state_size: N.
+        expand: I is this many times `hidden_size`.
+        convolution: how many steps it sees.
+    """
+
+    initial_state: Tensor
+    initial_window: Tensor
+
+    def __init__(
+        self,
+        input_size: int,
+        settings: ControllerSettings,
+        horizon: int,
+        generator: Generator,
+        *,
+        state_size: int = 16,
+        expand: int = 2,
+        convolution: int = 4,
+    ) -> None:
+        hidden, kwargs = settings.hidden_size, "policy.controller.kwargs"
+        inner = hidden * at_least(f"{kwargs}.expand", expand, 1)
+        states = at_least(f"{kwargs}.state_size", state_size, 1)
+        taps = at_least(f"{kwargs}.convolution", convolution, 2)
+        shapes = {"state": (states, inner), "window": (taps - 1, inner)}
+        super().__init__(input_size, hidden, shapes, settings.initial_carry == "learned")
+        self.embed = linear(input_size, hidden, 1.0, generator) if input_size != hidden else nn.Identity()
+        self.norm = nn.LayerNorm(hidden, bias=False)
+        self.mixer = MambaMixer(hidden, states, expand, taps, 2 * horizon if settings.chrono else None, generator)
+
+    def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        return self._layer(x_BD, carry, convolution_step, selective_cell)
+
+    def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        if len(x_TBD) == 1 and not torch.is_grad_enabled():
+            lanes = reset_TB[0].nonzero()[:, 0]
+            initial = self.initial()
+            carry = {
+                name: with_rows(value.flatten(1), lanes, initial[name].flatten()).view_as(value)
+                for name, value in carry.items()
+            }
+            y_BM, carry = self._layer(x_TBD[0], carry, convolution_step, selective_step)
+            return y_BM.unsqueeze(0), carry
+        return self._layer(
+            x_TBD,
+            carry,
+            lambda u, window, weight, bias: convolution_scan(u, reset_TB, window, self.initial_window, weight, bias),
+            lambda inputs, h, parameters: selective_scan(inputs, reset_TB, h, self.initial_state, parameters),
+        )
+
+    def _layer(self, x: Tensor, carry: Carry, convolve: _Convolve, recur: _Recur) -> tuple[Tensor, Carry]:
+        u = self.embed(x)
+        mixed, window_BWI, h_BNI = self.mixer(self.norm(u), carry["window"], carry["state"], convolve, recur)
+        return u + mixed, {"state": h_BNI, "window": window_BWI}
+
+
+def _uniform(layer: _Layer, inputs: int, generator: Generator) -> _Layer:
+    """The layer with all parameters uniform in ±1/sqrt(inputs), as torch and mamba_ssm start them."""
+    for parameter in layer.parameters():
+        nn.init.uniform_(parameter, -(inputs**-0.5), inputs**-0.5, generator=generator)
+    return layer

@@ -1,0 +1,162 @@
+"""Mamba-2 (Dao & Gu 2024): a selective state space whose scan is a matrix product, as a residual layer.
+
+Axis letters: T time, B lanes, D input features, M model features, C convolved channels (x, B and C side by side),
+I inner features, H heads, P head size, N state size.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from controllers.controller import Carry, Controller, reset_carry
+from controllers.initialisation import linear
+from controllers.scans.convolution import convolution_scan, convolution_step
+from controllers.scans.ssd import ssd_scan, ssd_step
+from controllers.settings import ControllerSettings, at_least
+
+_Convolve = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+_Recur = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Mamba2Sizes(NamedTuple):
+    """What `policy.controller.kwargs` chooses, checked."""
+
+    inner: int  # I = H P
+    heads: int  # H
+    head: int  # P
+    state: int  # N
+    taps: int  # of the convolution
+
+
+def mamba2_sizes(hidden: int, state_size: int, head_size: int | None, expand: int, convolution: int) -> Mamba2Sizes:
+    """The sizes of a layer of `hidden` features.
+
+    Raises:
+        ValueError: one is out of range, or the heads do not divide the inner features.
+    """
+    kwargs = "policy.controller.kwargs"
+    inner = hidden * at_least(f"{kwargs}.expand", expand, 1)
+    head = math.gcd(inner, 32) if head_size is None else at_least(f"{kwargs}.head_size", head_size, 1)
+    if inner % head:
+        raise ValueError(
+            f"{kwargs}.head_size is {head}, which does not divide expand * hidden_size, {inner}; choose a divisor of it"
+        )
+    state = at_least(f"{kwargs}.state_size", state_size, 1)
+    return Mamba2Sizes(inner, inner // head, head, state, at_least(f"{kwargs}.convolution", convolution, 2))
+
+
+class Mamba2Mixer(nn.Module):
+    """What is between the residual's ends; parameters as in `mamba_ssm.Mamba2` with one group, so that its state
+    dict loads.
+
+    Args:
+        horizon: the longest time constant at the start, in steps; none for the published start.
+    """
+
+    def __init__(self, model: int, sizes: Mamba2Sizes, horizon: int | None, generator: Generator) -> None:
+        super().__init__()
+        self.sizes = sizes
+        inner, heads, _, state, taps = sizes
+        self.channels = inner + 2 * state
+        self.in_proj = _projection(model, inner + self.channels + heads, generator)
+        self.conv1d = nn.utils.skip_init(nn.Conv1d, self.channels, self.channels, taps, groups=self.channels)
+        for parameter in self.conv1d.parameters():
+            nn.init.uniform_(parameter, -(taps**-0.5), taps**-0.5, generator=generator)
+        rate_H = torch.empty(heads).uniform_(1, 16, generator=generator)
+        dt_H = torch.empty(heads).uniform_(math.log(1e-3), math.log(1e-1), generator=generator).exp_()
+        if horizon is not None:
+            tau_H = torch.linspace(0, math.log(max(2, horizon)), heads).exp_()
+            rate_H = 1 / (tau_H * dt_H)
+        self.dt_bias = nn.Parameter(dt_H + torch.log(-torch.expm1(-dt_H)))  # softplus of it is dt
+        self.A_log = nn.Parameter(rate_H.log())
+        self.D = nn.Parameter(torch.ones(heads))
+        self.norm = nn.RMSNorm(inner, 1e-5)  # as in mamba_ssm
+        self.out_proj = _projection(inner, model, generator)
+
+    def forward(self, u: Tensor, carry: Carry, convolve: _Convolve, recur: _Recur) -> tuple[Tensor, Carry]:
+        """[..., M] -> [..., M], over one step or over all, as `convolve` and `recur` are."""
+        inner, heads, head, state, _ = self.sizes
+        z, x, dt = self.in_proj(u).split([inner, self.channels, heads], -1)
+        x, window_BWC = convolve(x, carry["window"], self.conv1d.weight[:, 0], self.conv1d.bias)
+        x, write, read = F.silu(x).split([inner, state, state], -1)
+        x, dt = x.unflatten(-1, (heads, head)), F.softplus(dt + self.dt_bias)
+        y, h_BHPN = recur(x * dt.unsqueeze(-1), -self.A_log.exp() * dt, write, read, carry["state"])
+        y = torch.addcmul(y, x, self.D.unsqueeze(1)).flatten(-2)
+        return self.out_proj(self.norm(y * F.silu(z))), {"state": h_BHPN, "window": window_BWC}
+
+
+class Mamba2Controller(Controller):
+    """y = u + mixer(norm(u)), where u is the input, projected if its width differs from `hidden_size`.
+
+    It carries the `state` [B, H, P, N] and the convolution's `window` [B, convolution - 1, C]. Chrono spaces the heads'
+    time constants at the start evenly in logarithm, from one step to the horizon; without it they are the published
+    ones, of 0.6 to 1000 steps.
+
+    Args:
+        state_size: N. The published 64 and more cost as much again in acting, and in every carry that is stored.
+        head_size: P, which divides I; none for 32, or as much of it as divides.
+        expand: I is this many times `hidden_size`.
+        convolution: how many steps it sees.
+        chunk: steps computed at once; it changes speed and memory alone.
+    """
+
+    initial_state: Tensor
+    initial_window: Tensor
+
+    def __init__(
+        self,
+        input_size: int,
+        settings: ControllerSettings,
+        horizon: int,
+        generator: Generator,
+        *,
+        state_size: int = 16,
+        head_size: int | None = None,
+        expand: int = 2,
+        convolution: int = 4,
+        chunk: int = 16,
+    ) -> None:
+        hidden = settings.hidden_size
+        sizes = mamba2_sizes(hidden, state_size, head_size, expand, convolution)
+        channels = sizes.inner + 2 * sizes.state
+        shapes = {"state": (sizes.heads, sizes.head, sizes.state), "window": (sizes.taps - 1, channels)}
+        super().__init__(input_size, hidden, shapes, settings.initial_carry == "learned")
+        self.chunk = at_least("policy.controller.kwargs.chunk", chunk, 1)
+        self.embed = linear(input_size, hidden, 1.0, generator) if input_size != hidden else nn.Identity()
+        self.norm = nn.LayerNorm(hidden, bias=False)  # one operation, where torch's RMSNorm is several on a CPU
+        self.mixer = Mamba2Mixer(hidden, sizes, horizon if settings.chrono else None, generator)
+
+    def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        return self._layer(x_BD, carry, convolution_step, ssd_step)
+
+    def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        if len(x_TBD) == 1 and not torch.is_grad_enabled():
+            if reset_TB.any():
+                carry = reset_carry(reset_TB[0], self.initial(), carry)
+            y_BM, carry = self.cell(x_TBD[0], carry)
+            return y_BM.unsqueeze(0), carry
+        if not all(value.sum().isfinite() for value in carry.values()):
+            return self.reference_scan(x_TBD, reset_TB, carry)  # a product with 0 would not forget it
+        initial_HPN = self.initial_state if isinstance(self.initial_state, nn.Parameter) else None
+        return self._layer(
+            x_TBD,
+            carry,
+            lambda x, window, weight, bias: convolution_scan(x, reset_TB, window, self.initial_window, weight, bias),
+            lambda x, a, write, read, h: ssd_scan(x, a, write, read, reset_TB, h, initial_HPN, self.chunk),
+        )
+
+    def _layer(self, x: Tensor, carry: Carry, convolve: _Convolve, recur: _Recur) -> tuple[Tensor, Carry]:
+        u = self.embed(x)
+        mixed, carry = self.mixer(self.norm(u), carry, convolve, recur)
+        return u + mixed, carry
+
+
+def _projection(inputs: int, outputs: int, generator: Generator) -> nn.Linear:
+    """A layer without bias, uniform in ±1/sqrt(inputs), as `nn.Linear` starts."""
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=False)
+    nn.init.uniform_(layer.weight, -(inputs**-0.5), inputs**-0.5, generator=generator)
+    return layer

@@ -1,0 +1,37 @@
+"""Mamba below, a GRU above: what the selective state space remembers, through a nonlinear state."""
+
+from torch import Generator
+
+from controllers.gru import GruController
+from controllers.mamba import MambaController
+from controllers.settings import ControllerSettings
+from controllers.stack import Stack
+
+
+class MambaGruController(Stack):
+    """It carries `state_0` and `window_0` as Mamba does, and `h_1` as the GRU does; the settings are Mamba's."""
+
+    def __init__(
+        self,
+        input_size: int,
+        settings: ControllerSettings,
+        horizon: int,
+        generator: Generator,
+        *,
+        state_size: int = 16,
+        expand: int = 2,
+        convolution: int = 4,
+    ) -> None:
+        mamba = MambaController(
+            input_size,
+            settings,
+            horizon,
+            generator,
+            state_size=state_size,
+            expand=expand,
+            convolution=convolution,
+        )
+        gru = GruController(mamba.output_size, settings, horizon, generator)
+        for layer in (mamba, gru):
+            layer.backend = settings.backend
+        super().__init__((mamba, gru))

@@ -1,0 +1,50 @@
+"""Minimal gated recurrent unit (Feng et al. 2024, "Were RNNs all we needed?", section 3.1).
+
+    h' = (1 - z) h + z n          z = sigmoid(W_z u + b_z)          n = W_n u + b_n
+
+Gates and candidate see the input alone, so the state is a diagonal linear recurrence and its scan one over real
+numbers. The paper's positive candidate serves its log-space scan; here nothing is computed in log space, 0 <= z <= 1
+keeps the state among the candidates that it has seen, and a plain candidate lets a blank observation write nothing.
+"""
+
+import torch
+from torch import Generator, Tensor, nn
+
+from controllers.controller import Carry
+from controllers.initialisation import chrono_bias, linear
+from controllers.residual_block import ResidualBlock
+from controllers.scans.linear import linear_scan
+from controllers.settings import ControllerSettings
+
+
+class MinGruController(ResidualBlock):
+    """A minGRU in a residual block; it carries `h` [B, H].
+
+    Chrono starts 1 - z as a GRU's z starts: time constants of 1 to horizon - 1 steps. What such gates write is as
+    weak as it is lasting, so the block reads LayerNorm(h).
+    """
+
+    backends = ("triton", "torch")
+    initial_h: Tensor
+
+    def __init__(self, input_size: int, settings: ControllerSettings, horizon: int, generator: Generator) -> None:
+        hidden = settings.hidden_size
+        super().__init__(input_size, settings, {"h": (hidden,)}, generator, mixed_size=hidden)
+        self.gates = linear(hidden, 2 * hidden, 1.0, generator)  # of 1 - z, and n
+        if settings.chrono:
+            with torch.no_grad():
+                self.gates.bias[:hidden] = chrono_bias(hidden, horizon, generator)
+        self.state_norm = nn.LayerNorm(hidden)
+
+    def mixer_cell(self, u_BH: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        k, n = self.gates(u_BH).chunk(2, -1)
+        keep = torch.sigmoid(k)
+        h_BH = keep * carry["h"] + (1 - keep) * n
+        return self.state_norm(h_BH), {"h": h_BH}
+
+    def mixer_scan(self, u_TBH: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        k, n = self.gates(u_TBH).chunk(2, -1)
+        keep = torch.sigmoid(k)
+        written = torch.addcmul(n, keep, n, value=-1)
+        h_TBH, h_BH = linear_scan(keep, written, reset_TB, carry["h"], self.initial_h, self.backend_on(u_TBH.device))
+        return self.state_norm(h_TBH), {"h": h_BH}

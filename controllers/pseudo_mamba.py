@@ -1,0 +1,142 @@
+"""Mamba-2 beside an external memory of slots, read by content and written under a learned gate.
+
+Axis letters: T time, B lanes, D input features, M model features, S slot size, Y = M + S output features.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import torch
+from torch import Generator, Tensor, nn
+
+from controllers.controller import Carry, Controller, reset_carry
+from controllers.initialisation import linear
+from controllers.mamba2 import Mamba2Controller
+from controllers.scans.slots import Rule, Slots, slots_read, slots_scan, slots_write
+from controllers.settings import ControllerSettings, at_least
+
+Query = Literal["input", "state"]
+
+
+class PseudoMambaController(Controller):
+    """y = [h ; r]: what Mamba-2 makes of the step, and what was read. `controllers.scans.slots` has the memory's rules.
+
+    It carries what Mamba-2 does and `slots` [B, K, S], `usage` and `age` [B, K], which always start empty. The gate's
+    bias starts at logit(1 / horizon), so that a slot outlives a horizon (rule recent), or at 0 (classic).
+
+    Args:
+        slots: K.
+        slot_size: S.
+        rule: "recent", or "classic", as published, in which a half-open gate overwrites everything within K steps.
+        query: "input": the query is made of the input, and gate and value of h, so that all steps are computed at
+            once. "state": the query is made of h one step before, what was read joins Mamba-2's input and the gate's,
+            as published; then steps follow one another, and `h` [B, M] is carried too.
+        decay: how much of a slot is lost at a write, besides what is replaced.
+        gate_coef: weight of the penalty (mean gate - 1 / horizon)^2, the mean taken over each lane's steps.
+        mamba2: the rest is Mamba-2's.
+    """
+
+    initial_slots: Tensor
+    initial_usage: Tensor
+    initial_age: Tensor
+    initial_h: Tensor
+
+    def __init__(
+        self,
+        input_size: int,
+        settings: ControllerSettings,
+        horizon: int,
+        generator: Generator,
+        *,
+        slots: int = 16,
+        slot_size: int = 64,
+        rule: Rule = "recent",
+        query: Query = "input",
+        decay: float = 0.0,
+        gate_coef: float = 0.1,
+        state_size: int = 16,
+        head_size: int | None = None,
+        expand: int = 2,
+        convolution: int = 4,
+        chunk: int = 16,
+    ) -> None:
+        kwargs, hidden = "policy.controller.kwargs", settings.hidden_size
+        at_least(f"{kwargs}.slots", slots, 1)
+        at_least(f"{kwargs}.slot_size", slot_size, 1)
+        for name, value, choices in (("rule", rule, get_args(Rule)), ("query", query, get_args(Query))):
+            if value not in choices:
+                raise ValueError(f"{kwargs}.{name} is {value!r}; choose one of {', '.join(choices)}")
+        if not 0 <= decay < 1:
+            raise ValueError(f"{kwargs}.decay is {decay}; it must be in [0, 1)")
+        if gate_coef < 0:
+            raise ValueError(f"{kwargs}.gate_coef is {gate_coef}; it must not be negative")
+        shapes = {"slots": (slots, slot_size), "usage": (slots,), "age": (slots,)}
+        super().__init__(
+            input_size, hidden + slot_size, shapes | ({"h": (hidden,)} if query == "state" else {}), learn_initial=False
+        )
+        self.rule, self.query, self.decay, self.gate_coef, self.chunk = rule, query, decay, gate_coef, chunk
+        self.gate_target = 1 / max(2, horizon)
+        published = query == "state"
+        self.core = Mamba2Controller(
+            input_size + slot_size * published,
+            settings,
+            horizon,
+            generator,
+            state_size=state_size,
+            head_size=head_size,
+            expand=expand,
+            convolution=convolution,
+            chunk=chunk,
+        )
+        self.to_query = linear(hidden if published else input_size, slot_size, 1.0, generator)
+        self.to_value = linear(hidden, slot_size, 1.0, generator)
+        self.to_gate = linear(hidden + slot_size * published, 1, 0.1, generator)
+        if rule == "recent":
+            nn.init.constant_(self.to_gate.bias, -math.log(1 / self.gate_target - 1))
+
+    def initial(self) -> Carry:
+        return super().initial() | self.core.initial()
+
+    def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        memory, core = self._parts(carry)
+        r_BS = slots_read(self._query(carry["h"] if self.query == "state" else x_BD), memory, self.rule)
+        h_BM, core = self.core.cell(torch.cat([x_BD, r_BS], 1) if self.query == "state" else x_BD, core)
+        y_BY = torch.cat([h_BM, r_BS], 1)
+        memory = slots_write(self._gate_logit(y_BY), self.to_value(h_BM), memory, self.decay, self.rule)
+        return y_BY, core | memory._asdict() | ({"h": h_BM.clone()} if self.query == "state" else {})
+
+    def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        if len(x_TBD) == 1 and not torch.is_grad_enabled():
+            if reset_TB.any():
+                carry = reset_carry(reset_TB[0], self.initial(), carry)
+            y_BY, carry = self.cell(x_TBD[0], carry)
+            return y_BY.unsqueeze(0), carry
+        if self.query == "state" or not all(value.sum().isfinite() for value in carry.values()):
+            return self.reference_scan(x_TBD, reset_TB, carry)
+        memory, core = self._parts(carry)
+        h_TBM, core = self.core.fast_scan(x_TBD, reset_TB, core)
+        inputs = self._query(x_TBD), self._gate_logit(h_TBM), self.to_value(h_TBM)
+        r_TBS, memory = slots_scan(*inputs, reset_TB, memory, self.decay, self.rule, self.chunk)
+        return torch.cat([h_TBM, r_TBS], 2), core | memory._asdict()
+
+    def signals(self, y_TBH: Tensor) -> dict[str, Tensor]:
+        return {"gate": self._gate_logit(y_TBH).sigmoid()}
+
+    def penalty(self, signals: Mapping[str, Tensor], valid_TB: Tensor) -> Tensor:
+        valid_TB = valid_TB.to(signals["gate"].dtype)
+        mean_B = (signals["gate"] * valid_TB).sum(0) / valid_TB.sum(0).clamp(min=1)
+        return (self.gate_coef * (mean_B - self.gate_target).square()).expand_as(valid_TB)
+
+    def _query(self, x: Tensor) -> Tensor:
+        """[..., S], scaled as in Vaswani et al. 2017, so that scores do not grow with the slot size."""
+        query: Tensor = self.to_query(x) / math.sqrt(self.to_query.out_features)
+        return query
+
+    def _gate_logit(self, y: Tensor) -> Tensor:
+        """[..., Y] -> [...]; what was read has a say only where it is known before the scan."""
+        logit: Tensor = self.to_gate(y[..., : self.to_gate.in_features]).squeeze(-1)
+        return logit
+
+    def _parts(self, carry: Carry) -> tuple[Slots, Carry]:
+        return Slots(carry["slots"], carry["usage"], carry["age"]), {name: carry[name] for name in self.core.initial()}

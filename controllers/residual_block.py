@@ -1,0 +1,71 @@
+"""The block around a linear recurrence: what it lacks in a nonlinear state, the layer after it supplies.
+
+Axis letters: T time (K of one block), B lanes, D input features, H hidden.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from controllers.controller import Carry, Controller
+from controllers.initialisation import linear
+from controllers.scans.blocks import blocks_on
+from controllers.settings import ControllerSettings
+
+_Mixer = Callable[[Tensor], tuple[Tensor, Carry]]
+
+
+class ResidualBlock(Controller):
+    """y = x + GLU(GELU(mixer(LayerNorm(x)))), the block of Orvieto et al. 2023 (appendix A).
+
+    x is the input, brought to the hidden size where it has another. A subclass is the mixer over time: [..., H] to
+    [..., mixed_size]. Nothing on the way from the input to the mixer has a bias, so that blank observations leave a
+    linear state alone.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        settings: ControllerSettings,
+        carry_shapes: Mapping[str, tuple[int, ...]],
+        generator: Generator,
+        mixed_size: int,
+    ) -> None:
+        hidden = settings.hidden_size
+        super().__init__(input_size, hidden, carry_shapes, settings.initial_carry == "learned")
+        self.project: nn.Module = nn.Identity()
+        if input_size != hidden:
+            project = nn.utils.skip_init(nn.Linear, input_size, hidden, bias=False)
+            nn.init.orthogonal_(project.weight, generator=generator)
+            self.project = project
+        self.norm = nn.LayerNorm(hidden, bias=False)
+        self.mix = linear(mixed_size, 2 * hidden, 1.0, generator)
+
+    @abstractmethod
+    def mixer_cell(self, u_BH: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        """One step of the mixer, as in `cell`."""
+
+    @abstractmethod
+    def mixer_scan(self, u_TBH: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        """All steps of the mixer, as in `fast_scan`."""
+
+    def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        return self._around(x_BD, partial(self.mixer_cell, carry=carry))
+
+    def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        T, B, _ = x_TBD.shape
+        outputs = []
+        for start, stop in blocks_on(x_TBD.device, T, B):
+            mixer = partial(self.mixer_scan, reset_TB=reset_TB[start:stop], carry=carry)
+            y_KBH, carry = self._around(x_TBD[start:stop], mixer)
+            outputs.append(y_KBH)
+        return torch.cat(outputs) if len(outputs) > 1 else outputs[0], carry
+
+    def _around(self, x: Tensor, mixer: _Mixer) -> tuple[Tensor, Carry]:
+        x = self.project(x)
+        mixed, carry = mixer(self.norm(x))
+        return x + F.glu(self.mix(F.gelu(mixed))), carry

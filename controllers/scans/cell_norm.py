@@ -1,0 +1,93 @@
+"""GRU and LSTM with LayerNorm inside the cell (Ba et al. 2016, section 3.1 and supplement).
+
+What the input and what the state say to the gates is normalised apart, all gates of a lane together, then scaled by
+a gain and shifted by the bias; the LSTM's output also sees a normalised memory:
+
+    GRU     as without, of LN(W x) and LN(U h)
+    LSTM    i, f, g, o of LN(W x) + LN(U h)        c' = f c + i g        h' = o tanh(LN(c'))
+
+What the input says is normalised for all steps at once; the rest is a loop over time under autograd, as the means
+and variances of a step need all of the state before it.
+
+Axis letters: T time, B lanes, D input features, H hidden, G = 3H (GRU) or 4H (LSTM) gates.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from controllers.scans.gru import GruParameters, gru_update
+from controllers.scans.lstm import LstmParameters, LstmState, lstm_update
+from controllers.scans.resets import lanes_to_reset, with_rows
+
+
+class GruNorm(NamedTuple):
+    """The gains of the norms before the gates; their shifts are the cell's biases."""
+
+    of_x: Tensor  # [3H]
+    of_h: Tensor  # [3H]
+
+
+class LstmNorm(NamedTuple):
+    """As of the GRU, and gain and shift of the norm that the memory is seen through."""
+
+    of_x: Tensor  # [4H]
+    of_h: Tensor  # [4H]
+    memory_gain: Tensor  # [H]
+    memory_bias: Tensor  # [H]
+
+
+def normed_gru_cell(x_BD: Tensor, h_BH: Tensor, p: GruParameters, norm: GruNorm) -> Tensor:
+    """One step: [B, D], [B, H] -> [B, H]."""
+    return _gru_step(_norm(x_BD @ p.w_ih.t(), norm.of_x, p.b_ih), h_BH, p, norm)
+
+
+def normed_lstm_cell(x_BD: Tensor, state: LstmState, p: LstmParameters, norm: LstmNorm) -> LstmState:
+    """One step: [B, D] and the state before it -> the state after it."""
+    return _lstm_step(_norm(x_BD @ p.w_ih.t(), norm.of_x, p.b_ih), state, p, norm)
+
+
+def normed_gru_scan(
+    x_TBD: Tensor, reset_TB: Tensor, h_BH: Tensor, initial_H: Tensor, p: GruParameters, norm: GruNorm
+) -> tuple[Tensor, Tensor]:
+    """`gru_scan` of the cell with norms."""
+    x_TBG = _norm(x_TBD @ p.w_ih.t(), norm.of_x, p.b_ih)
+    outputs = []
+    for x_BG, lanes in zip(x_TBG.unbind(), lanes_to_reset(reset_TB), strict=True):
+        h_BH = _gru_step(x_BG, with_rows(h_BH, lanes, initial_H), p, norm)
+        outputs.append(h_BH)
+    return torch.stack(outputs), h_BH
+
+
+def normed_lstm_scan(
+    x_TBD: Tensor,
+    reset_TB: Tensor,
+    state: LstmState,
+    initial: LstmState,
+    p: LstmParameters,
+    norm: LstmNorm,
+) -> tuple[Tensor, LstmState]:
+    """`lstm_scan` of the cell with norms."""
+    x_TBG = _norm(x_TBD @ p.w_ih.t(), norm.of_x, p.b_ih)
+    outputs = []
+    for x_BG, lanes in zip(x_TBG.unbind(), lanes_to_reset(reset_TB), strict=True):
+        state = LstmState(with_rows(state.h, lanes, initial.h), with_rows(state.c, lanes, initial.c))
+        state = _lstm_step(x_BG, state, p, norm)
+        outputs.append(state.h)
+    return torch.stack(outputs), state
+
+
+def _gru_step(x_BG: Tensor, h_BH: Tensor, p: GruParameters, norm: GruNorm) -> Tensor:
+    return gru_update(x_BG, _norm(h_BH @ p.w_hh.t(), norm.of_h, p.b_hh), h_BH)
+
+
+def _lstm_step(x_BG: Tensor, state: LstmState, p: LstmParameters, norm: LstmNorm) -> LstmState:
+    gates_BG = x_BG + _norm(state.h @ p.w_hh.t(), norm.of_h, p.b_hh)
+    return lstm_update(gates_BG, state.c, lambda c_BH: torch.tanh(_norm(c_BH, norm.memory_gain, norm.memory_bias)))
+
+
+def _norm(a: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+    """LayerNorm over the last axis."""
+    return functional.layer_norm(a, gain.shape, gain, bias)

@@ -1,0 +1,109 @@
+"""Causal depthwise convolution over time with resets anywhere: each channel's last K inputs, weighed.
+
+    y[t] = bias + sum_k weight[k] x[t - (K - 1) + k]
+
+Steps from before the scan come from a window that is carried. After a reset they come from the initial window, as
+if nothing had been seen. Few steps follow a reset closely, so all are computed as if there were none, and those few
+are gathered again.
+
+Axis letters: T time, B lanes, C channels, K taps, W = K - 1 steps of a window (oldest first), R steps shortly after
+a reset.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def convolution_step(x_BC: Tensor, window_BWC: Tensor, weight_CK: Tensor, bias_C: Tensor) -> tuple[Tensor, Tensor]:
+    """One step without resets: ([B, C], [B, W, C]) -> ([B, C], the next window [B, W, C])."""
+    seen_BKC = torch.cat([window_BWC, x_BC.unsqueeze(1)], 1)
+    return (seen_BKC * weight_CK.t()).sum(1) + bias_C, seen_BKC[:, 1:]
+
+
+def convolution_scan(
+    x_TBC: Tensor, reset_TB: Tensor, window_BWC: Tensor, initial_WC: Tensor, weight_CK: Tensor, bias_C: Tensor
+) -> tuple[Tensor, Tensor]:
+    """All steps: [T, B, C], and the window after the last, [B, W, C].
+
+    Where `reset_TB` is true the lane takes `initial_WC` for its window before that step. Differentiable, once, in
+    every tensor but the flags.
+    """
+    window_BWC = torch.where(reset_TB[0].view(-1, 1, 1), initial_WC, window_BWC)
+    y_TBC, last_BWC = _ConvolutionScan.apply(x_TBC, reset_TB, window_BWC, initial_WC, weight_CK, bias_C)
+    return y_TBC, last_BWC
+
+
+class _Rows(NamedTuple):
+    """Which rows of a table [(W + T) B + W, C] are looked at: the window, all inputs, the initial window."""
+
+    t_R: Tensor  # [R] steps less than W after a reset
+    b_R: Tensor  # [R] their lanes
+    seen_RK: Tensor  # [R, K] what their taps see
+    last_BW: Tensor  # [B, W] what is in the last window
+
+
+def _rows(reset_TB: Tensor, W: int) -> _Rows:
+    T, B = reset_TB.shape
+    time_T1 = torch.arange(T, device=reset_TB.device).unsqueeze(1)
+    # a reset at the first step is in the window already
+    since_TB = time_T1 - torch.where(reset_TB & (time_T1 > 0), time_T1, -T - W).cummax(0).values
+    t_R, b_R = (since_TB < W).nonzero(as_tuple=True)
+    tap_K = torch.arange(W + 1, device=reset_TB.device)
+
+    def seen(t: Tensor, b: Tensor, since: Tensor) -> Tensor:
+        return torch.where(W - tap_K <= since, (t + tap_K) * B + b, (W + T) * B + tap_K + since)
+
+    lanes_B1 = torch.arange(B, device=reset_TB.device).unsqueeze(1)
+    last_BK = seen(torch.full_like(lanes_B1, T), lanes_B1, since_TB[-1].unsqueeze(1) + 1)
+    return _Rows(t_R, b_R, seen(t_R.unsqueeze(1), b_R.unsqueeze(1), since_TB[t_R, b_R].unsqueeze(1)), last_BK[:, :W])
+
+
+class _ConvolutionScan(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_TBC: Tensor,
+        reset_TB: Tensor,
+        window_BWC: Tensor,
+        initial_WC: Tensor,
+        weight_CK: Tensor,
+        bias_C: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        (T, B, C), W = x_TBC.shape, window_BWC.shape[1]
+        rows = _rows(reset_TB, W)
+        weight_KC = weight_CK.t().contiguous()
+        table = x_TBC.new_empty((W + T) * B + W, C)
+        inputs = table[: (W + T) * B].view(W + T, B, C)
+        inputs[:W] = window_BWC.transpose(0, 1)
+        inputs[W:] = x_TBC
+        table[(W + T) * B :] = initial_WC
+        y_TBC = torch.addcmul(bias_C, inputs[:T], weight_KC[0])
+        for k in range(1, W + 1):
+            y_TBC.addcmul_(inputs[k : k + T], weight_KC[k])
+        y_TBC[rows.t_R, rows.b_R] = (table[rows.seen_RK] * weight_KC).sum(1) + bias_C
+        ctx.save_for_backward(table, weight_KC, *rows)
+        return y_TBC, table[rows.last_BW]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_TBC: Tensor, dlast_BWC: Tensor) -> tuple[Tensor | None, ...]:
+        table, weight_KC, *saved = ctx.saved_tensors
+        rows = _Rows(*saved)
+        (T, B, C), W = dy_TBC.shape, dlast_BWC.shape[1]
+        inputs = table[: (W + T) * B].view(W + T, B, C)
+        dbias_C = dy_TBC.sum((0, 1))
+        dy_RC = dy_TBC[rows.t_R, rows.b_R]
+        dy_TBC = dy_TBC.index_put((rows.t_R, rows.b_R), dy_TBC.new_zeros(()))
+        dtable = torch.zeros_like(table)
+        dinputs = dtable[: (W + T) * B].view(W + T, B, C)
+        dweight_KC = (dy_RC.unsqueeze(1) * table[rows.seen_RK]).sum(0)
+        product_TBC = torch.empty_like(dy_TBC)
+        for k in range(W + 1):
+            dinputs[k : k + T].addcmul_(dy_TBC, weight_KC[k])
+            dweight_KC[k] += torch.mul(dy_TBC, inputs[k : k + T], out=product_TBC).sum((0, 1))
+        dtable.index_add_(0, rows.seen_RK.flatten(), (dy_RC.unsqueeze(1) * weight_KC).flatten(0, 1))
+        dtable.index_add_(0, rows.last_BW.flatten(), dlast_BWC.flatten(0, 1))
+        return dinputs[W:], None, dinputs[:W].transpose(0, 1), dtable[(W + T) * B :], dweight_KC.t(), dbias_C

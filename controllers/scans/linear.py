@@ -1,0 +1,126 @@
+"""Diagonal linear recurrences over time with resets anywhere, real or complex, and their hand-derived gradient.
+
+    h_t = a_t h_{t-1} + b_t          a diagonal: the product is elementwise
+
+The gradient is the same recurrence backwards: with g_t = dL/dh_t in all,
+
+    g_t = dL/dy_t + conj(a_{t+1}) g_{t+1}      db_t = g_t      da_t = g_t conj(h_{t-1})
+
+so both passes are one fused multiply-add a step, into memory that was set aside. On CPUs that loop is a few per cent
+of the matrix products around it, and unlike cumulative products in log space it is exact for every a, 0 included.
+On GPUs, where a launch costs more than a step, `controllers.scans.doubling` and a Triton kernel take its place.
+
+Axis letters: T time (K of one block, S = T + 1 states), B lanes, N channels, R the rows (steps x lanes) that reset.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from controllers.scans.blocks import blocks_on
+from controllers.scans.doubling import accumulate, ages
+from controllers.scans.resets import lanes_to_reset, with_rows
+
+
+def linear_scan(
+    a: Tensor, b_TBN: Tensor, reset_TB: Tensor, h_BN: Tensor, initial_N: Tensor, backend: str = "torch"
+) -> tuple[Tensor, Tensor]:
+    """All steps: every state [T, B, N], and the last one, [B, N].
+
+    Where `reset_TB` is true the lane takes `initial_N` for its state before that step. Differentiable, once, in every
+    tensor but the flags.
+
+    Args:
+        a: [T, B, N], or [N] where it is constant.
+        backend: "torch", or "triton" for real `a` of shape [T, B, N].
+    """
+    if len(b_TBN) == 1 and not torch.is_grad_enabled():
+        h_BN = torch.where(reset_TB.view(-1, 1), initial_N, h_BN)
+        y_TBN = torch.addcmul(b_TBN, a, h_BN)
+        return y_TBN, y_TBN[0].clone()
+    if backend == "triton":
+        from controllers.scans.triton_linear import triton_linear_scan  # here, as triton is not installed everywhere
+
+        return triton_linear_scan(a, b_TBN, reset_TB, h_BN, initial_N)
+    if torch.is_grad_enabled():
+        y_TBN, last_BN = _LinearScan.apply(a, b_TBN, reset_TB, h_BN, initial_N)
+        return y_TBN, last_BN
+    h_SBN = _forward(a, b_TBN, reset_TB, h_BN, initial_N)
+    return h_SBN[1:], h_SBN[-1].clone()
+
+
+def _at_once(a: Tensor, device: torch.device) -> bool:
+    """Whether all of time is computed in a few launches rather than in a loop over it."""
+    return a.dim() == 1 and device.type == "cuda"
+
+
+def _steps(a: Tensor, steps: int) -> tuple[Tensor, ...]:
+    """The factors of each step: [B, N] or [N]."""
+    return a.unbind() if a.dim() == 3 else (a,) * steps
+
+
+def _forward(a: Tensor, b_TBN: Tensor, reset_TB: Tensor, h_BN: Tensor, initial_N: Tensor) -> Tensor:
+    """Every state [T + 1, B, N], the incoming one first."""
+    T = len(b_TBN)
+    if _at_once(a, b_TBN.device):
+        before_TBN = torch.cat([h_BN.unsqueeze(0), torch.zeros_like(b_TBN[1:])])
+        before_TBN = torch.where(reset_TB.unsqueeze(-1), initial_N, before_TBN)
+        return torch.cat([h_BN.unsqueeze(0), accumulate(a, torch.addcmul(b_TBN, a, before_TBN), ages(reset_TB))])
+    h_SBN = b_TBN.new_empty(T + 1, *h_BN.shape)
+    h_SBN[0] = h_BN
+    h = h_SBN[0]
+    rows = zip(_steps(a, T), b_TBN.unbind(), lanes_to_reset(reset_TB), h_SBN[1:].unbind(), strict=True)
+    for a_t, b_BN, lanes, h_out in rows:
+        h = torch.addcmul(b_BN, a_t, with_rows(h, lanes, initial_N), out=h_out)
+    return h_SBN
+
+
+def _backward(a: Tensor, dy_TBN: Tensor, reset_TB: Tensor, dlast_BN: Tensor) -> Tensor:
+    """g = dL/dh of every step [T, B, N]; `a` is conjugated already."""
+    T = len(dy_TBN)
+    if _at_once(a, dy_TBN.device):
+        dy_TBN = torch.cat([dy_TBN[:-1], (dy_TBN[-1] + dlast_BN).unsqueeze(0)])
+        return accumulate(a, dy_TBN, ages(reset_TB), backwards=True)
+    g_TBN = torch.empty_like(dy_TBN, memory_format=torch.contiguous_format)
+    g, zero_N = torch.add(dy_TBN[-1], dlast_BN, out=g_TBN[-1]), torch.zeros_like(dy_TBN[0, 0])
+    rows = zip(_steps(a, T)[1:], dy_TBN[:-1].unbind(), lanes_to_reset(reset_TB)[1:], g_TBN[:-1].unbind(), strict=True)
+    for a_t, dy_BN, lanes, g_out in reversed(list(rows)):
+        g = torch.addcmul(dy_BN, a_t, with_rows(g, lanes, zero_N), out=g_out)
+    return g_TBN
+
+
+class _LinearScan(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, a: Tensor, b_TBN: Tensor, reset_TB: Tensor, h_BN: Tensor, initial_N: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        h_SBN = _forward(a, b_TBN, reset_TB, h_BN, initial_N)
+        ctx.save_for_backward(a, reset_TB, initial_N, h_SBN)
+        return h_SBN[1:], h_SBN[-1].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_TBN: Tensor, dlast_BN: Tensor) -> tuple[Tensor | None, ...]:
+        a, reset_TB, initial_N, h_SBN = ctx.saved_tensors
+        a = a.conj().resolve_conj()
+        g_TBN = _backward(a, dy_TBN, reset_TB, dlast_BN)
+        dh_BN = (a[0] if a.dim() == 3 else a) * g_TBN[0].masked_fill(reset_TB[0].unsqueeze(1), 0)
+        dinitial_N = ((a[reset_TB] if a.dim() == 3 else a) * g_TBN[reset_TB]).sum(0)
+        return _factor_gradient(a, h_SBN, reset_TB, initial_N, g_TBN), g_TBN, None, dh_BN, dinitial_N
+
+
+def _factor_gradient(a: Tensor, h_SBN: Tensor, reset_TB: Tensor, initial_N: Tensor, g_TBN: Tensor) -> Tensor:
+    """dL/da: g times the conjugate of the state that entered, summed over steps and lanes where `a` is constant."""
+    T, B, N = g_TBN.shape
+    da = torch.zeros_like(a) if a.dim() == 1 else torch.empty_like(g_TBN)
+    for start, stop in blocks_on(a.device, T, B):
+        rows_reset = reset_TB[start:stop].reshape(-1).nonzero()[:, 0]
+        h_in_RN = with_rows(h_SBN[start:stop].view(-1, N), rows_reset, initial_N)
+        g_RN = g_TBN[start:stop].view(-1, N)
+        if a.dim() == 1:
+            da += torch.linalg.vecdot(h_in_RN, g_RN, dim=0)
+        else:
+            torch.mul(g_RN, h_in_RN.conj(), out=da[start:stop].view(-1, N))
+    return da

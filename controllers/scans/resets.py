@@ -1,0 +1,16 @@
+"""Resets inside a scan that loops over time: few lanes at a time, so rows are moved and nothing is masked.
+
+Axis letters: T time, B lanes, N rows, H hidden.
+"""
+
+from torch import Tensor
+
+
+def lanes_to_reset(reset_TB: Tensor) -> tuple[Tensor, ...]:
+    """For each of the T steps the numbers of the lanes that start afresh before it, often none."""
+    return reset_TB.nonzero()[:, 1].split(reset_TB.sum(1).tolist())
+
+
+def with_rows(x_NH: Tensor, rows: Tensor, initial_H: Tensor) -> Tensor:
+    """[N, H] with `initial_H` in the place of `rows`, whatever they were: NaN leaves no trace."""
+    return x_NH.index_copy(0, rows, initial_H.expand(len(rows), -1)) if len(rows) else x_NH

@@ -1,0 +1,135 @@
+"""Transformer block with causal attention over a sliding window (Vaswani et al. 2017; pre-norm, Xiong et al. 2020)."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+from controllers.controller import Carry, Controller
+from controllers.initialisation import linear
+from controllers.scans.attention import attention_scan, attention_step, steps_since_reset
+from controllers.settings import ControllerSettings, at_least
+
+LONGEST_WINDOW = 512
+"""Steps that the window takes from the horizon at most; a longer one has to be asked for."""
+
+
+class TransformerController(Controller):
+    """h = W x where x is not as wide as h; then h += attention(norm(h)) and h += MLP(norm(h)), or gates for the +=.
+
+    It carries `memory` [B, window - 1, 2 * hidden_size / heads], the key and value of each step before, the newest
+    last, and `past` [B, 1], how many steps the episode has behind it. All of a lane's 2 * window * hidden_size / heads
+    numbers are copied at every step. An episode starts with nothing to look back on, so that `initial_carry` has
+    nothing to learn; what is in the window does not fade, and no distance is preferred at the start, so that `chrono`
+    has nothing to spread.
+
+    Args:
+        window: how many steps a step sees, itself included: nothing is remembered for longer. None takes one more
+            than the horizon, and 512 at most.
+        heads: must divide hidden_size; they share the keys and values. None takes 4, or 2, or 1.
+        mlp_ratio: how many times as wide as the stream the MLP is inside.
+        gate: how a branch joins the stream: "none" adds it, "gru" gates it (GTrXL, Parisotto et al. 2020).
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        settings: ControllerSettings,
+        horizon: int,
+        generator: Generator,
+        *,
+        window: int | None = None,
+        heads: int | None = None,
+        mlp_ratio: int = 2,
+        gate: Literal["none", "gru"] = "none",
+    ) -> None:
+        hidden, own = settings.hidden_size, "policy.controller.kwargs"
+        longest = min(max(horizon, 1) + 1, LONGEST_WINDOW)
+        window = at_least(f"{own}.window", longest if window is None else window, 2)
+        heads = at_least(f"{own}.heads", math.gcd(hidden, 4) if heads is None else heads, 1)
+        at_least(f"{own}.mlp_ratio", mlp_ratio, 1)
+        if hidden % heads:
+            raise ValueError(f"{own}.heads is {heads}; it must divide policy.controller.hidden_size, {hidden}")
+        if gate not in ("none", "gru"):
+            raise ValueError(f"{own}.gate is {gate!r}; it must be 'none' or 'gru'")
+        width = hidden // heads
+        super().__init__(input_size, hidden, {"memory": (window - 1, 2 * width), "past": (1,)}, learn_initial=False)
+        self.width = width
+        self.embed = nn.Identity() if input_size == hidden else linear(input_size, hidden, 1.0, generator)
+        self.attention_norm = nn.LayerNorm(hidden)
+        self.attention_in = linear(hidden, hidden + 2 * width, 1.0, generator)
+        self.attention_out = linear(hidden, hidden, 1.0, generator)
+        self.bias = nn.Parameter(torch.zeros(heads, window))
+        self.mlp_norm = nn.LayerNorm(hidden)
+        self.mlp_in = linear(hidden, mlp_ratio * hidden, math.sqrt(2), generator)
+        self.mlp_out = linear(mlp_ratio * hidden, hidden, 1.0, generator)
+        self.gates = nn.ModuleList(GruGate(hidden, generator) for _ in range(2)) if gate == "gru" else None
+
+    def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        return self._step(x_BD, carry["memory"], carry["past"])
+
+    def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        if len(x_TBD) == 1:
+            lanes = reset_TB[0].nonzero()[:, 0]
+            y_BH, after = self._step(x_TBD[0], carry["memory"], carry["past"].index_fill(0, lanes, 0), lanes)
+            return y_BH.unsqueeze(0), after
+        T, past_B1 = len(x_TBD), carry["past"]
+        h_TBH = self.embed(x_TBD)
+        q_TBNE, memory_TBM = self._project(h_TBH)
+        memory_BSM = torch.cat([carry["memory"], memory_TBM.transpose(0, 1)], 1)
+        if not memory_BSM.sum().isfinite():  # a weight of 0 does not hide what is not
+            return self.reference_scan(x_TBD, reset_TB, carry)
+        past_TB = steps_since_reset(reset_TB, past_B1[:, 0])
+        read_TBNE = attention_scan(q_TBNE, memory_BSM, past_TB, self.bias)
+        distance_P = torch.arange(memory_BSM.shape[1] - T - 1, -1, -1, device=x_TBD.device)
+        gone_BP = reset_TB.any(0).unsqueeze(1) & (distance_P > past_TB[-1].unsqueeze(1))
+        after = {"memory": memory_BSM[:, T:].masked_fill(gone_BP.unsqueeze(-1), 0), "past": past_TB[-1:].t() + 1}
+        return self._join(h_TBH, read_TBNE), after
+
+    def _step(
+        self, x_BD: Tensor, memory_BPM: Tensor, past_B1: Tensor, forgetful: Tensor | None = None
+    ) -> tuple[Tensor, Carry]:
+        """One step, before which `forgetful` lanes lose their memory."""
+        h_BH = self.embed(x_BD)
+        q_BNE, memory_BM = self._project(h_BH)
+        memory_BWM = torch.cat([memory_BPM, memory_BM.unsqueeze(1)], 1)
+        if forgetful is not None and len(forgetful):
+            memory_BWM[:, :-1].index_fill_(0, forgetful, 0)
+        read_BNE = attention_step(q_BNE, memory_BWM, past_B1[:, 0], self.bias)
+        return self._join(h_BH, read_BNE), {"memory": memory_BWM[:, 1:], "past": past_B1 + 1}
+
+    def _project(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """The queries [..., N, E] and what is remembered [..., 2 E] of a stream [..., H]."""
+        q, memory = self.attention_in(self.attention_norm(h)).split([h.shape[-1], 2 * self.width], -1)
+        return q.unflatten(-1, (-1, self.width)), memory
+
+    def _join(self, h: Tensor, read: Tensor) -> Tensor:
+        """The block's output [..., H] from the stream and from what each head has read, [..., N, E]."""
+        h = self._add(0, h, self.attention_out(read.flatten(-2)))
+        return self._add(1, h, self.mlp_out(functional.gelu(self.mlp_in(self.mlp_norm(h)))))
+
+    def _add(self, branch: int, h: Tensor, y: Tensor) -> Tensor:
+        joined: Tensor = h + y if self.gates is None else self.gates[branch](h, y)
+        return joined
+
+
+class GruGate(nn.Module):
+    """GTrXL's gate, equations 5 to 8: the branch y passes a ReLU and enters the stream h as a GRU's input would.
+
+    Its gates start all but shut (bias 2), so that the block starts near the identity.
+    """
+
+    def __init__(self, hidden: int, generator: Generator) -> None:
+        super().__init__()
+        self.of_branch = linear(hidden, 3 * hidden, 1.0, generator)
+        self.of_stream = linear(hidden, 2 * hidden, 1.0, generator)
+        self.of_reset_stream = linear(hidden, hidden, 1.0, generator)
+        nn.init.constant_(self.of_branch.bias[hidden : 2 * hidden], -2.0)
+
+    def forward(self, h: Tensor, y: Tensor) -> Tensor:
+        hidden = h.shape[-1]
+        gates, candidate = self.of_branch(torch.relu(y)).split([2 * hidden, hidden], -1)
+        r, z = torch.sigmoid(gates + self.of_stream(h)).chunk(2, -1)
+        return torch.lerp(h, torch.tanh(candidate + self.of_reset_stream(r * h)), z)

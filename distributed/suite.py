@@ -1,0 +1,218 @@
+"""`mneme suite`: every controller on every task for several seeds, kept in one file that an interrupted suite goes on
+with.
+
+runs/suites/<name>/results.json  table.md  log.txt  and the folders of the runs
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from itertools import product
+from pathlib import Path
+from statistics import mean
+from time import perf_counter
+from typing import IO, Any, NamedTuple
+
+from rich.console import Console
+
+from controllers import CONTROLLERS
+from distributed.blueprint import make_blueprint
+from distributed.config import Config, ConfigError, load_config
+from distributed.display import NOTHING, Display, clock
+from distributed.seeds import DEFAULT_TARGET, provenance, run_seed
+from distributed.suite_table import as_markdown
+from envs import TaskFacts
+
+TASKS = ("delayed_cue", "copy_memory", "associative_recall", "tmaze")
+"""Presets under configs/, the suite unless others are named."""
+
+ROOT = Path("runs/suites")
+_CONFIGS = Path(__file__).parents[1] / "configs"
+_OF_NO_CONSEQUENCE = ("seed", "name", "checkpoint", "tracking")  # what may differ between runs that are compared
+
+
+class Job(NamedTuple):
+    """One run of the suite."""
+
+    task: str
+    controller: str
+    config: Config  # seed included
+    facts: TaskFacts | None  # about the task
+    settings: str  # fingerprint of all that decides the outcome but the seed
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What tells it from the others."""
+        return self.task, self.controller, self.config.seed
+
+
+class Results:
+    """The suite's file: written anew, whole or not at all, after every run.
+
+    Args:
+        folder: of the suite.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path, self._markdown = folder / "results.json", folder / "table.md"
+        self.document: dict[str, Any] = {"tasks": {}, "runs": []}
+        if self._path.exists():
+            self.document = json.loads(self._path.read_text())
+
+    def missing(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs that have not been done.
+
+        Raises:
+            ConfigError: one was done with other settings.
+        """
+        done = {(run["task"], run["controller"], run["seed"]): run["settings"] for run in self.document["runs"]}
+        for job in jobs:
+            if done.get(job.key, job.settings) != job.settings:
+                raise ConfigError(
+                    f"{self._path} holds {job.task} with {job.controller} under other settings; choose another --name"
+                )
+        return [job for job in jobs if job.key not in done]
+
+    def declare(self, job: Job) -> None:
+        """Note what is known about the job's task beforehand."""
+        self.document["tasks"][job.task] = {
+            "id": job.config.env.id,
+            "kwargs": job.config.env.kwargs,
+            "target": job.config.train.stop_success or DEFAULT_TARGET,
+            "memoryless_return": job.facts.memoryless_return if job.facts else None,
+        }
+
+    def add(self, run: dict[str, Any]) -> None:
+        self.document["runs"].append(run)
+        for path, text in (
+            (self._path, json.dumps(self.document, indent=2) + "\n"),
+            (self._markdown, as_markdown(self.document)),
+        ):
+            part = path.with_suffix(".part")
+            part.write_text(text)
+            os.replace(part, path)
+
+    def seconds_left(self, jobs: Sequence[Job]) -> float:
+        """Estimated from the runs so far, those of the same task where there are any; NaN without any run."""
+        runs = self.document["runs"]
+        of_task = {job.task: [run["seconds"] for run in runs if run["task"] == job.task] for job in jobs}
+        every = [run["seconds"] for run in runs] or [math.nan]
+        return sum(mean(of_task[job.task] or every) for job in jobs)
+
+    def show(self, console: Console) -> None:
+        """Print the table, as it stands in the file."""
+        console.print(as_markdown(self.document), end="", soft_wrap=True)
+        console.print(f"kept in {self._path} and {self._markdown}", soft_wrap=True)
+
+
+def run_suite(
+    tasks: Sequence[str], controllers: Sequence[str], seeds: int, *,
+    name: str, local: bool, overrides: Sequence[str] = (), console: Console | None = None,
+) -> bool:  # fmt: skip
+    """Do what of the suite has not been done yet, then print its table; whether it was completed.
+
+    Args:
+        tasks: presets under configs/; none stands for `TASKS`.
+        controllers: kinds, or one's own as module:Class; none stands for all that are registered.
+        seeds: runs of each controller on each task, with seeds from 0.
+        name: of the suite; the same name goes on with it.
+        local: train in this process, without Ray.
+        overrides: `key=value` settings for every run.
+
+    Raises:
+        ConfigError: a setting is wrong, in any of the runs; nothing has been started then.
+    """
+    if seeds < 1:
+        raise ConfigError(f"--seeds is {seeds}; it must be at least 1")
+    console = console or Console(highlight=False)
+    folder = _folder(name)
+    jobs = list(_jobs(tasks or TASKS, controllers or tuple(CONTROLLERS), range(seeds), folder, overrides))
+    results = Results(folder)
+    missing = results.missing(jobs)
+    for job in {job.task: job for job in jobs}.values():
+        results.declare(job)
+    results.document |= provenance()
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        log = stack.enter_context((folder / "log.txt").open("a"))
+        if missing and not local:
+            from distributed.ray_runner import start_ray  # once for all runs
+
+            start_ray(missing[0].config.service, max(job.config.rollout.workers for job in missing))
+        for number, job in enumerate(missing):
+            title = f"[{len(jobs) - len(missing) + number + 1} of {len(jobs)}] {job.task}, {job.controller}"
+            with console.status(title):
+                run = _run(job, local, log)
+            if run is None:
+                console.print(f"interrupted; the same command goes on with {folder}", soft_wrap=True)
+                return False
+            results.add(run)
+            left = results.seconds_left(missing[number + 1 :])
+            eta = NOTHING if math.isnan(left) else clock(left)
+            console.print(f"{title}, seed {job.config.seed}: {_outcome(run)}  eta {eta}", markup=False, soft_wrap=True)
+    results.show(console)
+    return True
+
+
+def show_suite(name: str, console: Console | None = None) -> None:
+    """Print the table of what has been done.
+
+    Raises:
+        ConfigError: nothing has.
+    """
+    results = Results(_folder(name))
+    if not results.document["runs"]:
+        raise ConfigError(f"{_folder(name)} holds no results; run mneme suite --name {name}")
+    results.show(console or Console(highlight=False))
+
+
+def _folder(name: str) -> Path:
+    if not name.strip(".") or "/" in name or "\\" in name:
+        raise ConfigError(f"--name is {name!r}; it names a folder inside {ROOT}, so it holds no slashes")
+    return ROOT / name
+
+
+def _jobs(
+    tasks: Sequence[str], controllers: Sequence[str], seeds: range, folder: Path, overrides: Sequence[str]
+) -> Iterator[Job]:
+    """Seed after seed, so that a suite that is stopped early has compared everything."""
+    found = {}
+    for task, controller in product(tasks, controllers):
+        own = _CONFIGS / f"{task}_{controller}.yaml"
+        preset = own if own.exists() else _CONFIGS / f"{task}.yaml"
+        fixed = (f"policy.controller.kind={controller}", "tracking.enabled=false", f"checkpoint.root={folder}")
+        config = load_config(preset, [*overrides, *fixed])
+        facts = make_blueprint(config).facts
+        if facts is None and config.env.success_return is None:
+            raise ConfigError(f"{preset} does not say what success is; set env.success_return in it")
+        found[task, controller] = config, facts
+    for seed, ((task, controller), (config, facts)) in product(seeds, found.items()):
+        config = config.model_copy(update={"seed": seed})
+        tree = {key: value for key, value in config.to_dict().items() if key not in _OF_NO_CONSEQUENCE}
+        fingerprint = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
+        yield Job(task, controller, config, facts, fingerprint)
+
+
+def _run(job: Job, local: bool, log: IO[str]) -> dict[str, Any] | None:
+    """What came of one run, or None if it was interrupted; training that diverges is a result too."""
+    started = perf_counter()
+    run: dict[str, Any] = {"task": job.task, "controller": job.controller, "settings": job.settings}
+    try:
+        outcome = run_seed(job.config, local=local, display=Display(Console(file=log)))
+    except FloatingPointError as error:
+        seconds = round(perf_counter() - started, 1)
+        return run | {"seed": job.config.seed, "seconds": seconds, "solved": False, "failure": str(error)}
+    if outcome is None:
+        return None
+    target = job.config.train.stop_success or DEFAULT_TARGET
+    return run | outcome._asdict() | {"solved": outcome.success >= target}
+
+
+def _outcome(run: dict[str, Any]) -> str:
+    if "failure" in run:
+        return f"failed: {run['failure']}"
+    verdict = "solved after" if run["solved"] else "not solved in"
+    return f"{verdict} {run['steps']:,} steps, {run['seconds']:.0f} s, success {run['success']:.1%}"

@@ -1,0 +1,28 @@
+"""Leaky memory: each unit keeps a share of what it holds, and takes the rest from the input."""
+
+import torch
+from torch import Generator, Tensor, nn
+
+from controllers import Carry, Controller, ControllerSettings
+from controllers.initialisation import chrono_bias, linear
+
+
+class LeakyMemory(Controller):
+    """h' = keep h + (1 - keep) W x, with one learned share a unit, keep = sigmoid(leak); it carries `h` [B, H].
+
+    Args:
+        leak: bias of keep, where it is not spread over the horizon (policy.controller.chrono=false).
+    """
+
+    def __init__(
+        self, input_size: int, settings: ControllerSettings, horizon: int, generator: Generator, *, leak: float = 2.0
+    ) -> None:
+        hidden = settings.hidden_size
+        super().__init__(input_size, hidden, {"h": (hidden,)}, settings.initial_carry == "learned")
+        self.write = linear(input_size, hidden, 1.0, generator)
+        chrono = chrono_bias(hidden, horizon, generator)
+        self.leak = nn.Parameter(chrono if settings.chrono else torch.full((hidden,), float(leak)))
+
+    def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        h_BH = torch.lerp(self.write(x_BD), carry["h"], torch.sigmoid(self.leak))
+        return h_BH, {"h": h_BH}

@@ -1,0 +1,31 @@
+"""Resets by rows."""
+
+import pytest
+import torch
+from torch import Generator
+
+from controllers.scans.resets import lanes_to_reset, with_rows
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("steps,lanes", [(1, 1), (7, 5), (3, 0)])
+def test_the_lanes_of_each_step_are_those_with_a_flag(share: float, steps: int, lanes: int) -> None:
+    reset = torch.rand(steps, lanes, generator=Generator().manual_seed(0)) < share
+    expected = [[b for b in range(lanes) if reset[t, b]] for t in range(steps)]
+    assert [rows.tolist() for rows in lanes_to_reset(reset)] == expected
+
+
+def test_rows_that_are_replaced_leave_no_trace_and_the_others_stay() -> None:
+    x = torch.tensor([[1.0, 2.0], [torch.nan, torch.inf], [3.0, 4.0]])
+    before = x.clone()
+    replaced = with_rows(x, torch.tensor([1]), torch.tensor([5.0, 6.0]))
+    assert replaced.tolist() == [[1.0, 2.0], [5.0, 6.0], [3.0, 4.0]]
+    torch.testing.assert_close(x, before, equal_nan=True)
+
+
+def test_gradients_go_to_the_rows_that_stay_and_to_what_replaces_the_others() -> None:
+    x, initial = torch.zeros(3, 2, requires_grad=True), torch.zeros(2, requires_grad=True)
+    weight = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    dx, dinitial = torch.autograd.grad((with_rows(x, torch.tensor([0, 2]), initial) * weight).sum(), [x, initial])
+    assert dx.tolist() == [[0.0, 0.0], [3.0, 4.0], [0.0, 0.0]]
+    assert dinitial.tolist() == [6.0, 8.0]

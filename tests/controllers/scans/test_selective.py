@@ -1,0 +1,117 @@
+"""The selective scan against a loop over its cell that autograd differentiates."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from controllers.scans import selective
+from controllers.scans.selective import (
+    SelectiveInputs,
+    SelectiveParameters,
+    selective_cell,
+    selective_scan,
+    selective_step,
+)
+
+CHANNELS, STATES = 5, 3
+TIGHT = {"rtol": 1e-10, "atol": 1e-10}
+
+Problem = tuple[SelectiveInputs, Tensor, Tensor, Tensor, SelectiveParameters]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selective, "LANES", 3)
+    monkeypatch.setattr(selective, "ROWS", 12)
+
+
+def problem(steps: int, lanes: int, resets: float, dtype: torch.dtype = torch.float64) -> Problem:
+    """Inputs, flags, state, initial state and parameters; all need gradients."""
+    torch.manual_seed(steps + 10 * lanes)
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=dtype).requires_grad_()
+
+    channels = [leaf(steps, lanes, CHANNELS) for _ in range(3)]
+    x = SelectiveInputs(*channels, *(leaf(steps, lanes, STATES) for _ in range(2)))
+    reset = torch.rand(steps, lanes) < resets
+    parameters = SelectiveParameters(leaf(CHANNELS, STATES), leaf(CHANNELS))
+    return x, reset, leaf(lanes, STATES, CHANNELS), leaf(STATES, CHANNELS), parameters
+
+
+def loop(
+    x: SelectiveInputs, reset: Tensor, h: Tensor, initial: Tensor, p: SelectiveParameters
+) -> tuple[Tensor, Tensor]:
+    outputs = []
+    for t in range(len(reset)):
+        h = torch.where(reset[t].view(-1, 1, 1), initial, h)
+        y, h = selective_cell(SelectiveInputs(*(value[t] for value in x)), h, p)
+        outputs.append(y)
+    return torch.stack(outputs), h
+
+
+def gradients(y: Tensor, last: Tensor, arguments: Problem) -> tuple[Tensor, ...]:
+    """Of a loss that weighs every output and every last state differently."""
+    x, _, h, initial, p = arguments
+    weights = [torch.arange(1, v.numel() + 1, dtype=v.dtype).sin().view_as(v) for v in (y, last)]
+    return torch.autograd.grad((weights[0] * y).sum() + (weights[1] * last).sum(), [*x, h, initial, *p])
+
+
+@pytest.mark.parametrize("resets", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("lanes", [1, 3, 7])
+@pytest.mark.parametrize("steps", [1, 4, 5, 12, 19])
+def test_the_scan_is_the_loop_with_all_its_gradients(steps: int, lanes: int, resets: float) -> None:
+    arguments = problem(steps, lanes, resets)
+    expected, actual = loop(*arguments), selective_scan(*arguments)
+    torch.testing.assert_close(actual, expected, **TIGHT)
+    torch.testing.assert_close(gradients(*actual, arguments), gradients(*expected, arguments), **TIGHT)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 9])
+def test_without_gradients_the_values_are_the_same_and_the_last_state_is_a_copy(steps: int) -> None:
+    arguments = problem(steps, 4, 0.2)
+    expected_y, expected_last = selective_scan(*arguments)
+    with torch.no_grad():
+        y, last = selective_scan(*arguments)
+    torch.testing.assert_close((y, last), (expected_y, expected_last), rtol=0, atol=0)
+    last.zero_()
+    torch.testing.assert_close(y, expected_y, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype,tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_the_lean_step_is_the_cell(dtype: torch.dtype, tolerance: float) -> None:
+    x, _, h, _, p = problem(1, 7, 0.0, dtype)
+    inputs = SelectiveInputs(*(value[0] for value in x))
+    with torch.no_grad():
+        step = selective_step(inputs, h, p)
+        torch.testing.assert_close(step, selective_cell(inputs, h, p), rtol=tolerance, atol=tolerance)
+
+
+def test_what_is_not_finite_ends_at_a_reset_backward_too() -> None:
+    arguments = problem(9, 4, 0.0)
+    x, reset, h, initial, p = arguments
+    reset[2] = True
+    y, last = selective_scan(x, reset, torch.full_like(h, torch.nan), initial, p)
+    assert y[:2].isnan().all() and y[2:].isfinite().all() and last.isfinite().all()
+    fresh = SelectiveInputs(*(value[2:] for value in x))
+    torch.testing.assert_close((y[2:], last), loop(fresh, reset[2:], h, initial, p), **TIGHT)
+    (dwrite,) = torch.autograd.grad(y[2:].sum(), x.write)
+    assert dwrite[2:].isfinite().all()
+
+
+def test_extreme_steps_stay_finite() -> None:
+    """softplus underflows to 0 at one end, where the state stays; at the other the decay does, where it goes."""
+    x, reset, h, initial, p = problem(6, 2, 0.2, torch.float32)
+    for size in (-200.0, 200.0):
+        extreme = x._replace(dt=torch.full_like(x.dt, size).requires_grad_())
+        y, last = selective_scan(extreme, reset, h, initial, p)
+        grads = gradients(y, last, (extreme, reset, h, initial, p))
+        assert all(value.isfinite().all() for value in (y, last, *grads))
+
+
+def test_the_last_state_may_be_overwritten_before_the_backward_pass() -> None:
+    arguments = problem(5, 4, 0.2)
+    expected = gradients(*selective_scan(*arguments), arguments)
+    y, last = selective_scan(*arguments)
+    last.detach().zero_()
+    torch.testing.assert_close(gradients(y, last, arguments), expected, rtol=0, atol=0)

@@ -1,0 +1,79 @@
+"""State-space duality against a slow loop and against the quadratic form of the paper."""
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from controllers.scans.ssd import ssd_scan
+from tests.controllers.scans.weighed import with_gradients
+
+B, H, P, N = 3, 2, 4, 5
+TIGHT = {"rtol": 1e-10, "atol": 1e-10}
+
+
+def draw(T: int, seed: int = 0) -> list[Tensor]:
+    """x, log decays, write, read, the state and the initial state, in float64 and differentiable."""
+    generator = Generator().manual_seed(seed)
+    shapes = [(T, B, H, P), (T, B, H), (T, B, N), (T, B, N), (B, H, P, N), (H, P, N)]
+    x, a, *rest = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    return [value.requires_grad_() for value in (x, -a.abs(), *rest)]
+
+
+def slow(x: Tensor, a: Tensor, write: Tensor, read: Tensor, h: Tensor, initial: Tensor, reset: Tensor) -> list[Tensor]:
+    """Lane by lane, head by head, step by step."""
+    y, last = torch.empty_like(x), torch.empty_like(h)
+    for b in range(B):
+        for head in range(H):
+            state = h[b, head]
+            for t in range(len(x)):
+                if reset[t, b]:
+                    state = initial[head]
+                state = a[t, b, head].exp() * state + torch.outer(x[t, b, head], write[t, b])
+                y[t, b, head] = state @ read[t, b]
+            last[b, head] = state
+    return [y, last]
+
+
+@pytest.mark.parametrize("T,chunk", [(1, 1), (1, 8), (7, 8), (8, 8), (9, 8), (29, 8), (29, 1), (29, 64)])
+@pytest.mark.parametrize("resets", [0.0, 0.3, 1.0])
+def test_chunks_are_the_loop(T: int, chunk: int, resets: float) -> None:
+    inputs = draw(T)
+    reset = torch.rand(T, B, generator=Generator().manual_seed(1)) < resets
+    x, a, write, read, h, initial = inputs
+    actual = with_gradients(list(ssd_scan(x, a, write, read, reset, h, initial, chunk)), inputs)
+    torch.testing.assert_close(actual, with_gradients(slow(*inputs, reset), inputs), **TIGHT)
+
+
+def test_no_initial_state_is_one_of_zeros() -> None:
+    *inputs, initial = draw(13)
+    x, a, write, read, h = inputs
+    reset = torch.rand(13, B, generator=Generator().manual_seed(1)) < 0.3
+    zeros = with_gradients(list(ssd_scan(x, a, write, read, reset, h, torch.zeros_like(initial), 4)), inputs)
+    torch.testing.assert_close(with_gradients(list(ssd_scan(x, a, write, read, reset, h, None, 4)), inputs), zeros)
+
+
+def test_without_resets_it_is_the_masked_attention_of_the_paper() -> None:
+    """Dao & Gu 2024, equation 16: y = (L o C B^T) x with L[t, m] the product of the decays from m + 1 to t."""
+    x, a, write, read, h, initial = draw(11)
+    y, _ = ssd_scan(x, a, write, read, torch.zeros(11, B, dtype=torch.bool), torch.zeros_like(h), initial, 4)
+    for b in range(B):
+        for head in range(H):
+            decay = torch.zeros(11, 11, dtype=torch.float64)
+            for m in range(11):
+                for t in range(m, 11):
+                    decay[t, m] = a[m + 1 : t + 1, b, head].sum().exp()
+            expected = (decay * (read[:, b] @ write[:, b].t())) @ x[:, b, head]
+            torch.testing.assert_close(y[:, b, head], expected, **TIGHT)
+
+
+def test_strong_decays_neither_overflow_nor_leak() -> None:
+    x, _, write, read, h, initial = draw(9)
+    a = torch.full((9, B, H), -500.0, dtype=torch.float64, requires_grad=True)
+    reset = torch.zeros(9, B, dtype=torch.bool)
+    reset[5] = True
+    y, last = ssd_scan(x, a, write, read, reset, h, initial, 9)
+    torch.testing.assert_close(y[3], x[3] * (read[3] * write[3]).sum(-1)[:, None, None], **TIGHT)
+    grads = torch.autograd.grad(y[5:].sum() + last.sum(), [x, a, write, read, h, initial])
+    assert all(grad.isfinite().all() for grad in grads)
+    assert all(torch.count_nonzero(grad[:5]) == 0 for grad in grads[:4])
+    assert torch.count_nonzero(grads[4]) == 0

@@ -1,0 +1,125 @@
+"""Mamba-2: its mixer is mamba_ssm's, its start remembers for as long as the task asks, its sizes are checked."""
+
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from controllers import ControllerSettings, build_controller
+from controllers.mamba2 import Mamba2Controller
+
+MODEL, LANES = 24, 3
+
+
+class GatedNorm(nn.Module):
+    """In the place of mamba_ssm's Triton kernel: root mean square of y silu(z)."""
+
+    def __init__(self, size: int, eps: float, norm_before_gate: bool, group_size: int, **_: Any) -> None:
+        super().__init__()
+        assert group_size == size and not norm_before_gate
+        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
+
+    def forward(self, y: Tensor, z: Tensor) -> Tensor:
+        gated = y * F.silu(z)
+        return gated / (gated.square().mean(-1, keepdim=True) + self.eps).sqrt() * self.weight
+
+
+def build(horizon: int = 10, **settings: Any) -> Mamba2Controller:
+    chosen = ControllerSettings(kind="mamba2", hidden_size=MODEL, **settings)
+    controller = build_controller(chosen, MODEL, horizon, Generator().manual_seed(0))
+    assert isinstance(controller, Mamba2Controller)
+    return controller
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """mamba_ssm's own module, of which one step runs without CUDA."""
+    specification = find_spec("mamba_ssm")
+    if specification is None or find_spec("einops") is None:
+        pytest.skip("mamba_ssm or einops is not installed")
+    before = set(sys.modules)
+    package = ModuleType("mamba_ssm")  # without its __init__, which imports what needs CUDA
+    package.__path__ = list(specification.submodule_search_locations or ())
+    hub = ModuleType("huggingface_hub")
+    hub.PyTorchModelHubMixin = type("PyTorchModelHubMixin", (), {})  # type: ignore[attr-defined]
+    for module in (package, hub):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    for name, contents in {
+        "ops.triton.layernorm_gated": {"RMSNorm": GatedNorm},
+        "ops.triton.ssd_combined": {"mamba_chunk_scan_combined": None, "mamba_split_conv1d_scan_combined": None},
+        "ops.triton.selective_state_update": {},
+        "distributed.tensor_parallel": {"ColumnParallelLinear": None, "RowParallelLinear": None},
+    }.items():
+        module = ModuleType(f"mamba_ssm.{name}")
+        vars(module).update(contents)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    torch.manual_seed(0)
+    yield import_module("mamba_ssm.modules.mamba2").Mamba2(MODEL, d_state=16, headdim=16)
+    for name in set(sys.modules) - before:
+        if name.startswith("mamba_ssm"):
+            del sys.modules[name]
+
+
+def test_the_scan_is_mamba_ssms_step_with_its_weights(published: Any) -> None:
+    controller = build()
+    controller.mixer.load_state_dict(published.state_dict())
+    x, carry = torch.randn(19, LANES, MODEL), controller.initial_carry(LANES)
+    convolved, state = published.allocate_inference_cache(LANES, 1)
+    with torch.no_grad():
+        y, carry = controller.scan(x, torch.zeros(19, LANES, dtype=torch.bool), carry)
+        for x_BD, y_BD in zip(x, y, strict=True):
+            mixed, _, _ = published.step(F.layer_norm(x_BD, (MODEL,)).unsqueeze(1), convolved, state)
+            torch.testing.assert_close(y_BD, x_BD + mixed[:, 0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(carry["state"], state, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(carry["window"], convolved[..., 1:].transpose(1, 2), rtol=1e-5, atol=1e-5)
+
+
+def constants(controller: Mamba2Controller) -> Tensor:
+    """Time constants of the heads at the start, in steps, for inputs of zero."""
+    return 1 / (F.softplus(controller.mixer.dt_bias) * controller.mixer.A_log.exp())
+
+
+@pytest.mark.parametrize("horizon", [2, 10, 5000])
+def test_chrono_spreads_the_time_constants_from_one_step_to_the_horizon(horizon: int) -> None:
+    spread = constants(build(horizon, kwargs={"head_size": 4}))
+    torch.testing.assert_close(spread[[0, -1]], torch.tensor([1.0, float(horizon)]), rtol=1e-3, atol=0.0)
+    torch.testing.assert_close(spread[1:] / spread[:-1], (spread[1] / spread[0]).expand(11), rtol=1e-3, atol=0.0)
+
+
+def test_without_chrono_the_start_is_the_published_one() -> None:
+    mixer = build(5000, chrono=False, kwargs={"head_size": 1}).mixer
+    dt, rate = F.softplus(mixer.dt_bias), mixer.A_log.exp()
+    assert 0.99e-3 <= dt.min() < 2e-3 and 0.05 < dt.max() <= 0.101
+    assert 1 <= rate.min() < 2 and 15 < rate.max() <= 16
+
+
+def test_head_sizes_divide_what_they_must() -> None:
+    assert build().initial_state.shape == (3, 16, 16)
+    with pytest.raises(ValueError, match=r"kwargs.head_size is 32, which does not divide expand \* hidden_size, 48"):
+        build(kwargs={"head_size": 32})
+
+
+@pytest.mark.parametrize("kind", ["mamba2", "pseudo_mamba"])
+@pytest.mark.parametrize(
+    "name,value,least",
+    [("state_size", 0, 1), ("head_size", 0, 1), ("expand", 0, 1), ("convolution", 1, 2), ("chunk", 0, 1)],
+)
+def test_a_size_that_is_too_small_is_refused(kind: str, name: str, value: int, least: int) -> None:
+    settings = ControllerSettings(kind=kind, kwargs={name: value})
+    with pytest.raises(ValueError, match=rf"kwargs\.{name} is {value}; it must be at least {least}"):
+        build_controller(settings, 3, 10, Generator())
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 64])
+def test_the_chunk_changes_nothing_but_rounding(chunk: int) -> None:
+    x, reset = torch.randn(23, LANES, MODEL), torch.rand(23, LANES) < 0.2
+    expected, other = build(), build(kwargs={"chunk": chunk})
+    y, last = other.scan(x, reset, other.initial_carry(LANES))
+    torch.testing.assert_close((y, last), expected.scan(x, reset, expected.initial_carry(LANES)))

@@ -1,0 +1,83 @@
+"""Mamba-2 with slots: every rule and query keeps the contract; gate, penalty and settings do what they say."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Generator
+
+from controllers import Controller, ControllerSettings, build_controller
+from controllers.contract import CHECKS
+from controllers.pseudo_mamba import PseudoMambaController
+
+SMALL = {"slots": 3, "slot_size": 4, "state_size": 3, "chunk": 8}
+OTHERS = [("classic", "input"), ("recent", "state"), ("classic", "state")]  # the default is in the contract's own test
+
+
+def build(input_size: int = 5, horizon: int = 10, **kwargs: Any) -> PseudoMambaController:
+    settings = ControllerSettings(kind="pseudo_mamba", hidden_size=6, kwargs=SMALL | kwargs)
+    controller = build_controller(settings, input_size, horizon, Generator().manual_seed(0))
+    assert isinstance(controller, PseudoMambaController)
+    return controller
+
+
+@pytest.mark.parametrize("rule,query", OTHERS)
+def test_every_rule_and_query_keeps_the_contract(rule: str, query: str) -> None:
+    settings = ControllerSettings(kind="pseudo_mamba", hidden_size=6, kwargs=SMALL | {"rule": rule, "query": query})
+
+    def fresh(input_size: int, generator: Generator) -> Controller:
+        return build_controller(settings, input_size, 10, generator)
+
+    findings = [check.run(fresh) for check in CHECKS]
+    assert [finding for finding in findings if not finding.passed] == []
+
+
+@pytest.mark.parametrize("query", ["input", "state"])
+def test_the_gate_is_said_by_the_output_and_starts_at_one_write_a_horizon(query: str) -> None:
+    controller = build(horizon=50, query=query)
+    x, reset = torch.randn(40, 7, 5), torch.zeros(40, 7, dtype=torch.bool)
+    y, _ = controller.scan(x, reset, controller.initial_carry(7))
+    gate = controller.signals(y)["gate"]
+    assert gate.shape == (40, 7) and 0.5 / 50 < gate.mean() < 2 / 50
+    torch.testing.assert_close(build(rule="classic", query=query).signals(0 * y)["gate"], torch.full((40, 7), 0.5))
+    carry, total = controller.initial_carry(7), torch.zeros(7)
+    for t in range(3):  # a write of gate g leaves that occupancy, and the first writes share a slot
+        total = total + gate[t] * (1 - total)
+        _, carry = controller.step(x[t], reset[t], carry)
+    torch.testing.assert_close(carry["usage"][:, 0], total)
+
+
+def test_the_penalty_is_that_of_each_lanes_mean_gate_over_valid_steps() -> None:
+    controller = build(gate_coef=2.0)
+    gate = torch.tensor([[0.1, 0.4], [0.3, 0.9]])
+    valid = torch.tensor([[True, True], [True, False]])
+    expected = torch.tensor([2 * (0.2 - 0.1) ** 2, 2 * (0.4 - 0.1) ** 2]).expand(2, 2)
+    torch.testing.assert_close(controller.penalty({"gate": gate}, valid), expected)
+
+
+def test_the_published_reading_reaches_the_state_and_the_parallel_one_does_not() -> None:
+    for query, reaches in (("state", True), ("input", False)):
+        controller = build(query=query)
+        carry = controller.initial_carry(2)
+        carry["slots"] = torch.randn_like(carry["slots"])
+        carry["usage"] = torch.ones_like(carry["usage"])
+        empty = controller.initial_carry(2)
+        x, reset = torch.randn(1, 2, 5), torch.zeros(1, 2, dtype=torch.bool)
+        h, plain = (controller.scan(x, reset, c)[0][..., :6] for c in (carry, empty))
+        assert torch.equal(h, plain) != reaches
+
+
+@pytest.mark.parametrize(
+    "kwargs,sentence",
+    [
+        ({"slots": 0}, r"kwargs.slots is 0; it must be at least 1"),
+        ({"slot_size": 1.5}, r"kwargs.slot_size is 1.5; it must be a whole number"),
+        ({"rule": "oldest"}, r"kwargs.rule is 'oldest'; choose one of recent, classic"),
+        ({"query": "output"}, r"kwargs.query is 'output'; choose one of input, state"),
+        ({"decay": 1.0}, r"kwargs.decay is 1.0; it must be in \[0, 1\)"),
+        ({"gate_coef": -1.0}, r"kwargs.gate_coef is -1.0; it must not be negative"),
+    ],
+)
+def test_what_is_out_of_range_is_refused(kwargs: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        build(**kwargs)

@@ -1,0 +1,94 @@
+"""The transformer's window, settings and gate; in every variant it keeps the contract."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from controllers import Controller, ControllerSettings, build_controller
+from controllers.contract import CHECKS, Check
+from controllers.transformer import GruGate, TransformerController
+
+VARIANTS: list[dict[str, Any]] = [
+    {"window": 2},
+    {"window": 3, "heads": 6},
+    {"window": 50, "heads": 1, "mlp_ratio": 4},
+    {"window": 5, "gate": "gru"},
+]
+
+
+def make(hidden: int = 8, inputs: int = 5, horizon: int = 10, **kwargs: Any) -> TransformerController:
+    settings = ControllerSettings(kind="transformer", hidden_size=hidden)
+    return TransformerController(inputs, settings, horizon, Generator().manual_seed(0), **kwargs).double()
+
+
+def run(controller: Controller, x: Tensor, reset: Tensor) -> Tensor:
+    return controller.scan(x, reset, controller.initial_carry(x.shape[1]))[0]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name.replace(" ", "-"))
+@pytest.mark.parametrize("kwargs", VARIANTS, ids=str)
+def test_every_variant_keeps_the_contract(kwargs: dict[str, Any], check: Check) -> None:
+    settings = ControllerSettings(kind="transformer", hidden_size=6, kwargs=kwargs)
+    finding = check.run(lambda inputs, generator: build_controller(settings, inputs, 10, generator))
+    assert finding.passed, finding
+
+
+@pytest.mark.parametrize("window", [2, 4])
+def test_a_step_sees_its_window_and_nothing_else(window: int) -> None:
+    controller = make(window=window)
+    x = torch.randn(9, 1, 5, dtype=torch.float64, requires_grad=True)
+    (dx,) = torch.autograd.grad(run(controller, x, torch.zeros(9, 1, dtype=torch.bool))[6].square().sum(), x)
+    assert [t for t in range(9) if dx[t].any()] == list(range(7 - window, 7))
+
+
+def test_nan_from_before_a_reset_leaves_no_trace_in_the_middle_of_a_scan() -> None:
+    controller, reset = make(window=6), torch.zeros(9, 2, dtype=torch.bool)
+    reset[4, 0] = True
+    x = torch.randn(9, 2, 5, dtype=torch.float64)
+    clean = run(controller, x, reset)
+    x[2, 0] = torch.nan
+    y, last = controller.scan(x, reset, controller.initial_carry(2))
+    torch.testing.assert_close(y[4:], clean[4:], rtol=1e-12, atol=1e-12)
+    assert y[2, 0].isnan().all() and y[:, 1].isfinite().all()
+    assert last["memory"].isfinite().all()
+
+
+def test_the_window_comes_from_the_horizon_unless_it_is_given() -> None:
+    assert make(horizon=10).initial()["memory"].shape == (10, 4)
+    assert make(horizon=100_000).initial()["memory"].shape == (511, 4)
+    assert make(horizon=10, window=700).initial()["memory"].shape == (699, 4)
+
+
+@pytest.mark.parametrize("hidden,heads", [(128, 4), (6, 2), (7, 1)])
+def test_there_are_four_heads_where_that_divides_the_width(hidden: int, heads: int) -> None:
+    assert make(hidden, window=3).initial()["memory"].shape == (2, 2 * hidden // heads)
+
+
+@pytest.mark.parametrize(
+    "kwargs,sentence",
+    [
+        ({"window": 1}, r"kwargs\.window is 1; it must be at least 2"),
+        ({"window": 2.5}, r"kwargs\.window is 2\.5; it must be a whole number"),
+        ({"heads": 0}, r"kwargs\.heads is 0; it must be at least 1"),
+        ({"heads": 3}, r"kwargs\.heads is 3; it must divide policy\.controller\.hidden_size, 8"),
+        ({"mlp_ratio": 0}, r"kwargs\.mlp_ratio is 0; it must be at least 1"),
+        ({"gate": "lstm"}, r"kwargs\.gate is 'lstm'; it must be 'none' or 'gru'"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_in_one_sentence(kwargs: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=rf"^policy\.controller\.{sentence}$"):
+        make(**kwargs)
+
+
+def test_the_gate_is_the_papers() -> None:
+    gate = GruGate(8, Generator().manual_seed(0)).double()
+    x, y = (torch.randn(3, 8, dtype=torch.float64) for _ in range(2))
+    w_r, w_z, w_g = gate.of_branch.weight.chunk(3)
+    u_r, u_z = gate.of_stream.weight.chunk(2)
+    y_relu = torch.relu(y)
+    r = torch.sigmoid(y_relu @ w_r.t() + x @ u_r.t())
+    z = torch.sigmoid(y_relu @ w_z.t() + x @ u_z.t() - 2)
+    candidate = torch.tanh(y_relu @ w_g.t() + (r * x) @ gate.of_reset_stream.weight.t())
+    torch.testing.assert_close(gate(x, y), (1 - z) * x + z * candidate, rtol=1e-12, atol=1e-12)

@@ -1,0 +1,36 @@
+"""The page on controllers: its example is the file, keeps the contract, and trains."""
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from distributed.checking import check_controller
+from distributed.config import load_config
+from distributed.training import train
+
+ROOT = Path(__file__).parents[2]
+KIND = "docs.examples.leaky_memory:LeakyMemory"
+
+
+def test_the_page_shows_the_example_as_it_is() -> None:
+    example = (ROOT / "docs" / "examples" / "leaky_memory.py").read_text()
+    assert len(example.splitlines()) < 40
+    assert f"```python\n{example}```" in (ROOT / "docs" / "controllers.md").read_text()
+
+
+def test_the_example_keeps_the_contract() -> None:
+    out = io.StringIO()
+    settings = ["hidden_size=8", "initial_carry=learned", "kwargs.leak=3", "chrono=false"]
+    assert check_controller(KIND, settings, Console(file=out)), out.getvalue()
+    assert "all checks passed" in out.getvalue()
+
+
+def test_the_example_trains_by_the_kind_that_the_page_gives(tmp_path: Path) -> None:
+    config = load_config(
+        None,
+        [f"policy.controller.kind={KIND}", "env.kwargs.horizon=2", f"checkpoint.root={tmp_path}",
+         "tracking.enabled=false", "rollout.lanes=8", "policy.controller.hidden_size=8", "learner.minibatches=2",
+         "train.total_steps=72", "train.evaluation_episodes=16"],
+    )  # fmt: skip
+    assert train(config, local=True).steps == 72
