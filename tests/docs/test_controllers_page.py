@@ -1,10 +1,13 @@
 """The page on controllers: its example is the file, keeps the contract, and trains."""
 
+import inspect
 import io
 from pathlib import Path
 
 from rich.console import Console
+from torch import Generator
 
+from controllers import CONTROLLERS, ControllerSettings, build_controller
 from distributed.checking import check_controller
 from distributed.config import load_config
 from distributed.training import train
@@ -17,6 +20,24 @@ def test_the_page_shows_the_example_as_it_is() -> None:
     example = (ROOT / "docs" / "examples" / "leaky_memory.py").read_text()
     assert len(example.splitlines()) < 40
     assert f"```python\n{example}```" in (ROOT / "docs" / "controllers.md").read_text()
+
+
+def test_the_page_has_every_kind_with_its_carry_and_its_settings() -> None:
+    lines = (ROOT / "docs" / "controllers.md").read_text().splitlines()
+    rows = {line.split("`")[1]: line for line in lines if line.startswith("| `")}
+    assert rows.keys() == CONTROLLERS.keys()
+    for kind, factory in CONTROLLERS.items():
+        built = build_controller(ControllerSettings(kind=kind), 9, 64, Generator().manual_seed(0))
+        carry = sum(value.numel() for value in built.initial().values())
+        assert f"| {carry} |" in rows[kind]
+        shown = rows[kind] + (
+            rows["mamba"] if kind == "mamba_gru" else rows["mamba2"] if kind == "pseudo_mamba" else ""
+        )
+        for parameter in inspect.signature(factory).parameters.values():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                default = parameter.default
+                told = f"{default:.3g}" if isinstance(default, float) and default else default
+                assert f"`{parameter.name}={told}`" in shown
 
 
 def test_the_example_keeps_the_contract() -> None:
