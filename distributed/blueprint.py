@@ -1,6 +1,7 @@
 """What follows from a configuration once its environment has been looked at; made before any actor starts."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -105,15 +106,16 @@ def _refuse_success(config: Config) -> None:
 def _check_stages(config: Config, spec: PolicySpec) -> None:
     """Refuse a stage that cannot be played, or whose spaces are not those of the task itself."""
     for level, (stage, settings) in enumerate(zip(config.curriculum.stages, _levels(config), strict=False)):
-        env = make_vector_env(settings, 1)
         try:
-            if policy_spec(env, config.spaces) != spec:
-                raise ValueError(
-                    f"curriculum.stages[{level}] is {stage}, which changes the observations or actions; "
-                    f"a stage may change only what leaves them alike"
-                )
-        finally:
-            env.close()
+            with closing(make_vector_env(settings, 1)) as env:
+                own = policy_spec(env, config.spaces)
+        except ValueError as error:
+            raise ValueError(f"curriculum.stages[{level}] is {stage}: {error}") from error
+        if own != spec:
+            raise ValueError(
+                f"curriculum.stages[{level}] is {stage}, which changes the observations or actions; "
+                f"a stage may change only what leaves them alike"
+            )
 
 
 def _carry_stride(config: Config, length: int) -> int:

@@ -36,6 +36,8 @@ def start_ray(service: ServiceSettings, workers: int) -> bool:
     if ray.is_initialized():
         return False
     address = service.address or os.environ.get("RAY_ADDRESS")
+    # Ray prints the traceback of every result that nobody fetches, such as a failed worker's fragment; we say it once.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     try:
         if address and address != "local":
             _check_reachable(address)

@@ -78,7 +78,7 @@ class _Run:
 
     def seems_endless(self, steps: int) -> bool:
         """Whether no episode has ended in so many steps of each lane, though the task declares no length. Said once."""
-        facts, lane_steps = self.blueprint.facts, self.meter.steps // self.config.rollout.lanes
+        facts, lane_steps = self.blueprint.facts, self.steps // self.config.rollout.lanes
         declared = facts is not None and facts.episode_length is not None
         if self.meter.episodes or declared or lane_steps < steps:
             return False
@@ -116,6 +116,7 @@ class _Run:
         parts |= {f"worker-{i}": worker for i, worker in enumerate(state.workers) if worker is not None}
         run = {
             "steps": self.steps,
+            "episodes": self.meter.episodes,
             "curriculum": self.curriculum.state(),
             "config": self.config.to_dict(),
             "tracking_run": self.tracker.run_id(timeout=0.0),
@@ -251,12 +252,12 @@ def _loop(run: _Run, stop: StopRequest) -> bool:
         run.record(row)
         run.show(update, row)
         run.seems_endless(_ENDLESS)
+        if run.curriculum.advance(update.deliveries):  # before any return, as the last checkpoint holds its counts
+            run.enter_level()
         if run.steps >= train.total_steps:
             return True
         if stop.made:
             return False
-        if run.curriculum.advance(update.deliveries):
-            run.enter_level()
         solved = math.inf if train.stop_success is None else train.stop_success - _EXPLORATION
         seems_solved = run.curriculum.complete and row["success"] >= solved
         if seems_solved or run.steps >= next_evaluation:
@@ -300,6 +301,7 @@ def _restore(run: _Run, saved: Checkpoint) -> None:
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"the checkpoint's arrays do not fit its configuration: {error}") from None
     run.steps = saved.run["steps"]
+    run.meter.episodes = saved.run["episodes"]
     run.curriculum.set_state(saved.run["curriculum"])
     run.runner.level = run.curriculum.level
     run.folder.rewind(run.steps)

@@ -1,6 +1,5 @@
 """The guard: what goes wrong in one lane cuts that lane's episode and leaves the others alone."""
 
-import math
 import traceback
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +14,8 @@ ACTION_MASK = "action_mask"
 ARRAYS = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 """Spaces whose values are arrays of one shape."""
 
-_FAILURE = "failure"
+_FAILURE, _RESET_FAILURE = "failure", "reset_failure"
+_LARGEST = float(np.finfo(np.float32).max)
 _FITTING = {"f": "fiub", "i": "iub", "u": "iub", "b": "b"}  # kinds of numbers that a kind of space may be filled with
 
 
@@ -27,9 +27,11 @@ class Guard(gym.Wrapper[Any, Any, Any, Any]):
     """Keeps a single environment to its word, and a failing one from taking others down.
 
     A failure is an exception; an observation that does not fit its space in structure, shape or kind of number, or
-    is not finite; a reward that is not a finite number; an `info` whose action mask comes, goes or changes shape.
+    is not finite; a reward that is not a finite number; an `info` whose action mask comes, goes, changes shape or, of a
+    Discrete action, allows nothing.
     A failing step returns the last good observation, reward 0, truncated, and `info["failure"]`, one sentence. A
-    failing reset is tried again, where a seed was given with another one below 2**31, which all simulators accept.
+    failing reset is tried again, where a seed was given with another one below 2**31, which all simulators accept, and
+    told in `info["reset_failure"]`.
 
     Observations are copies in the type of the space, so an environment may reuse its arrays. Of `info`, the action
     mask alone is passed on (boolean): Gymnasium cannot join what differs from lane to lane.
@@ -54,16 +56,17 @@ class Guard(gym.Wrapper[Any, Any, Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode."""
+        failures: list[str] = []
         while True:
             try:
                 observation, info = self.env.reset(seed=seed, options=options)
                 self._observation, mask = _fitted(self.observation_space, observation), self._mask(info)
             except Exception as error:
-                gym.logger.warn(self._failed(error, "in reset"))
+                failures.append(self._failed(error, "in reset"))
                 seed = None if seed is None else int(np.random.SeedSequence(seed).generate_state(1)[0] >> 1)
             else:
                 self._step = 0
-                return self._observation, mask
+                return self._observation, mask | ({_RESET_FAILURE: "; ".join(failures)} if failures else {})
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Act once."""
@@ -81,13 +84,15 @@ class Guard(gym.Wrapper[Any, Any, Any, Any]):
             self._failures = 0
         return observation, reward, bool(terminated), bool(truncated), mask
 
-    def _mask(self, info: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def _mask(self, info: Mapping[str, Any]) -> dict[str, Any]:
         mask = {ACTION_MASK: np.array(info[ACTION_MASK]).astype(np.bool_)} if ACTION_MASK in info else {}
         shapes = {name: array.shape for name, array in mask.items()}
         if self._mask_shapes is None:
             self._mask_shapes = shapes
         if shapes != self._mask_shapes:
             raise ValueError(f"info has {shapes or 'no action mask'}, but had {self._mask_shapes or 'none'} before")
+        if mask and isinstance(self.action_space, spaces.Discrete) and not mask[ACTION_MASK].any():
+            raise ValueError(f"the action mask allows none of {self.action_space.n} actions")
         return mask
 
     def _failed(self, error: Exception, where: str) -> str:
@@ -118,6 +123,13 @@ def failures_in(info: Mapping[str, Any]) -> dict[int, str]:
     if not final or _FAILURE not in final:
         return {}
     return {int(lane): final[_FAILURE][lane] for lane in np.flatnonzero(final[f"_{_FAILURE}"])}
+
+
+def reset_failures_in(info: Mapping[str, Any]) -> list[str]:
+    """What went wrong in resets before one succeeded, from the info of a vector reset or step: a sentence a lane."""
+    if _RESET_FAILURE not in info:
+        return []
+    return list(info[_RESET_FAILURE][info[f"_{_RESET_FAILURE}"]])
 
 
 def one_line(error: Exception) -> str:
@@ -153,8 +165,10 @@ def _fitted_array(space: gym.Space[Any], value: Any, name: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         fitted = array.astype(space.dtype)
     if space.dtype.kind == "f":
-        if not np.isfinite(fitted).all():
-            raise ValueError(f"{name} holds {array[~np.isfinite(fitted)].flat[0]}, which is no finite {space.dtype}")
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(fitted.astype(np.float32, copy=False))  # as which it travels
+        if not finite.all():
+            raise ValueError(f"{name} holds {array[~finite].flat[0]}, which is no finite float32")
     elif not np.array_equal(fitted, array) or not (isinstance(space, spaces.Box) or space.contains(fitted)):
         raise ValueError(f"{name} holds numbers outside its space {space}")
     return fitted
@@ -162,6 +176,6 @@ def _fitted_array(space: gym.Space[Any], value: Any, name: str) -> np.ndarray:
 
 def _finite(reward: Any) -> float:
     array = np.asarray(reward)
-    if array.size != 1 or array.dtype.kind not in "biuf" or not math.isfinite(array.item()):
+    if array.size != 1 or array.dtype.kind not in "biuf" or not abs(array.item()) <= _LARGEST:
         raise ValueError(f"the reward is {reward!r}; it must be a finite number")
     return float(array.item())

@@ -70,7 +70,10 @@ def _find_spec(id: str) -> tuple[str, EnvSpec]:
         try:
             importlib.import_module(package)
         except Exception as error:
-            raise ValueError(f"env.id is {id!r}, but {package!r} cannot be imported: {one_line(error)}") from error
+            raise ValueError(
+                f"env.id is {id!r}, but {package!r} cannot be imported: {one_line(error)}; install it, or put "
+                f"its folder on PYTHONPATH"
+            ) from error
     if name not in gym.registry:
         near = difflib.get_close_matches(name, gym.registry, n=3)
         near = near or [known for known in gym.registry if known.startswith("mneme/")]

@@ -46,12 +46,14 @@ class RewardScale:
         missing = max(0, int(lane.max()) + 1 - len(self._running))
         self._running = np.append(self._running, np.zeros(missing))
         self._expected = np.append(self._expected, np.zeros(missing, dtype=np.int64))
-        g_N = np.where(self._expected[lane] == first, self._running[lane], 0.0)
         g_NT = np.empty(rewards.shape)
-        for t in range(rewards.shape[1]):
-            g_NT[:, t] = self._gamma * g_N + rewards[:, t]
-            g_N = np.where(valid[:, t] & ~ends[:, t], g_NT[:, t], 0.0)
-        self._running[lane], self._expected[lane] = g_N, first + rewards.shape[1]
+        for start in np.unique(first):  # in turn: in asynchronous service a batch may hold two fragments of a lane
+            n = first == start
+            g_N = np.where(self._expected[lane[n]] == start, self._running[lane[n]], 0.0)
+            for t in range(rewards.shape[1]):
+                g_NT[n, t] = self._gamma * g_N + rewards[n, t]
+                g_N = np.where(valid[n, t] & ~ends[n, t], g_NT[n, t], 0.0)
+            self._running[lane[n]], self._expected[lane[n]] = g_N, start + rewards.shape[1]
         return g_NT
 
     def _absorb(self, values: np.ndarray) -> None:

@@ -15,7 +15,7 @@ import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from controllers import ACTION_MASK, Act, Carry, Policy
-from envs import EnvironmentFailure, MemoryVectorEnv, facts_of, failures_in
+from envs import EnvironmentFailure, MemoryVectorEnv, facts_of, failures_in, reset_failures_in
 from envs.lane_random import lane_keys, lane_noise
 from rollout_workers.episodes import EpisodeCounter, EpisodeStats
 from rollout_workers.fragment import Fragment
@@ -81,6 +81,7 @@ class Collector:
             self.success_return = facts.success_return
         self._next_step = self.env.metadata.get("autoreset_mode") is AutoresetMode.NEXT_STEP
         self._lanes = np.arange(self.first_lane, self.first_lane + B, dtype=np.int64)
+        self._reset_failures: list[str] = []
         self._adapter = SpaceAdapter(self.env, self.spaces, self.policy.spec.masked)
         env_keys, self._noise_keys = self._lane_keys()
         observation, info = self.env.reset(seed=self._env_seeds(env_keys))
@@ -150,7 +151,9 @@ class Collector:
         self._step += T
         recording = perf_counter() - started - inference - stepping
         seconds = {"env": stepping, "inference": inference, "recording": recording}
-        return fragment, self._episodes.stats(self.success_return, tuple(failures), seconds)
+        stats = self._episodes.stats(self.success_return, (*failures, *self._reset_failures), seconds)
+        self._reset_failures.clear()
+        return fragment, stats
 
     def _act(self, noise_BN: torch.Tensor) -> Act:
         reset = self._reset
@@ -194,6 +197,7 @@ class Collector:
 
     def _observed(self, observation: Any, info: dict[str, Any]) -> Parts:
         """The policy's view of what the environment has just returned."""
+        self._reset_failures += reset_failures_in(info)
         parts = self._adapter.observe(observation, info, self._action_B, self._reward_B)
         if self._adapter.spec.masked:
             parts[ACTION_MASK][self._filler] = True
@@ -277,7 +281,7 @@ class Collector:
 
 
 _NO_LANES, _NO_VALUES = np.empty(0, np.intp), np.empty(0, np.float32)
-_STATE = ("action_B", "reward_B", "reset", "filler")  # attributes that a state holds
+_STATE = ("reset", "filler")  # attributes that a state holds
 
 
 def _tensors(parts: Parts) -> dict[str, torch.Tensor]:

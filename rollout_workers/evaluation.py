@@ -81,14 +81,14 @@ def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float
 
 
 def check_progress(steps: int, episodes: int, longest: int = LONGEST_EPISODE) -> None:
-    """Give up on a lane that has run `longest` steps for each episode asked of it, without finishing them.
+    """Give up on a lane that has run `longest` steps for each of its `episodes` so far, the present one included.
 
     Raises:
         ValueError: it has.
     """
     if steps > longest * episodes:
         raise ValueError(
-            f"the environment did not finish {episodes} episodes a lane in {steps} steps; "
+            f"the environment did not finish {episodes} episode{'s' * (episodes > 1)} of a lane in {steps:,} steps; "
             f"limit its episodes with env.max_episode_steps"
         )
 
@@ -113,8 +113,7 @@ def evaluate(
     A `recorder` is given the episodes that count; it changes nothing about them.
 
     Raises:
-        ValueError: a lane ran `max_episode_steps` steps for each episode asked of it without finishing them, or the
-            recorder holds too much.
+        ValueError: an episode did not end within `max_episode_steps` steps, or the recorder holds too much.
     """
     per_lane = -(-episodes // env.num_envs)
     facts = facts_of(env)
@@ -132,7 +131,7 @@ def evaluate(
     parts: list[Evaluation] = []
     steps = 0
     while finished.min() < per_lane:
-        check_progress(steps, per_lane, max_episode_steps)
+        check_progress(steps, int(finished.min()) + 1, max_episode_steps)
         fragment, stats = collector.collect(weights_version)
         if recorder is not None:
             recorder.add(fragment, np.maximum(0, per_lane - finished), initial)

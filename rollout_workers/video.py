@@ -89,7 +89,7 @@ def film_episodes(
     ends_visible = env.metadata.get("autoreset_mode") is AutoresetMode.NEXT_STEP
     film, step, total, finished, steps = Film(), 0, 0.0, 0, 0
     while finished < episodes:
-        check_progress(steps, episodes)
+        check_progress(steps, finished + 1)
         film.add(Frame(_rendered(env), step, total))
         fragment, _ = collector.collect()
         steps += 1

@@ -71,7 +71,7 @@ class ActionHead(ABC):
     def masked(self, parameters: Tensor, mask: Tensor) -> Tensor:
         """Parameters under which what the mask forbids is impossible: [B, A], bool [B, mask_size] -> [B, A].
 
-        True allows. Every choice needs at least one allowed action; without any its probabilities are NaN.
+        True allows. A row that allows nothing is taken for padding and left as it is.
         """
         return parameters
 

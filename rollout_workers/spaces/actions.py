@@ -54,7 +54,7 @@ def _box_action(space: spaces.Box, leaf: Leaf, squash: bool) -> Convert:
         a = a.reshape(-1, *shape)
         if bounded:
             unit = np.tanh(a) if squash else np.clip(a, -1.0, 1.0)
-            a = low + (unit + 1.0) * 0.5 * (high - low)
+            a = (0.5 - 0.5 * unit) * low + (0.5 + 0.5 * unit) * high  # high - low may be too large for a float
         return np.clip(a, low, high).astype(dtype, copy=False)
 
     return convert

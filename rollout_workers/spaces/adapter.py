@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium import spaces
 from gymnasium.vector.utils import concatenate, create_empty_array
 
 from controllers import ACTION_MASK, PREVIOUS_ACTION, ActionHead, Joint, PolicySpec, Vector
@@ -43,6 +44,10 @@ class SpaceAdapter:
         self._observed = observed_leaves([leaf for leaf in leaves if leaf not in self._mask_leaves], settings)
         self._action_space = env.single_action_space
         self._acted = [acted_leaf(leaf, settings.squash) for leaf in leaves_of(self._action_space)]
+        if settings.squash and not any(isinstance(leaf.space, spaces.Box) for leaf in leaves_of(self._action_space)):
+            raise ValueError(
+                f"spaces.squash is set, but the action space {self._action_space} has no Box; leave it unset"
+            )
         ends = np.cumsum([size_of(acted.head.action_shape) for acted in self._acted]).tolist()
         self._slots = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
         heads = [head for acted in self._acted for head in _independent(acted.head)]
@@ -152,7 +157,10 @@ def policy_spec(env: gym.vector.VectorEnv[Any, Any, Any], settings: SpaceSetting
     Raises:
         ValueError: a space that no policy here can handle.
     """
-    _, info = env.reset(seed=0)
+    try:
+        _, info = env.reset(seed=0)
+    except Exception as error:
+        raise ValueError(f"the environment cannot be reset: {type(error).__name__}: {error}") from error
     return SpaceAdapter(env, settings or SpaceSettings(), masked=ACTION_MASK in info).spec
 
 

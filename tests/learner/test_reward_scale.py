@@ -60,3 +60,17 @@ def test_a_missing_fragment_starts_its_lanes_from_zero(counting_collector: Calla
     gap, alone = RewardScale(GAMMA), RewardScale(GAMMA)
     gap.scaled(first)
     np.testing.assert_array_equal(gap._returns(third), alone._returns(third))
+
+
+def test_two_fragments_of_a_lane_in_one_batch_are_two_in_turn(counting_collector: Callable[..., Collector]) -> None:
+    """Asynchronous service may bring them together, and in any order."""
+    collector = counting_collector(length=7)
+    fragments = [collector.collect(version)[0] for version in range(2)]
+    cpu = torch.device("cpu")
+    apart, together = RewardScale(GAMMA), RewardScale(GAMMA)
+    for fragment in fragments:
+        apart.scaled(SequenceBatch.from_fragments([fragment], cpu))
+    together.scaled(SequenceBatch.from_fragments(fragments[::-1], cpu))
+    assert together.divisor == pytest.approx(apart.divisor, rel=1e-12)
+    for name in ("running", "expected"):
+        np.testing.assert_array_equal(together.state()[name], apart.state()[name])

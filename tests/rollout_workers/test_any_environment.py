@@ -111,6 +111,48 @@ def test_a_failure_cuts_its_lanes_episode_and_is_reported() -> None:
     assert len(stats.failures) == 3
     assert "RuntimeError: the simulator fell over" in stats.failures[0]
     assert stats.lengths[stats.lanes == 0].tolist() == [3, 3, 3]
+    assert stats.returns[stats.lanes == 0].tolist() == [3.0, 3.0, 3.0]
+
+
+class Dying(CountingEnv):
+    """Fails at its third step, with rewards of its episode already paid, and at every second reset."""
+
+    steps = resets = 0
+
+    def reset(self, **options: Any) -> Any:
+        self.resets += 1
+        if self.resets % 2 == 0:
+            raise RuntimeError("no simulator answers")
+        return super().reset(**options)
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        if self.steps == 3:
+            raise RuntimeError("the simulator fell over")
+        return super().step(action)
+
+
+def test_what_a_failed_episode_was_paid_is_forgotten_and_failing_resets_are_told() -> None:
+    env = SyncVectorEnv([lambda: Guard(Dying(shortest=4, spread=1), 9)], autoreset_mode=AutoresetMode.SAME_STEP)
+    _, stats = collector_of(env, 8).collect()
+    assert stats.returns.tolist() == [6.0]  # 0 + 1 + 2 + 3, and nothing of the two steps before
+    assert stats.lengths.tolist() == [4]
+    resets = [sentence for sentence in stats.failures if "failed in reset: RuntimeError: no simulator" in sentence]
+    assert len(stats.failures) == 1 + len(resets)
+    assert resets
+
+
+def test_seeds_for_other_peoples_environments_are_below_two_to_the_31() -> None:
+    seen: list[int] = []
+
+    class Seeded(CountingEnv):
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            seen.append(0 if seed is None else seed)
+            return super().reset(seed=seed, options=options)
+
+    collector_of(SyncVectorEnv([Seeded] * 8, autoreset_mode=AutoresetMode.SAME_STEP), 4)
+    assert len(set(seen[-8:])) == 8
+    assert max(seen) < 2**31
 
 
 def test_failures_without_an_episode_between_them_end_the_run() -> None:

@@ -59,7 +59,7 @@ def test_observation_spaces_become_parts(space: gym.Space[Any], part: Any) -> No
     ("space", "head"),
     [
         (spaces.Discrete(5, start=3), Categorical(5)),
-        (spaces.MultiDiscrete([2, 3]), Joint((Categorical(2), Categorical(3)))),
+        (spaces.MultiDiscrete([2, 3], start=[4, 5]), Joint((Categorical(2), Categorical(3)))),
         (spaces.MultiBinary(4), Bernoulli(4)),
         (spaces.Box(-1.0, 1.0, (2, 2)), Gaussian(4, squash=False)),
         (spaces.Tuple((TWO, spaces.MultiBinary(2))), Joint((Categorical(2), Bernoulli(2)))),
@@ -92,6 +92,11 @@ def test_nested_parts_are_named_converted_and_kept_in_their_types() -> None:
         observation, _, _, _, info = env.step(adapter.to_env(action))
 
 
+def test_categories_are_counted_from_where_the_space_starts() -> None:
+    adapter = SpaceAdapter(vector(BOX, spaces.MultiDiscrete([2, 3], start=[4, 5])), SpaceSettings(), masked=False)
+    np.testing.assert_array_equal(adapter.to_env(np.array([[0, 0], [1, 2]])), [[4, 5], [5, 7]])
+
+
 def test_packed_actions_fill_the_space() -> None:
     adapter = SpaceAdapter(SyncVectorEnv([Everything] * 2), SpaceSettings(), masked=False)
     packed = np.float32([[3, -1.0, 0.5, 1, 2, 3, 0, 1, 0, 0, 1], [0, 5.0, -5.0, 0, 0, 0, 1, 0, 0, 0, 1]])
@@ -112,6 +117,12 @@ def test_squashed_actions_span_the_box_and_unbounded_ones_are_left_alone() -> No
     np.testing.assert_array_equal(free.to_env(np.float32([[3.0, -9.0]])), np.float32([[3.0, -9.0]]))
     half = SpaceAdapter(vector(BOX, spaces.Box(0.0, np.inf, (1,))), SpaceSettings(), masked=False)
     np.testing.assert_array_equal(half.to_env(np.float32([[3.0], [-9.0]])), np.float32([[3.0], [0.0]]))
+
+
+def test_a_box_as_wide_as_floats_go_is_spanned() -> None:
+    most = float(np.finfo(np.float32).max)
+    adapter = SpaceAdapter(vector(BOX, spaces.Box(-most, most, (2,))), SpaceSettings(), masked=False)
+    np.testing.assert_allclose(adapter.to_env(np.float32([[-1.0, 0.5]])), np.float32([[-most, most / 2]]))
 
 
 def test_hidden_features_and_parts_stay_hidden() -> None:
@@ -166,6 +177,7 @@ def test_masks_of_the_wrong_shape_or_without_any_choice_are_refused() -> None:
         (spaces.Dict({"a": BOX}), TWO, {"keys": ("c",)}, "spaces.keys names 'c', but the observation has a"),
         (BOX, TWO, {"keys": ("c",)}, "spaces.keys names 'c', but the observation has no parts"),
         (BOX, spaces.Box(0.0, np.inf, (2,)), {"squash": True}, "spaces.squash is set, but .* has no bounds"),
+        (BOX, TWO, {"squash": True}, "spaces.squash is set, but the action space .* has no Box"),
     ],
 )  # fmt: skip
 def test_what_no_policy_fits_is_refused_by_name(
