@@ -76,11 +76,11 @@ class _Run:
                 self.display.note(f"an episode was cut short: {sentence}")
         self.display.update(row, self.steps)
 
-    def seems_endless(self, steps: int) -> bool:
-        """Whether no episode has ended in so many steps of each lane, though the task declares no length. Said once."""
+    def seems_endless(self) -> bool:
+        """Whether no episode has ended in many steps of each lane, though the task declares no length. Said once."""
         facts, lane_steps = self.blueprint.facts, self.steps // self.config.rollout.lanes
         declared = facts is not None and facts.episode_length is not None
-        if self.meter.episodes or declared or lane_steps < steps:
+        if self.meter.episodes or declared or lane_steps < _ENDLESS:
             return False
         if not self.endless:
             self.display.note(
@@ -98,7 +98,7 @@ class _Run:
 
     def evaluate(self) -> Evaluation | None:
         """Run complete episodes, unless none has ended so far."""
-        if self.seems_endless(0):
+        if self.seems_endless():
             return None
         self.evaluation = self.runner.evaluate(
             self.config.train.evaluation_episodes, self.config.seed + _EVALUATION_SEED
@@ -251,7 +251,7 @@ def _loop(run: _Run, stop: StopRequest) -> bool:
             row["curriculum/level"] = float(run.curriculum.level)
         run.record(row)
         run.show(update, row)
-        run.seems_endless(_ENDLESS)
+        run.seems_endless()
         if run.curriculum.advance(update.deliveries):  # before any return, as the last checkpoint holds its counts
             run.enter_level()
         if run.steps >= train.total_steps:

@@ -182,8 +182,7 @@ class Collector:
             reward_B = np.where(valid_B, reward_B, 0.0)
         self._reward_B = reward_B
         cut, final_values = _NO_LANES, _NO_VALUES
-        if truncated_B.any():
-            cut = np.flatnonzero(truncated_B & ~terminated_B)
+        if truncated_B.any() and len(cut := np.flatnonzero(truncated_B & ~terminated_B)):
             final_values = self._final_values(cut, observation, info)
         self._reset = terminated_B | truncated_B
         if self._next_step:

@@ -86,6 +86,24 @@ def test_filler_is_still_filler_in_the_next_fragment() -> None:
     assert b.resets.tolist() == [[True, True, False, False]]
 
 
+class Both(CountingEnv):
+    """Ends every episode in both ways at once, as a time limit on the last step does."""
+
+    def step(self, action: Any) -> Any:
+        observation, reward, terminated, truncated, info = super().step(action)
+        over = terminated or truncated
+        return observation, reward, over, over, info
+
+
+def test_an_episode_that_ends_in_both_ways_is_worth_nothing_after_its_end() -> None:
+    env = SyncVectorEnv([lambda: Both(shortest=3, spread=1)] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+    fragment, stats = collector_of(env, 9).collect()
+    fragment.validate()
+    assert np.flatnonzero(fragment.terminated[0]).tolist() == [2, 5, 8]
+    assert not fragment.final_values.any()
+    assert len(stats.lengths) == 6
+
+
 class Breaking(CountingEnv):
     """Raises at every third step of its life."""
 
