@@ -17,6 +17,7 @@ class GruController(Controller):
         cell_norm: LayerNorm before the gates; the scan then takes about half as long again.
     """
 
+    backends = ("torch", "triton")  # the kernel only where forced, until it has been timed on a GPU
     initial_h: Tensor
 
     def __init__(
@@ -55,5 +56,8 @@ class GruController(Controller):
     def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         arguments = x_TBD, reset_TB, carry["h"], self.initial_h, self.gru_parameters()
         norm = self.gru_norm()
-        y_TBH, h_BH = gru_scan(*arguments) if norm is None else normed_gru_scan(*arguments, norm)
+        if norm is None:
+            y_TBH, h_BH = gru_scan(*arguments, self.backend_on(x_TBD.device))
+        else:
+            y_TBH, h_BH = normed_gru_scan(*arguments, norm)
         return y_TBH, {"h": h_BH}

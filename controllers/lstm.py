@@ -17,6 +17,7 @@ class LstmController(Controller):
         cell_norm: LayerNorm before the gates and on the memory; the scan then takes about half as long again.
     """
 
+    backends = ("torch", "triton")  # the kernel only where forced, until it has been timed on a GPU
     initial_h: Tensor
     initial_c: Tensor
 
@@ -62,5 +63,8 @@ class LstmController(Controller):
         state, initial = LstmState(carry["h"], carry["c"]), LstmState(self.initial_h, self.initial_c)
         arguments = x_TBD, reset_TB, state, initial, self.lstm_parameters()
         norm = self.lstm_norm()
-        y_TBH, state = lstm_scan(*arguments) if norm is None else normed_lstm_scan(*arguments, norm)
+        if norm is None:
+            y_TBH, state = lstm_scan(*arguments, self.backend_on(x_TBD.device))
+        else:
+            y_TBH, state = normed_lstm_scan(*arguments, norm)
         return y_TBH, state._asdict()

@@ -47,19 +47,23 @@ def gru_update(of_x_BG: Tensor, of_h_BG: Tensor, h_BH: Tensor) -> Tensor:
 
 
 def gru_scan(
-    x_TBD: Tensor, reset_TB: Tensor, h_BH: Tensor, initial_H: Tensor, p: GruParameters
+    x_TBD: Tensor, reset_TB: Tensor, h_BH: Tensor, initial_H: Tensor, p: GruParameters, backend: str = "torch"
 ) -> tuple[Tensor, Tensor]:
     """All steps: every state [T, B, H], and the last one, [B, H].
 
     Where `reset_TB` is true the lane takes `initial_H` for its state before that step. Differentiable, once, in
     every tensor but the flags.
     """
+    if len(x_TBD) == 1 and not torch.is_grad_enabled():
+        h_BH = _step(x_TBD[0], torch.where(reset_TB.view(-1, 1), initial_H, h_BH), p)
+        return h_BH.unsqueeze(0), h_BH.clone()
+    if backend == "triton":
+        from controllers.scans.triton_gru import triton_gru_scan  # here, as triton is not installed everywhere
+
+        return triton_gru_scan(x_TBD, reset_TB, h_BH, initial_H, p)
     if torch.is_grad_enabled():
         y_TBH, last_BH = _GruScan.apply(x_TBD, reset_TB, h_BH, initial_H, *p)
         return y_TBH, last_BH
-    if len(x_TBD) == 1:
-        h_BH = _step(x_TBD[0], torch.where(reset_TB.view(-1, 1), initial_H, h_BH), p)
-        return h_BH.unsqueeze(0), h_BH.clone()
     h_SBH, _ = _forward(x_TBD, lanes_to_reset(reset_TB), h_BH, initial_H, p, keep=False)
     return h_SBH[1:], h_SBH[-1].clone()
 

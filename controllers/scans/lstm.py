@@ -60,21 +60,25 @@ def lstm_update(gates_BG: Tensor, c_BH: Tensor, show: Callable[[Tensor], Tensor]
 
 
 def lstm_scan(
-    x_TBD: Tensor, reset_TB: Tensor, state: LstmState, initial: LstmState, p: LstmParameters
+    x_TBD: Tensor, reset_TB: Tensor, state: LstmState, initial: LstmState, p: LstmParameters, backend: str = "torch"
 ) -> tuple[Tensor, LstmState]:
     """All steps: every output [T, B, H], and the state after the last.
 
     Where `reset_TB` is true the lane takes `initial` for its state before that step. Differentiable, once, in
     every tensor but the flags.
     """
-    if torch.is_grad_enabled():
-        y_TBH, h_BH, c_BH = _LstmScan.apply(x_TBD, reset_TB, *state, *initial, *p)
-        return y_TBH, LstmState(h_BH, c_BH)
-    if len(x_TBD) == 1:
+    if len(x_TBD) == 1 and not torch.is_grad_enabled():
         reset_B1 = reset_TB.view(-1, 1)
         h_BH, c_BH = (torch.where(reset_B1, *pair) for pair in zip(initial, state, strict=True))
         state = _step(x_TBD[0], LstmState(h_BH, c_BH), p)
         return state.h.unsqueeze(0), state._replace(h=state.h.clone())
+    if backend == "triton":
+        from controllers.scans.triton_lstm import triton_lstm_scan  # here, as triton is not installed everywhere
+
+        return triton_lstm_scan(x_TBD, reset_TB, state, initial, p)
+    if torch.is_grad_enabled():
+        y_TBH, h_BH, c_BH = _LstmScan.apply(x_TBD, reset_TB, *state, *initial, *p)
+        return y_TBH, LstmState(h_BH, c_BH)
     trace = _forward(x_TBD, lanes_to_reset(reset_TB), state, initial, p, keep=False)
     return trace.h_SBH[1:], LstmState(trace.h_SBH[-1].clone(), trace.c_SBH[-1].clone())
 

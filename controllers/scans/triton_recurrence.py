@@ -1,0 +1,223 @@
+"""What Triton kernels of gated recurrences share: their tiling, and how the programs of one launch keep step.
+
+A kernel is persistent over time. The input's products with all steps are one matrix product before it; the gradients
+of the weights are two after it. What is left is h_t U at every step, a product of a few lanes that is bound by the
+reading of U, and one launch does all T of them, as a launch costs more than a step.
+
+A program owns a block of lanes and a block of units, for all steps. It needs every unit of its lanes, so programs hand
+states on through the scan's own output: each writes its units of h_t, counts itself in, and waits at the next step
+until all programs of its lanes have. No buffer is written twice, so one wait a step is enough. Where one program has
+all units there is no waiting. U is read from L2 at every step, in blocks along its contiguous axis, rather than kept:
+an SM's 228 KB hold it in float32 up to 128 units only, and then leave no room for the pipeline.
+
+Programs take their numbers from a counter, lanes outermost. So those that a program waits for have started or are
+the next to start, and no launch can deadlock, however many programs it has, if the programs of one block of lanes fit
+on the device at once. Where they do not, and under Triton's interpreter, which runs one program after another, there
+is a launch for each step, and no waiting.
+
+`tiles` takes the tiling for which reading takes least, on an H200 (132 SMs, an L2 of about 5.5 TB/s) for a GRU in
+float32, by this estimate; what cuDNN is held to be bound by where lanes are few, two launches a step, is about 8 us.
+Nothing of this has been measured yet: `benchmarks/kernels.py` does.
+
+    B      H     forward: lanes x units, programs, us a step    backward
+    64     128   16 x 128     4     1.8                         16 x 128     4     2.0
+    1024   128   32 x 128    32     1.9                         32 x 128    32     2.2
+    64     512   32 x 16     64     3.9                         16 x 32     64     5.4
+    256    512   64 x 32     64     5.8                         32 x 64     64     8.9
+    1024   512   128 x 32   128    12.7                         64 x 64    128    20.3
+
+Axis letters: T time, B lanes, H units.
+"""
+
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LANES = (16, 32, 64, 128)  # 16 is the least of a tensor core's product; from 64 on Hopper's own instruction is used
+UNITS = (16, 32, 64, 128)
+LARGEST = 4096  # lanes x units: with 8 warps, 16 elements a thread of each of a dozen arrays, out of 255 registers
+STAGE_BYTES = 72 * 1024  # of tiles for one block of the product's inner axis; 3 are under way in an SM's 227 KB
+COUNTER_STRIDE = tl.constexpr(32)  # int32s between two blocks' counters: a cache line each
+KB_PER_MICROSECOND, SM_KB_PER_MICROSECOND = 5500.0, 112.0  # what all SMs together read from L2, and what one can
+WAIT = 2.0  # microseconds: stores, an atomic addition and a read of it, one after another through L2
+
+
+class Tiles(NamedTuple):
+    """How one launch cuts lanes and units among its programs."""
+
+    lanes: int  # of a program
+    units: int  # of a program
+    lane_blocks: int
+    columns: int  # programs that share a block of lanes
+    inner: int  # of the product's inner axis at a time
+    span: int  # steps of one launch
+    warps: int  # of a program
+
+    def constants(self) -> dict[str, int]:
+        """What the kernels are compiled for."""
+        return {"COLUMNS": self.columns, "BL": self.lanes, "BU": self.units, "BK": self.inner}
+
+
+def tiles(steps: int, batch: int, hidden: int, inner: int, products: int, itemsize: int, processors: int) -> Tiles:
+    """The tiling that the estimate above finds fastest.
+
+    Args:
+        steps: T.
+        batch: B.
+        hidden: H.
+        inner: length of the inner axis of the recurrent product.
+        products: values of the product for each unit.
+        itemsize: bytes of a value.
+        processors: programs that run at the same time for certain.
+    """
+
+    def microseconds(tile: tuple[int, int]) -> float:
+        lanes, units = tile
+        columns = triton.cdiv(hidden, units)
+        programs = triton.cdiv(batch, lanes) * columns
+        kilobytes = inner * (lanes + products * units) * itemsize / 1000
+        reading = kilobytes / min(SM_KB_PER_MICROSECOND, KB_PER_MICROSECOND / max(1, min(programs, processors)))
+        return triton.cdiv(programs, processors) * (reading + (WAIT if columns > 1 else 0.0))
+
+    lanes, units = min((tile for tile in product(LANES, UNITS) if tile[0] * tile[1] <= LARGEST), key=microseconds)
+    columns = triton.cdiv(hidden, units)
+    bytes_of_one = (lanes + products * units) * itemsize
+    block = next(size for size in (64, 32, 16) if size * bytes_of_one <= STAGE_BYTES)
+    span = steps if columns <= processors else 1
+    return Tiles(lanes, units, triton.cdiv(batch, lanes), columns, block, span, 4 if lanes * units <= 1024 else 8)
+
+
+def processors(device: torch.device) -> int:
+    """How many programs run at once: one for each SM, or one after another under the interpreter."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """How products of float32 are taken: in TF32 where torch's own may be, else in three passes that restore it."""
+    if dtype == torch.float64:
+        return "ieee"
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+
+
+def to_be_summed(d_BH: Tensor) -> Tensor:
+    """A copy laid out row by row, of the type that sums are taken in."""
+    dtype = torch.float64 if d_BH.dtype == torch.float64 else torch.float32
+    return d_BH.to(dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def launch(
+    kernel: Any,
+    cut: Tiles,
+    steps: int,
+    tensors: tuple[Tensor, ...],
+    sizes: tuple[int, ...],
+    *,
+    back: bool = False,
+    **constants: Any,
+) -> None:
+    """Run a kernel over all steps, from the last one if `back`.
+
+    It is given the tensors, the counters at zero (of the programs that started, then of each block's arrivals), the
+    steps where it starts and stops, and the sizes.
+    """
+    first = tensors[0]
+    spans = [(start, min(start + cut.span, steps)) for start in range(0, steps, cut.span)]
+    with torch.cuda.device_of(first):
+        for start, stop in reversed(spans) if back else spans:
+            counters = first.new_zeros((1 + cut.lane_blocks) * COUNTER_STRIDE.value, dtype=torch.int32)
+            kernel[cut.lane_blocks * cut.columns,](
+                *tensors,
+                counters,
+                start,
+                stop,
+                *sizes,
+                PRECISION=_precision(first.dtype),
+                **cut.constants(),
+                num_warps=cut.warps,
+                enable_fp_fusion=True,
+                **constants,
+            )
+
+
+def split_at_reset(d_BH: Tensor, reset_B: Tensor) -> tuple[Tensor, Tensor]:
+    """A gradient [B, H] of the state before a step: what reaches the incoming state, and the initial one, [H]."""
+    reset_B1 = reset_B.unsqueeze(1)
+    return d_BH.masked_fill(reset_B1, 0), d_BH.masked_fill(~reset_B1, 0).sum(0)
+
+
+@triton.jit
+def take_place(counters_ptr, B, H: tl.constexpr, COLUMNS: tl.constexpr, BL: tl.constexpr, BU: tl.constexpr):
+    """This program's block of lanes, its lanes [BL] and units [BU], and which of those there are."""
+    number = tl.atomic_add(counters_ptr, 1)
+    block = number // COLUMNS
+    lanes = block * BL + tl.arange(0, BL)
+    units = (number % COLUMNS) * BU + tl.arange(0, BU)
+    return block, lanes, units, lanes < B, units < H
+
+
+@triton.jit
+def arrive(counter_ptr, COLUMNS: tl.constexpr):
+    """Let what this program stored be seen by the others of its lanes."""
+    tl.debug_barrier()  # all threads have stored
+    if COLUMNS > 1:
+        tl.atomic_add(counter_ptr, 1, sem="release")
+
+
+@triton.jit
+def wait(counter_ptr, steps, COLUMNS: tl.constexpr):
+    """Until all programs of these lanes have arrived `steps` times in this launch."""
+    if COLUMNS > 1:
+        while tl.atomic_add(counter_ptr, 0, sem="acquire") < steps * COLUMNS:
+            pass
+
+
+@triton.jit
+def load_states(states_ptr, initial_ptr, reset, lanes, lane_there, k, H: tl.constexpr):
+    """Units `k` [BK] of the states before a step, [BL, BK], past the cache that other programs' stores do not reach."""
+    there = lane_there[:, None] & (k < H)[None, :]
+    h_k = tl.load(states_ptr + lanes[:, None] * H + k[None, :], mask=there, other=0, cache_modifier=".cg")
+    return tl.where(reset, tl.load(initial_ptr + k, mask=k < H, other=0)[None, :], h_k)
+
+
+@triton.jit
+def through_gates(
+    dh,
+    d_ptr,
+    weights_ptr,
+    lanes,
+    lane_there,
+    units,
+    unit_there,
+    STRIDE: tl.constexpr,
+    INNER: tl.constexpr,
+    BK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """dh [BL, BU] and what a step's gradients d [B, INNER of STRIDE] bring back through weights [H, INNER]."""
+    for first in range(0, INNER, BK):
+        k = first + tl.arange(0, BK)
+        d_there = lane_there[:, None] & (k < INNER)[None, :]
+        d_k = tl.load(d_ptr + lanes[:, None] * STRIDE + k[None, :], mask=d_there, other=0, cache_modifier=".cg")
+        u_there = (k < INNER)[:, None] & unit_there[None, :]
+        u_k = tl.load(weights_ptr + k[:, None] + units[None, :] * INNER, mask=u_there, other=0)
+        dh = tl.dot(d_k, u_k, dh, input_precision=PRECISION, out_dtype=dh.dtype)
+    return dh
+
+
+@triton.jit
+def plus(a, b):
+    return a + b
+
+
+@triton.jit
+def sigmoid(a):
+    return 1 / (1 + tl.exp(-a))
+
+
+@triton.jit
+def tanh(a):
+    return 2 * sigmoid(2 * a) - 1

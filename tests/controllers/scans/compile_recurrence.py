@@ -1,0 +1,45 @@
+"""Compile the kernels of GRU and LSTM for an H100 or H200, which needs no GPU: what runs interpreted may not compile.
+
+A program of its own, as Triton decides once in a process whether it interprets. Prints a line of JSON a kernel.
+"""
+
+import json
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from controllers.scans import triton_gru, triton_lstm
+from controllers.scans.triton_recurrence import tiles
+
+H200 = GPUTarget("cuda", 90, 32)
+STEPS, LANES, UNITS, PROCESSORS, FLOAT = 128, 1024, 512, 132, 4
+
+
+def main() -> None:
+    for module, gates in ((triton_gru, 3), (triton_lstm, 4)):
+        for kernel, inner, products in (
+            (module._forward_kernel, UNITS, gates),
+            (module._backward_kernel, gates * UNITS, 1),
+        ):
+            cut = tiles(STEPS, LANES, UNITS, inner, products, FLOAT, PROCESSORS)
+            constants = {"H": UNITS, "KEEP": True, "PRECISION": "tf32x3", **cut.constants()}
+            types = {parameter.name: _type(parameter.name, constants) for parameter in kernel.params}
+            aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(types) if name.endswith("_ptr")}
+            used = {name: value for name, value in constants.items() if name in types}
+            source = ASTSource(kernel, types, used, aligned)
+            compiled = triton.compile(source, target=H200, options={"num_warps": cut.warps, "enable_fp_fusion": True})
+            report = {"kernel": f"{module.__name__}.{kernel.__name__}", "shared_bytes": compiled.metadata.shared}
+            print(json.dumps(report))
+
+
+def _type(name: str, constants: dict[str, object]) -> str:
+    if name in constants:
+        return "constexpr"
+    if not name.endswith("_ptr"):
+        return "i32"
+    return {"reset_ptr": "*i1", "counters_ptr": "*i32"}.get(name, "*fp32")
+
+
+if __name__ == "__main__":
+    main()
