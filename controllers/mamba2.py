@@ -14,9 +14,14 @@ from torch import Generator, Tensor, nn
 
 from controllers.controller import Carry, Controller, reset_carry
 from controllers.initialisation import linear
-from controllers.scans.convolution import convolution_scan, convolution_step
-from controllers.scans.ssd import ssd_scan, ssd_step
+from controllers.scans.blocks import in_blocks
+from controllers.scans.convolution import silu_convolution, silu_convolution_step
+from controllers.scans.gated_norm import gated_norm
+from controllers.scans.ssd import ssd_cell, ssd_layer
 from controllers.settings import ControllerSettings, at_least
+
+NORM_EPS = 1e-5
+"""As in mamba_ssm."""
 
 _Convolve = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 _Recur = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -74,25 +79,25 @@ class Mamba2Mixer(nn.Module):
         self.dt_bias = nn.Parameter(dt_H + torch.log(-torch.expm1(-dt_H)))  # softplus of it is dt
         self.A_log = nn.Parameter(rate_H.log())
         self.D = nn.Parameter(torch.ones(heads))
-        self.norm = nn.RMSNorm(inner, 1e-5)  # as in mamba_ssm
+        self.norm = nn.RMSNorm(inner)  # holds the weight of the gated norm
         self.out_proj = _projection(inner, model, generator)
 
-    def forward(self, u: Tensor, carry: Carry, convolve: _Convolve, recur: _Recur) -> tuple[Tensor, Carry]:
+    def forward(
+        self, u: Tensor, carry: Carry, convolve: _Convolve, recur: _Recur, backend: str
+    ) -> tuple[Tensor, Carry]:
         """[..., M] -> [..., M], over one step or over all, as `convolve` and `recur` are."""
-        inner, heads, head, state, _ = self.sizes
-        z, x, dt = self.in_proj(u).split([inner, self.channels, heads], -1)
-        x, window_BWC = convolve(x, carry["window"], self.conv1d.weight[:, 0], self.conv1d.bias)
-        x, write, read = F.silu(x).split([inner, state, state], -1)
-        x, dt = x.unflatten(-1, (heads, head)), F.softplus(dt + self.dt_bias)
-        y, h_BHPN = recur(x * dt.unsqueeze(-1), -self.A_log.exp() * dt, write, read, carry["state"])
-        y = torch.addcmul(y, x, self.D.unsqueeze(1)).flatten(-2)
-        return self.out_proj(self.norm(y * F.silu(z))), {"state": h_BHPN, "window": window_BWC}
+        w_z, w_x, w_dt = self.in_proj.weight.split([self.sizes.inner, self.channels, self.sizes.heads])
+        xbc, window_BWC = convolve(F.linear(u, w_x), carry["window"], self.conv1d.weight[:, 0], self.conv1d.bias)
+        dt = F.softplus(F.linear(u, w_dt, self.dt_bias))
+        y, h_BNI = recur(xbc, dt, carry["state"], -self.A_log.exp(), self.D)
+        y = gated_norm(y, F.linear(u, w_z), self.norm.weight, NORM_EPS, backend)
+        return self.out_proj(y), {"state": h_BNI, "window": window_BWC}
 
 
 class Mamba2Controller(Controller):
     """y = u + mixer(norm(u)), where u is the input, projected if its width differs from `hidden_size`.
 
-    It carries the `state` [B, H, P, N] and the convolution's `window` [B, convolution - 1, C]. Chrono spaces the heads'
+    It carries the `state` [B, N, I] and the convolution's `window` [B, convolution - 1, C]. Chrono spaces the heads'
     time constants at the start evenly in logarithm, from one step to the horizon; without it they are the published
     ones, of 0.6 to 1000 steps.
 
@@ -104,6 +109,7 @@ class Mamba2Controller(Controller):
         chunk: steps computed at once; it changes speed and memory alone.
     """
 
+    backends = ("numba", "torch")
     initial_state: Tensor
     initial_window: Tensor
 
@@ -123,7 +129,7 @@ class Mamba2Controller(Controller):
         hidden = settings.hidden_size
         sizes = mamba2_sizes(hidden, state_size, head_size, expand, convolution)
         channels = sizes.inner + 2 * sizes.state
-        shapes = {"state": (sizes.heads, sizes.head, sizes.state), "window": (sizes.taps - 1, channels)}
+        shapes = {"state": (sizes.state, sizes.inner), "window": (sizes.taps - 1, channels)}
         super().__init__(input_size, hidden, shapes, settings.initial_carry == "learned")
         self.chunk = at_least("policy.controller.kwargs.chunk", chunk, 1)
         self.embed = linear(input_size, hidden, 1.0, generator) if input_size != hidden else nn.Identity()
@@ -131,27 +137,33 @@ class Mamba2Controller(Controller):
         self.mixer = Mamba2Mixer(hidden, sizes, horizon if settings.chrono else None, generator)
 
     def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        return self._layer(x_BD, carry, convolution_step, ssd_step)
+        return self._layer(x_BD, carry, silu_convolution_step, ssd_cell, "torch")
 
     def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        if len(x_TBD) == 1 and not torch.is_grad_enabled():
-            if reset_TB.any():
-                carry = reset_carry(reset_TB[0], self.initial(), carry)
-            y_BM, carry = self.cell(x_TBD[0], carry)
-            return y_BM.unsqueeze(0), carry
-        if not all(value.sum().isfinite() for value in carry.values()):
-            return self.reference_scan(x_TBD, reset_TB, carry)  # a product with 0 would not forget it
-        initial_HPN = self.initial_state if isinstance(self.initial_state, nn.Parameter) else None
-        return self._layer(
-            x_TBD,
-            carry,
-            lambda x, window, weight, bias: convolution_scan(x, reset_TB, window, self.initial_window, weight, bias),
-            lambda x, a, write, read, h: ssd_scan(x, a, write, read, reset_TB, h, initial_HPN, self.chunk),
-        )
+        backend = self.backend_on(x_TBD.device)
+        if backend != "numba":
+            if len(x_TBD) == 1 and not torch.is_grad_enabled():
+                if reset_TB.any():
+                    carry = reset_carry(reset_TB[0], self.initial(), carry)
+                y_BM, carry = self.cell(x_TBD[0], carry)
+                return y_BM.unsqueeze(0), carry
+            if not all(value.sum().isfinite() for value in carry.values()):
+                return self.reference_scan(x_TBD, reset_TB, carry)  # a product with 0 would not forget it
 
-    def _layer(self, x: Tensor, carry: Carry, convolve: _Convolve, recur: _Recur) -> tuple[Tensor, Carry]:
+        def steps(x_KBD: Tensor, reset_KB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+            return self._layer(
+                x_KBD,
+                carry,
+                lambda x, window, w, b: silu_convolution(x, reset_KB, window, self.initial_window, w, b, backend),
+                lambda xbc, dt, h, a, d: ssd_layer(xbc, dt, reset_KB, h, self.initial_state, a, d, self.chunk, backend),
+                backend,
+            )
+
+        return in_blocks(steps, x_TBD, reset_TB, carry)
+
+    def _layer(self, x: Tensor, carry: Carry, convolve: _Convolve, recur: _Recur, backend: str) -> tuple[Tensor, Carry]:
         u = self.embed(x)
-        mixed, carry = self.mixer(self.norm(u), carry, convolve, recur)
+        mixed, carry = self.mixer(self.norm(u), carry, convolve, recur, backend)
         return u + mixed, carry
 
 

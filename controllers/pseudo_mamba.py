@@ -37,6 +37,7 @@ class PseudoMambaController(Controller):
         mamba2: the rest is Mamba-2's.
     """
 
+    backends = Mamba2Controller.backends
     initial_slots: Tensor
     initial_usage: Tensor
     initial_age: Tensor
@@ -89,6 +90,7 @@ class PseudoMambaController(Controller):
             convolution=convolution,
             chunk=chunk,
         )
+        self.core.backend = settings.backend
         self.to_query = linear(hidden if published else input_size, slot_size, 1.0, generator)
         self.to_value = linear(hidden, slot_size, 1.0, generator)
         self.to_gate = linear(hidden + slot_size * published, 1, 0.1, generator)
@@ -107,17 +109,19 @@ class PseudoMambaController(Controller):
         return y_BY, core | memory._asdict() | ({"h": h_BM.clone()} if self.query == "state" else {})
 
     def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        if len(x_TBD) == 1 and not torch.is_grad_enabled():
-            if reset_TB.any():
-                carry = reset_carry(reset_TB[0], self.initial(), carry)
-            y_BY, carry = self.cell(x_TBD[0], carry)
-            return y_BY.unsqueeze(0), carry
-        if self.query == "state" or not all(value.sum().isfinite() for value in carry.values()):
-            return self.reference_scan(x_TBD, reset_TB, carry)
+        backend = self.backend_on(x_TBD.device)
+        if self.query == "state" or backend != "numba":
+            if len(x_TBD) == 1 and not torch.is_grad_enabled():
+                if reset_TB.any():
+                    carry = reset_carry(reset_TB[0], self.initial(), carry)
+                y_BY, carry = self.cell(x_TBD[0], carry)
+                return y_BY.unsqueeze(0), carry
+            if self.query == "state" or not all(value.sum().isfinite() for value in carry.values()):
+                return self.reference_scan(x_TBD, reset_TB, carry)
         memory, core = self._parts(carry)
         h_TBM, core = self.core.fast_scan(x_TBD, reset_TB, core)
         inputs = self._query(x_TBD), self._gate_logit(h_TBM), self.to_value(h_TBM)
-        r_TBS, memory = slots_scan(*inputs, reset_TB, memory, self.decay, self.rule, self.chunk)
+        r_TBS, memory = slots_scan(*inputs, reset_TB, memory, self.decay, self.rule, self.chunk, backend)
         return torch.cat([h_TBM, r_TBS], 2), core | memory._asdict()
 
     def signals(self, y_TBH: Tensor) -> dict[str, Tensor]:

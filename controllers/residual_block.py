@@ -7,13 +7,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
 
-import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from controllers.controller import Carry, Controller
 from controllers.initialisation import linear
-from controllers.scans.blocks import blocks_on
+from controllers.scans.blocks import in_blocks
 from controllers.settings import ControllerSettings
 
 _Mixer = Callable[[Tensor], tuple[Tensor, Carry]]
@@ -57,13 +56,10 @@ class ResidualBlock(Controller):
         return self._around(x_BD, partial(self.mixer_cell, carry=carry))
 
     def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        T, B, _ = x_TBD.shape
-        outputs = []
-        for start, stop in blocks_on(x_TBD.device, T, B):
-            mixer = partial(self.mixer_scan, reset_TB=reset_TB[start:stop], carry=carry)
-            y_KBH, carry = self._around(x_TBD[start:stop], mixer)
-            outputs.append(y_KBH)
-        return torch.cat(outputs) if len(outputs) > 1 else outputs[0], carry
+        def steps(x_KBD: Tensor, reset_KB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+            return self._around(x_KBD, partial(self.mixer_scan, reset_TB=reset_KB, carry=carry))
+
+        return in_blocks(steps, x_TBD, reset_TB, carry)
 
     def _around(self, x: Tensor, mixer: _Mixer) -> tuple[Tensor, Carry]:
         x = self.project(x)

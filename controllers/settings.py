@@ -47,7 +47,7 @@ class ControllerSettings:
     """How many steps something may have to be remembered for, used by chrono; none takes it from the task."""
 
     backend: str = "auto"
-    """Which implementation of the scan runs: auto, torch, triton, mamba_ssm, as far as the kind has them, or reference,
+    """Which implementation of the scan runs: auto, torch, numba, triton, mamba_ssm, as far as the kind has them, or reference,
     the slow loop that all others are held against."""
 
     output_norm: bool = True

@@ -16,16 +16,22 @@ def chosen_backend(setting: str, device: torch.device, offered: Sequence[str]) -
 
     Args:
         setting: "auto", or the name of a backend, which is taken where it can run. Rollout workers act on CPUs, where
-            kernels made for GPUs cannot.
+            kernels made for GPUs cannot, and the other way round.
         device: where the tensors are.
-        offered: what the controller has besides the reference, fastest first: "mamba_ssm", "triton", "torch".
+        offered: what the controller has besides the reference, fastest first: "mamba_ssm", "triton", "numba", "torch".
     """
     if setting == REFERENCE:
         return REFERENCE
-    wanted = offered if setting == "auto" else (setting, "torch")
-    interpreted = setting == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
-    able = device.type == "cuda" or interpreted
-    return next(name for name in wanted if name == "torch" or (able and _installed(name)))
+    return next(name for name in (setting, *offered) if _runs(name, device, forced=name == setting))
+
+
+def _runs(name: str, device: torch.device, forced: bool) -> bool:
+    if name in ("auto", "torch"):
+        return name == "torch"
+    if name == "numba":
+        return device.type == "cpu" and _installed(name)
+    interpreted = name == "triton" and forced and os.environ.get("TRITON_INTERPRET") == "1"
+    return (device.type == "cuda" or interpreted) and _installed(name)
 
 
 @cache

@@ -1,6 +1,10 @@
 """Cutting a scan into blocks of steps that stay in a core's cache."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
+from torch import Tensor
 
 ROWS = 1024
 """Rows (steps x lanes) of a block; at hidden size 128 and 1 MiB of cache, 512 to 2048 measure alike."""
@@ -15,3 +19,18 @@ def blocks(steps: int, lanes: int) -> list[tuple[int, int]]:
 def blocks_on(device: torch.device, steps: int, lanes: int) -> list[tuple[int, int]]:
     """`blocks` on a CPU; on a GPU, which would rather have few launches, one block."""
     return blocks(steps, lanes) if device.type == "cpu" else [(0, steps)]
+
+
+_Carry = TypeVar("_Carry")
+
+
+def in_blocks(
+    run: Callable[[Tensor, Tensor, _Carry], tuple[Tensor, _Carry]], x_TBD: Tensor, reset_TB: Tensor, carry: _Carry
+) -> tuple[Tensor, _Carry]:
+    """A scan, `run`, over one block after the other: its outputs [T, B, H], and the carry after the last."""
+    T, B, _ = x_TBD.shape
+    outputs = []
+    for start, stop in blocks_on(x_TBD.device, T, B):
+        y_KBH, carry = run(x_TBD[start:stop], reset_TB[start:stop], carry)
+        outputs.append(y_KBH)
+    return torch.cat(outputs) if len(outputs) > 1 else outputs[0], carry

@@ -13,14 +13,34 @@ a reset.
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def convolution_step(x_BC: Tensor, window_BWC: Tensor, weight_CK: Tensor, bias_C: Tensor) -> tuple[Tensor, Tensor]:
-    """One step without resets: ([B, C], [B, W, C]) -> ([B, C], the next window [B, W, C])."""
+def silu_convolution_step(x_BC: Tensor, window_BWC: Tensor, weight_CK: Tensor, bias_C: Tensor) -> tuple[Tensor, Tensor]:
+    """silu of one step without resets: ([B, C], [B, W, C]) -> ([B, C], the next window [B, W, C])."""
     seen_BKC = torch.cat([window_BWC, x_BC.unsqueeze(1)], 1)
-    return (seen_BKC * weight_CK.t()).sum(1) + bias_C, seen_BKC[:, 1:]
+    return F.silu((seen_BKC * weight_CK.t()).sum(1) + bias_C), seen_BKC[:, 1:]
+
+
+def silu_convolution(
+    x_TBC: Tensor,
+    reset_TB: Tensor,
+    window_BWC: Tensor,
+    initial_WC: Tensor,
+    weight_CK: Tensor,
+    bias_C: Tensor,
+    backend: str = "torch",
+) -> tuple[Tensor, Tensor]:
+    """silu of `convolution_scan`, and its window. `backend` is "torch", or "numba" on a CPU."""
+    arguments = x_TBC, reset_TB, window_BWC, initial_WC, weight_CK, bias_C
+    if backend == "numba":
+        from controllers.scans.compiled_convolution import compiled_silu_convolution  # here, as not all have numba
+
+        return compiled_silu_convolution(*arguments)
+    y_TBC, last_BWC = convolution_scan(*arguments)
+    return F.silu(y_TBC), last_BWC
 
 
 def convolution_scan(

@@ -69,13 +69,22 @@ def selective_step(x: SelectiveInputs, h_BNI: Tensor, p: SelectiveParameters) ->
 
 
 def selective_scan(
-    x: SelectiveInputs, reset_TB: Tensor, h_BNI: Tensor, initial_NI: Tensor, p: SelectiveParameters
+    x: SelectiveInputs,
+    reset_TB: Tensor,
+    h_BNI: Tensor,
+    initial_NI: Tensor,
+    p: SelectiveParameters,
+    backend: str = "torch",
 ) -> tuple[Tensor, Tensor]:
     """All steps: every output [T, B, I], and the state after the last [B, N, I].
 
     Where `reset_TB` is true the lane takes `initial_NI` for its state before that step. Differentiable, once, in
-    every tensor but the flags.
+    every tensor but the flags. `backend` is "torch", or "numba" on a CPU.
     """
+    if backend == "numba":
+        from controllers.scans.compiled_selective import compiled_selective_scan  # here, as not all have numba
+
+        return compiled_selective_scan(x, reset_TB, h_BNI, initial_NI, p)
     if torch.is_grad_enabled():
         y_TBI, last_BNI = _SelectiveScan.apply(reset_TB, h_BNI, initial_NI, *x, *p)
         return y_TBI, last_BNI

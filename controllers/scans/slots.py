@@ -26,6 +26,9 @@ from torch import Tensor
 
 Rule = Literal["recent", "classic"]
 
+SHUT = -20.0
+"""A gate with a lower logit, of less than 2e-9, is 0: slopes by a weight as small as it overflow when squared."""
+
 
 class Slots(NamedTuple):
     """The memory of B lanes; a lane that starts afresh has zeros."""
@@ -43,6 +46,7 @@ def slots_read(query_BD: Tensor, memory: Slots, rule: Rule) -> Tensor:
 
 def slots_write(logit_B: Tensor, value_BD: Tensor, memory: Slots, decay: float, rule: Rule) -> Slots:
     """The memory after a write under gate sigmoid(logit)."""
+    logit_B = _shut(logit_B)
     gate_B1, free_B1 = logit_B.sigmoid().unsqueeze(1), (-logit_B).sigmoid().unsqueeze(1)
     target_BK = _target(memory.usage, memory.age, rule)
     usage_BK = memory.usage + target_BK * gate_B1
@@ -69,13 +73,19 @@ def slots_scan(
     decay: float,
     rule: Rule,
     chunk: int,
+    backend: str = "torch",
 ) -> tuple[Tensor, Slots]:
     """All steps: r [T, B, D], and the memory after the last.
 
-    Where `reset_TB` is true the lane's memory is emptied before that step. All numbers must be finite. Differentiable
-    in every tensor but the flags. `chunk` is the number of steps computed at once.
+    Where `reset_TB` is true the lane's memory is emptied before that step. Differentiable in every tensor but the
+    flags. `backend` is "torch", which computes `chunk` steps at once and needs all numbers finite, or "numba" on a CPU.
     """
     memory = memory._replace(usage=_weight(memory.usage, rule) if rule == "recent" else memory.usage)
+    logit_TB = _shut(logit_TB)
+    if backend == "numba":
+        from controllers.scans.compiled_slots import compiled_slots_scan  # here, as not all have numba
+
+        return compiled_slots_scan(query_TBD, logit_TB, value_TBD, reset_TB, memory, decay, rule == "recent")
     reads = []
     for t in range(0, len(reset_TB), chunk):
         steps = slice(t, t + chunk)
@@ -156,6 +166,10 @@ def _target(usage_BK: Tensor, age_BK: Tensor, rule: Rule) -> Tensor:
     """The slot to write to, one-hot bool [B, K]; among equals the first."""
     rank_BK = -usage_BK if rule == "classic" else torch.where(usage_BK < 0.5, torch.inf, age_BK)
     return F.one_hot(rank_BK.argmax(1), rank_BK.shape[1]).bool()
+
+
+def _shut(logit: Tensor) -> Tensor:
+    return logit.masked_fill(logit < SHUT, -torch.inf)
 
 
 def _weight(usage: Tensor, rule: Rule) -> Tensor:

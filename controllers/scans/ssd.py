@@ -21,13 +21,56 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def ssd_step(
-    x_BHP: Tensor, log_decay_BH: Tensor, write_BN: Tensor, read_BN: Tensor, h_BHPN: Tensor
+def ssd_cell(xbc_BC: Tensor, dt_BH: Tensor, h_BNI: Tensor, a_H: Tensor, skip_H: Tensor) -> tuple[Tensor, Tensor]:
+    """One step of Mamba-2's recurrence without resets: what is read, [B, I], and the next state [B, N, I].
+
+        h' = exp(a dt) h + B (dt x)^T        y = C h' + D x
+
+    Args:
+        xbc_BC: x, B and C side by side.
+        dt_BH: the step's length.
+        h_BNI: the state.
+        a_H: minus the rates.
+        skip_H: D.
+    """
+    N, I = h_BNI.shape[1:]
+    x_BI, write_BN, read_BN = xbc_BC.split([I, N, N], -1)
+    size = I // len(a_H)
+    dt_BI = dt_BH.repeat_interleave(size, -1)
+    decay_BI = torch.exp(a_H * dt_BH).repeat_interleave(size, -1)
+    h_BNI = torch.addcmul(decay_BI.unsqueeze(1) * h_BNI, write_BN.unsqueeze(2), (dt_BI * x_BI).unsqueeze(1))
+    y_BI = (read_BN.unsqueeze(1) @ h_BNI).squeeze(1)
+    return torch.addcmul(y_BI, x_BI, skip_H.repeat_interleave(size)), h_BNI
+
+
+def ssd_layer(
+    xbc_TBC: Tensor,
+    dt_TBH: Tensor,
+    reset_TB: Tensor,
+    h_BNI: Tensor,
+    initial_NI: Tensor,
+    a_H: Tensor,
+    skip_H: Tensor,
+    chunk: int,
+    backend: str = "torch",
 ) -> tuple[Tensor, Tensor]:
-    """One step without resets: what is read, [B, H, P], and the next state [B, H, P, N]."""
-    kept_BHPN = log_decay_BH.exp()[..., None, None] * h_BHPN
-    h_BHPN = torch.addcmul(kept_BHPN, x_BHP.unsqueeze(-1), write_BN[:, None, None])
-    return (h_BHPN.flatten(1, 2) @ read_BN.unsqueeze(-1)).view_as(x_BHP), h_BHPN
+    """All steps of `ssd_cell`: what is read, [T, B, I], and the last state, [B, N, I].
+
+    Where `reset_TB` is true the lane takes `initial_NI` for its state before that step. Differentiable, once, in
+    every tensor but the flags. `backend` is "torch", which computes `chunk` steps at once, or "numba" on a CPU.
+    """
+    if backend == "numba":
+        from controllers.scans.compiled_ssd import compiled_ssd_scan  # here, as not all have numba
+
+        return compiled_ssd_scan(xbc_TBC, dt_TBH, reset_TB, h_BNI, initial_NI, a_H, skip_H)
+    (N, I), H = initial_NI.shape, len(a_H)
+    x_TBI, write_TBN, read_TBN = xbc_TBC.split([I, N, N], -1)
+    x_TBHP = x_TBI.unflatten(-1, (H, -1))
+    h_BHPN = h_BNI.mT.unflatten(1, (H, -1))
+    initial_HPN = initial_NI.t().unflatten(0, (H, -1)) if initial_NI.requires_grad else None
+    written_TBHP = x_TBHP * dt_TBH.unsqueeze(-1)
+    y_TBHP, h_BHPN = ssd_scan(written_TBHP, a_H * dt_TBH, write_TBN, read_TBN, reset_TB, h_BHPN, initial_HPN, chunk)
+    return torch.addcmul(y_TBHP, x_TBHP, skip_H.unsqueeze(1)).flatten(-2), h_BHPN.flatten(1, 2).mT
 
 
 def ssd_scan(

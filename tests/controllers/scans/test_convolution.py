@@ -5,10 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from controllers.scans.convolution import convolution_scan, convolution_step
+from controllers.scans.convolution import convolution_scan, silu_convolution, silu_convolution_step
 from tests.controllers.scans.weighed import with_gradients
 
 B, C, K = 3, 4, 4
+BACKENDS = ["torch", "numba"]
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 
 
@@ -23,18 +24,19 @@ def slow(x: Tensor, window: Tensor, initial: Tensor, weight: Tensor, bias: Tenso
     outputs = []
     for x_BC, reset_B in zip(x, reset, strict=True):
         window = torch.where(reset_B.view(-1, 1, 1), initial, window)
-        y_BC, window = convolution_step(x_BC, window, weight, bias)
+        y_BC, window = silu_convolution_step(x_BC, window, weight, bias)
         outputs.append(y_BC)
     return [torch.stack(outputs), window]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("T", [1, 2, 3, 4, 17])
 @pytest.mark.parametrize("resets", [0.0, 0.3, 1.0])
-def test_the_scan_is_the_loop(T: int, resets: float) -> None:
+def test_the_scan_is_the_loop(T: int, resets: float, backend: str) -> None:
     inputs = draw(T)
     x, window, initial, weight, bias = inputs
     reset = torch.rand(T, B, generator=Generator().manual_seed(1)) < resets
-    actual = with_gradients(list(convolution_scan(x, reset, window, initial, weight, bias)), inputs)
+    actual = with_gradients(list(silu_convolution(x, reset, window, initial, weight, bias, backend)), inputs)
     torch.testing.assert_close(actual, with_gradients(slow(*inputs, reset), inputs), **TIGHT)
 
 
@@ -47,10 +49,12 @@ def test_without_resets_it_is_conv1d() -> None:
     torch.testing.assert_close(last, x[-(K - 1) :].transpose(0, 1), **TIGHT)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("at", [0, 2])
-def test_a_reset_forgets_even_a_window_that_is_not_finite(at: int) -> None:
+def test_a_reset_forgets_even_a_window_that_is_not_finite(at: int, backend: str) -> None:
     x, window, initial, weight, bias = draw(6)
     reset = torch.zeros(6, B, dtype=torch.bool)
     reset[at] = True
-    y, last = convolution_scan(x, reset, torch.full_like(window, torch.nan), initial, weight, bias)
+    unknown = torch.full_like(window, torch.nan)
+    y, last = silu_convolution(x, reset, unknown, initial, weight, bias, backend)
     assert y[at:].isfinite().all() and last.isfinite().all()

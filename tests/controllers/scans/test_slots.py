@@ -1,5 +1,6 @@
 """The slot memory: its scan against the steps, and its rules by what they promise."""
 
+from itertools import product
 from typing import get_args
 
 import pytest
@@ -10,6 +11,7 @@ from controllers.scans.slots import Rule, Slots, slots_read, slots_scan, slots_w
 from tests.controllers.scans.weighed import with_gradients
 
 B, K, D = 3, 4, 5
+BACKENDS = ["torch", "numba"]
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 RULES = get_args(Rule)
 
@@ -47,28 +49,30 @@ def written(logits: list[float], rule: Rule) -> Slots:
     return memory
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("decay", [0.0, 0.2])
 @pytest.mark.parametrize("T,chunk", [(1, 8), (7, 8), (8, 8), (9, 8), (29, 8), (29, 1), (29, 64)])
 @pytest.mark.parametrize("resets", [0.0, 0.2, 1.0])
-def test_the_scan_is_the_steps(rule: Rule, decay: float, T: int, chunk: int, resets: float) -> None:
+def test_the_scan_is_the_steps(backend: str, rule: Rule, decay: float, T: int, chunk: int, resets: float) -> None:
     inputs = draw(T)
     reset = torch.rand(T, B, generator=Generator().manual_seed(1)) < resets
     query, logit, value, *parts = inputs
-    reads, memory = slots_scan(query, logit, value, reset, Slots(*parts), decay, rule, chunk)
+    reads, memory = slots_scan(query, logit, value, reset, Slots(*parts), decay, rule, chunk, backend)
     torch.testing.assert_close(
         with_gradients([reads, *memory], inputs), with_gradients(slow(inputs, reset, decay, rule), inputs), **TIGHT
     )
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("rule", RULES)
-def test_a_write_with_gate_0_changes_no_bit(rule: Rule) -> None:
+def test_a_write_with_gate_0_changes_no_bit(rule: Rule, backend: str) -> None:
     _, _, value, *parts = draw(5)
     before = Slots(*(part.detach().float() for part in parts))
     shut = torch.full((5, B), -1e4)
     after = slots_write(shut[0], value[0].float(), before, 0.0, rule)
     _, scanned = slots_scan(
-        value.float(), shut, value.float(), torch.zeros(5, B, dtype=torch.bool), before, 0.0, rule, 5
+        value.float(), shut, value.float(), torch.zeros(5, B, dtype=torch.bool), before, 0.0, rule, 5, backend
     )
     for memory in (after, scanned):
         assert torch.equal(memory.slots, before.slots)
@@ -107,12 +111,14 @@ def test_an_empty_memory_reads_as_nothing(rule: Rule) -> None:
     assert torch.count_nonzero(slots_read(torch.ones(B, D, dtype=torch.float64), empty(), rule)) == 0
 
 
-def test_a_wide_open_gate_stays_finite_in_single_precision() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("size", [200.0, 15.0, -15.0, -50.0, -90.0])
+def test_a_gate_that_is_wide_open_or_all_but_shut_has_finite_slopes(size: float, backend: str) -> None:
     query, logit, value, *parts = (part.detach().float() for part in draw(9))
-    logit = torch.full_like(logit, 200.0).requires_grad_()
-    for rule in RULES:
+    logit = (size + logit).requires_grad_()
+    for rule, memory in product(RULES, (Slots(*parts), empty(torch.float32))):
         reads, memory = slots_scan(
-            query, logit, value, torch.zeros(9, B, dtype=torch.bool), Slots(*parts), 0.0, rule, 9
+            query, logit, value, torch.zeros(9, B, dtype=torch.bool), memory, 0.0, rule, 9, backend
         )
         (grad,) = torch.autograd.grad(reads.sum() + memory.slots.sum(), logit)
         assert reads.isfinite().all() and grad.isfinite().all()

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from controllers.scans.ssd import ssd_scan
+from controllers.scans.ssd import ssd_cell, ssd_layer, ssd_scan
 from tests.controllers.scans.weighed import with_gradients
 
 B, H, P, N = 3, 2, 4, 5
+BACKENDS = ["torch", "numba"]
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 
 
@@ -77,3 +78,45 @@ def test_strong_decays_neither_overflow_nor_leak() -> None:
     assert all(grad.isfinite().all() for grad in grads)
     assert all(torch.count_nonzero(grad[:5]) == 0 for grad in grads[:4])
     assert torch.count_nonzero(grads[4]) == 0
+
+
+def layer(T: int, lanes: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """x, B and C side by side, dt, the state and the initial state, minus the rates, and D."""
+    generator = Generator().manual_seed(T + 10 * lanes)
+    shapes = [(T, lanes, H * P + 2 * N), (T, lanes, H), (lanes, N, H * P), (N, H * P), (H,), (H,)]
+    xbc, dt, h, initial, a, skip = (torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes)
+    return [value.requires_grad_() for value in (xbc, dt.abs(), h, initial, -a.exp(), skip)]
+
+
+def steps(inputs: list[Tensor], reset: Tensor) -> list[Tensor]:
+    xbc, dt, h, initial, a, skip = inputs
+    outputs = []
+    for t in range(len(reset)):
+        y, h = ssd_cell(xbc[t], dt[t], torch.where(reset[t].view(-1, 1, 1), initial, h), a, skip)
+        outputs.append(y)
+    return [torch.stack(outputs), h]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("T,lanes", [(1, 1), (1, 19), (16, 3), (17, 3), (37, 19)])
+@pytest.mark.parametrize("resets", [0.0, 0.2, 1.0])
+def test_the_layer_is_its_steps(T: int, lanes: int, resets: float, backend: str) -> None:
+    inputs = layer(T, lanes)
+    reset = torch.rand(T, lanes, generator=Generator().manual_seed(1)) < resets
+    xbc, dt, h, *rest = inputs
+    actual = with_gradients(list(ssd_layer(xbc, dt, reset, h, *rest, 8, backend)), inputs)
+    torch.testing.assert_close(actual, with_gradients(steps(inputs, reset), inputs), **TIGHT)
+    with torch.no_grad():
+        y, last = ssd_layer(xbc, dt, reset, h, *rest, 8, backend)
+    torch.testing.assert_close([y, last], actual[:2], rtol=1e-12, atol=1e-12)
+
+
+def test_the_compiled_layer_forgets_what_is_not_a_number_at_a_reset_backward_too() -> None:
+    inputs = layer(9, 4)
+    reset = torch.zeros(9, 4, dtype=torch.bool)
+    reset[2] = True
+    xbc, dt, h, *rest = inputs
+    y, last = ssd_layer(xbc, dt, reset, torch.full_like(h, torch.nan), *rest, 8, "numba")
+    assert y[:2].isnan().all() and y[2:].isfinite().all() and last.isfinite().all()
+    grads = torch.autograd.grad(y[2:].sum() + last.sum(), [xbc, dt])
+    assert all(grad[2:].isfinite().all() for grad in grads)

@@ -1,0 +1,106 @@
+"""What the scans that numba compiles for CPUs share.
+
+They are the plain loops over lanes, time, states and channels that the equations call for. The innermost loop runs
+along contiguous channels, so that the compiler makes vectors of it, and what it touches stays in a core's near cache.
+The interpreter's lock is released while they run: shards in threads do not wait for each other.
+
+Machine code is kept between processes, in a folder named for the sources that it was made from, as numba itself does
+not see when a helper in another file has changed.
+"""
+
+import math
+import os
+from collections.abc import Callable
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba import config, njit, types
+from numba.extending import overload
+from torch import Tensor
+
+# Sums may be taken in any order, products fused with them. Not "nnan" or "ninf": what is not finite is passed on.
+_FAST = {"contract", "reassoc", "nsz", "arcp"}
+
+
+@cache
+def _folder() -> str | None:
+    """Where machine code is kept, or none where nothing can be written."""
+    if chosen := os.environ.get("NUMBA_CACHE_DIR"):
+        return chosen
+    digest = sha256()
+    for path in sorted(Path(__file__).parent.glob("*compiled*.py")):
+        digest.update(path.read_bytes())
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = root / "mneme" / digest.hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return str(folder) if os.access(folder, os.W_OK) else None
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as machine code, made when it is first called."""
+    folder = _folder()
+    before = config.CACHE_DIR
+    config.CACHE_DIR = folder or before  # numba looks at it now
+    try:
+        return njit(nogil=True, cache=folder is not None, fastmath=_FAST, error_model="numpy")(function)
+    finally:
+        config.CACHE_DIR = before
+
+
+def arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
+    """The tensors' numbers, shared where they lie in order, outside autograd."""
+    return tuple(tensor.detach().contiguous().numpy() for tensor in tensors)
+
+
+_LOWEST, _HIGHEST = np.float32(-126), np.float32(127)
+_HALF, _BIAS, _MANTISSA, _LOG2_E = np.float32(0.5), np.float32(127), np.float32(2**23), np.float32(math.log2(math.e))
+_ONE = np.float32(1)
+# 2^f over [-1/2, 1/2] by powers of f ln 2; what is left out is below 2e-8
+_P1, _P2, _P3, _P4, _P5, _P6 = (np.float32(math.log(2) ** n / math.factorial(n)) for n in range(1, 7))
+
+
+def exp2(x: Any) -> Any:
+    """2^x inside compiled functions, to 2 units in the last place in float32; below 2^-126 it is 2^-126."""
+    return np.exp2(x)
+
+
+@overload(exp2)
+def _exp2(x):
+    if x != types.float32:
+        return lambda x: np.exp2(x)
+
+    def single(x):
+        x = _LOWEST if x < _LOWEST else x
+        x = _HIGHEST if x > _HIGHEST else x
+        whole = np.floor(x + _HALF)
+        f = x - whole
+        power = (((((_P6 * f + _P5) * f + _P4) * f + _P3) * f + _P2) * f + _P1) * f + _ONE
+        return power * np.int32((whole + _BIAS) * _MANTISSA).view(np.float32)  # 2^whole by its bits
+
+    return single
+
+
+def sigmoid(x: Any) -> Any:
+    """1 / (1 + e^-x) inside compiled functions."""
+    return 1 / (1 + np.exp(-x))
+
+
+@overload(sigmoid)
+def _sigmoid(x):
+    if x != types.float32:
+        return lambda x: 1 / (1 + np.exp(-x))
+    return lambda x: _ONE / (_ONE + exp2(-_LOG2_E * x))
+
+
+@compiled
+def copy(to, source):
+    """What is in one array into another of the same shape: quicker to compile and to run than numba's assignment."""
+    flat, source_flat = to.reshape(-1), source.reshape(-1)
+    for i in range(len(flat)):
+        flat[i] = source_flat[i]

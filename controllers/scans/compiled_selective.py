@@ -1,0 +1,178 @@
+"""The selective scan of Mamba-1 on a CPU, compiled; the equations are those of `controllers.scans.selective`.
+
+Forward, the states of a block of channels of one lane stay in the nearest cache for all of time. Only the states
+before every STEPS steps are kept; backward, a block's states and decays are computed again, then walked back.
+
+Axis letters: T time, B lanes, I inner channels, N states a channel, P blocks of STEPS steps.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from controllers.scans.compiled import arrays, compiled, copy, exp2, sigmoid
+from controllers.scans.selective import SelectiveInputs, SelectiveParameters
+
+STEPS, FORWARD_LANES, BACKWARD_LANES = 16, 16, 1
+LOG2_E = math.log2(math.e)
+
+
+def compiled_selective_scan(
+    x: SelectiveInputs, reset_TB: Tensor, h_BNI: Tensor, initial_NI: Tensor, p: SelectiveParameters
+) -> tuple[Tensor, Tensor]:
+    """`controllers.scans.selective.selective_scan`: every output [T, B, I], and the last state [B, N, I]."""
+    a_NI = -p.a_log.exp().t()
+    inputs = x.u, F.softplus(x.dt), x.z, x.write, x.read, h_BNI, initial_NI, a_NI, p.skip
+    if torch.is_grad_enabled():
+        y_TBI, last_BNI = _SelectiveScan.apply(reset_TB, *inputs)
+        return y_TBI, last_BNI
+    y_TBI, last_BNI, _ = _run(reset_TB, inputs, keep=False)
+    return y_TBI, last_BNI
+
+
+def _run(reset_TB: Tensor, inputs: tuple[Tensor, ...], keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs, last state, and unless not `keep` the states before each block, [P, B, N, I]."""
+    u_TBI, h_BNI, a_NI = inputs[0], inputs[5], inputs[7]
+    y_TBI, last_BNI = (
+        torch.empty_like(u_TBI, memory_format=torch.contiguous_format),
+        torch.empty(h_BNI.shape, dtype=h_BNI.dtype),
+    )
+    before_PBNI = h_BNI.new_empty(-(-len(u_TBI) // STEPS) if keep else 0, *h_BNI.shape)
+    given = arrays(reset_TB, *inputs, a_NI * LOG2_E)
+    _forward(*given, *arrays(y_TBI, last_BNI, before_PBNI))
+    return y_TBI, last_BNI, before_PBNI
+
+
+class _SelectiveScan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, reset_TB: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        y_TBI, last_BNI, before_PBNI = _run(reset_TB, inputs, keep=True)
+        ctx.save_for_backward(reset_TB, before_PBNI, *inputs)
+        return y_TBI, last_BNI
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_TBI: Tensor, dlast_BNI: Tensor) -> tuple[Tensor | None, ...]:
+        reset_TB, before_PBNI, *inputs = ctx.saved_tensors
+        slopes = [value.new_empty(value.shape) for value in inputs[:6]]
+        slopes += [value.new_zeros(value.shape) for value in inputs[6:]]  # which are summed over time
+        _backward(*arrays(reset_TB, *inputs, inputs[7] * LOG2_E, before_PBNI, dy_TBI, dlast_BNI, *slopes))
+        return None, *slopes
+
+
+@compiled
+def _of_step(u, d, step, written):
+    for i in range(len(step)):
+        step[i] = d[i]
+        written[i] = d[i] * u[i]
+
+
+@compiled
+def _forward(reset, u, d, z, write, read, h0, initial, a, skip, rate, y, h, before):
+    T, B, I = u.shape
+    N = write.shape[2]
+    step, written, out = np.empty(I, u.dtype), np.empty(I, u.dtype), np.empty(I, u.dtype)
+    copy(h, h0)
+    for group in range(0, B, FORWARD_LANES):
+        for t in range(T):
+            for b in range(group, min(group + FORWARD_LANES, B)):
+                h_b, u_t, z_t, y_t = h[b], u[t, b], z[t, b], y[t, b]
+                if reset[t, b]:
+                    copy(h_b, initial)
+                if t % STEPS == 0 and len(before) > 0:
+                    copy(before[t // STEPS, b], h_b)
+                _of_step(u_t, d[t, b], step, written)
+                for i in range(I):
+                    out[i] = skip[i] * u_t[i]
+                for n in range(N):
+                    w, r = write[t, b, n], read[t, b, n]
+                    for i in range(I):
+                        after = exp2(rate[n, i] * step[i]) * h_b[n, i] + w * written[i]
+                        h_b[n, i] = after
+                        out[i] += r * after
+                for i in range(I):
+                    y_t[i] = out[i] * z_t[i] * sigmoid(z_t[i])
+
+
+@compiled
+def _backward(
+    reset, u, d, z, write, read, h0, initial, a, skip, rate, before, dy, dlast,
+    du, dd, dz, dwrite, dread, dh, dinitial, da, dskip,
+):  # fmt: skip
+    T, B, I = u.shape
+    N, dtype = write.shape[2], u.dtype
+    h, outs = np.empty((BACKWARD_LANES, N, I), dtype), np.empty((BACKWARD_LANES, STEPS, I), dtype)
+    entered, decay = np.empty((BACKWARD_LANES, STEPS, N, I), dtype), np.empty((BACKWARD_LANES, STEPS, N, I), dtype)
+    step, written, dstep, dwritten, dout = (
+        np.empty(I, dtype), np.empty(I, dtype), np.empty(I, dtype), np.empty(I, dtype), np.empty(I, dtype)
+    )  # fmt: skip
+    zero, one = dtype.type(0), dtype.type(1)
+    copy(dh, dlast)
+    for group in range(0, B, BACKWARD_LANES):
+        lanes = min(BACKWARD_LANES, B - group)
+        for block in range(len(before) - 1, -1, -1):
+            start, stop = block * STEPS, min((block + 1) * STEPS, T)
+            copy(h[:lanes], before[block, group : group + lanes])
+            for t in range(start, stop):
+                for lane in range(lanes):
+                    b, h_b, u_t, out = group + lane, h[lane], u[t, group + lane], outs[lane, t - start]
+                    if reset[t, b]:
+                        copy(h_b, initial)
+                    _of_step(u_t, d[t, b], step, written)
+                    for i in range(I):
+                        out[i] = skip[i] * u_t[i]
+                    for n in range(N):
+                        w, r = write[t, b, n], read[t, b, n]
+                        entered_n, decay_n = entered[lane, t - start, n], decay[lane, t - start, n]
+                        for i in range(I):
+                            factor = exp2(rate[n, i] * step[i])
+                            decay_n[i] = factor
+                            entered_n[i] = h_b[n, i]
+                            after = factor * h_b[n, i] + w * written[i]
+                            h_b[n, i] = after
+                            out[i] += r * after
+            for t in range(stop - 1, start - 1, -1):
+                for lane in range(lanes):
+                    b, out = group + lane, outs[lane, t - start]
+                    u_t, d_t, z_t, dy_t, dz_t, dh_b = u[t, b], d[t, b], z[t, b], dy[t, b], dz[t, b], dh[b]
+                    for i in range(I):
+                        gate = sigmoid(z_t[i])
+                        silu = z_t[i] * gate
+                        dout[i] = dy_t[i] * silu
+                        dz_t[i] = dy_t[i] * out[i] * (gate + silu * (one - gate))
+                    _of_step(u_t, d_t, step, written)
+                    for i in range(I):
+                        dskip[i] += dout[i] * u_t[i]
+                        dwritten[i] = zero
+                        dstep[i] = zero
+                    for n in range(N):
+                        w, r = write[t, b, n], read[t, b, n]
+                        entered_n, decay_n = entered[lane, t - start, n], decay[lane, t - start, n]
+                        dw, dr = zero, zero
+                        for i in range(I):
+                            left = decay_n[i] * entered_n[i]
+                            slope = dh_b[n, i] + r * dout[i]
+                            dr += dout[i] * (left + w * written[i])
+                            dw += slope * written[i]
+                            dwritten[i] += slope * w
+                            dlog = slope * left
+                            dstep[i] += dlog * a[n, i]
+                            da[n, i] += dlog * step[i]
+                            dh_b[n, i] = slope * decay_n[i]
+                        dwrite[t, b, n] = dw
+                        dread[t, b, n] = dr
+                    du_t, dd_t = du[t, b], dd[t, b]
+                    for i in range(I):
+                        du_t[i] = dout[i] * skip[i] + dwritten[i] * step[i]
+                    for i in range(I):
+                        dd_t[i] = dstep[i] + dwritten[i] * u_t[i]
+                    if reset[t, b]:
+                        for n in range(N):
+                            for i in range(I):
+                                dinitial[n, i] += dh_b[n, i]
+                                dh_b[n, i] = zero

@@ -1,0 +1,73 @@
+"""What the compiled scans share: exact enough functions, machine code that follows its sources, the gated norm."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from controllers.scans import compiled
+from controllers.scans.compiled import exp2, sigmoid
+from controllers.scans.gated_norm import gated_norm
+from tests.controllers.scans.weighed import with_gradients
+
+
+@compiled.compiled
+def each(x, powers, gates):  # type: ignore[no-untyped-def]
+    for i in range(len(x)):
+        powers[i], gates[i] = exp2(x[i]), sigmoid(x[i])
+
+
+def both(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    powers, gates = np.empty_like(x), np.empty_like(x)
+    each(x, powers, gates)
+    return powers, gates
+
+
+@pytest.mark.parametrize("dtype,tolerance", [(np.float32, 3e-7), (np.float64, 1e-15)])
+def test_powers_and_sigmoids_are_exact_to_a_few_units_in_the_last_place(dtype: type, tolerance: float) -> None:
+    x = np.linspace(-125.9, 126.9, 100_001).astype(dtype)
+    powers, gates = both(x)
+    np.testing.assert_allclose(powers, np.exp2(x.astype(np.float64)), rtol=tolerance)
+    small = np.abs(x) < 20
+    np.testing.assert_allclose(gates[small], 1 / (1 + np.exp(-x[small].astype(np.float64))), rtol=10 * tolerance)
+
+
+def test_extremes_neither_overflow_nor_hide_what_is_not_a_number() -> None:
+    powers, gates = both(np.array([-1e30, -np.inf, 1e30, np.nan], np.float32))
+    assert (powers[:2] <= 2.0**-126).all() and np.isfinite(powers[2]) and powers[2] >= 2.0**126
+    np.testing.assert_allclose(gates[:3], [0, 0, 1], atol=1e-37)
+    assert np.isnan(powers[3]) and np.isnan(gates[3])
+
+
+def test_changed_sources_have_another_folder_for_their_machine_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    for name in ("compiled.py", "compiled_more.py", "other.py"):
+        (tmp_path / name).write_text("1")
+    monkeypatch.setattr(compiled, "__file__", str(tmp_path / "compiled.py"))
+    folder = compiled._folder.__wrapped__
+    first = folder()
+    assert first is not None and Path(first).is_dir() and first.startswith(str(tmp_path))
+    (tmp_path / "other.py").write_text("2")
+    assert folder() == first
+    (tmp_path / "compiled_more.py").write_text("2")
+    assert folder() != first
+
+
+def test_where_nothing_can_be_written_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    assert compiled._folder.__wrapped__() is None
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 3, 37)])
+def test_the_compiled_gated_norm_is_torchs(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in (shape, shape, shape[-1:])]
+    y, z, weight = inputs
+    actual, expected = (with_gradients([gated_norm(y, z, weight, 1e-5, b)], inputs) for b in ("numba", "torch"))
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
