@@ -47,8 +47,8 @@ class ControllerSettings:
     """How many steps something may have to be remembered for, used by chrono; none takes it from the task."""
 
     backend: str = "auto"
-    """Which implementation of the scan runs: auto, torch, numba, triton, mamba_ssm, as far as the kind has them, or reference,
-    the slow loop that all others are held against."""
+    """Which implementation of the scan runs: auto, torch, numba, triton, mamba_ssm, as far as the kind has them, or
+    reference, the slow loop that all others are held against."""
 
     output_norm: bool = True
     """Put a LayerNorm between the sequence model and the heads."""

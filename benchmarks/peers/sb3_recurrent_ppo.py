@@ -5,6 +5,7 @@ do, so that neither a Python loop over environments nor a second network is held
 documentation shows instead: `make_vec_env` over single environments and the policy's own defaults.
 """
 
+from time import perf_counter
 from typing import Any
 
 import gymnasium as gym
@@ -70,10 +71,10 @@ class BatchedVecEnv(VecEnv):
 class _Timing(BaseCallback):
     """An update has ended when the next rollout begins, the last one when training ends."""
 
-    def __init__(self, stopwatch: m.Stopwatch, threads: ThreadChoice) -> None:
+    def __init__(self, stopwatch: m.Stopwatch, threads: ThreadChoice, lanes: int) -> None:
         super().__init__()
-        self._stopwatch, self._threads = stopwatch, threads
-        self._rewards = 0.0
+        self._stopwatch, self._threads, self._lanes = stopwatch, threads, lanes
+        self._rewards = self._started = self._collecting = 0.0
         self._pending = False
 
     def _on_step(self) -> bool:
@@ -83,15 +84,17 @@ class _Timing(BaseCallback):
     def _on_rollout_start(self) -> None:
         if self._pending:
             self._update_done()
+        self._started = perf_counter()
 
     def _on_rollout_end(self) -> None:
-        self._pending = True
+        self._pending, self._collecting = True, perf_counter() - self._started
 
     def _on_training_end(self) -> None:
         self._update_done()
 
     def _update_done(self) -> None:
-        self._stopwatch.update(m.BATCH, m.LANES, self._rewards / m.LANES)  # every lane plays one episode an update
+        steps, spent = self._lanes * m.EPISODE, {"collect": self._collecting}
+        self._stopwatch.update(steps, self._lanes, self._rewards / self._lanes, spent)  # one episode a lane
         self._rewards = 0.0
         self._threads.update_done()
 
@@ -100,16 +103,17 @@ def main() -> None:
     """Train for `--steps` timed environment steps and print a measurement."""
     parser = m.contestant_parser(__doc__)
     parser.add_argument("--stock", action="store_true")
+    parser.add_argument("--lanes", type=int, default=m.LANES)
     args = parser.parse_args()
     task = {"cues": m.CUES, "horizon": m.HORIZON}
-    env: VecEnv = BatchedVecEnv(make_vector_env(EnvSettings(id=m.ENV_ID, kwargs=task), m.LANES))
+    env: VecEnv = BatchedVecEnv(make_vector_env(EnvSettings(id=m.ENV_ID, kwargs=task), args.lanes))
     # One LSTM and linear heads, as in our own policy; by default the critic has an LSTM and layers of its own.
     policy: dict[str, Any] = {"shared_lstm": True, "enable_critic_lstm": False, "net_arch": []}
     if args.stock:
-        env, policy = make_vec_env(m.ENV_ID, m.LANES, env_kwargs=task), {}
+        env, policy = make_vec_env(m.ENV_ID, args.lanes, env_kwargs=task), {}
     settings: dict[str, Any] = {
         "n_steps": m.EPISODE,
-        "batch_size": m.BATCH // m.MINIBATCHES,
+        "batch_size": args.lanes * m.EPISODE // m.MINIBATCHES,
         "n_epochs": m.EPOCHS,
         "learning_rate": m.LEARNING_RATE,
         "ent_coef": 0.01,
@@ -117,9 +121,11 @@ def main() -> None:
     }
     model = RecurrentPPO("MlpLstmPolicy", env, seed=args.seed, device="cpu", **settings)
     stopwatch, threads = m.Stopwatch(), ThreadChoice(torch.set_num_threads)
-    model.learn(m.updates_for(args.steps) * m.BATCH, callback=_Timing(stopwatch, threads))
+    batch = args.lanes * m.EPISODE
+    updates = m.WARM_UP + max(1, -(-args.steps // batch))
+    model.learn(updates * batch, callback=_Timing(stopwatch, threads, args.lanes))
     parameters = sum(parameter.numel() for parameter in model.policy.parameters())
-    configuration = settings | {"lanes": m.LANES, "threads": threads.threads, "parameters": parameters}
+    configuration = settings | {"lanes": args.lanes, "threads": threads.threads, "parameters": parameters}
     stopwatch.measurement(configuration, "sb3-contrib", "stable-baselines3", "gymnasium", "torch", "numpy").report()
 
 

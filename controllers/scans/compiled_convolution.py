@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from controllers.scans.compiled import arrays, compiled, copy, sigmoid
+from controllers.scans.compiled import arrays, compiled, copy, kernel, sigmoid
 
 
 def compiled_silu_convolution(
@@ -54,7 +54,7 @@ def _seen(x, window, initial, t, b, age, since):
     return x[t - age, b]
 
 
-@compiled
+@kernel
 def _forward(x, reset, window, initial, weight, bias, y, last):
     T, B, C = x.shape
     W = window.shape[1]
@@ -76,7 +76,7 @@ def _forward(x, reset, window, initial, weight, bias, y, last):
             copy(last[b, w], _seen(x, window, initial, T, b, W - w, since[b] + 1))
 
 
-@compiled
+@kernel
 def _backward(x, reset, window, initial, weight, bias, dy, dlast, dx, dwindow, dinitial, dweight, dbias):
     T, B, C = x.shape
     W = window.shape[1]

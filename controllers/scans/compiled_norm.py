@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from controllers.scans.compiled import arrays, compiled, sigmoid
+from controllers.scans.compiled import arrays, kernel, sigmoid
 
 
 def compiled_gated_norm(y: Tensor, z: Tensor, weight_I: Tensor, eps: float) -> Tensor:
@@ -44,7 +44,7 @@ def _rows(*values: Tensor) -> tuple[np.ndarray, ...]:
     return tuple(rows.reshape(-1, rows.shape[-1]) for rows in arrays(*values))
 
 
-@compiled
+@kernel
 def _forward(y, z, out, weight, eps):
     R, I = y.shape
     for row in range(R):
@@ -59,7 +59,7 @@ def _forward(y, z, out, weight, eps):
             out_r[i] *= scale * weight[i]
 
 
-@compiled
+@kernel
 def _backward(y, z, dout, dy, dz, weight, dweight, eps):
     R, I = y.shape
     gates, gated, one = np.empty(I, y.dtype), np.empty(I, y.dtype), y.dtype.type(1)

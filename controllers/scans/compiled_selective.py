@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from controllers.scans.compiled import arrays, compiled, copy, exp2, sigmoid
+from controllers.scans.compiled import arrays, compiled, copy, exp2, kernel, sigmoid
 from controllers.scans.selective import SelectiveInputs, SelectiveParameters
 
 STEPS, FORWARD_LANES, BACKWARD_LANES = 16, 16, 1
@@ -72,7 +72,7 @@ def _of_step(u, d, step, written):
         written[i] = d[i] * u[i]
 
 
-@compiled
+@kernel
 def _forward(reset, u, d, z, write, read, h0, initial, a, skip, rate, y, h, before):
     T, B, I = u.shape
     N = write.shape[2]
@@ -99,7 +99,7 @@ def _forward(reset, u, d, z, write, read, h0, initial, a, skip, rate, y, h, befo
                     y_t[i] = out[i] * z_t[i] * sigmoid(z_t[i])
 
 
-@compiled
+@kernel
 def _backward(
     reset, u, d, z, write, read, h0, initial, a, skip, rate, before, dy, dlast,
     du, dd, dz, dwrite, dread, dh, dinitial, da, dskip,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from controllers.scans.compiled import arrays, compiled, copy, exp2
+from controllers.scans.compiled import arrays, compiled, copy, exp2, kernel
 from controllers.scans.slots import Slots
 
 STEPS = 16
@@ -143,7 +143,7 @@ def _write(gate, free, value, decay, recent, slots, usage, age, k):
         slot[d] = left * slot[d] + written * value[d]
 
 
-@compiled
+@kernel
 def _forward(
     reset, query, gate, free, value, slots0, usage0, age0, decay, recent,
     read, slots, usage, age, slots_before, usage_before, age_before,
@@ -174,7 +174,7 @@ def _forward(
             _write(gate[t, b], free[t, b], value[t, b], decay, recent, slots_b, usage_b, age_b, target)
 
 
-@compiled
+@kernel
 def _backward(
     reset, query, gate, free, value, decay, recent, slots_before, usage_before, age_before,
     dread, dslots_last, dusage_last, dage_last, dquery, dgate, dfree, dvalue, dslots, dusage, dage,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from controllers.scans.compiled import arrays, compiled, copy, exp2
+from controllers.scans.compiled import arrays, compiled, copy, exp2, kernel
 
 STEPS, FORWARD_LANES, BACKWARD_LANES = 16, 16, 2
 _LOG2_E = math.log2(math.e)
@@ -78,7 +78,7 @@ def _of_step(x, dt, rate, decay, written):
             written[i] = step * x[i]
 
 
-@compiled
+@kernel
 def _forward(reset, xbc, dt, h0, initial, a, skip, rate, y, h, before):
     T, B, _ = xbc.shape
     N, I = initial.shape
@@ -106,7 +106,7 @@ def _forward(reset, xbc, dt, h0, initial, a, skip, rate, y, h, before):
                     y_t[i] = out[i]
 
 
-@compiled
+@kernel
 def _backward(
     reset, xbc, dt, h0, initial, a, skip, rate, before, dy, dlast, dxbc, ddt, dh, dinitial, da, dskip
 ):  # fmt: skip

@@ -71,3 +71,21 @@ def test_the_compiled_gated_norm_is_torchs(shape: tuple[int, ...]) -> None:
     y, z, weight = inputs
     actual, expected = (with_gradients([gated_norm(y, z, weight, 1e-5, b)], inputs) for b in ("numba", "torch"))
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+@compiled.kernel
+def halve(x):  # type: ignore[no-untyped-def]
+    for i in range(len(x)):
+        x[i] *= x.dtype.type(0.5)
+
+
+@pytest.mark.parametrize("already", [False, True])
+def test_a_kernel_flushes_what_is_too_small_and_leaves_the_thread_as_it_was(already: bool) -> None:
+    x, smallest = np.array([2.0**-126, 1.0], np.float32), np.finfo(np.float64).tiny
+    torch.set_flush_denormal(already)
+    try:
+        halve(x)
+        assert x.tolist() == [0.0, 0.5]
+        assert (float(smallest) / 2 == 0) == already
+    finally:
+        torch.set_flush_denormal(False)

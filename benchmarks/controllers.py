@@ -1,0 +1,176 @@
+"""Measure every controller on a CPU, one thread: `make bench-controllers`, or `python -m benchmarks.controllers`.
+
+Four things: its scan with the backward pass beside a `torch.nn.GRU` of as many parameters; what resets cost; how many
+times as fast as the loop over its cell a long scan is; and how fast an actor collects with it, beside sb3-contrib's
+RecurrentPPO on the same batched task. What is compared takes turns, and the best of its turns counts, as whatever else
+the machine does only adds time.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from time import perf_counter
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Generator, Tensor
+
+from benchmarks import measurement as m
+from benchmarks.contestants import Contestant, ContestantError
+from benchmarks.report import RESULTS
+from controllers import CONTROLLERS, Controller, ControllerSettings, PolicySettings, build_controller, build_policy
+from controllers.contract.figures import measure
+from distributed.machine import describe_machine, versions
+from envs import EnvSettings, make_vector_env
+from rollout_workers import Collector, policy_spec
+
+STEPS, LANES = 1024, (1, 64)  # of the long scan
+COLLECTING_LANES, ROUNDS = 64, 3
+SB3 = Contestant(
+    key="sb3",
+    name=f"sb3-contrib RecurrentPPO, our batched task (LSTM {m.HIDDEN})",
+    module="benchmarks.peers.sb3_recurrent_ppo",
+    arguments=("--lanes", str(COLLECTING_LANES)),
+    peer=True,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One controller of 128 units at its defaults; times are of one thread."""
+
+    kind: str
+    backend: str
+    parameters: int
+    carry_bytes: int  # of one lane
+    scan_steps: float  # a second, forward and backward, T = 128, B = 64
+    scan_ratio: float  # over that of a GRU with as many parameters
+    single_steps: float  # a second, one step at a time without gradient, B = 64
+    reset_cost: float  # share of the scan's time that resets at 2 % of the steps add
+    times_loop: dict[int, float]  # lanes -> forward, T = 1024
+    times_loop_both: float  # forward and backward, T = 1024, one lane
+    collecting: float = 0.0  # environment steps a second, 64 lanes
+
+
+def main() -> int:
+    """Measure, print, store."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kinds", nargs="+", choices=list(CONTROLLERS), default=list(CONTROLLERS))
+    parser.add_argument("--name", default="controllers", help="of the JSON file under benchmarks/results/")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    console, machine = Console(), describe_machine()
+    rows = []
+    for kind in arguments.kinds:
+        with console.status(f"{kind}: scans"):
+            rows.append(_row(kind))
+    speeds: dict[str, list[float]] = {kind: [] for kind in arguments.kinds}
+    peer: list[float] = []
+    for number in range(ROUNDS):
+        with console.status(f"collecting, round {number + 1} of {ROUNDS}"):
+            try:
+                done = SB3.measure(4 * COLLECTING_LANES * m.EPISODE, seed=number)
+                peer.append(done.steps / done.spent["collect"])
+            except ContestantError as error:
+                console.print(f"[red]{error}[/]")
+            for kind in arguments.kinds:
+                speeds[kind].append(_collecting(kind))
+    rows = [Row(**asdict(row) | {"collecting": max(speeds[row.kind])}) for row in rows]
+    console.print(_table(rows, max(peer, default=None)))
+    document = {
+        "machine": machine,
+        "versions": versions("torch", "numba", "numpy"),
+        "sb3_collecting": peer,
+        "results": [asdict(row) for row in rows],
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{arguments.name}.json"
+    path.write_text(json.dumps(document, indent=2) + "\n")
+    console.print(f"Stored in {path}")
+    return 0
+
+
+def _row(kind: str) -> Row:
+    def build(input_size: int, generator: Generator) -> Controller:
+        settings = ControllerSettings(kind=kind, hidden_size=m.HIDDEN)
+        return build_controller(settings, input_size, m.HORIZON, generator)
+
+    figures = measure(build, m.HIDDEN)
+    controller = build(m.HIDDEN, Generator().manual_seed(0))
+    return Row(
+        kind=kind,
+        backend=controller.backend_on(torch.device("cpu")),
+        parameters=figures.parameters,
+        carry_bytes=figures.carry_bytes,
+        scan_steps=figures.scan_speed,
+        scan_ratio=figures.scan_ratio,
+        single_steps=figures.step_speed,
+        reset_cost=figures.reset_cost,
+        times_loop={lanes: _times_loop(controller, lanes, gradients=False) for lanes in LANES},
+        times_loop_both=_times_loop(controller, 1, gradients=True),
+    )
+
+
+def _times_loop(controller: Controller, lanes: int, gradients: bool) -> float:
+    generator = Generator().manual_seed(0)
+    x_TBD = torch.randn(STEPS, lanes, m.HIDDEN, generator=generator)
+    reset_TB = torch.rand(STEPS, lanes, generator=generator) < 0.02
+
+    def run(scan: Callable[..., tuple[Tensor, object]]) -> None:
+        with torch.set_grad_enabled(gradients):
+            y_TBH, _ = scan(x_TBD, reset_TB, controller.initial_carry(lanes))
+        if gradients:
+            torch.autograd.grad(y_TBH.sum(), list(controller.parameters()), allow_unused=True)
+
+    fast, loop = [], []
+    for _ in range(ROUNDS + 1):
+        for seconds, scan in ((fast, controller.scan), (loop, controller.reference_scan)):
+            started = perf_counter()
+            run(scan)
+            seconds.append(perf_counter() - started)
+    return min(loop[1:]) / min(fast[1:])
+
+
+def _collecting(kind: str) -> float:
+    """The best of a few fragments of one episode a lane."""
+    env = make_vector_env(EnvSettings(id=m.ENV_ID, kwargs={"cues": m.CUES, "horizon": m.HORIZON}), COLLECTING_LANES)
+    settings = PolicySettings(controller=ControllerSettings(kind=kind, hidden_size=m.HIDDEN))
+    policy = build_policy(policy_spec(env), settings, horizon=m.HORIZON, seed=0)
+    collector = Collector(env, policy, m.EPISODE, m.EPISODE, seed=0)
+    seconds = []
+    for _ in range(1 + 4):
+        started = perf_counter()
+        collector.collect()
+        seconds.append(perf_counter() - started)
+    return COLLECTING_LANES * m.EPISODE / min(seconds[1:])
+
+
+def _table(rows: list[Row], peer: float | None) -> Table:
+    table = Table(title="One thread")
+    for heading in ("kind", "backend"):
+        table.add_column(heading)
+    for heading in (
+        "× GRU",
+        "steps/s",
+        "resets",
+        *(f"× loop, B = {lanes}" for lanes in LANES),
+        "× loop, both",
+        "× sb3",
+    ):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(*_cells(row, peer))
+    return table
+
+
+def _cells(row: Row, peer: float | None) -> Iterator[str]:
+    yield from (row.kind, row.backend, f"{row.scan_ratio:.2f}", f"{row.scan_steps:,.0f}", f"{row.reset_cost:+.1%}")
+    yield from (f"{times:.1f}" for times in (*row.times_loop.values(), row.times_loop_both))
+    yield f"{row.collecting / peer:.2f}" if peer else "–"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
