@@ -15,11 +15,12 @@ from torch import Generator, Tensor, nn
 from controllers.controller import Carry, Controller, reset_carry
 from controllers.initialisation import linear
 from controllers.scans.convolution import convolution_scan, convolution_step
+from controllers.scans.mamba_ssm_ssd import mamba_ssm_scan, rounds_as_allowed
 from controllers.scans.ssd import ssd_scan, ssd_step
 from controllers.settings import ControllerSettings, at_least
 
 _Convolve = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-_Recur = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+_Recur = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Mamba2Sizes(NamedTuple):
@@ -84,7 +85,7 @@ class Mamba2Mixer(nn.Module):
         x, window_BWC = convolve(x, carry["window"], self.conv1d.weight[:, 0], self.conv1d.bias)
         x, write, read = F.silu(x).split([inner, state, state], -1)
         x, dt = x.unflatten(-1, (heads, head)), F.softplus(dt + self.dt_bias)
-        y, h_BHPN = recur(x * dt.unsqueeze(-1), -self.A_log.exp() * dt, write, read, carry["state"])
+        y, h_BHPN = recur(x, dt, self.A_log.exp(), write, read, carry["state"])
         y = torch.addcmul(y, x, self.D.unsqueeze(1)).flatten(-2)
         return self.out_proj(self.norm(y * F.silu(z))), {"state": h_BHPN, "window": window_BWC}
 
@@ -104,6 +105,7 @@ class Mamba2Controller(Controller):
         chunk: steps computed at once; it changes speed and memory alone.
     """
 
+    backends = ("mamba_ssm", "torch")
     initial_state: Tensor
     initial_window: Tensor
 
@@ -124,14 +126,29 @@ class Mamba2Controller(Controller):
         sizes = mamba2_sizes(hidden, state_size, head_size, expand, convolution)
         channels = sizes.inner + 2 * sizes.state
         shapes = {"state": (sizes.heads, sizes.head, sizes.state), "window": (sizes.taps - 1, channels)}
-        super().__init__(input_size, hidden, shapes, settings.initial_carry == "learned")
+        learned = settings.initial_carry == "learned"
+        if learned and settings.backend == "mamba_ssm":
+            raise ValueError(
+                "policy.controller.backend is 'mamba_ssm', which cannot start from a learned carry; "
+                "choose auto, or policy.controller.initial_carry=zero"
+            )
+        super().__init__(input_size, hidden, shapes, learned)
         self.chunk = at_least("policy.controller.kwargs.chunk", chunk, 1)
         self.embed = linear(input_size, hidden, 1.0, generator) if input_size != hidden else nn.Identity()
         self.norm = nn.LayerNorm(hidden, bias=False)  # one operation, where torch's RMSNorm is several on a CPU
         self.mixer = Mamba2Mixer(hidden, sizes, horizon if settings.chrono else None, generator)
 
     def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        return self._layer(x_BD, carry, convolution_step, ssd_step)
+        return self._layer(x_BD, carry, convolution_step, _step)
+
+    def backend_on(self, device: torch.device) -> str:
+        """As chosen, but torch where mamba_ssm's kernels are not exact, of which `mamba_ssm_ssd` has the list."""
+        chosen, dtype = super().backend_on(device), self.initial_state.dtype
+        if chosen != "mamba_ssm":
+            return chosen
+        forced = self.backend == chosen and dtype != torch.float64
+        learned = isinstance(self.initial_state, nn.Parameter)
+        return chosen if not learned and (forced or rounds_as_allowed(dtype)) else "torch"
 
     def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         if len(x_TBD) == 1 and not torch.is_grad_enabled():
@@ -142,17 +159,27 @@ class Mamba2Controller(Controller):
         if not all(value.sum().isfinite() for value in carry.values()):
             return self.reference_scan(x_TBD, reset_TB, carry)  # a product with 0 would not forget it
         initial_HPN = self.initial_state if isinstance(self.initial_state, nn.Parameter) else None
+
+        def recur(x: Tensor, dt: Tensor, rate: Tensor, write: Tensor, read: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+            if self.backend_on(x.device) == "mamba_ssm":
+                return mamba_ssm_scan(x, dt, rate, write, read, reset_TB, h, self.chunk)
+            return ssd_scan(x * dt.unsqueeze(-1), -rate * dt, write, read, reset_TB, h, initial_HPN, self.chunk)
+
         return self._layer(
             x_TBD,
             carry,
             lambda x, window, weight, bias: convolution_scan(x, reset_TB, window, self.initial_window, weight, bias),
-            lambda x, a, write, read, h: ssd_scan(x, a, write, read, reset_TB, h, initial_HPN, self.chunk),
+            recur,
         )
 
     def _layer(self, x: Tensor, carry: Carry, convolve: _Convolve, recur: _Recur) -> tuple[Tensor, Carry]:
         u = self.embed(x)
         mixed, carry = self.mixer(self.norm(u), carry, convolve, recur)
         return u + mixed, carry
+
+
+def _step(x: Tensor, dt: Tensor, rate: Tensor, write: Tensor, read: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    return ssd_step(x * dt.unsqueeze(-1), -rate * dt, write, read, h)
 
 
 def _projection(inputs: int, outputs: int, generator: Generator) -> nn.Linear:

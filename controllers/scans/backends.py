@@ -10,6 +10,8 @@ import torch
 REFERENCE = "reference"
 """The loop over the cell, which every controller has."""
 
+_PACKAGES = {"mamba_ssm": ("mamba_ssm", "einops", "triton")}  # where a backend needs others than its own name's
+
 
 def chosen_backend(setting: str, device: torch.device, offered: Sequence[str]) -> str:
     """The backend that runs on `device`.
@@ -23,11 +25,11 @@ def chosen_backend(setting: str, device: torch.device, offered: Sequence[str]) -
     if setting == REFERENCE:
         return REFERENCE
     wanted = offered if setting == "auto" else (setting, "torch")
-    interpreted = setting == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+    interpreted = setting in ("triton", "mamba_ssm") and os.environ.get("TRITON_INTERPRET") == "1"
     able = device.type == "cuda" or interpreted
     return next(name for name in wanted if name == "torch" or (able and _installed(name)))
 
 
 @cache
-def _installed(package: str) -> bool:
-    return find_spec(package) is not None
+def _installed(backend: str) -> bool:
+    return all(find_spec(package) is not None for package in _PACKAGES.get(backend, (backend,)))
