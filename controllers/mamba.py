@@ -90,6 +90,7 @@ class MambaController(Controller):
         convolution: how many steps it sees.
     """
 
+    backends = ("triton", "torch")
     initial_state: Tensor
     initial_window: Tensor
 
@@ -127,11 +128,12 @@ class MambaController(Controller):
             }
             y_BM, carry = self._layer(x_TBD[0], carry, convolution_step, selective_step)
             return y_BM.unsqueeze(0), carry
+        backend = self.backend_on(x_TBD.device)
         return self._layer(
             x_TBD,
             carry,
             lambda u, window, weight, bias: convolution_scan(u, reset_TB, window, self.initial_window, weight, bias),
-            lambda inputs, h, parameters: selective_scan(inputs, reset_TB, h, self.initial_state, parameters),
+            lambda inputs, h, parameters: selective_scan(inputs, reset_TB, h, self.initial_state, parameters, backend),
         )
 
     def _layer(self, x: Tensor, carry: Carry, convolve: _Convolve, recur: _Recur) -> tuple[Tensor, Carry]:
