@@ -77,3 +77,21 @@ def test_a_learned_start_is_not_theirs(installed: None, kind: str) -> None:
 def test_a_query_made_of_the_state_goes_step_by_step(installed: None) -> None:
     settings = ControllerSettings(kind="pseudo_mamba", kwargs={"query": "state"})
     assert build_controller(settings, 3, 10, Generator().manual_seed(0)).bfloat16().backend_on(GPU) == "torch"
+
+
+@pytest.mark.parametrize("missing", ["mamba_ssm", "einops", "triton"])
+def test_they_need_what_their_package_imports(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    monkeypatch.setattr(backends, "find_spec", lambda package: None if package == missing else object())
+    installed = backends._installed.__wrapped__  # not what was found before
+    assert not installed("mamba_ssm") and installed("triton") == (missing != "triton")
+
+
+def test_importing_them_leaves_the_package_to_others() -> None:
+    if not all(map(find_spec, ("mamba_ssm", "einops", "triton"))):
+        pytest.skip("mamba_ssm, einops or triton is not installed; `make setup` installs them on Linux")
+    program = (
+        "import sys; from controllers.scans.mamba_ssm_ssd import _kernels; "
+        "assert _kernels() is _kernels() and callable(_kernels().mamba_chunk_scan_combined); "
+        "assert 'mamba_ssm' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
