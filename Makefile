@@ -12,6 +12,7 @@ PYTHON ?= $(shell for candidate in python3.11 python3.12 python3; do \
 	$$candidate -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
 	&& echo $$candidate && break; done)
 TRITON := triton==3.9.0
+MAMBA := mamba-ssm==2.3.2.post1
 CONFIG ?= configs/delayed_cue.yaml
 ARGS ?=
 PACKAGES := envs controllers rollout_workers learner distributed
@@ -64,6 +65,12 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	@# Torch for CUDA brings the triton it wants; torch for CPUs brings none, and the tests interpret our kernels.
 	@$(VENV)/bin/python -c 'import triton' 2>/dev/null || [ "$$(uname -s)" != Linux ] || \
 		$(VENV)/bin/python -m pip install --disable-pip-version-check $(TRITON)
+	@# Without its CUDA extensions it builds in seconds. The tests compare with it, and Mamba-2 can run its Triton kernels.
+	@$(VENV)/bin/python -c 'from importlib.util import find_spec; raise SystemExit(not find_spec("mamba_ssm"))' || \
+		[ "$$(uname -s)" != Linux ] || \
+		MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE $(VENV)/bin/python -m pip install --disable-pip-version-check \
+			--no-build-isolation --no-deps $(MAMBA) || \
+		echo "mamba-ssm could not be built, so the tests that compare with it will be skipped." >&2
 	@touch $@
 
 $(BENCH_VENV)/.installed: benchmarks/requirements.lock

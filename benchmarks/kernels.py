@@ -20,7 +20,7 @@ from itertools import pairwise, product
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -37,6 +37,7 @@ TOLERANCES = {"float32": 1e-4, "tf32": 2e-2, "bfloat16": 0.2}  # |error| / |valu
 CHECKED = ((33, 37, 64), (5, 130, 200))  # steps, lanes, units: with borders of blocks everywhere
 SHAPES = tuple(product((128, 1024), (64, 256, 1024), (128, 512)))  # steps, lanes, units
 QUICK = ((16, 8, 32),)
+ZERO_START = ("mamba_ssm",)  # backends without a learned initial carry; their float32 is TF32
 REFERENCE_STEPS = 128  # more would take the loop minutes
 RESETS = 0.02
 SECONDS, ROUNDS = 0.2, (5, 50)  # about how long each time is measured for, and in how many rounds
@@ -115,8 +116,10 @@ def _backends(kind: str, device: torch.device) -> list[str]:
     return [MODULE] * (kind in MODULES) + ours
 
 
-def _build(kind: str, hidden: int, backend: str) -> Controller:
-    settings = ControllerSettings(kind=kind, hidden_size=hidden, backend=backend, initial_carry="learned")
+def _build(kind: str, hidden: int, backend: str, *, like: str | None = None) -> Controller:
+    """With the initial carry that `like`, another backend if given, can have."""
+    initial: Literal["zero", "learned"] = "zero" if (like or backend) in ZERO_START else "learned"
+    settings = ControllerSettings(kind=kind, hidden_size=hidden, backend=backend, initial_carry=initial)
     return build_controller(settings, hidden, 128, Generator().manual_seed(0))
 
 
@@ -138,7 +141,8 @@ def _contest(kind: str, backend: str, arguments: argparse.Namespace) -> dict[str
     torch.set_num_threads(1)
     errors = []
     if backend not in (MODULE, REFERENCE):
-        for precision, shape in product(PRECISIONS, QUICK if arguments.quick else CHECKED):
+        precisions = [name for name in PRECISIONS if backend not in ZERO_START or name != "float32"]
+        for precision, shape in product(precisions, QUICK if arguments.quick else CHECKED):
             try:
                 worst = _worst(kind, backend, precision, shape, device)
             except RuntimeError as error:
@@ -179,7 +183,8 @@ def _worst(
     """The largest of `_distance` to the loop, and the tensor that it belongs to."""
     dtype = _set(precision)
     results = []
-    for built, to in ((_build(kind, shape[2], backend), dtype), (_build(kind, shape[2], REFERENCE), torch.float64)):
+    reference = _build(kind, shape[2], REFERENCE, like=backend)
+    for built, to in ((_build(kind, shape[2], backend), dtype), (reference, torch.float64)):
         controller = built.to(device, dtype).to(to)  # the reference starts from the same rounded parameters
         x, reset, carry = _arguments(controller, shape, dtype, device)
         x, carry = x.to(to), {name: value.to(to) for name, value in carry.items()}
@@ -297,7 +302,7 @@ def _table(outcomes: dict[str, Any]) -> Sequence[str]:
 
 
 def _versions() -> dict[str, str]:
-    packages = ("torch", "numpy", *(name for name in ("triton",) if find_spec(name)))
+    packages = ("torch", "numpy", *(name for name in ("triton", "mamba_ssm") if find_spec(name)))
     return versions(*packages) | {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
 
 

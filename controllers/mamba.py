@@ -90,7 +90,7 @@ class MambaController(Controller):
         convolution: how many steps it sees.
     """
 
-    backends = ("numba", "torch")
+    backends = ("triton", "numba", "torch")
     initial_state: Tensor
     initial_window: Tensor
 

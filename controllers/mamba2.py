@@ -17,6 +17,7 @@ from controllers.initialisation import linear
 from controllers.scans.blocks import in_blocks
 from controllers.scans.convolution import silu_convolution, silu_convolution_step
 from controllers.scans.gated_norm import gated_norm
+from controllers.scans.mamba_ssm_ssd import rounds_as_allowed
 from controllers.scans.ssd import ssd_cell, ssd_layer
 from controllers.settings import ControllerSettings, at_least
 
@@ -109,7 +110,7 @@ class Mamba2Controller(Controller):
         chunk: steps computed at once; it changes speed and memory alone.
     """
 
-    backends = ("numba", "torch")
+    backends = ("mamba_ssm", "numba", "torch")
     initial_state: Tensor
     initial_window: Tensor
 
@@ -130,7 +131,13 @@ class Mamba2Controller(Controller):
         sizes = mamba2_sizes(hidden, state_size, head_size, expand, convolution)
         channels = sizes.inner + 2 * sizes.state
         shapes = {"state": (sizes.state, sizes.inner), "window": (sizes.taps - 1, channels)}
-        super().__init__(input_size, hidden, shapes, settings.initial_carry == "learned")
+        learned = settings.initial_carry == "learned"
+        if learned and settings.backend == "mamba_ssm":
+            raise ValueError(
+                "policy.controller.backend is 'mamba_ssm', which cannot start from a learned carry; "
+                "choose auto, or policy.controller.initial_carry=zero"
+            )
+        super().__init__(input_size, hidden, shapes, learned)
         self.chunk = at_least("policy.controller.kwargs.chunk", chunk, 1)
         self.embed = linear(input_size, hidden, 1.0, generator) if input_size != hidden else nn.Identity()
         self.norm = nn.LayerNorm(hidden, bias=False)  # one operation, where torch's RMSNorm is several on a CPU
@@ -138,6 +145,15 @@ class Mamba2Controller(Controller):
 
     def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         return self._layer(x_BD, carry, silu_convolution_step, ssd_cell, "torch")
+
+    def backend_on(self, device: torch.device) -> str:
+        """As chosen, but torch where mamba_ssm's kernels are not exact, of which `mamba_ssm_ssd` has the list."""
+        chosen, dtype = super().backend_on(device), self.initial_state.dtype
+        if chosen != "mamba_ssm":
+            return chosen
+        forced = self.backend == chosen and dtype != torch.float64
+        learned = isinstance(self.initial_state, nn.Parameter)
+        return chosen if not learned and (forced or rounds_as_allowed(dtype)) else "torch"
 
     def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         backend = self.backend_on(x_TBD.device)

@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 from controllers.controller import Carry, Controller, reset_carry
 from controllers.initialisation import linear
 from controllers.mamba2 import Mamba2Controller
+from controllers.scans.backends import REFERENCE
 from controllers.scans.slots import Rule, Slots, slots_read, slots_scan, slots_write
 from controllers.settings import ControllerSettings, at_least
 
@@ -107,6 +108,11 @@ class PseudoMambaController(Controller):
         y_BY = torch.cat([h_BM, r_BS], 1)
         memory = slots_write(self._gate_logit(y_BY), self.to_value(h_BM), memory, self.decay, self.rule)
         return y_BY, core | memory._asdict() | ({"h": h_BM.clone()} if self.query == "state" else {})
+
+    def backend_on(self, device: torch.device) -> str:
+        """Mamba-2's, which is chosen only where all steps are computed at once."""
+        chosen = self.core.backend_on(device)
+        return "torch" if self.query == "state" and chosen != REFERENCE else chosen
 
     def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         backend = self.backend_on(x_TBD.device)

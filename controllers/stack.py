@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from controllers.controller import Carry, Controller
@@ -21,6 +22,10 @@ class Stack(Controller):
         self.layers = nn.ModuleList(layers)
         self.backend, self.backends = layers[0].backend, layers[0].backends
         self._names = [{name: f"{name}_{i}" for name in layer.initial()} for i, layer in enumerate(layers)]
+
+    def backend_on(self, device: torch.device) -> str:
+        """The lowest layer's."""
+        return self._each()[0].backend_on(device)
 
     def initial(self) -> Carry:
         values = [layer.initial() for layer in self._each()]

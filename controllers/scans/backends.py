@@ -10,6 +10,8 @@ import torch
 REFERENCE = "reference"
 """The loop over the cell, which every controller has."""
 
+_PACKAGES = {"mamba_ssm": ("mamba_ssm", "einops", "triton")}  # where a backend needs others than its own name's
+
 
 def chosen_backend(setting: str, device: torch.device, offered: Sequence[str]) -> str:
     """The backend that runs on `device`.
@@ -30,10 +32,10 @@ def _runs(name: str, device: torch.device, forced: bool) -> bool:
         return name == "torch"
     if name == "numba":
         return device.type == "cpu" and _installed(name)
-    interpreted = name == "triton" and forced and os.environ.get("TRITON_INTERPRET") == "1"
+    interpreted = forced and os.environ.get("TRITON_INTERPRET") == "1"
     return (device.type == "cuda" or interpreted) and _installed(name)
 
 
 @cache
-def _installed(package: str) -> bool:
-    return find_spec(package) is not None
+def _installed(backend: str) -> bool:
+    return all(find_spec(package) is not None for package in _PACKAGES.get(backend, (backend,)))

@@ -11,8 +11,9 @@ backward pass computes a block's states again. Channels are the last axis, so th
 weighted sums are batched matrix products. At a reset, the initial state takes the place of the lane's state in
 exp(d A) h: a few rows are moved, and nothing is masked.
 
-mamba_ssm has a CUDA kernel of this scan. It is not used: it takes no initial state, ignores the gradient of the last
-one, and knows no resets.
+On GPUs, where a launch costs more than a step, a Triton kernel takes its place, `controllers.scans.triton_selective`.
+mamba_ssm's CUDA kernel is not used: it takes no initial state, ignores the gradient of the last one, and knows no
+resets.
 
 Axis letters: T time (K of one block), B lanes, I inner channels, N states a channel, P blocks, R = K B rows.
 """
@@ -79,12 +80,16 @@ def selective_scan(
     """All steps: every output [T, B, I], and the state after the last [B, N, I].
 
     Where `reset_TB` is true the lane takes `initial_NI` for its state before that step. Differentiable, once, in
-    every tensor but the flags. `backend` is "torch", or "numba" on a CPU.
+    every tensor but the flags. `backend` is "torch", "numba" on a CPU, or "triton".
     """
     if backend == "numba":
-        from controllers.scans.compiled_selective import compiled_selective_scan  # here, as not all have numba
+        from controllers.scans.compiled_selective import compiled_selective_scan  # here, as not all have it
 
         return compiled_selective_scan(x, reset_TB, h_BNI, initial_NI, p)
+    if backend == "triton":
+        from controllers.scans.triton_selective import triton_selective_scan  # nor this
+
+        return triton_selective_scan(x, reset_TB, h_BNI, initial_NI, p)
     if torch.is_grad_enabled():
         y_TBI, last_BNI = _SelectiveScan.apply(reset_TB, h_BNI, initial_NI, *x, *p)
         return y_TBI, last_BNI

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from controllers.scans.mamba_ssm_ssd import mamba_ssm_scan
+
 
 def ssd_cell(xbc_BC: Tensor, dt_BH: Tensor, h_BNI: Tensor, a_H: Tensor, skip_H: Tensor) -> tuple[Tensor, Tensor]:
     """One step of Mamba-2's recurrence without resets: what is read, [B, I], and the next state [B, N, I].
@@ -57,7 +59,8 @@ def ssd_layer(
     """All steps of `ssd_cell`: what is read, [T, B, I], and the last state, [B, N, I].
 
     Where `reset_TB` is true the lane takes `initial_NI` for its state before that step. Differentiable, once, in
-    every tensor but the flags. `backend` is "torch", which computes `chunk` steps at once, or "numba" on a CPU.
+    every tensor but the flags. `backend` is "torch", which computes `chunk` steps at once, "numba" on a CPU,
+    or "mamba_ssm" on a GPU, from an initial state of zeros.
     """
     if backend == "numba":
         from controllers.scans.compiled_ssd import compiled_ssd_scan  # here, as not all have numba
@@ -68,8 +71,13 @@ def ssd_layer(
     x_TBHP = x_TBI.unflatten(-1, (H, -1))
     h_BHPN = h_BNI.mT.unflatten(1, (H, -1))
     initial_HPN = initial_NI.t().unflatten(0, (H, -1)) if initial_NI.requires_grad else None
-    written_TBHP = x_TBHP * dt_TBH.unsqueeze(-1)
-    y_TBHP, h_BHPN = ssd_scan(written_TBHP, a_H * dt_TBH, write_TBN, read_TBN, reset_TB, h_BHPN, initial_HPN, chunk)
+    if backend == "mamba_ssm":
+        y_TBHP, h_BHPN = mamba_ssm_scan(x_TBHP, dt_TBH, -a_H, write_TBN, read_TBN, reset_TB, h_BHPN, chunk)
+    else:
+        written_TBHP, log_decay_TBH = x_TBHP * dt_TBH.unsqueeze(-1), a_H * dt_TBH
+        y_TBHP, h_BHPN = ssd_scan(
+            written_TBHP, log_decay_TBH, write_TBN, read_TBN, reset_TB, h_BHPN, initial_HPN, chunk
+        )
     return torch.addcmul(y_TBHP, x_TBHP, skip_H.unsqueeze(1)).flatten(-2), h_BHPN.flatten(1, 2).mT
 
 

@@ -1,11 +1,7 @@
 """Mamba: its mixer is mamba_ssm's, its start remembers for as long as the task asks, its sizes are checked."""
 
 import math
-import sys
 from collections.abc import Iterator
-from importlib import import_module
-from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,6 +11,7 @@ from torch import Generator, nn
 
 from controllers import ControllerSettings, build_controller
 from controllers.mamba import MambaController
+from tests.controllers.published import SELECTIVE_SCAN, mamba_ssm, module
 
 MODEL, LANES = 24, 3
 
@@ -29,32 +26,11 @@ def build(horizon: int = 10, input_size: int = MODEL, **settings: Any) -> MambaC
 @pytest.fixture
 def published(monkeypatch: pytest.MonkeyPatch) -> Iterator[nn.Module]:
     """mamba_ssm's own module, with its own reference for the scan in the place of the CUDA kernel."""
-    specification = find_spec("mamba_ssm")
-    if specification is None or find_spec("einops") is None:
-        pytest.skip(
-            "mamba_ssm or einops is not installed; without CUDA: MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE "
-            "pip install --no-deps --no-build-isolation mamba-ssm einops"
-        )
-    before = set(sys.modules)
-    package = ModuleType("mamba_ssm")  # without its __init__, which imports what needs CUDA
-    package.__path__ = list(specification.submodule_search_locations or ())
-    norms = ModuleType("mamba_ssm.ops.triton.layer_norm")
-    for name in ("_layer_norm_fwd", "RMSNorm", "layer_norm_fn", "rms_norm_fn"):
-        setattr(norms, name, None)
-    updates = ModuleType("mamba_ssm.ops.triton.selective_state_update")
-    updates.selective_state_update = None  # type: ignore[attr-defined]
-    for module in (package, norms, updates, ModuleType("selective_scan_cuda")):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    scans, mamba = (
-        import_module("mamba_ssm.ops.selective_scan_interface"),
-        import_module("mamba_ssm.modules.mamba_simple"),
-    )
-    monkeypatch.setattr(mamba, "selective_scan_fn", scans.selective_scan_ref)
-    torch.manual_seed(0)
-    yield mamba.Mamba(MODEL)
-    for name in set(sys.modules) - before:
-        if name.startswith("mamba_ssm"):
-            del sys.modules[name]
+    with mamba_ssm(SELECTIVE_SCAN):
+        mamba = module("modules.mamba_simple")
+        monkeypatch.setattr(mamba, "selective_scan_fn", module("ops.selective_scan_interface").selective_scan_ref)
+        torch.manual_seed(0)
+        yield mamba.Mamba(MODEL)
 
 
 def test_the_mixer_is_mamba_ssm_with_its_weights(published: nn.Module) -> None:

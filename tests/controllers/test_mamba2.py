@@ -1,10 +1,6 @@
 """Mamba-2: its mixer is mamba_ssm's, its start remembers for as long as the task asks, its sizes are checked."""
 
-import sys
 from collections.abc import Iterator
-from importlib import import_module
-from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,6 +10,7 @@ from torch import Generator, Tensor, nn
 
 from controllers import ControllerSettings, build_controller
 from controllers.mamba2 import Mamba2Controller
+from tests.controllers.published import SSD, mamba_ssm, module
 
 MODEL, LANES = 24, 3
 
@@ -39,32 +36,17 @@ def build(horizon: int = 10, **settings: Any) -> Mamba2Controller:
 
 
 @pytest.fixture
-def published(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def published() -> Iterator[Any]:
     """mamba_ssm's own module, of which one step runs without CUDA."""
-    specification = find_spec("mamba_ssm")
-    if specification is None or find_spec("einops") is None:
-        pytest.skip("mamba_ssm or einops is not installed")
-    before = set(sys.modules)
-    package = ModuleType("mamba_ssm")  # without its __init__, which imports what needs CUDA
-    package.__path__ = list(specification.submodule_search_locations or ())
-    hub = ModuleType("huggingface_hub")
-    hub.PyTorchModelHubMixin = type("PyTorchModelHubMixin", (), {})  # type: ignore[attr-defined]
-    for module in (package, hub):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    for name, contents in {
-        "ops.triton.layernorm_gated": {"RMSNorm": GatedNorm},
-        "ops.triton.ssd_combined": {"mamba_chunk_scan_combined": None, "mamba_split_conv1d_scan_combined": None},
-        "ops.triton.selective_state_update": {},
-        "distributed.tensor_parallel": {"ColumnParallelLinear": None, "RowParallelLinear": None},
-    }.items():
-        module = ModuleType(f"mamba_ssm.{name}")
-        vars(module).update(contents)
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    torch.manual_seed(0)
-    yield import_module("mamba_ssm.modules.mamba2").Mamba2(MODEL, d_state=16, headdim=16)
-    for name in set(sys.modules) - before:
-        if name.startswith("mamba_ssm"):
-            del sys.modules[name]
+    stubs = {
+        "huggingface_hub": {"PyTorchModelHubMixin": type("PyTorchModelHubMixin", (), {})},
+        "mamba_ssm.ops.triton.layernorm_gated": {"RMSNorm": GatedNorm},
+        "mamba_ssm.ops.triton.selective_state_update": {},
+        "mamba_ssm.distributed.tensor_parallel": {"ColumnParallelLinear": None, "RowParallelLinear": None},
+    }
+    with mamba_ssm(SSD | stubs):
+        torch.manual_seed(0)
+        yield module("modules.mamba2").Mamba2(MODEL, d_state=16, headdim=16)
 
 
 def test_the_scan_is_mamba_ssms_step_with_its_weights(published: Any) -> None:

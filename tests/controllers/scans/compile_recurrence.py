@@ -1,15 +1,18 @@
-"""Compile the kernels of GRU and LSTM for an H100 or H200, which needs no GPU: what runs interpreted may not compile.
+"""Compile our kernels with a loop over time for an H100 or H200, which needs no GPU: what runs interpreted may not.
 
 A program of its own, as Triton decides once in a process whether it interprets. Prints a line of JSON a kernel.
 """
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from controllers.scans import triton_gru, triton_lstm
+from controllers.scans import triton_gru, triton_lstm, triton_selective
 from controllers.scans.triton_recurrence import tiles
 
 H200 = GPUTarget("cuda", 90, 32)
@@ -24,16 +27,24 @@ def main() -> None:
         ):
             cut = tiles(STEPS, LANES, UNITS, inner, products, FLOAT, PROCESSORS)
             constants = {"H": UNITS, "KEEP": True, "PRECISION": "tf32x3", **cut.constants()}
-            types = {parameter.name: _type(parameter.name, constants) for parameter in kernel.params}
-            aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(types) if name.endswith("_ptr")}
-            used = {name: value for name, value in constants.items() if name in types}
-            source = ASTSource(kernel, types, used, aligned)
-            compiled = triton.compile(source, target=H200, options={"num_warps": cut.warps, "enable_fp_fusion": True})
-            report = {"kernel": f"{module.__name__}.{kernel.__name__}", "shared_bytes": compiled.metadata.shared}
-            print(json.dumps(report))
+            _compile(kernel, constants, cut.warps)
+    for states in (16, 128):
+        block = {"ACC": tl.float32, "BN": states, "BI": triton_selective.BLOCK_I}
+        for kernel in (triton_selective._forward_kernel, triton_selective._backward_kernel):
+            _compile(kernel, block, triton_selective.warps(states))
 
 
-def _type(name: str, constants: dict[str, object]) -> str:
+def _compile(kernel: Any, constants: Mapping[str, object], warps: int) -> None:
+    types = {parameter.name: _type(parameter.name, constants) for parameter in kernel.params}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(types) if name.endswith("_ptr")}
+    used = {name: value for name, value in constants.items() if name in types}
+    source = ASTSource(kernel, types, used, aligned)
+    compiled = triton.compile(source, target=H200, options={"num_warps": warps, "enable_fp_fusion": True})
+    report = {"kernel": f"{kernel.fn.__module__}.{kernel.__name__}", "shared_bytes": compiled.metadata.shared}
+    print(json.dumps(report))
+
+
+def _type(name: str, constants: Mapping[str, object]) -> str:
     if name in constants:
         return "constexpr"
     if not name.endswith("_ptr"):

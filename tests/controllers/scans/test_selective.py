@@ -12,6 +12,7 @@ from controllers.scans.selective import (
     selective_scan,
     selective_step,
 )
+from tests.controllers.published import SELECTIVE_SCAN, mamba_ssm, module
 
 CHANNELS, STATES = 5, 3
 BACKENDS = ["torch", "numba"]
@@ -121,3 +122,19 @@ def test_the_last_state_may_be_overwritten_before_the_backward_pass(backend: str
     y, last = selective_scan(*arguments, backend)
     last.detach().zero_()
     torch.testing.assert_close(gradients(y, last, arguments), expected, rtol=0, atol=0)
+
+
+def test_the_scan_is_mamba_ssms_reference() -> None:
+    """Which computes in float32, starts from zeros and knows no resets."""
+    x, _, h, initial, p = arguments = problem(11, 4, 0.0, torch.float32)
+    actual = selective_scan(x, arguments[1], torch.zeros_like(h), initial, p)
+    u, dt, z, write, read = (value.permute(1, 2, 0) for value in x)
+    with mamba_ssm(SELECTIVE_SCAN):
+        reference = module("ops.selective_scan_interface").selective_scan_ref
+        y, last = reference(u, dt, -p.a_log.exp(), write, read, p.skip, z, None, True, return_last_state=True)
+    expected = y.permute(2, 0, 1), last.transpose(1, 2)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    leaves = [*x, *p]
+    weights = [torch.arange(1, v.numel() + 1, dtype=v.dtype).sin().view_as(v) for v in expected]
+    slopes = [torch.autograd.grad(outputs, leaves, weights) for outputs in (actual, expected)]
+    torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-4)

@@ -5,6 +5,7 @@ import torch
 from torch import Generator, Tensor
 
 from controllers.scans.ssd import ssd_cell, ssd_layer, ssd_scan
+from tests.controllers.published import SSD, mamba_ssm, module
 from tests.controllers.scans.weighed import with_gradients
 
 B, H, P, N = 3, 2, 4, 5
@@ -65,6 +66,21 @@ def test_without_resets_it_is_the_masked_attention_of_the_paper() -> None:
                     decay[t, m] = a[m + 1 : t + 1, b, head].sum().exp()
             expected = (decay * (read[:, b] @ write[:, b].t())) @ x[:, b, head]
             torch.testing.assert_close(y[:, b, head], expected, **TIGHT)
+
+
+@pytest.mark.parametrize("chunk", [4, 5])
+def test_without_resets_it_is_mamba_ssms_minimal_form(chunk: int) -> None:
+    """Listing 1 of Dao & Gu 2024, from any state, whose chunks divide the steps."""
+    *inputs, initial = draw(12)
+    x, a, write, read, h = inputs
+    reset = torch.zeros(12, B, dtype=torch.bool)
+    actual = ssd_scan(x, a, write, read, reset, h, initial, chunk)
+    every_head = (value.transpose(0, 1).unsqueeze(2).expand(-1, -1, H, -1) for value in (write, read))
+    with mamba_ssm(SSD):
+        minimal = module("modules.ssd_minimal").ssd_minimal_discrete
+        y, last = minimal(x.transpose(0, 1), a.transpose(0, 1), *every_head, 4, h.unsqueeze(1))
+    expected = with_gradients([y.transpose(0, 1), last], inputs)
+    torch.testing.assert_close(with_gradients(list(actual), inputs), expected, **TIGHT)
 
 
 def test_strong_decays_neither_overflow_nor_leak() -> None:

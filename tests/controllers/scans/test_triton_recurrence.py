@@ -188,5 +188,5 @@ def test_the_kernels_compile_for_hopper_and_fit_into_its_shared_memory() -> None
         text=True,
     )
     reports = [json.loads(line) for line in compiled.stdout.splitlines()]
-    assert len(reports) == 4
-    assert all(0 < report["shared_bytes"] <= 227 * 1024 for report in reports), reports
+    assert len(reports) == 8
+    assert all(0 <= report["shared_bytes"] <= 227 * 1024 for report in reports), reports
