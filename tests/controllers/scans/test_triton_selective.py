@@ -13,7 +13,7 @@ from controllers.scans.selective import SelectiveInputs, selective_scan
 from tests.controllers.scans.test_selective import CHANNELS, Problem, gradients, loop, problem
 from tests.controllers.scans.weighed import with_gradients
 
-QUICK = ("shapes", "initial carry", "memory layout", "reset forgets NaN", "lanes are apart")  # even when interpreted
+QUICK = ("shapes", "initial carry", "memory layout", "reset forgets NaN")  # even when interpreted
 ENDLESS = ("gradients are slopes", "... at any width")  # when interpreted: hundreds of scans, or of lanes
 
 
