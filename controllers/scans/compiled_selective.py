@@ -1,68 +1,31 @@
 """The selective scan of Mamba-1 on a CPU, compiled; the equations are those of `controllers.scans.selective`.
 
-Forward, the states of a block of channels of one lane stay in the nearest cache for all of time. Only the states
-before every STEPS steps are kept; backward, a block's states and decays are computed again, then walked back.
+Forward, the states of a few lanes stay in the cache for all of time, and lanes that lie side by side are read side by
+side. Backward, the states and decays of STEPS steps are computed again, then walked back.
 
-Axis letters: T time, B lanes, I inner channels, N states a channel, P blocks of STEPS steps.
+Axis letters: T time, B lanes, I inner channels, N states a channel.
 """
 
 import math
-from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from controllers.scans.compiled import arrays, compiled, copy, exp2, kernel, sigmoid
+from controllers.scans.compiled import compiled, copy, exp2, kernel, sigmoid
+from controllers.scans.compiled_scan import STEPS, Kernels, compiled_scan
 from controllers.scans.selective import SelectiveInputs, SelectiveParameters
 
-STEPS, FORWARD_LANES, BACKWARD_LANES = 16, 16, 1
-LOG2_E = math.log2(math.e)
+FORWARD_LANES, BACKWARD_LANES = 16, 1  # whose states are in the cache at the same time
+_LOG2_E = math.log2(math.e)
 
 
 def compiled_selective_scan(
     x: SelectiveInputs, reset_TB: Tensor, h_BNI: Tensor, initial_NI: Tensor, p: SelectiveParameters
 ) -> tuple[Tensor, Tensor]:
     """`controllers.scans.selective.selective_scan`: every output [T, B, I], and the last state [B, N, I]."""
-    a_NI = -p.a_log.exp().t()
-    inputs = x.u, F.softplus(x.dt), x.z, x.write, x.read, h_BNI, initial_NI, a_NI, p.skip
-    if torch.is_grad_enabled():
-        y_TBI, last_BNI = _SelectiveScan.apply(reset_TB, *inputs)
-        return y_TBI, last_BNI
-    y_TBI, last_BNI, _ = _run(reset_TB, inputs, keep=False)
-    return y_TBI, last_BNI
-
-
-def _run(reset_TB: Tensor, inputs: tuple[Tensor, ...], keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs, last state, and unless not `keep` the states before each block, [P, B, N, I]."""
-    u_TBI, h_BNI, a_NI = inputs[0], inputs[5], inputs[7]
-    y_TBI, last_BNI = (
-        torch.empty_like(u_TBI, memory_format=torch.contiguous_format),
-        torch.empty(h_BNI.shape, dtype=h_BNI.dtype),
-    )
-    before_PBNI = h_BNI.new_empty(-(-len(u_TBI) // STEPS) if keep else 0, *h_BNI.shape)
-    given = arrays(reset_TB, *inputs, a_NI * LOG2_E)
-    _forward(*given, *arrays(y_TBI, last_BNI, before_PBNI))
-    return y_TBI, last_BNI, before_PBNI
-
-
-class _SelectiveScan(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, reset_TB: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        y_TBI, last_BNI, before_PBNI = _run(reset_TB, inputs, keep=True)
-        ctx.save_for_backward(reset_TB, before_PBNI, *inputs)
-        return y_TBI, last_BNI
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy_TBI: Tensor, dlast_BNI: Tensor) -> tuple[Tensor | None, ...]:
-        reset_TB, before_PBNI, *inputs = ctx.saved_tensors
-        slopes = [value.new_empty(value.shape) for value in inputs[:6]]
-        slopes += [value.new_zeros(value.shape) for value in inputs[6:]]  # which are summed over time
-        _backward(*arrays(reset_TB, *inputs, inputs[7] * LOG2_E, before_PBNI, dy_TBI, dlast_BNI, *slopes))
-        return None, *slopes
+    inputs = x.u, F.softplus(x.dt), x.z, x.write, x.read, h_BNI, initial_NI, -p.a_log.exp().t(), p.skip
+    return compiled_scan(Kernels(_forward, _backward, of_steps=5), reset_TB, *inputs)
 
 
 @compiled
@@ -73,9 +36,9 @@ def _of_step(u, d, step, written):
 
 
 @kernel
-def _forward(reset, u, d, z, write, read, h0, initial, a, skip, rate, y, h, before):
+def _forward(reset, u, d, z, write, read, h0, initial, a, skip, y, h, before):
     T, B, I = u.shape
-    N = write.shape[2]
+    N, rate = write.shape[2], a * a.dtype.type(_LOG2_E)
     step, written, out = np.empty(I, u.dtype), np.empty(I, u.dtype), np.empty(I, u.dtype)
     copy(h, h0)
     for group in range(0, B, FORWARD_LANES):
@@ -101,11 +64,12 @@ def _forward(reset, u, d, z, write, read, h0, initial, a, skip, rate, y, h, befo
 
 @kernel
 def _backward(
-    reset, u, d, z, write, read, h0, initial, a, skip, rate, before, dy, dlast,
+    reset, u, d, z, write, read, h0, initial, a, skip, before, dy, dlast,
     du, dd, dz, dwrite, dread, dh, dinitial, da, dskip,
 ):  # fmt: skip
     T, B, I = u.shape
     N, dtype = write.shape[2], u.dtype
+    rate = a * dtype.type(_LOG2_E)
     h, outs = np.empty((BACKWARD_LANES, N, I), dtype), np.empty((BACKWARD_LANES, STEPS, I), dtype)
     entered, decay = np.empty((BACKWARD_LANES, STEPS, N, I), dtype), np.empty((BACKWARD_LANES, STEPS, N, I), dtype)
     step, written, dstep, dwritten, dout = (

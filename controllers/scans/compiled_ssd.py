@@ -5,21 +5,18 @@ nearest cache takes less: a chunk of L steps costs L times as much a step as it 
 
     h' = exp(a dt) h + dt x B^T        y = h' C + D x
 
-Axis letters: T time, B lanes, C channels (x, B and C side by side), I inner features, H heads, N state size,
-P blocks of STEPS steps.
+Axis letters: T time, B lanes, C channels (x, B and C side by side), I inner features, H heads, N state size.
 """
 
 import math
-from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from controllers.scans.compiled import arrays, compiled, copy, exp2, kernel
+from controllers.scans.compiled import compiled, copy, exp2, kernel
+from controllers.scans.compiled_scan import STEPS, Kernels, compiled_scan
 
-STEPS, FORWARD_LANES, BACKWARD_LANES = 16, 16, 2
+FORWARD_LANES, BACKWARD_LANES = 16, 2  # whose states are in the cache at the same time
 _LOG2_E = math.log2(math.e)
 
 
@@ -32,38 +29,7 @@ def compiled_ssd_scan(
     tensor but the flags.
     """
     inputs = xbc_TBC, dt_TBH, h_BNI, initial_NI, a_H, skip_H
-    if torch.is_grad_enabled():
-        y_TBI, last_BNI = _SsdScan.apply(reset_TB, *inputs)
-        return y_TBI, last_BNI
-    return _run(reset_TB, inputs, keep=False)[:2]
-
-
-def _run(reset_TB: Tensor, inputs: tuple[Tensor, ...], keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs, last state, and unless not `keep` the states before each block, [P, B, N, I]."""
-    xbc_TBC, h_BNI, a_H = inputs[0], inputs[2], inputs[4]
-    T, B, _ = xbc_TBC.shape
-    y_TBI, last_BNI = xbc_TBC.new_empty(T, B, h_BNI.shape[2]), h_BNI.new_empty(h_BNI.shape)
-    before_PBNI = h_BNI.new_empty(-(-T // STEPS) if keep else 0, *h_BNI.shape)
-    _forward(*arrays(reset_TB, *inputs, a_H * _LOG2_E, y_TBI, last_BNI, before_PBNI))
-    return y_TBI, last_BNI, before_PBNI
-
-
-class _SsdScan(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, reset_TB: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        y_TBI, last_BNI, before_PBNI = _run(reset_TB, inputs, keep=True)
-        ctx.save_for_backward(reset_TB, before_PBNI, *inputs)
-        return y_TBI, last_BNI
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy_TBI: Tensor, dlast_BNI: Tensor) -> tuple[Tensor | None, ...]:
-        reset_TB, before_PBNI, *inputs = ctx.saved_tensors
-        a_H = inputs[4]
-        slopes = [value.new_empty(value.shape) for value in inputs[:3]]
-        slopes += [value.new_zeros(value.shape) for value in inputs[3:]]  # which are summed over time
-        _backward(*arrays(reset_TB, *inputs, a_H * _LOG2_E, before_PBNI, dy_TBI, dlast_BNI, *slopes))
-        return None, *slopes
+    return compiled_scan(Kernels(_forward, _backward, of_steps=2), reset_TB, *inputs)
 
 
 @compiled
@@ -79,11 +45,11 @@ def _of_step(x, dt, rate, decay, written):
 
 
 @kernel
-def _forward(reset, xbc, dt, h0, initial, a, skip, rate, y, h, before):
+def _forward(reset, xbc, dt, h0, initial, a, skip, y, h, before):
     T, B, _ = xbc.shape
     N, I = initial.shape
     decay, written, out = np.empty(I, xbc.dtype), np.empty(I, xbc.dtype), np.empty(I, xbc.dtype)
-    skips = np.repeat(skip, I // len(a))
+    skips, rate = np.repeat(skip, I // len(a)), a * a.dtype.type(_LOG2_E)
     copy(h, h0)
     for group in range(0, B, FORWARD_LANES):
         for t in range(T):
@@ -108,11 +74,12 @@ def _forward(reset, xbc, dt, h0, initial, a, skip, rate, y, h, before):
 
 @kernel
 def _backward(
-    reset, xbc, dt, h0, initial, a, skip, rate, before, dy, dlast, dxbc, ddt, dh, dinitial, da, dskip
+    reset, xbc, dt, h0, initial, a, skip, before, dy, dlast, dxbc, ddt, dh, dinitial, da, dskip
 ):  # fmt: skip
     T, B, _ = xbc.shape
     N, I = initial.shape
     H, size, dtype = len(a), I // len(a), xbc.dtype
+    rate = a * dtype.type(_LOG2_E)
     entered, h = np.empty((BACKWARD_LANES, STEPS, N, I), dtype), np.empty((BACKWARD_LANES, N, I), dtype)
     decays, writes = np.empty((BACKWARD_LANES, STEPS, I), dtype), np.empty((BACKWARD_LANES, STEPS, I), dtype)
     dout, dlog, dwritten = np.empty(I, dtype), np.empty(I, dtype), np.empty(I, dtype)
