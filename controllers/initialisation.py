@@ -14,6 +14,19 @@ def linear(inputs: int, outputs: int, gain: float, generator: Generator) -> nn.L
     return layer
 
 
+def projection(inputs: int, outputs: int, generator: Generator) -> nn.Module:
+    """An orthogonal layer without bias, or nothing where the sizes agree: a blank observation stays blank.
+
+    Below a LayerNorm this decides what linear states remember: any bias would be brought to full size, and be written
+    at every blank step.
+    """
+    if inputs == outputs:
+        return nn.Identity()
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=False)
+    nn.init.orthogonal_(layer.weight, generator=generator)
+    return layer
+
+
 def convolution(channels: int, filters: int, kernel: int, stride: int, padding: int, generator: Generator) -> nn.Conv2d:
     """An orthogonal [filters, channels, kernel, kernel] layer for ReLU with zero bias, drawn as in `linear`."""
     layer = nn.utils.skip_init(nn.Conv2d, channels, filters, kernel, stride, padding)
@@ -40,3 +53,13 @@ def chrono_bias(hidden: int, horizon: int, generator: Generator) -> Tensor:
     the horizon, in steps (Tallec & Ollivier 2018, equation 16). A horizon below 2 counts as 2.
     """
     return torch.empty(hidden).uniform_(1.0, float(max(horizon, 2) - 1), generator=generator).log_()
+
+
+def initial_steps(size: int, chrono: bool, generator: Generator) -> Tensor:
+    """Lengths of a selective state space's steps at the start, [size], log-uniform.
+
+    Published are 0.001 to 0.1. What is written is multiplied by them, so chrono has them long, 0.1 to 1, and leaves
+    the time constants to the rates.
+    """
+    least, most = (1e-1, 1.0) if chrono else (1e-3, 1e-1)
+    return torch.empty(size).uniform_(math.log(least), math.log(most), generator=generator).exp_()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from controllers.controller import Carry, Controller
-from controllers.initialisation import linear
+from controllers.initialisation import initial_steps, projection
 from controllers.scans.blocks import in_blocks
 from controllers.scans.convolution import silu_convolution, silu_convolution_step
 from controllers.scans.resets import with_rows
@@ -25,10 +25,6 @@ from controllers.scans.selective import (
     selective_step,
 )
 from controllers.settings import ControllerSettings, at_least
-
-PUBLISHED_STEPS, CHRONO_STEPS = (1e-3, 1e-1), (1e-1, 1.0)
-"""Ranges of the steps' lengths at the start. What is written is multiplied by them, so chrono has them long, and
-leaves the time constants to the rates."""
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
 _Convolve = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -50,10 +46,11 @@ class MambaMixer(nn.Module):
         self.in_proj = _uniform(nn.utils.skip_init(nn.Linear, model, 2 * inner, bias=False), model, generator)
         convolution = nn.utils.skip_init(nn.Conv1d, inner, inner, taps, groups=inner)
         self.conv1d = _uniform(convolution, taps, generator)
+        if slowest is not None:
+            nn.init.zeros_(self.conv1d.bias)  # a blank step writes nothing
         self.x_proj = _uniform(nn.utils.skip_init(nn.Linear, inner, rank + 2 * states, bias=False), inner, generator)
         self.dt_proj = _uniform(nn.utils.skip_init(nn.Linear, rank, inner), rank, generator)
-        least, most = PUBLISHED_STEPS if slowest is None else CHRONO_STEPS
-        dt_I = torch.empty(inner).uniform_(math.log(least), math.log(most), generator=generator).exp_()
+        dt_I = initial_steps(inner, slowest is not None, generator)
         with torch.no_grad():
             self.dt_proj.bias.copy_(dt_I + torch.log(-torch.expm1(-dt_I)))  # softplus of it is dt
         if slowest is None:
@@ -111,7 +108,7 @@ class MambaController(Controller):
         taps = at_least(f"{kwargs}.convolution", convolution, 2)
         shapes = {"state": (states, inner), "window": (taps - 1, inner)}
         super().__init__(input_size, hidden, shapes, settings.initial_carry == "learned")
-        self.embed = linear(input_size, hidden, 1.0, generator) if input_size != hidden else nn.Identity()
+        self.embed = projection(input_size, hidden, generator)
         self.norm = nn.LayerNorm(hidden, bias=False)
         self.mixer = MambaMixer(hidden, states, expand, taps, 2 * horizon if settings.chrono else None, generator)
 

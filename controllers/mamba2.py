@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from controllers.controller import Carry, Controller, reset_carry
-from controllers.initialisation import linear
+from controllers.initialisation import initial_steps, projection
 from controllers.scans.blocks import in_blocks
 from controllers.scans.convolution import silu_convolution, silu_convolution_step
 from controllers.scans.gated_norm import gated_norm
@@ -73,10 +73,10 @@ class Mamba2Mixer(nn.Module):
         for parameter in self.conv1d.parameters():
             nn.init.uniform_(parameter, -(taps**-0.5), taps**-0.5, generator=generator)
         rate_H = torch.empty(heads).uniform_(1, 16, generator=generator)
-        dt_H = torch.empty(heads).uniform_(math.log(1e-3), math.log(1e-1), generator=generator).exp_()
+        dt_H = initial_steps(heads, horizon is not None, generator)
         if horizon is not None:
-            tau_H = torch.linspace(0, math.log(max(2, horizon)), heads).exp_()
-            rate_H = 1 / (tau_H * dt_H)
+            nn.init.zeros_(self.conv1d.bias)  # a blank step writes nothing
+            rate_H = 1 / (torch.linspace(1, 2 * horizon, heads) * dt_H)
         self.dt_bias = nn.Parameter(dt_H + torch.log(-torch.expm1(-dt_H)))  # softplus of it is dt
         self.A_log = nn.Parameter(rate_H.log())
         self.D = nn.Parameter(torch.ones(heads))
@@ -98,9 +98,9 @@ class Mamba2Mixer(nn.Module):
 class Mamba2Controller(Controller):
     """y = u + mixer(norm(u)), where u is the input, projected if its width differs from `hidden_size`.
 
-    It carries the `state` [B, N, I] and the convolution's `window` [B, convolution - 1, C]. Chrono spaces the heads'
-    time constants at the start evenly in logarithm, from one step to the horizon; without it they are the published
-    ones, of 0.6 to 1000 steps.
+    It carries the `state` [B, N, I] and the convolution's `window` [B, convolution - 1, C].Chrono spaces the heads'
+    time constants at the start evenly from one step to twice the horizon, and lets blank steps write nothing; without
+    it they are the published ones, of 0.6 to 1000 steps.
 
     Args:
         state_size: N. The published 64 and more cost as much again in acting, and in every carry that is stored.
@@ -139,7 +139,7 @@ class Mamba2Controller(Controller):
             )
         super().__init__(input_size, hidden, shapes, learned)
         self.chunk = at_least("policy.controller.kwargs.chunk", chunk, 1)
-        self.embed = linear(input_size, hidden, 1.0, generator) if input_size != hidden else nn.Identity()
+        self.embed = projection(input_size, hidden, generator)
         self.norm = nn.LayerNorm(hidden, bias=False)  # one operation, where torch's RMSNorm is several on a CPU
         self.mixer = Mamba2Mixer(hidden, sizes, horizon if settings.chrono else None, generator)
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from controllers.controller import Carry, Controller
-from controllers.initialisation import linear
+from controllers.initialisation import linear, projection
 from controllers.scans.blocks import in_blocks
 from controllers.settings import ControllerSettings
 
@@ -36,11 +36,7 @@ class ResidualBlock(Controller):
     ) -> None:
         hidden = settings.hidden_size
         super().__init__(input_size, hidden, carry_shapes, settings.initial_carry == "learned")
-        self.project: nn.Module = nn.Identity()
-        if input_size != hidden:
-            project = nn.utils.skip_init(nn.Linear, input_size, hidden, bias=False)
-            nn.init.orthogonal_(project.weight, generator=generator)
-            self.project = project
+        self.project = projection(input_size, hidden, generator)
         self.norm = nn.LayerNorm(hidden, bias=False)
         self.mix = linear(mixed_size, 2 * hidden, 1.0, generator)
 

@@ -69,10 +69,18 @@ def constants(controller: Mamba2Controller) -> Tensor:
 
 
 @pytest.mark.parametrize("horizon", [2, 10, 5000])
-def test_chrono_spreads_the_time_constants_from_one_step_to_the_horizon(horizon: int) -> None:
+def test_chrono_spreads_the_time_constants_evenly_from_one_step_to_twice_the_horizon(horizon: int) -> None:
     spread = constants(build(horizon, kwargs={"head_size": 4}))
-    torch.testing.assert_close(spread[[0, -1]], torch.tensor([1.0, float(horizon)]), rtol=1e-3, atol=0.0)
-    torch.testing.assert_close(spread[1:] / spread[:-1], (spread[1] / spread[0]).expand(11), rtol=1e-3, atol=0.0)
+    torch.testing.assert_close(spread, torch.linspace(1, 2 * horizon, 12), rtol=1e-3, atol=0.0)
+
+
+@pytest.mark.parametrize("kind", ["mamba", "mamba2"])
+def test_with_chrono_a_blank_step_writes_nothing_at_the_start(kind: str) -> None:
+    settings = ControllerSettings(kind=kind, hidden_size=8)
+    controller = build_controller(settings, 3, 10, Generator().manual_seed(0))
+    no_reset = torch.zeros(5, LANES, dtype=torch.bool)
+    _, carry = controller.scan(torch.zeros(5, LANES, 3), no_reset, controller.initial_carry(LANES))
+    assert all(torch.count_nonzero(value) == 0 for value in carry.values())
 
 
 def test_without_chrono_the_start_is_the_published_one() -> None:
