@@ -60,7 +60,7 @@ class Mamba2Mixer(nn.Module):
     dict loads.
 
     Args:
-        horizon: the longest time constant at the start, in steps; none for the published start.
+        horizon: steps to remember over, half the longest time constant at the start; none for the published start.
     """
 
     def __init__(self, model: int, sizes: Mamba2Sizes, horizon: int | None, generator: Generator) -> None:

@@ -82,7 +82,8 @@ def arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
 _SMALLEST = sys.float_info.min
 _LOWEST, _HIGHEST = np.float32(-126), np.float32(127)
 _HALF, _BIAS, _MANTISSA, _LOG2_E = np.float32(0.5), np.float32(127), np.float32(2**23), np.float32(math.log2(math.e))
-_ONE = np.float32(1)
+_ZERO, _ONE, _TWO = np.float32(0), np.float32(1), np.float32(2)
+_S3, _S5, _S7, _S9, _S11, _S13, _S15 = (np.float32(1 / n) for n in range(3, 17, 2))
 # 2^f over [-1/2, 1/2] by powers of f ln 2; what is left out is below 2e-8
 _P1, _P2, _P3, _P4, _P5, _P6 = (np.float32(math.log(2) ** n / math.factorial(n)) for n in range(1, 7))
 
@@ -118,6 +119,26 @@ def _sigmoid(x):
     if x != types.float32:
         return lambda x: 1 / (1 + np.exp(-x))
     return lambda x: _ONE / (_ONE + exp2(-_LOG2_E * x))
+
+
+def softplus(x: Any) -> Any:
+    """log(1 + e^x) inside compiled functions."""
+    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+
+
+@overload(softplus)
+def _softplus(x):
+    if x != types.float32:
+        return lambda x: max(x, 0.0) + np.log1p(np.exp(-abs(x)))
+
+    def single(x):
+        y = exp2(-_LOG2_E * abs(x))
+        s = y / (_TWO + y)  # log(1 + y) = 2 artanh(s), and s <= 1/3: what its series leaves out is below 2e-9
+        s2 = s * s
+        series = ((((((_S15 * s2 + _S13) * s2 + _S11) * s2 + _S9) * s2 + _S7) * s2 + _S5) * s2 + _S3) * s2 + _ONE
+        return max(x, _ZERO) + _TWO * s * series
+
+    return single
 
 
 @compiled

@@ -16,7 +16,7 @@ from torch import Tensor
 from controllers.scans.compiled import compiled, copy, exp2, kernel
 from controllers.scans.compiled_scan import STEPS, Kernels, compiled_scan
 
-FORWARD_LANES, BACKWARD_LANES = 16, 2  # whose states are in the cache at the same time
+LANES = 16  # whose states are in the cache at the same time, forward
 _LOG2_E = math.log2(math.e)
 
 
@@ -51,9 +51,9 @@ def _forward(reset, xbc, dt, h0, initial, a, skip, y, h, before):
     decay, written, out = np.empty(I, xbc.dtype), np.empty(I, xbc.dtype), np.empty(I, xbc.dtype)
     skips, rate = np.repeat(skip, I // len(a)), a * a.dtype.type(_LOG2_E)
     copy(h, h0)
-    for group in range(0, B, FORWARD_LANES):
+    for group in range(0, B, LANES):
         for t in range(T):
-            for b in range(group, min(group + FORWARD_LANES, B)):
+            for b in range(group, min(group + LANES, B)):
                 h_b, x, y_t = h[b], xbc[t, b], y[t, b]
                 if reset[t, b]:
                     copy(h_b, initial)
@@ -80,63 +80,59 @@ def _backward(
     N, I = initial.shape
     H, size, dtype = len(a), I // len(a), xbc.dtype
     rate = a * dtype.type(_LOG2_E)
-    entered, h = np.empty((BACKWARD_LANES, STEPS, N, I), dtype), np.empty((BACKWARD_LANES, N, I), dtype)
-    decays, writes = np.empty((BACKWARD_LANES, STEPS, I), dtype), np.empty((BACKWARD_LANES, STEPS, I), dtype)
+    entered, h = np.empty((STEPS, N, I), dtype), np.empty((N, I), dtype)
+    decays, writes = np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype)
     dout, dlog, dwritten = np.empty(I, dtype), np.empty(I, dtype), np.empty(I, dtype)
     zero = dtype.type(0)
     copy(dh, dlast)
-    for group in range(0, B, BACKWARD_LANES):
-        lanes = min(BACKWARD_LANES, B - group)
+    for b in range(B):
+        dh_b = dh[b]
         for block in range(len(before) - 1, -1, -1):
             start, stop = block * STEPS, min((block + 1) * STEPS, T)
-            copy(h[:lanes], before[block, group : group + lanes])
+            copy(h, before[block, b])
             for t in range(start, stop):
-                for lane in range(lanes):
-                    b, h_b, k = group + lane, h[lane], t - start
-                    x, decay, written = xbc[t, b], decays[lane, k], writes[lane, k]
-                    if reset[t, b]:
-                        copy(h_b, initial)
-                    _of_step(x, dt[t, b], rate, decay, written)
-                    for n in range(N):
-                        w, entered_n = x[I + n], entered[lane, k, n]
-                        for i in range(I):
-                            entered_n[i] = h_b[n, i]
-                            h_b[n, i] = decay[i] * h_b[n, i] + w * written[i]
-            for t in range(stop - 1, start - 1, -1):
-                for lane in range(lanes):
-                    b, k = group + lane, t - start
-                    x, decay, written, dh_b = xbc[t, b], decays[lane, k], writes[lane, k], dh[b]
-                    dx, dy_t = dxbc[t, b], dy[t, b]
+                x, decay, written = xbc[t, b], decays[t - start], writes[t - start]
+                if reset[t, b]:
+                    copy(h, initial)
+                _of_step(x, dt[t, b], rate, decay, written)
+                for n in range(N):
+                    w, entered_n, h_n = x[I + n], entered[t - start, n], h[n]
                     for i in range(I):
-                        dout[i] = dy_t[i]
-                        dlog[i] = zero
-                        dwritten[i] = zero
+                        entered_n[i] = h_n[i]
+                        h_n[i] = decay[i] * h_n[i] + w * written[i]
+            for t in range(stop - 1, start - 1, -1):
+                x, decay, written = xbc[t, b], decays[t - start], writes[t - start]
+                dx, dy_t = dxbc[t, b], dy[t, b]
+                for i in range(I):
+                    dout[i] = dy_t[i]
+                    dlog[i] = zero
+                    dwritten[i] = zero
+                for n in range(N):
+                    w, r, entered_n = x[I + n], x[I + N + n], entered[t - start, n]
+                    dw, dr = zero, zero
+                    for i in range(I):
+                        left = decay[i] * entered_n[i]
+                        slope = dh_b[n, i] + r * dout[i]
+                        dr += dout[i] * (left + w * written[i])
+                        dw += slope * written[i]
+                        dwritten[i] += slope * w
+                        dlog[i] += slope * left
+                        dh_b[n, i] = slope * decay[i]
+                    dx[I + n] = dw
+                    dx[I + N + n] = dr
+                for head in range(H):
+                    step, through = dt[t, b, head], skip[head]
+                    dlogs, dsteps, dskips = zero, zero, zero
+                    for i in range(head * size, (head + 1) * size):
+                        dx[i] = dout[i] * through + dwritten[i] * step
+                        dlogs += dlog[i]
+                        dsteps += dwritten[i] * x[i]
+                        dskips += dout[i] * x[i]
+                    ddt[t, b, head] = dlogs * a[head] + dsteps
+                    da[head] += dlogs * step
+                    dskip[head] += dskips
+                if reset[t, b]:
                     for n in range(N):
-                        w, r, entered_n = x[I + n], x[I + N + n], entered[lane, k, n]
-                        dw, dr = zero, zero
                         for i in range(I):
-                            left = decay[i] * entered_n[i]
-                            slope = dh_b[n, i] + r * dout[i]
-                            dr += dout[i] * (left + w * written[i])
-                            dw += slope * written[i]
-                            dwritten[i] += slope * w
-                            dlog[i] += slope * left
-                            dh_b[n, i] = slope * decay[i]
-                        dx[I + n] = dw
-                        dx[I + N + n] = dr
-                    for head in range(H):
-                        step, through = dt[t, b, head], skip[head]
-                        dlogs, dsteps, dskips = zero, zero, zero
-                        for i in range(head * size, (head + 1) * size):
-                            dx[i] = dout[i] * through + dwritten[i] * step
-                            dlogs += dlog[i]
-                            dsteps += dwritten[i] * x[i]
-                            dskips += dout[i] * x[i]
-                        ddt[t, b, head] = dlogs * a[head] + dsteps
-                        da[head] += dlogs * step
-                        dskip[head] += dskips
-                    if reset[t, b]:
-                        for n in range(N):
-                            for i in range(I):
-                                dinitial[n, i] += dh_b[n, i]
-                                dh_b[n, i] = zero
+                            dinitial[n, i] += dh_b[n, i]
+                            dh_b[n, i] = zero

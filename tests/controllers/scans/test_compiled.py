@@ -7,37 +7,41 @@ import pytest
 import torch
 
 from controllers.scans import compiled
-from controllers.scans.compiled import exp2, sigmoid
+from controllers.scans.compiled import exp2, sigmoid, softplus
 from controllers.scans.gated_norm import gated_norm
 from tests.controllers.scans.weighed import with_gradients
 
 
 @compiled.compiled
-def each(x, powers, gates):  # type: ignore[no-untyped-def]
+def each(x, powers, gates, logs):  # type: ignore[no-untyped-def]
     for i in range(len(x)):
-        powers[i], gates[i] = exp2(x[i]), sigmoid(x[i])
+        powers[i], gates[i], logs[i] = exp2(x[i]), sigmoid(x[i]), softplus(x[i])
 
 
-def both(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    powers, gates = np.empty_like(x), np.empty_like(x)
-    each(x, powers, gates)
-    return powers, gates
+def all_of(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    powers, gates, logs = np.empty_like(x), np.empty_like(x), np.empty_like(x)
+    each(x, powers, gates, logs)
+    return powers, gates, logs
 
 
 @pytest.mark.parametrize("dtype,tolerance", [(np.float32, 3e-7), (np.float64, 1e-15)])
-def test_powers_and_sigmoids_are_exact_to_a_few_units_in_the_last_place(dtype: type, tolerance: float) -> None:
+def test_powers_sigmoids_and_logarithms_are_exact_to_a_few_units_in_the_last_place(
+    dtype: type, tolerance: float
+) -> None:
     x = np.linspace(-125.9, 126.9, 100_001).astype(dtype)
-    powers, gates = both(x)
+    powers, gates, logs = all_of(x)
     np.testing.assert_allclose(powers, np.exp2(x.astype(np.float64)), rtol=tolerance)
     small = np.abs(x) < 20
     np.testing.assert_allclose(gates[small], 1 / (1 + np.exp(-x[small].astype(np.float64))), rtol=10 * tolerance)
+    np.testing.assert_allclose(logs[small], np.logaddexp(0, x[small].astype(np.float64)), rtol=10 * tolerance)
 
 
 def test_extremes_neither_overflow_nor_hide_what_is_not_a_number() -> None:
-    powers, gates = both(np.array([-1e30, -np.inf, 1e30, np.nan], np.float32))
+    powers, gates, logs = all_of(np.array([-1e30, -np.inf, 1e30, np.nan], np.float32))
     assert (powers[:2] <= 2.0**-126).all() and np.isfinite(powers[2]) and powers[2] >= 2.0**126
     np.testing.assert_allclose(gates[:3], [0, 0, 1], atol=1e-37)
-    assert np.isnan(powers[3]) and np.isnan(gates[3])
+    np.testing.assert_allclose(logs[:3], [0, 0, 1e30], atol=1e-37)
+    assert np.isnan(powers[3]) and np.isnan(gates[3]) and np.isnan(logs[3])
 
 
 def test_changed_sources_have_another_folder_for_their_machine_code(
