@@ -17,7 +17,7 @@ CONFIG ?= configs/delayed_cue.yaml
 ARGS ?=
 PACKAGES := envs controllers rollout_workers learner distributed
 
-.PHONY: help setup train test test-slow lint format suite bench bench-setup dashboard clean
+.PHONY: help setup train test test-slow lint format suite bench bench-controllers bench-setup dashboard clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ suite: $(VENV)/.installed ## Compare every controller on every memory task (hour
 bench: $(VENV)/.installed $(BENCH_VENV)/.installed ## Measure speed side by side with the peers
 	$(VENV)/bin/python -m benchmarks.environments
 	$(VENV)/bin/python -m benchmarks.run $(ARGS)
+
+bench-controllers: $(VENV)/.installed $(BENCH_VENV)/.installed ## Measure every controller beside its loop, a GRU and sb3-contrib
+	$(VENV)/bin/python -m benchmarks.controllers $(ARGS)
 
 bench-setup: $(BENCH_VENV)/.installed ## Create .venv-bench, where the peers of the benchmark live
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from time import perf_counter
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -29,6 +30,12 @@ from rollout_workers import Collector, policy_spec
 
 STEPS, LANES = 1024, (1, 64)  # of the long scan
 COLLECTING_LANES, ROUNDS = 64, 3
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{kind: (kind, {}) for kind in CONTROLLERS},
+    "gru, cell_norm": ("gru", {"cell_norm": True}),
+    "lstm, cell_norm": ("lstm", {"cell_norm": True}),
+    "pseudo_mamba, query=state": ("pseudo_mamba", {"query": "state"}),
+}
 SB3 = Contestant(
     key="sb3",
     name=f"sb3-contrib RecurrentPPO, our batched task (LSTM {m.HIDDEN})",
@@ -58,7 +65,7 @@ class Row:
 def main() -> int:
     """Measure, print, store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kinds", nargs="+", choices=list(CONTROLLERS), default=list(CONTROLLERS))
+    parser.add_argument("--kinds", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--name", default="controllers", help="of the JSON file under benchmarks/results/")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -93,10 +100,14 @@ def main() -> int:
     return 0
 
 
+def _settings(variant: str) -> ControllerSettings:
+    kind, kwargs = VARIANTS[variant]
+    return ControllerSettings(kind=kind, hidden_size=m.HIDDEN, kwargs=kwargs)
+
+
 def _row(kind: str) -> Row:
     def build(input_size: int, generator: Generator) -> Controller:
-        settings = ControllerSettings(kind=kind, hidden_size=m.HIDDEN)
-        return build_controller(settings, input_size, m.HORIZON, generator)
+        return build_controller(_settings(kind), input_size, m.HORIZON, generator)
 
     figures = measure(build, m.HIDDEN)
     controller = build(m.HIDDEN, Generator().manual_seed(0))
@@ -137,8 +148,7 @@ def _times_loop(controller: Controller, lanes: int, gradients: bool) -> float:
 def _collecting(kind: str) -> float:
     """The best of a few fragments of one episode a lane."""
     env = make_vector_env(EnvSettings(id=m.ENV_ID, kwargs={"cues": m.CUES, "horizon": m.HORIZON}), COLLECTING_LANES)
-    settings = PolicySettings(controller=ControllerSettings(kind=kind, hidden_size=m.HIDDEN))
-    policy = build_policy(policy_spec(env), settings, horizon=m.HORIZON, seed=0)
+    policy = build_policy(policy_spec(env), PolicySettings(controller=_settings(kind)), horizon=m.HORIZON, seed=0)
     collector = Collector(env, policy, m.EPISODE, m.EPISODE, seed=0)
     seconds = []
     for _ in range(1 + 4):

@@ -85,7 +85,7 @@ class Controller(nn.Module, ABC):
         Gradients flow into `carry` and into a learned initial carry. No argument is modified.
 
         Raises:
-            ValueError: a shape, dtype or carry name does not fit, or T is 0.
+            ValueError: a shape, dtype, device or carry name does not fit, or T is 0.
         """
         self._check(x_TBD, reset_TB, carry)
         return self.run(x_TBD, reset_TB, carry)
@@ -110,7 +110,7 @@ class Controller(nn.Module, ABC):
         return torch.stack(outputs), carry
 
     def _check(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> None:
-        """Compare shapes and types only, never values: cheap enough for the step path."""
+        """Compare shapes, types and devices only, never values: cheap enough for the step path."""
         shape = x_TBD.shape
         if len(shape) != 3 or shape[2] != self.input_size:
             raise ValueError(f"the input has shape {list(shape)}; it must be [T, B, {self.input_size}]")
@@ -134,6 +134,10 @@ class Controller(nn.Module, ABC):
                     f"carry {name!r} is {_describe(value)}; "
                     f"it must be {start.dtype} of shape {[shape[1], *start.shape]}"
                 )
+        device = x_TBD.device
+        for name, value in (("the reset flags are", reset_TB), *((f"carry {n!r} is", carry[n]) for n in carry)):
+            if value.device != device:
+                raise ValueError(f"{name} on {value.device} and the input on {device}; move them to one device")
 
 
 def _describe(value: Tensor) -> str:

@@ -56,6 +56,8 @@ def wrong_arguments_get_one_sentence(build: Build) -> Iterator[Deviation]:
     yield refused("0 time steps", x[:0], reset[:0], carry)
     yield refused(rf"reset flags are torch.bool of shape \[2, {LANES}\].*\[3, {LANES}\]", x, reset[:2], carry)
     yield refused("reset flags are torch.float32.*torch.bool", x, reset.float(), carry)
+    elsewhere = "on meta and the input on cpu; move them to one device"
+    yield refused(f"the reset flags are {elsewhere}", x, reset.to("meta"), carry)
     yield refused("the carry holds .*'stranger'.*initial_carry", x, reset, {**carry, "stranger": x[0]})
     for name, value in carry.items():
         less = {other: carry[other] for other in carry if other != name}
@@ -63,3 +65,4 @@ def wrong_arguments_get_one_sentence(build: Build) -> Iterator[Deviation]:
         narrow, coarse = {**carry, name: value[:3]}, {**carry, name: value.float()}
         yield refused(rf"carry '{name}' is torch.float64 of shape \[3.*\[{LANES}", x, reset, narrow)
         yield refused(rf"carry '{name}' is torch.float32.*must be torch.float64", x, reset, coarse)
+        yield refused(f"carry '{name}' is {elsewhere}", x, reset, {**carry, name: value.to("meta")})

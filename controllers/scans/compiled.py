@@ -76,7 +76,7 @@ def kernel(function: Callable[..., Any]) -> Callable[..., None]:
 
 def arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
     """The tensors' numbers, shared where they lie in order, outside autograd."""
-    return tuple(tensor.detach().contiguous().numpy() for tensor in tensors)
+    return tuple((tensor if tensor.is_contiguous() else tensor.contiguous()).detach().numpy() for tensor in tensors)
 
 
 _SMALLEST = sys.float_info.min

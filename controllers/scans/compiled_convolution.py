@@ -20,18 +20,26 @@ def compiled_silu_convolution(
     x_TBC: Tensor, reset_TB: Tensor, window_BWC: Tensor, initial_WC: Tensor, weight_CK: Tensor, bias_C: Tensor
 ) -> tuple[Tensor, Tensor]:
     """`controllers.scans.convolution.silu_convolution`: [T, B, C], and the last window, [B, W, C]."""
-    y_TBC, last_BWC = _SiluConvolution.apply(x_TBC, reset_TB, window_BWC, initial_WC, weight_CK, bias_C)
+    inputs = x_TBC, reset_TB, window_BWC, initial_WC, weight_CK, bias_C
+    if torch.is_grad_enabled():
+        y_TBC, last_BWC = _SiluConvolution.apply(*inputs)
+        return y_TBC, last_BWC
+    return _run(*inputs)
+
+
+def _run(
+    x_TBC: Tensor, reset_TB: Tensor, window_BWC: Tensor, initial_WC: Tensor, weight_CK: Tensor, bias_C: Tensor
+) -> tuple[Tensor, Tensor]:
+    y_TBC, last_BWC = x_TBC.new_empty(x_TBC.shape), window_BWC.new_empty(window_BWC.shape)
+    _forward(*arrays(x_TBC, reset_TB, window_BWC, initial_WC, weight_CK.t(), bias_C, y_TBC, last_BWC))
     return y_TBC, last_BWC
 
 
 class _SiluConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        x_TBC, reset_TB, window_BWC, initial_WC, weight_CK, bias_C = inputs
-        y_TBC, last_BWC = x_TBC.new_empty(x_TBC.shape), window_BWC.new_empty(window_BWC.shape)
-        _forward(*arrays(x_TBC, reset_TB, window_BWC, initial_WC, weight_CK.t(), bias_C, y_TBC, last_BWC))
         ctx.save_for_backward(*inputs)
-        return y_TBC, last_BWC
+        return _run(*inputs)
 
     @staticmethod
     @once_differentiable

@@ -18,18 +18,24 @@ from controllers.scans.compiled import arrays, kernel, sigmoid
 
 def compiled_gated_norm(y: Tensor, z: Tensor, weight_I: Tensor, eps: float) -> Tensor:
     """[..., I], [..., I] -> [..., I]; differentiable, once."""
-    out: Tensor = _GatedNorm.apply(y, z, weight_I, eps)
+    if torch.is_grad_enabled():
+        out: Tensor = _GatedNorm.apply(y, z, weight_I, eps)
+        return out
+    return _run(y, z, weight_I, eps)
+
+
+def _run(y: Tensor, z: Tensor, weight_I: Tensor, eps: float) -> Tensor:
+    out = y.new_empty(y.shape)
+    _forward(*_rows(y, z, out), *arrays(weight_I), eps)
     return out
 
 
 class _GatedNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, z: Tensor, weight_I: Tensor, eps: float) -> Tensor:
-        out = y.new_empty(y.shape)
-        _forward(*_rows(y, z, out), *arrays(weight_I), eps)
         ctx.eps = eps
         ctx.save_for_backward(y, z, weight_I)
-        return out
+        return _run(y, z, weight_I, eps)
 
     @staticmethod
     @once_differentiable

@@ -40,24 +40,30 @@ def _forward(reset, u, dt, z, write, read, h0, initial, a, skip, y, h, before):
     T, B, I = u.shape
     N, rate = write.shape[2], a * a.dtype.type(_LOG2_E)
     step, written, out = np.empty(I, u.dtype), np.empty(I, u.dtype), np.empty(I, u.dtype)
-    copy(h, h0)
     for group in range(0, B, LANES):
         for t in range(T):
             for b in range(group, min(group + LANES, B)):
                 h_b, u_t, z_t, y_t = h[b], u[t, b], z[t, b], y[t, b]
-                if reset[t, b]:
+                if reset[t, b] and t > 0:
                     copy(h_b, initial)
+                state = h_b if t > 0 else initial if reset[t, b] else h0[b]
                 if t % STEPS == 0 and len(before) > 0:
-                    copy(before[t // STEPS, b], h_b)
+                    copy(before[t // STEPS, b], state)
                 _of_step(u_t, dt[t, b], step, written)
                 for i in range(I):
                     out[i] = skip[i] * u_t[i]
                 for n in range(N):
                     w, r = write[t, b, n], read[t, b, n]
-                    for i in range(I):
-                        after = exp2(rate[n, i] * step[i]) * h_b[n, i] + w * written[i]
-                        h_b[n, i] = after
-                        out[i] += r * after
+                    if t == 0:
+                        for i in range(I):
+                            after = exp2(rate[n, i] * step[i]) * state[n, i] + w * written[i]
+                            h_b[n, i] = after
+                            out[i] += r * after
+                    else:  # the same in place, which is not made vectors of where it might be either
+                        for i in range(I):
+                            after = exp2(rate[n, i] * step[i]) * h_b[n, i] + w * written[i]
+                            h_b[n, i] = after
+                            out[i] += r * after
                 for i in range(I):
                     y_t[i] = out[i] * z_t[i] * sigmoid(z_t[i])
 

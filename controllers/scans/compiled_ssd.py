@@ -50,24 +50,30 @@ def _forward(reset, xbc, dt, h0, initial, a, skip, y, h, before):
     N, I = initial.shape
     decay, written, out = np.empty(I, xbc.dtype), np.empty(I, xbc.dtype), np.empty(I, xbc.dtype)
     skips, rate = np.repeat(skip, I // len(a)), a * a.dtype.type(_LOG2_E)
-    copy(h, h0)
     for group in range(0, B, LANES):
         for t in range(T):
             for b in range(group, min(group + LANES, B)):
                 h_b, x, y_t = h[b], xbc[t, b], y[t, b]
-                if reset[t, b]:
+                if reset[t, b] and t > 0:
                     copy(h_b, initial)
-                if len(before) > 0 and t % STEPS == 0:
-                    copy(before[t // STEPS, b], h_b)
+                state = h_b if t > 0 else initial if reset[t, b] else h0[b]
+                if t % STEPS == 0 and len(before) > 0:
+                    copy(before[t // STEPS, b], state)
                 _of_step(x, dt[t, b], rate, decay, written)
                 for i in range(I):
                     out[i] = skips[i] * x[i]
                 for n in range(N):
                     w, r = x[I + n], x[I + N + n]
-                    for i in range(I):
-                        after = decay[i] * h_b[n, i] + w * written[i]
-                        h_b[n, i] = after
-                        out[i] += r * after
+                    if t == 0:
+                        for i in range(I):
+                            after = decay[i] * state[n, i] + w * written[i]
+                            h_b[n, i] = after
+                            out[i] += r * after
+                    else:  # the same in place, which is not made vectors of where it might be either
+                        for i in range(I):
+                            after = decay[i] * h_b[n, i] + w * written[i]
+                            h_b[n, i] = after
+                            out[i] += r * after
                 for i in range(I):
                     y_t[i] = out[i]
 
