@@ -40,7 +40,7 @@ SB3 = Contestant(
     key="sb3",
     name=f"sb3-contrib RecurrentPPO, our batched task (LSTM {m.HIDDEN})",
     module="benchmarks.peers.sb3_recurrent_ppo",
-    arguments=("--lanes", str(COLLECTING_LANES)),
+    arguments=("--lanes", str(COLLECTING_LANES), "--one-thread"),
     peer=True,
 )
 

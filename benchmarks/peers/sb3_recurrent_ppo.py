@@ -104,6 +104,7 @@ def main() -> None:
     parser = m.contestant_parser(__doc__)
     parser.add_argument("--stock", action="store_true")
     parser.add_argument("--lanes", type=int, default=m.LANES)
+    parser.add_argument("--one-thread", action="store_true", help="try no more")
     args = parser.parse_args()
     task = {"cues": m.CUES, "horizon": m.HORIZON}
     env: VecEnv = BatchedVecEnv(make_vector_env(EnvSettings(id=m.ENV_ID, kwargs=task), args.lanes))
@@ -120,7 +121,7 @@ def main() -> None:
         "policy_kwargs": {"lstm_hidden_size": m.HIDDEN, **policy},
     }
     model = RecurrentPPO("MlpLstmPolicy", env, seed=args.seed, device="cpu", **settings)
-    stopwatch, threads = m.Stopwatch(), ThreadChoice(torch.set_num_threads)
+    stopwatch, threads = m.Stopwatch(), ThreadChoice(torch.set_num_threads, 1 if args.one_thread else None)
     batch = args.lanes * m.EPISODE
     updates = m.WARM_UP + max(1, -(-args.steps // batch))
     model.learn(updates * batch, callback=_Timing(stopwatch, threads, args.lanes))

@@ -12,10 +12,11 @@ class ThreadChoice:
 
     Args:
         set_threads: called with the number of threads to go on with.
+        most: threads to try instead.
     """
 
-    def __init__(self, set_threads: Callable[[int], None]) -> None:
-        self._set_threads = set_threads
+    def __init__(self, set_threads: Callable[[int], None], most: int | None = None) -> None:
+        self._set_threads, self._most = set_threads, most or cores()
         self._seconds: dict[int, float] = {}
         self._updates = 0
         self._go_on(1)
@@ -30,7 +31,7 @@ class ThreadChoice:
     def _next(self) -> int:
         if self._updates == m.WARM_UP:
             return min(self._seconds, key=self._seconds.__getitem__)
-        return cores() if self._updates == m.WARM_UP - 1 else 1
+        return self._most if self._updates == m.WARM_UP - 1 else 1
 
     def _go_on(self, threads: int) -> None:
         self.threads = threads
