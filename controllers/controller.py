@@ -56,7 +56,8 @@ class Controller(nn.Module, ABC):
 
     def backend_on(self, device: torch.device) -> str:
         """Which implementation of the scan runs on this device; see `chosen_backend`."""
-        return chosen_backend(self.backend, device, self.backends)
+        dtype = next((start.dtype for start in self.initial().values()), torch.float32)
+        return chosen_backend(self.backend, device, self.backends, dtype)
 
     def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """`scan` on checked arguments; without an override it is `reference_scan`."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from controllers.compilation import compile_ahead
 from distributed.blueprint import Blueprint, flat_parameters, make_blueprint
 from distributed.checkpoint import Checkpoint, CheckpointError, find_checkpoint, save_checkpoint, set_aside_after
 from distributed.config import Config, ConfigError, parse_config
@@ -209,6 +210,7 @@ def _execute(
         stack.enter_context(display)
         stack.enter_context(warnings_noted(display.note))
         display.start(config.train.total_steps, title=name)
+        compile_ahead(blueprint.policy().controller, config.policy.controller.kind, display.note)
         runner = _make_runner(blueprint, local, display.note)
         stack.callback(runner.close)
         if saved is None:

@@ -291,8 +291,8 @@ def _check_backend(policy: Policy, device: torch.device) -> None:
     forced, runs = policy.controller.backend, policy.controller.backend_on(device)
     if forced not in ("auto", runs):
         raise ValueError(
-            f"policy.controller.backend is {forced!r}, which needs a GPU and its package, but learning runs "
-            f"without them on {device}; use auto"
+            f"policy.controller.backend is {forced!r}, which does not run on {device} here, as its package, its "
+            f"device or its types are others; use auto"
         )
 
 

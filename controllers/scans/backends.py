@@ -13,7 +13,9 @@ REFERENCE = "reference"
 _PACKAGES = {"mamba_ssm": ("mamba_ssm", "einops", "triton")}  # where a backend needs others than its own name's
 
 
-def chosen_backend(setting: str, device: torch.device, offered: Sequence[str]) -> str:
+def chosen_backend(
+    setting: str, device: torch.device, offered: Sequence[str], dtype: torch.dtype = torch.float32
+) -> str:
     """The backend that runs on `device`.
 
     Args:
@@ -21,17 +23,18 @@ def chosen_backend(setting: str, device: torch.device, offered: Sequence[str]) -
             kernels made for GPUs cannot, and the other way round.
         device: where the tensors are.
         offered: what the controller has besides the reference, fastest first: "mamba_ssm", "triton", "numba", "torch".
+        dtype: of the states.
     """
     if setting == REFERENCE:
         return REFERENCE
-    return next(name for name in (setting, *offered) if _runs(name, device, forced=name == setting))
+    return next(name for name in (setting, *offered) if _runs(name, device, dtype, forced=name == setting))
 
 
-def _runs(name: str, device: torch.device, forced: bool) -> bool:
+def _runs(name: str, device: torch.device, dtype: torch.dtype, forced: bool) -> bool:
     if name in ("auto", "torch"):
         return name == "torch"
     if name == "numba":
-        return device.type == "cpu" and _installed(name)
+        return device.type == "cpu" and dtype in (torch.float32, torch.float64) and _installed(name)
     interpreted = forced and os.environ.get("TRITON_INTERPRET") == "1"
     return (device.type == "cuda" or interpreted) and _installed(name)
 

@@ -28,7 +28,7 @@ _FAST = {"contract", "reassoc", "nsz", "arcp"}
 
 
 @cache
-def _folder() -> str | None:
+def machine_code_folder() -> str | None:
     """Where machine code is kept, or none where nothing can be written."""
     if chosen := os.environ.get("NUMBA_CACHE_DIR"):
         return chosen
@@ -46,7 +46,7 @@ def _folder() -> str | None:
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function as machine code, made when it is first called."""
-    folder = _folder()
+    folder = machine_code_folder()
     before = config.CACHE_DIR
     config.CACHE_DIR = folder or before  # numba looks at it now
     try:

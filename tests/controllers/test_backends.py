@@ -34,6 +34,19 @@ def test_a_name_is_taken_where_it_can_run(monkeypatch: pytest.MonkeyPatch) -> No
     assert chosen_backend("auto", CPU, ("triton", "torch")) == "torch"  # the interpreter is for tests
 
 
+def test_compiled_scans_are_for_float32_and_float64_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "_installed", lambda package: package == "numba")
+    offered = ("triton", "numba", "torch")
+    assert chosen_backend("auto", CPU, offered) == chosen_backend("numba", CPU, offered) == "numba"
+    assert chosen_backend("triton", CPU, offered) == "numba"
+    assert chosen_backend("auto", CPU, offered, torch.float64) == "numba"
+    assert chosen_backend("numba", GPU, offered) == "torch"
+    for kind in ("mamba", "mamba_gru", "mamba2", "pseudo_mamba"):
+        built = build_controller(ControllerSettings(kind=kind, hidden_size=4), 3, 5, Generator().manual_seed(0))
+        assert built.backend_on(CPU) == "numba"
+        assert built.bfloat16().backend_on(CPU) == "torch"
+
+
 def test_a_backend_that_the_kind_does_not_have_is_refused() -> None:
     with pytest.raises(ValueError, match="backend is 'tritton', which mlp does not have; choose one of auto, torch"):
         build_controller(ControllerSettings(kind="mlp", backend="tritton"), 3, 5, Generator())

@@ -52,7 +52,7 @@ def test_changed_sources_have_another_folder_for_their_machine_code(
     for name in ("compiled.py", "compiled_more.py", "other.py"):
         (tmp_path / name).write_text("1")
     monkeypatch.setattr(compiled, "__file__", str(tmp_path / "compiled.py"))
-    folder = compiled._folder.__wrapped__
+    folder = compiled.machine_code_folder.__wrapped__
     first = folder()
     assert first is not None and Path(first).is_dir() and first.startswith(str(tmp_path))
     (tmp_path / "other.py").write_text("2")
@@ -65,7 +65,7 @@ def test_where_nothing_can_be_written_nothing_is_kept(tmp_path: Path, monkeypatc
     (tmp_path / "cache").write_text("a file")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
-    assert compiled._folder.__wrapped__() is None
+    assert compiled.machine_code_folder.__wrapped__() is None
 
 
 @pytest.mark.parametrize("shape", [(7,), (5, 3, 37)])

@@ -1,0 +1,49 @@
+"""Scans are compiled before others need them, once, and the user is told."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch import Generator
+
+from controllers import ControllerSettings, build_controller
+from controllers.compilation import compile_ahead
+from controllers.scans import compiled
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr(compiled, "machine_code_folder", lambda: str(tmp_path))
+    return []
+
+
+def ahead(kind: str, told: list[str], backend: str = "auto") -> None:
+    settings = ControllerSettings(kind=kind, hidden_size=4, backend=backend)
+    compile_ahead(build_controller(settings, 3, 5, Generator().manual_seed(0)), kind, told.append)
+
+
+def test_a_kind_is_compiled_once_and_said_to_be(told: list[str]) -> None:
+    for kind in ("mamba", "mamba", "mamba_gru"):
+        ahead(kind, told)
+    assert [sentence.split(" for")[0] for sentence in told] == [
+        "compiling the scans of mamba",
+        "compiling the scans of mamba_gru",
+    ]
+
+
+@pytest.mark.parametrize("kind,backend", [("gru", "auto"), ("mamba", "torch"), ("mamba", "reference")])
+def test_what_is_not_compiled_is_not_spoken_of(told: list[str], kind: str, backend: str) -> None:
+    ahead(kind, told, backend)
+    assert not told
+
+
+def test_numba_is_not_imported_for_kinds_that_do_not_need_it() -> None:
+    program = (
+        "import sys, torch; from torch import Generator; "
+        "from controllers import ControllerSettings, build_controller; "
+        "from controllers.compilation import compile_ahead; "
+        "c = build_controller(ControllerSettings(kind='gru'), 3, 5, Generator()); compile_ahead(c, 'gru', print); "
+        "assert 'numba' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
