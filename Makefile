@@ -20,7 +20,7 @@ PACKAGES := envs controllers rollout_workers learner distributed
 .PHONY: help setup train test test-slow lint format suite bench bench-controllers bench-setup dashboard clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.installed ## Create .venv from requirements.lock (the other targets do it when needed)
 

@@ -127,6 +127,6 @@ def contestant_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def updates_for(steps: int) -> int:
-    """Updates that time at least `steps` environment steps, the warm-up included."""
-    return WARM_UP + max(1, -(-steps // BATCH))
+def updates_for(steps: int, batch: int = BATCH) -> int:
+    """Updates of `batch` steps that time at least `steps` environment steps, the warm-up included."""
+    return WARM_UP + max(1, -(-steps // batch))

@@ -1,6 +1,7 @@
 """Compiling scans before processes start that would each compile them."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -25,13 +26,8 @@ def compile_ahead(controller: Controller, kind: str, note: Callable[[str], None]
     if folder is None or mark.exists():
         return
     note(f"compiling the scans of {kind} for this machine, once: up to half a minute")
-    x_BD, reset_B, carry = (
-        torch.zeros(1, controller.input_size),
-        torch.zeros(1, dtype=torch.bool),
-        controller.initial_carry(1),
-    )
-    with torch.no_grad():
-        controller.step(x_BD, reset_B, carry)
-    y_TBH, _ = controller.scan(x_BD.unsqueeze(0), reset_B.unsqueeze(0), carry)
+    x_TBD, reset_TB = torch.zeros(1, 1, controller.input_size), torch.zeros(1, 1, dtype=torch.bool)
+    y_TBH, _ = controller.scan(x_TBD, reset_TB, controller.initial_carry(1))
     torch.autograd.grad(y_TBH.sum(), list(controller.parameters()), allow_unused=True)
-    mark.touch()
+    with suppress(OSError):
+        mark.touch()

@@ -135,10 +135,10 @@ class Controller(nn.Module, ABC):
                     f"carry {name!r} is {_describe(value)}; "
                     f"it must be {start.dtype} of shape {[shape[1], *start.shape]}"
                 )
-        device = x_TBD.device
-        for name, value in (("the reset flags are", reset_TB), *((f"carry {n!r} is", carry[n]) for n in carry)):
-            if value.device != device:
-                raise ValueError(f"{name} on {value.device} and the input on {device}; move them to one device")
+        named = [("the reset flags are", reset_TB), *((f"carry {name!r} is", carry[name]) for name in carry)]
+        for name, value in (*named, *(("the controller is", start) for start in initial.values())):
+            if value.device != x_TBD.device:
+                raise ValueError(f"{name} on {value.device} and the input on {x_TBD.device}; move them to one device")
 
 
 def _describe(value: Tensor) -> str:

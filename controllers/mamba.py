@@ -56,7 +56,7 @@ class MambaMixer(nn.Module):
         if slowest is None:
             self.A_log = nn.Parameter(torch.arange(1.0, states + 1).log().repeat(inner, 1))
         else:
-            log_tau_N = torch.linspace(0, math.log(slowest), states)
+            log_tau_N = torch.linspace(math.log(slowest), 0, states).flip(0)
             self.A_log = nn.Parameter(-log_tau_N - dt_I.log().unsqueeze(1))
         self.D = nn.Parameter(torch.ones(inner))
         self.out_proj = _uniform(nn.utils.skip_init(nn.Linear, inner, model, bias=False), inner, generator)

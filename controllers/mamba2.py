@@ -76,7 +76,7 @@ class Mamba2Mixer(nn.Module):
         dt_H = initial_steps(heads, horizon is not None, generator)
         if horizon is not None:
             nn.init.zeros_(self.conv1d.bias)  # a blank step writes nothing
-            rate_H = 1 / (torch.linspace(1, 2 * horizon, heads) * dt_H)
+            rate_H = 1 / (torch.linspace(2 * horizon, 1, heads).flip(0) * dt_H)
         self.dt_bias = nn.Parameter(dt_H + torch.log(-torch.expm1(-dt_H)))  # softplus of it is dt
         self.A_log = nn.Parameter(rate_H.log())
         self.D = nn.Parameter(torch.ones(heads))
@@ -98,7 +98,7 @@ class Mamba2Mixer(nn.Module):
 class Mamba2Controller(Controller):
     """y = u + mixer(norm(u)), where u is the input, projected if its width differs from `hidden_size`.
 
-    It carries the `state` [B, N, I] and the convolution's `window` [B, convolution - 1, C].Chrono spaces the heads'
+    It carries the `state` [B, N, I] and the convolution's `window` [B, convolution - 1, C]. Chrono spaces the heads'
     time constants at the start evenly from one step to twice the horizon, and lets blank steps write nothing; without
     it they are the published ones, of 0.6 to 1000 steps.
 

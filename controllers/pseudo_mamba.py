@@ -77,9 +77,14 @@ class PseudoMambaController(Controller):
         super().__init__(
             input_size, hidden + slot_size, shapes | ({"h": (hidden,)} if query == "state" else {}), learn_initial=False
         )
-        self.rule, self.query, self.decay, self.gate_coef, self.chunk = rule, query, decay, gate_coef, chunk
+        self.rule, self.query, self.decay, self.gate_coef, self.chunk = rule, query, float(decay), gate_coef, chunk
         self.gate_target = 1 / max(2, horizon)
         published = query == "state"
+        if published and settings.backend not in ("auto", "torch", REFERENCE):
+            raise ValueError(
+                f"policy.controller.backend is {settings.backend!r}, but {kwargs}.query=state goes step by step; "
+                f"choose auto, or {kwargs}.query=input"
+            )
         self.core = Mamba2Controller(
             input_size + slot_size * published,
             settings,

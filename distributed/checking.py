@@ -9,6 +9,7 @@ from rich.table import Table
 from torch import Generator
 
 from controllers import Controller, ControllerSettings, build_controller
+from controllers.compilation import compile_ahead
 from controllers.contract import CHECKS, Build, Figures, Finding, findings, measure
 from controllers.contract.figures import LANES, RESETS, STEPS
 from distributed.config import ConfigError, load_config
@@ -34,6 +35,7 @@ def check_controller(kind: str, overrides: Sequence[str], console: Console | Non
     settings = load_config(None, [f"{under}{word}" for word in (f"kind={kind}", *overrides)]).policy.controller
     build = _builder(settings)
     console.print(f"[bold]{kind}[/bold], hidden_size {settings.hidden_size}, {settings.layers} layer(s)")
+    compile_ahead(build(1, Generator().manual_seed(0)), kind, console.print)
     failed, table = [], _table()
     for finding in findings(build):
         table.add_row(*_row(finding))

@@ -123,8 +123,7 @@ def main() -> None:
     model = RecurrentPPO("MlpLstmPolicy", env, seed=args.seed, device="cpu", **settings)
     stopwatch, threads = m.Stopwatch(), ThreadChoice(torch.set_num_threads, 1 if args.one_thread else None)
     batch = args.lanes * m.EPISODE
-    updates = m.WARM_UP + max(1, -(-args.steps // batch))
-    model.learn(updates * batch, callback=_Timing(stopwatch, threads, args.lanes))
+    model.learn(m.updates_for(args.steps, batch) * batch, callback=_Timing(stopwatch, threads, args.lanes))
     parameters = sum(parameter.numel() for parameter in model.policy.parameters())
     configuration = settings | {"lanes": args.lanes, "threads": threads.threads, "parameters": parameters}
     stopwatch.measurement(configuration, "sb3-contrib", "stable-baselines3", "gymnasium", "torch", "numpy").report()

@@ -3,7 +3,9 @@
 import os
 from collections.abc import Sequence
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
+from warnings import warn
 
 import torch
 
@@ -27,12 +29,13 @@ def chosen_backend(
     """
     if setting == REFERENCE:
         return REFERENCE
-    return next(name for name in (setting, *offered) if _runs(name, device, dtype, forced=name == setting))
+    wanted = (setting, *offered) if setting in offered else offered
+    return next(name for name in wanted if _runs(name, device, dtype, forced=name == setting))
 
 
 def _runs(name: str, device: torch.device, dtype: torch.dtype, forced: bool) -> bool:
-    if name in ("auto", "torch"):
-        return name == "torch"
+    if name == "torch":
+        return True
     if name == "numba":
         return device.type == "cpu" and dtype in (torch.float32, torch.float64) and _installed(name)
     interpreted = forced and os.environ.get("TRITON_INTERPRET") == "1"
@@ -41,4 +44,12 @@ def _runs(name: str, device: torch.device, dtype: torch.dtype, forced: bool) -> 
 
 @cache
 def _installed(backend: str) -> bool:
-    return all(find_spec(package) is not None for package in _PACKAGES.get(backend, (backend,)))
+    if any(find_spec(package) is None for package in _PACKAGES.get(backend, (backend,))):
+        return False
+    if backend == "numba":
+        try:
+            import_module(backend)
+        except Exception as error:  # as it is not made for every numpy
+            warn(f"numba cannot be imported, so scans are not compiled: {error}", stacklevel=2)
+            return False
+    return True

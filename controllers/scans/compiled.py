@@ -4,8 +4,8 @@ They are the plain loops over lanes, time, states and channels that the equation
 along contiguous channels, so that the compiler makes vectors of it, and what it touches stays in a core's near cache.
 The interpreter's lock is released while they run: shards in threads do not wait for each other.
 
-Machine code is kept between processes, in a folder named for the sources that it was made from, as numba itself does
-not see when a helper in another file has changed.
+Machine code is kept between processes, in a folder named for the sources, the numba and the processor that it was made
+from and for, as numba itself does not see when a helper in another file has changed.
 """
 
 import math
@@ -17,8 +17,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import torch
+from llvmlite.binding import get_host_cpu_name
 from numba import config, njit, types
 from numba.extending import overload
 from torch import Tensor
@@ -30,16 +32,14 @@ _FAST = {"contract", "reassoc", "nsz", "arcp"}
 @cache
 def machine_code_folder() -> str | None:
     """Where machine code is kept, or none where nothing can be written."""
-    if chosen := os.environ.get("NUMBA_CACHE_DIR"):
-        return chosen
-    digest = sha256()
+    digest = sha256(f"{numba.__version__} {get_host_cpu_name()}".encode())
     for path in sorted(Path(__file__).parent.glob("*compiled*.py")):
         digest.update(path.read_bytes())
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = root / "mneme" / digest.hexdigest()[:16]
     try:
+        root = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(root, "mneme", digest.hexdigest()[:16])
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # the latter from a user without a home
         return None
     return str(folder) if os.access(folder, os.W_OK) else None
 
@@ -81,7 +81,8 @@ def arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
 
 _SMALLEST = sys.float_info.min
 _LOWEST, _HIGHEST = np.float32(-126), np.float32(127)
-_HALF, _BIAS, _MANTISSA, _LOG2_E = np.float32(0.5), np.float32(127), np.float32(2**23), np.float32(math.log2(math.e))
+LOG2_E = math.log2(math.e)
+_HALF, _BIAS, _MANTISSA, _LOG2_E = np.float32(0.5), np.float32(127), np.float32(2**23), np.float32(LOG2_E)
 _ZERO, _ONE, _TWO = np.float32(0), np.float32(1), np.float32(2)
 _S3, _S5, _S7, _S9, _S11, _S13, _S15 = (np.float32(1 / n) for n in range(3, 17, 2))
 # 2^f over [-1/2, 1/2] by powers of f ln 2; what is left out is below 2e-8

@@ -6,17 +6,14 @@ side. Backward, the states and decays of STEPS steps are computed again, then wa
 Axis letters: T time, B lanes, I inner channels, N states a channel.
 """
 
-import math
-
 import numpy as np
 from torch import Tensor
 
-from controllers.scans.compiled import compiled, copy, exp2, kernel, sigmoid, softplus
+from controllers.scans.compiled import LOG2_E, compiled, copy, exp2, kernel, sigmoid, softplus
 from controllers.scans.compiled_scan import STEPS, Kernels, compiled_scan
 from controllers.scans.selective import SelectiveInputs, SelectiveParameters
 
 LANES = 16  # whose states are in the cache at the same time, forward
-_LOG2_E = math.log2(math.e)
 
 
 def compiled_selective_scan(
@@ -38,7 +35,7 @@ def _of_step(u, dt, step, written):
 @kernel
 def _forward(reset, u, dt, z, write, read, h0, initial, a, skip, y, h, before):
     T, B, I = u.shape
-    N, rate = write.shape[2], a * a.dtype.type(_LOG2_E)
+    N, rate = write.shape[2], a * a.dtype.type(LOG2_E)
     step, written, out = np.empty(I, u.dtype), np.empty(I, u.dtype), np.empty(I, u.dtype)
     for group in range(0, B, LANES):
         for t in range(T):
@@ -75,7 +72,7 @@ def _backward(
 ):  # fmt: skip
     T, B, I = u.shape
     N, dtype = write.shape[2], u.dtype
-    rate = a * dtype.type(_LOG2_E)
+    rate = a * dtype.type(LOG2_E)
     entered, decay = np.empty((STEPS, N, I), dtype), np.empty((STEPS, N, I), dtype)
     h, outs = np.empty((N, I), dtype), np.empty((STEPS, I), dtype)
     step, written, dout = np.empty(I, dtype), np.empty(I, dtype), np.empty(I, dtype)

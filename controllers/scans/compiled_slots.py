@@ -7,7 +7,6 @@ G = g / w' of w' = w f + g, whose slopes are dL/d(w f) = -dG/d(w f) = G / w' and
 Axis letters: T time, B lanes, K slots, D slot size, P blocks of STEPS steps.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from controllers.scans.compiled import arrays, compiled, copy, exp2, kernel
+from controllers.scans.compiled import LOG2_E, arrays, compiled, copy, exp2, kernel
+from controllers.scans.compiled_scan import STEPS
 from controllers.scans.slots import Slots
-
-STEPS = 16
-_LOG2_E = math.log2(math.e)
 
 
 def compiled_slots_scan(
@@ -82,7 +79,7 @@ def _clear(slots, usage, age):
 @compiled
 def _attend(query, slots, usage, recent, unweighed, attention):
     """Fill attention [K], and what it would be of weights of 1 at the same normalisation."""
-    zero, one, log2_e = slots.dtype.type(0), slots.dtype.type(1), slots.dtype.type(_LOG2_E)
+    zero, one, log2_e = slots.dtype.type(0), slots.dtype.type(1), slots.dtype.type(LOG2_E)
     K, D = slots.shape
     most = slots.dtype.type(-np.inf)
     for k in range(K):

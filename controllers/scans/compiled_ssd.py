@@ -8,16 +8,13 @@ nearest cache takes less: a chunk of L steps costs L times as much a step as it 
 Axis letters: T time, B lanes, C channels (x, B and C side by side), I inner features, H heads, N state size.
 """
 
-import math
-
 import numpy as np
 from torch import Tensor
 
-from controllers.scans.compiled import compiled, copy, exp2, kernel
+from controllers.scans.compiled import LOG2_E, compiled, copy, exp2, kernel
 from controllers.scans.compiled_scan import STEPS, Kernels, compiled_scan
 
 LANES = 16  # whose states are in the cache at the same time, forward
-_LOG2_E = math.log2(math.e)
 
 
 def compiled_ssd_scan(
@@ -49,7 +46,7 @@ def _forward(reset, xbc, dt, h0, initial, a, skip, y, h, before):
     T, B, _ = xbc.shape
     N, I = initial.shape
     decay, written, out = np.empty(I, xbc.dtype), np.empty(I, xbc.dtype), np.empty(I, xbc.dtype)
-    skips, rate = np.repeat(skip, I // len(a)), a * a.dtype.type(_LOG2_E)
+    skips, rate = np.repeat(skip, I // len(a)), a * a.dtype.type(LOG2_E)
     for group in range(0, B, LANES):
         for t in range(T):
             for b in range(group, min(group + LANES, B)):
@@ -85,7 +82,7 @@ def _backward(
     T, B, _ = xbc.shape
     N, I = initial.shape
     H, size, dtype = len(a), I // len(a), xbc.dtype
-    rate = a * dtype.type(_LOG2_E)
+    rate = a * dtype.type(LOG2_E)
     entered, h = np.empty((STEPS, N, I), dtype), np.empty((N, I), dtype)
     decays, writes = np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype)
     dout, dlog, dwritten = np.empty(I, dtype), np.empty(I, dtype), np.empty(I, dtype)

@@ -7,7 +7,7 @@ Every step reads what the steps before left, then writes. With gate g, value v, 
 
 rule "classic", as published: w = 1, keep = (1 - g)(1 - decay), usage u_k* += g, and k* is the slot used least, ever.
 rule "recent": w is the usage, which is the occupancy w' = w + (1 - w) g, and keep = (1 - g)(1 - decay g). So what is
-written first into an empty slot stands there in full, however small the gate, and counts as little as the gate was
+written first into an empty slot stands there in full, unless the gate is shut, and counts as little as the gate was
 open; later writes blend. k* is the first slot less than half occupied, or else the one not written for longest (the
 least recently used, as in ELMUR). Under both, a write with gate 0 and no decay changes no bit.
 

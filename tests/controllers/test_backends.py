@@ -8,6 +8,7 @@ from controllers import ControllerSettings, build_controller
 from controllers.scans import backends
 from controllers.scans.backends import chosen_backend
 
+INSTALLED = backends._installed.__wrapped__  # without what was found before
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
@@ -45,6 +46,15 @@ def test_compiled_scans_are_for_float32_and_float64_on_a_cpu(monkeypatch: pytest
         built = build_controller(ControllerSettings(kind=kind, hidden_size=4), 3, 5, Generator().manual_seed(0))
         assert built.backend_on(CPU) == "numba"
         assert built.bfloat16().backend_on(CPU) == "torch"
+
+
+def test_a_numba_that_cannot_be_imported_is_none_and_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise ImportError("numba needs another numpy")
+
+    monkeypatch.setattr(backends, "import_module", fail)
+    with pytest.warns(UserWarning, match="numba cannot be imported, so scans are not compiled: numba needs another"):
+        assert not INSTALLED("numba")
 
 
 def test_a_backend_that_the_kind_does_not_have_is_refused() -> None:

@@ -74,6 +74,10 @@ def test_chrono_spreads_the_time_constants_evenly_from_one_step_to_twice_the_hor
     torch.testing.assert_close(spread, torch.linspace(1, 2 * horizon, 12), rtol=1e-3, atol=0.0)
 
 
+def test_a_single_head_gets_the_longest_time_constant() -> None:
+    torch.testing.assert_close(constants(build(64, kwargs={"head_size": 48})), torch.tensor([128.0]), rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("kind", ["mamba", "mamba2"])
 def test_with_chrono_a_blank_step_writes_nothing_at_the_start(kind: str) -> None:
     settings = ControllerSettings(kind=kind, hidden_size=8)

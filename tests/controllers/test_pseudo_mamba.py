@@ -67,6 +67,12 @@ def test_the_published_reading_reaches_the_state_and_the_parallel_one_does_not()
         assert torch.equal(h, plain) != reaches
 
 
+def test_a_backend_for_all_steps_at_once_is_refused_where_they_follow_one_another() -> None:
+    settings = ControllerSettings(kind="pseudo_mamba", backend="numba", kwargs={"query": "state"})
+    with pytest.raises(ValueError, match="backend is 'numba', but .*query=state goes step by step; choose auto"):
+        build_controller(settings, 3, 10, Generator())
+
+
 @pytest.mark.parametrize(
     "kwargs,sentence",
     [

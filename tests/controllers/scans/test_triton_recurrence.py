@@ -189,4 +189,5 @@ def test_the_kernels_compile_for_hopper_and_fit_into_its_shared_memory() -> None
     )
     reports = [json.loads(line) for line in compiled.stdout.splitlines()]
     assert len(reports) == 8
-    assert all(0 <= report["shared_bytes"] <= 227 * 1024 for report in reports), reports
+    assert all(report["shared_bytes"] <= 227 * 1024 for report in reports), reports
+    assert all(report["shared_bytes"] > 0 for report in reports if "selective" not in report["kernel"]), reports
