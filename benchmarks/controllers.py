@@ -10,7 +10,8 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -23,7 +24,7 @@ from benchmarks import measurement as m
 from benchmarks.contestants import Contestant, ContestantError
 from benchmarks.report import RESULTS
 from controllers import CONTROLLERS, Controller, ControllerSettings, PolicySettings, build_controller, build_policy
-from controllers.contract.figures import measure
+from controllers.contract.figures import best_seconds, measure
 from distributed.machine import describe_machine, versions
 from envs import EnvSettings, make_vector_env
 from rollout_workers import Collector, policy_spec
@@ -85,7 +86,7 @@ def main() -> int:
                 console.print(f"[red]{error}[/]")
             for kind in arguments.kinds:
                 speeds[kind].append(_collecting(kind))
-    rows = [Row(**asdict(row) | {"collecting": max(speeds[row.kind])}) for row in rows]
+    rows = [replace(row, collecting=max(speeds[row.kind])) for row in rows]
     console.print(_table(rows, max(peer, default=None)))
     document = {
         "machine": machine,
@@ -136,13 +137,8 @@ def _times_loop(controller: Controller, lanes: int, gradients: bool) -> float:
         if gradients:
             torch.autograd.grad(y_TBH.sum(), list(controller.parameters()), allow_unused=True)
 
-    fast, loop = [], []
-    for _ in range(ROUNDS + 1):
-        for seconds, scan in ((fast, controller.scan), (loop, controller.reference_scan)):
-            started = perf_counter()
-            run(scan)
-            seconds.append(perf_counter() - started)
-    return min(loop[1:]) / min(fast[1:])
+    fast, loop = best_seconds(partial(run, controller.scan), partial(run, controller.reference_scan))
+    return loop / fast
 
 
 def _collecting(kind: str) -> float:

@@ -43,12 +43,12 @@ def measure(build: Build, input_size: int) -> Figures:
         torch.manual_seed(0)
         x = torch.randn(STEPS, LANES, input_size, requires_grad=True)
         never, some = torch.zeros(STEPS, LANES, dtype=torch.bool), torch.rand(STEPS, LANES) < RESETS
-    scan, with_resets, gru_scan = _best_seconds(
+    scan, with_resets, gru_scan = best_seconds(
         _learning(lambda: controller.scan(x, never, controller.initial_carry(LANES))[0], [x, *controller.parameters()]),
         _learning(lambda: controller.scan(x, some, controller.initial_carry(LANES))[0], [x, *controller.parameters()]),
         _learning(lambda: gru(x)[0], [x, *gru.parameters()]),
     )
-    step, gru_step = _best_seconds(_acting(controller, x[0], never[0]), _acting_gru(gru, x[:1]))
+    step, gru_step = best_seconds(_acting(controller, x[0], never[0]), _acting_gru(gru, x[:1]))
     return Figures(
         parameters=parameters,
         carry_bytes=sum(value.numel() * value.element_size() for value in controller.initial().values()),
@@ -93,7 +93,7 @@ def _acting_gru(gru: nn.GRU, x_1BD: Tensor) -> Callable[[], object]:
     return act
 
 
-def _best_seconds(*contestants: Callable[[], object]) -> list[float]:
+def best_seconds(*contestants: Callable[[], object]) -> list[float]:
     """The shortest time that each takes, measured in turn after one round to warm up."""
     rounds: list[list[float]] = []
     first = perf_counter()

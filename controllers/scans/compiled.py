@@ -148,3 +148,12 @@ def copy(to, source):
     flat, source_flat = to.reshape(-1), source.reshape(-1)
     for i in range(len(flat)):
         flat[i] = source_flat[i]
+
+
+@compiled
+def move(total, part):
+    """Add one table [N, I] to another of the same shape, and leave zeros: gradients at a reset."""
+    for n in range(part.shape[0]):
+        for i in range(part.shape[1]):
+            total[n, i] += part[n, i]
+            part[n, i] = 0

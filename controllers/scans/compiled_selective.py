@@ -9,7 +9,7 @@ Axis letters: T time, B lanes, I inner channels, N states a channel.
 import numpy as np
 from torch import Tensor
 
-from controllers.scans.compiled import LOG2_E, compiled, copy, exp2, kernel, sigmoid, softplus
+from controllers.scans.compiled import LOG2_E, compiled, copy, exp2, kernel, move, sigmoid, softplus
 from controllers.scans.compiled_scan import STEPS, Kernels, compiled_scan
 from controllers.scans.selective import SelectiveInputs, SelectiveParameters
 
@@ -135,7 +135,4 @@ def _backward(
                 for i in range(I):
                     ddt_t[i] = (dstep[i] + dwritten[i] * u_t[i]) * sigmoid(dt_t[i])
                 if reset[t, b]:
-                    for n in range(N):
-                        for i in range(I):
-                            dinitial[n, i] += dh_b[n, i]
-                            dh_b[n, i] = zero
+                    move(dinitial, dh_b)

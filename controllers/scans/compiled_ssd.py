@@ -11,7 +11,7 @@ Axis letters: T time, B lanes, C channels (x, B and C side by side), I inner fea
 import numpy as np
 from torch import Tensor
 
-from controllers.scans.compiled import LOG2_E, compiled, copy, exp2, kernel
+from controllers.scans.compiled import LOG2_E, compiled, copy, exp2, kernel, move
 from controllers.scans.compiled_scan import STEPS, Kernels, compiled_scan
 
 LANES = 16  # whose states are in the cache at the same time, forward
@@ -135,7 +135,4 @@ def _backward(
                     da[head] += dlogs * step
                     dskip[head] += dskips
                 if reset[t, b]:
-                    for n in range(N):
-                        for i in range(I):
-                            dinitial[n, i] += dh_b[n, i]
-                            dh_b[n, i] = zero
+                    move(dinitial, dh_b)
