@@ -1,7 +1,7 @@
 """The agent's network: sequence models behind one contract, and the policy around them."""
 
 from controllers.actions import ActionHead, Bernoulli, Categorical, Gaussian, Joint
-from controllers.controller import Carry, Controller, reset_carry
+from controllers.controller import Carry, Controller, DonatedCarry, reset_carry
 from controllers.observations import Image, Observation, ObservationPart, OneHot, Vector
 from controllers.policy import ACTION_MASK, PREVIOUS_ACTION, Act, Policy, PolicyOutput, PolicySpec, build_policy
 from controllers.registry import CONTROLLERS, build_controller
@@ -19,6 +19,7 @@ __all__ = [
     "Categorical",
     "Controller",
     "ControllerSettings",
+    "DonatedCarry",
     "Gaussian",
     "Image",
     "Joint",

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from controllers.controller import Carry, Controller
+from controllers.controller import Carry, Controller, DonatedCarry
 from controllers.initialisation import initial_steps, projection
 from controllers.scans.blocks import in_blocks
 from controllers.scans.convolution import silu_convolution, silu_convolution_step
@@ -73,6 +73,21 @@ class MambaMixer(nn.Module):
         y, h_BNI = recur(inputs, h_BNI, SelectiveParameters(self.A_log, self.D))
         return self.out_proj(y), window_BWI, h_BNI
 
+    def compiled(
+        self, x_TBM: Tensor, reset_TB: Tensor, carry: Carry, initial_NI: Tensor, initial_WI: Tensor
+    ) -> tuple[Tensor, Carry]:
+        """All steps on a CPU: [T, B, M], and the carry before -> [T, B, M], and the carry after."""
+        from controllers.scans.compiled_mamba import MambaParameters, compiled_mamba  # here, as not all have numba
+
+        convolution, steps = self.conv1d, self.dt_proj
+        parameters = MambaParameters(
+            initial_NI, initial_WI, convolution.weight[:, 0], convolution.bias, self.x_proj.weight, steps.weight,
+            steps.bias, self.A_log, self.D,
+        )  # fmt: skip
+        inputs = self.in_proj(x_TBM), reset_TB, carry["state"], carry["window"]
+        y_TBI, h_BNI, window_BWI = compiled_mamba(*inputs, parameters, isinstance(carry, DonatedCarry))
+        return self.out_proj(y_TBI), {"state": h_BNI, "window": window_BWI}
+
 
 class MambaController(Controller):
     """y = u + mixer(norm(u)), where u is the input, projected if its width differs from `hidden_size`.
@@ -117,6 +132,8 @@ class MambaController(Controller):
 
     def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         backend = self.backend_on(x_TBD.device)
+        if backend == "numba":
+            return in_blocks(self._compiled, x_TBD, reset_TB, carry)
         if len(x_TBD) == 1 and backend == "torch" and not torch.is_grad_enabled():
             lanes = reset_TB[0].nonzero()[:, 0]
             initial = self.initial()
@@ -131,11 +148,16 @@ class MambaController(Controller):
             return self._layer(
                 x_KBD,
                 carry,
-                lambda u, window, w, b: silu_convolution(u, reset_KB, window, self.initial_window, w, b, backend),
+                lambda u, window, w, b: silu_convolution(u, reset_KB, window, self.initial_window, w, b),
                 lambda x, h, p: selective_scan(x, reset_KB, h, self.initial_state, p, backend),
             )
 
         return in_blocks(steps, x_TBD, reset_TB, carry)
+
+    def _compiled(self, x_KBD: Tensor, reset_KB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        u = self.embed(x_KBD)
+        mixed, carry = self.mixer.compiled(self.norm(u), reset_KB, carry, self.initial_state, self.initial_window)
+        return u + mixed, carry
 
     def _layer(self, x: Tensor, carry: Carry, convolve: _Convolve, recur: _Recur) -> tuple[Tensor, Carry]:
         u = self.embed(x)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from controllers.controller import Carry, Controller, reset_carry
+from controllers.controller import Carry, Controller, DonatedCarry, reset_carry
 from controllers.initialisation import initial_steps, projection
 from controllers.scans.blocks import in_blocks
 from controllers.scans.convolution import silu_convolution, silu_convolution_step
@@ -83,16 +83,29 @@ class Mamba2Mixer(nn.Module):
         self.norm = nn.RMSNorm(inner)  # holds the weight of the gated norm
         self.out_proj = _projection(inner, model, generator)
 
-    def forward(
-        self, u: Tensor, carry: Carry, convolve: _Convolve, recur: _Recur, backend: str
-    ) -> tuple[Tensor, Carry]:
+    def forward(self, u: Tensor, carry: Carry, convolve: _Convolve, recur: _Recur) -> tuple[Tensor, Carry]:
         """[..., M] -> [..., M], over one step or over all, as `convolve` and `recur` are."""
         w_z, w_x, w_dt = self.in_proj.weight.split([self.sizes.inner, self.channels, self.sizes.heads])
         xbc, window_BWC = convolve(F.linear(u, w_x), carry["window"], self.conv1d.weight[:, 0], self.conv1d.bias)
         dt = F.softplus(F.linear(u, w_dt, self.dt_bias))
         y, h_BNI = recur(xbc, dt, carry["state"], -self.A_log.exp(), self.D)
-        y = gated_norm(y, F.linear(u, w_z), self.norm.weight, NORM_EPS, backend)
+        y = gated_norm(y, F.linear(u, w_z), self.norm.weight, NORM_EPS)
         return self.out_proj(y), {"state": h_BNI, "window": window_BWC}
+
+    def compiled(
+        self, u_TBM: Tensor, reset_TB: Tensor, carry: Carry, initial_NI: Tensor, initial_WC: Tensor
+    ) -> tuple[Tensor, Carry]:
+        """All steps on a CPU: [T, B, M], and the carry before -> [T, B, M], and the carry after."""
+        from controllers.scans.compiled_mamba2 import Mamba2Parameters, compiled_mamba2  # here, as not all have numba
+
+        convolution, weight_CK = self.conv1d, self.conv1d.weight[:, 0]
+        parameters = Mamba2Parameters(
+            initial_NI, initial_WC, weight_CK, convolution.bias, self.dt_bias, self.A_log, self.D, self.norm.weight
+        )
+        inputs = self.in_proj(u_TBM), reset_TB, carry["state"], carry["window"]
+        donated = isinstance(carry, DonatedCarry)
+        y_TBI, h_BNI, window_BWC = compiled_mamba2(*inputs, parameters, NORM_EPS, donated)
+        return self.out_proj(y_TBI), {"state": h_BNI, "window": window_BWC}
 
 
 class Mamba2Controller(Controller):
@@ -144,7 +157,7 @@ class Mamba2Controller(Controller):
         self.mixer = Mamba2Mixer(hidden, sizes, horizon if settings.chrono else None, generator)
 
     def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        return self._layer(x_BD, carry, silu_convolution_step, ssd_cell, "torch")
+        return self._layer(x_BD, carry, silu_convolution_step, ssd_cell)
 
     def backend_on(self, device: torch.device) -> str:
         """As chosen, but torch where mamba_ssm's kernels are not exact, of which `mamba_ssm_ssd` has the list."""
@@ -157,29 +170,34 @@ class Mamba2Controller(Controller):
 
     def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         backend = self.backend_on(x_TBD.device)
-        if backend != "numba":
-            if len(x_TBD) == 1 and not torch.is_grad_enabled():
-                if reset_TB.any():
-                    carry = reset_carry(reset_TB[0], self.initial(), carry)
-                y_BM, carry = self.cell(x_TBD[0], carry)
-                return y_BM.unsqueeze(0), carry
-            if not all(value.sum().isfinite() for value in carry.values()):
-                return self.reference_scan(x_TBD, reset_TB, carry)  # a product with 0 would not forget it
+        if backend == "numba":
+            return in_blocks(self._compiled, x_TBD, reset_TB, carry)
+        if len(x_TBD) == 1 and not torch.is_grad_enabled():
+            if reset_TB.any():
+                carry = reset_carry(reset_TB[0], self.initial(), carry)
+            y_BM, carry = self.cell(x_TBD[0], carry)
+            return y_BM.unsqueeze(0), carry
+        if not all(value.sum().isfinite() for value in carry.values()):
+            return self.reference_scan(x_TBD, reset_TB, carry)  # a product with 0 would not forget it
 
         def steps(x_KBD: Tensor, reset_KB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
             return self._layer(
                 x_KBD,
                 carry,
-                lambda x, window, w, b: silu_convolution(x, reset_KB, window, self.initial_window, w, b, backend),
+                lambda x, window, w, b: silu_convolution(x, reset_KB, window, self.initial_window, w, b),
                 lambda xbc, dt, h, a, d: ssd_layer(xbc, dt, reset_KB, h, self.initial_state, a, d, self.chunk, backend),
-                backend,
             )
 
         return in_blocks(steps, x_TBD, reset_TB, carry)
 
-    def _layer(self, x: Tensor, carry: Carry, convolve: _Convolve, recur: _Recur, backend: str) -> tuple[Tensor, Carry]:
+    def _compiled(self, x_KBD: Tensor, reset_KB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        u = self.embed(x_KBD)
+        mixed, carry = self.mixer.compiled(self.norm(u), reset_KB, carry, self.initial_state, self.initial_window)
+        return u + mixed, carry
+
+    def _layer(self, x: Tensor, carry: Carry, convolve: _Convolve, recur: _Recur) -> tuple[Tensor, Carry]:
         u = self.embed(x)
-        mixed, carry = self.mixer(self.norm(u), carry, convolve, recur, backend)
+        mixed, carry = self.mixer(self.norm(u), carry, convolve, recur)
         return u + mixed, carry
 
 

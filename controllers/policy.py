@@ -96,6 +96,11 @@ class Policy(nn.Module):
         Raises:
             ValueError: an observation's name, shape or dtype, or one of the other arguments, does not fit.
         """
+        y_TBH, parameters_TBA, value_TB, carry = self._run(observations, reset_TB, carry)
+        return PolicyOutput(parameters_TBA, value_TB, carry, self.controller.signals(y_TBH))
+
+    def _run(self, observations: Observation, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Tensor, Carry]:
+        """What the controller gives [T, B, H], and what `PolicyOutput` says of it but for the signals."""
         self._check(observations, reset_TB.shape)
         features = self.observations(observations)
         if self.spec.previous_action:
@@ -103,27 +108,26 @@ class Policy(nn.Module):
             features.append(previous.masked_fill(reset_TB.unsqueeze(-1), 0.0))
         x_TBF = features[0] if len(features) == 1 else torch.cat(features, -1)
         y_TBH, carry = self.controller.scan(self.encoder(x_TBF), reset_TB, carry)
-        signals = self.controller.signals(y_TBH)
-        y_TBH = self.norm(y_TBH)
-        parameters_TBA = self.policy_head(y_TBH)
+        normed_TBH = self.norm(y_TBH)
+        parameters_TBA = self.policy_head(normed_TBH)
         if self.spec.masked:
             parameters_TBA = self.action_head.masked(parameters_TBA, observations[ACTION_MASK])
-        return PolicyOutput(parameters_TBA, self.value_head(y_TBH).squeeze(-1), carry, signals)
+        return y_TBH, parameters_TBA, self.value_head(normed_TBH).squeeze(-1), carry
 
     @torch.no_grad()
     def act(
         self, observations: Observation, reset_B: Tensor, carry: Carry, uniform_BN: Tensor, greedy: bool = False
     ) -> Act:
         """Choose one action a lane from noise in [0, 1), or the head's mode; without autograd."""
-        out = self._step(observations, reset_B, carry)
-        parameters_BA, head = out.parameters_TBA[0], self.action_head
+        parameters_BA, value_B, carry = self._step(observations, reset_B, carry)
+        head = self.action_head
         action_B = head.mode(parameters_BA) if greedy else head.sample(parameters_BA, uniform_BN)
-        return Act(action_B, head.log_prob(parameters_BA, action_B), out.value_TB[0], out.carry)
+        return Act(action_B, head.log_prob(parameters_BA, action_B), value_B, carry)
 
     @torch.no_grad()
     def value(self, observations: Observation, reset_B: Tensor, carry: Carry) -> Tensor:
         """Expected discounted return [B] of observations that are looked at but not acted on."""
-        return self._step(observations, reset_B, carry).value_TB[0]
+        return self._step(observations, reset_B, carry)[1]
 
     def update_statistics(self, observations: Observation, valid_NT: Tensor) -> None:
         """Count [N, T, ...] observations, where `valid_NT` is true, into the statistics that normalise later ones.
@@ -133,9 +137,11 @@ class Policy(nn.Module):
         """
         self.observations.update_statistics(observations, valid_NT)
 
-    def _step(self, observations: Observation, reset_B: Tensor, carry: Carry) -> PolicyOutput:
-        """`scan` with T = 1."""
-        return self.scan({name: x.unsqueeze(0) for name, x in observations.items()}, reset_B.unsqueeze(0), carry)
+    def _step(self, observations: Observation, reset_B: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Carry]:
+        """`scan` with T = 1: parameters [B, A], values [B], and the carry."""
+        observations = {name: x.unsqueeze(0) for name, x in observations.items()}
+        _, parameters_TBA, value_TB, carry = self._run(observations, reset_B.unsqueeze(0), carry)
+        return parameters_TBA[0], value_TB[0], carry
 
     def _check(self, observations: Observation, leading: Size) -> None:
         """Compare names, shapes and types only, never values: cheap enough for the step path."""

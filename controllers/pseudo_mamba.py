@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Generator, Tensor, nn
 
-from controllers.controller import Carry, Controller, reset_carry
+from controllers.controller import Carry, Controller, DonatedCarry, reset_carry
 from controllers.initialisation import linear
 from controllers.mamba2 import Mamba2Controller
 from controllers.scans.backends import REFERENCE
@@ -132,7 +132,8 @@ class PseudoMambaController(Controller):
         memory, core = self._parts(carry)
         h_TBM, core = self.core.fast_scan(x_TBD, reset_TB, core)
         inputs = self._query(x_TBD), self._gate_logit(h_TBM), self.to_value(h_TBM)
-        r_TBS, memory = slots_scan(*inputs, reset_TB, memory, self.decay, self.rule, self.chunk, backend)
+        donated = isinstance(carry, DonatedCarry)
+        r_TBS, memory = slots_scan(*inputs, reset_TB, memory, self.decay, self.rule, self.chunk, backend, donated)
         return torch.cat([h_TBM, r_TBS], 2), core | memory._asdict()
 
     def signals(self, y_TBH: Tensor) -> dict[str, Tensor]:
@@ -154,4 +155,5 @@ class PseudoMambaController(Controller):
         return logit
 
     def _parts(self, carry: Carry) -> tuple[Slots, Carry]:
-        return Slots(carry["slots"], carry["usage"], carry["age"]), {name: carry[name] for name in self.core.initial()}
+        core = type(carry)({name: carry[name] for name in self.core.initial()})
+        return Slots(carry["slots"], carry["usage"], carry["age"]), core

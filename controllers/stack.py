@@ -49,6 +49,6 @@ class Stack(Controller):
     def _through(self, x: Tensor, carry: Carry, run: _Run) -> tuple[Tensor, Carry]:
         after: Carry = {}
         for layer, names in zip(self._each(), self._names, strict=True):
-            x, own = run(layer, x, {name: carry[stacked] for name, stacked in names.items()})
+            x, own = run(layer, x, type(carry)({name: carry[stacked] for name, stacked in names.items()}))
             after |= {names[name]: value for name, value in own.items()}
         return x, after

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from controllers import ACTION_MASK, Act, Carry, Policy
+from controllers import ACTION_MASK, Act, Carry, DonatedCarry, Policy
 from envs import EnvironmentFailure, MemoryVectorEnv, facts_of, failures_in, reset_failures_in
 from envs.lane_random import lane_keys, lane_noise
 from rollout_workers.episodes import EpisodeCounter, EpisodeStats
@@ -159,8 +159,9 @@ class Collector:
         reset = self._reset
         if self.reset_carry_at is not None:
             reset = reset | (self._episodes.step_B == self.reset_carry_at)
+        carry = DonatedCarry(self._carry)  # what is to be kept of it has been recorded
         return self.policy.act(
-            _tensors(self._observation), torch.from_numpy(reset), self._carry, noise_BN, greedy=self.greedy
+            _tensors(self._observation), torch.from_numpy(reset), carry, noise_BN, greedy=self.greedy
         )
 
     def _transition(

@@ -29,8 +29,12 @@ def in_blocks(
 ) -> tuple[Tensor, _Carry]:
     """A scan, `run`, over one block after the other: its outputs [T, B, H], and the carry after the last."""
     T, B, _ = x_TBD.shape
+    sizes = [stop - start for start, stop in blocks_on(x_TBD.device, T, B)]
+    if len(sizes) == 1:
+        return run(x_TBD, reset_TB, carry)
     outputs = []
-    for start, stop in blocks_on(x_TBD.device, T, B):
-        y_KBH, carry = run(x_TBD[start:stop], reset_TB[start:stop], carry)
+    # Split, as the gradient of each of many slices would be as large as the whole.
+    for x_KBD, reset_KB in zip(x_TBD.split(sizes), reset_TB.split(sizes), strict=True):
+        y_KBH, carry = run(x_KBD, reset_KB, carry)
         outputs.append(y_KBH)
-    return torch.cat(outputs) if len(outputs) > 1 else outputs[0], carry
+    return torch.cat(outputs), carry

@@ -20,13 +20,17 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from llvmlite.binding import get_host_cpu_name
+from llvmlite.binding import get_host_cpu_features, get_host_cpu_name
 from numba import config, njit, types
 from numba.extending import overload
 from torch import Tensor
 
 # Sums may be taken in any order, products fused with them. Not "nnan" or "ninf": what is not finite is passed on.
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
+
+if config.CPU_FEATURES is None and get_host_cpu_features().get("avx512fp16"):
+    # Vectors of 16 numbers, which LLVM avoids as older processors slow down for them; these do not.
+    config.CPU_FEATURES = f"{get_host_cpu_features().flatten()},-prefer-256-bit"
 
 
 @cache
@@ -64,29 +68,38 @@ def kernel(function: Callable[..., Any]) -> Callable[..., None]:
 
     @wraps(function)
     def flushed(*arguments: Any) -> None:
-        before = _SMALLEST / 2 == 0
+        if _SMALLEST / 2 == 0:
+            run(*arguments)
+            return
         torch.set_flush_denormal(True)  # of this thread
         try:
             run(*arguments)
         finally:
-            torch.set_flush_denormal(before)
+            torch.set_flush_denormal(False)
 
     return flushed
 
 
 def arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
     """The tensors' numbers, shared where they lie in order, outside autograd."""
-    return tuple((tensor if tensor.is_contiguous() else tensor.contiguous()).detach().numpy() for tensor in tensors)
+    return tuple((x.detach() if x.requires_grad else x).contiguous().numpy() for x in tensors)
+
+
+def lasts(*carried: Tensor, in_place: bool) -> tuple[Tensor, ...]:
+    """Where a kernel leaves what is carried: the given tensors themselves, if that is asked for and can be."""
+    if in_place and all(value.is_contiguous() for value in carried):
+        return carried
+    return tuple(value.new_empty(value.shape) for value in carried)
 
 
 _SMALLEST = sys.float_info.min
 _LOWEST, _HIGHEST = np.float32(-126), np.float32(127)
 LOG2_E = math.log2(math.e)
-_HALF, _BIAS, _MANTISSA, _LOG2_E = np.float32(0.5), np.float32(127), np.float32(2**23), np.float32(LOG2_E)
+_LOG2_E, _EXPONENT = np.float32(LOG2_E), np.int32(23)  # where the exponent's bits begin
 _ZERO, _ONE, _TWO = np.float32(0), np.float32(1), np.float32(2)
 _S3, _S5, _S7, _S9, _S11, _S13, _S15 = (np.float32(1 / n) for n in range(3, 17, 2))
-# 2^f over [-1/2, 1/2] by powers of f ln 2; what is left out is below 2e-8
-_P1, _P2, _P3, _P4, _P5, _P6 = (np.float32(math.log(2) ** n / math.factorial(n)) for n in range(1, 7))
+# (2^f - 1) / f over [-1/2, 1/2] by powers of f; the relative error of 2^f is below 1e-7
+_P0, _P1, _P2, _P3, _P4 = map(np.float32, (0.69314698, 0.24022242, 0.05550734, 0.00967152, 0.00132647))
 
 
 def exp2(x: Any) -> Any:
@@ -102,10 +115,11 @@ def _exp2(x):
     def single(x):
         x = _LOWEST if x < _LOWEST else x
         x = _HIGHEST if x > _HIGHEST else x
-        whole = np.floor(x + _HALF)
+        whole = np.rint(x)
         f = x - whole
-        power = (((((_P6 * f + _P5) * f + _P4) * f + _P3) * f + _P2) * f + _P1) * f + _ONE
-        return power * np.int32((whole + _BIAS) * _MANTISSA).view(np.float32)  # 2^whole by its bits
+        power = ((((_P4 * f + _P3) * f + _P2) * f + _P1) * f + _P0) * f + _ONE
+        bits = np.float32(power).view(np.int32) + (np.int32(whole) << _EXPONENT)
+        return np.int32(bits).view(np.float32)
 
     return single
 

@@ -1,116 +1,134 @@
-"""SiLU of the causal depthwise convolution of `controllers.scans.convolution` on a CPU, compiled.
+"""The causal depthwise convolution of `controllers.scans.convolution` inside compiled kernels: a step, and back.
 
 A tap of age j sees the input j steps ago; where fewer steps lie behind, the incoming window, or after a reset the
-initial one.
+initial one. The inputs x are C neighbours among the features of a row, the first of them number `first`.
 
-Axis letters: T time, B lanes, C channels, K taps, W = K - 1 steps of a window, oldest first.
+Axis letters: T time, B lanes, F features of a row, C channels, K taps, W = K - 1 steps of a window, oldest first.
 """
 
-from typing import Any
-
 import numpy as np
-import torch
-from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from controllers.scans.compiled import arrays, compiled, copy, kernel, sigmoid
+from controllers.scans.compiled import compiled, copy
 
-
-def compiled_silu_convolution(
-    x_TBC: Tensor, reset_TB: Tensor, window_BWC: Tensor, initial_WC: Tensor, weight_CK: Tensor, bias_C: Tensor
-) -> tuple[Tensor, Tensor]:
-    """`controllers.scans.convolution.silu_convolution`: [T, B, C], and the last window, [B, W, C]."""
-    inputs = x_TBC, reset_TB, window_BWC, initial_WC, weight_CK, bias_C
-    if torch.is_grad_enabled():
-        y_TBC, last_BWC = _SiluConvolution.apply(*inputs)
-        return y_TBC, last_BWC
-    return _run(*inputs)
-
-
-def _run(
-    x_TBC: Tensor, reset_TB: Tensor, window_BWC: Tensor, initial_WC: Tensor, weight_CK: Tensor, bias_C: Tensor
-) -> tuple[Tensor, Tensor]:
-    y_TBC, last_BWC = x_TBC.new_empty(x_TBC.shape), window_BWC.new_empty(window_BWC.shape)
-    _forward(*arrays(x_TBC, reset_TB, window_BWC, initial_WC, weight_CK.t(), bias_C, y_TBC, last_BWC))
-    return y_TBC, last_BWC
-
-
-class _SiluConvolution(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(*inputs)
-        return _run(*inputs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy_TBC: Tensor, dlast_BWC: Tensor) -> tuple[Tensor | None, ...]:
-        x_TBC, reset_TB, window_BWC, initial_WC, weight_CK, bias_C = ctx.saved_tensors
-        given = x_TBC, reset_TB, window_BWC, initial_WC, weight_CK.t(), bias_C
-        slopes = [value.new_zeros(value.shape) for value in (x_TBC, window_BWC, initial_WC, weight_CK.t(), bias_C)]
-        _backward(*arrays(*given, dy_TBC, dlast_BWC, *slopes))
-        dx, dwindow, dinitial, dweight, dbias = slopes
-        return dx, None, dwindow, dinitial, dweight.t(), dbias
+LANES = 16
+"""Lanes that lie side by side and are worked on together: what they need of memory is read in long runs."""
 
 
 @compiled
-def _seen(x, window, initial, t, b, age, since):
-    """What lies `age` steps before step t of lane b, `since` steps after its last reset."""
+def taps_of(weight):
+    """The weight [C, K] laid out by taps, [K, C]."""
+    C, K = weight.shape
+    taps = np.empty((K, C), weight.dtype)
+    for c in range(C):
+        for k in range(K):
+            taps[k, c] = weight[c, k]
+    return taps
+
+
+@compiled
+def since_reset(reset, W):
+    """Steps since the last reset of each lane, [T, B]; where there was none, more than anyone looks back."""
+    T, B = reset.shape
+    since = np.empty((T, B), np.int64)
+    for b in range(B):
+        steps = T + W
+        for t in range(T):
+            steps = 0 if reset[t, b] else steps + 1
+            since[t, b] = steps
+    return since
+
+
+@compiled
+def _seen(rows, first, window, initial, t, b, age, since):
+    """What lies `age` steps before step t of lane b, `since` steps after its last reset: [C]."""
     if age > since:
         return initial[len(initial) + since - age]
     if age > t:
         return window[b, window.shape[1] + t - age]
-    return x[t - age, b]
+    return rows[t - age, b, first : first + initial.shape[1]]
 
 
-@kernel
-def _forward(x, reset, window, initial, weight, bias, y, last):
-    T, B, C = x.shape
-    W = window.shape[1]
-    since = np.full(B, T + W)
-    for t in range(T):
-        for b in range(B):
-            since[b] = 0 if reset[t, b] else since[b] + 1
-            out, now, newest = y[t, b], x[t, b], weight[W]
-            for c in range(C):
-                out[c] = bias[c] + newest[c] * now[c]
-            for age in range(1, W + 1):
-                seen, tap = _seen(x, window, initial, t, b, age, since[b]), weight[W - age]
-                for c in range(C):
-                    out[c] += tap[c] * seen[c]
-            for c in range(C):
-                out[c] *= sigmoid(out[c])
+@compiled
+def _tap(out, tap, seen):
+    for c in range(len(out)):
+        out[c] += tap[c] * seen[c]
+
+
+@compiled
+def convolve(rows, first, window, initial, taps, bias, t, b, since, out):
+    """One step of lane b: [C]."""
+    W, C = len(initial), len(bias)
+    copy(out, bias)
+    for age in range(W + 1):
+        if age > since:
+            _tap(out, taps[W - age], initial[W + since - age])
+        elif age > t:
+            _tap(out, taps[W - age], window[b, W + t - age])
+        else:
+            _tap(out, taps[W - age], rows[t - age, b, first : first + C])
+
+
+@compiled
+def last_windows(rows, first, window, initial, since, last):
+    """Fill the windows after the last step, [B, W, C]; `since` [B] is that step's."""
+    (T, B, _), W = rows.shape, len(initial)
     for b in range(B):
         for w in range(W):
-            copy(last[b, w], _seen(x, window, initial, T, b, W - w, since[b] + 1))
+            copy(last[b, w], _seen(rows, first, window, initial, T, b, W - w, since[b] + 1))
 
 
-@kernel
-def _backward(x, reset, window, initial, weight, bias, dy, dlast, dx, dwindow, dinitial, dweight, dbias):
-    T, B, C = x.shape
-    W = window.shape[1]
-    slope, one = np.empty(C, x.dtype), x.dtype.type(1)
-    since = np.full(B, T + W)
-    for t in range(T):
-        for b in range(B):
-            since[b] = 0 if reset[t, b] else since[b] + 1
-            dout = dy[t, b]
-            copy(slope, bias)
-            for age in range(W + 1):
-                seen, tap = _seen(x, window, initial, t, b, age, since[b]), weight[W - age]
-                for c in range(C):
-                    slope[c] += tap[c] * seen[c]
+@compiled
+def _add(total, tap, slope):
+    for c in range(len(total)):
+        total[c] += tap[c] * slope[c]
+
+
+@compiled
+def unconvolve(
+    rows, first, window, initial, taps, since, start, steps, b, dlast, slopes, ahead,
+    drows, dwindow, dinitial, dtaps, dbias,
+):  # fmt: skip
+    """Back through the steps of a block of lane b, whose outputs have the `slopes` [steps + W, C].
+
+    Of those the last W are filled in here: `ahead` [W, C] are the slopes of the steps after this block, zeros for the
+    last block, and afterwards those of this block's first steps. Gradients of the inputs are written, others added.
+    """
+    T, W, C = len(rows), len(initial), len(dbias)
+    for w in range(W):
+        copy(slopes[steps + w], ahead[w])
+    end = since[T - 1, b] + 1
+    for k in range(steps):
+        t, slope, dnow = start + k, slopes[k], drows[start + k, b, first : first + C]
+        for c in range(C):
+            dbias[c] += slope[c]
+        for age in range(W + 1):
+            seen, dtap = _seen(rows, first, window, initial, t, b, age, since[t, b]), dtaps[W - age]
             for c in range(C):
-                gate = sigmoid(slope[c])
-                slope[c] = dout[c] * gate * (one + slope[c] * (one - gate))
-                dbias[c] += slope[c]
-            for age in range(W + 1):
-                seen, tap = _seen(x, window, initial, t, b, age, since[b]), weight[W - age]
-                dseen, dtap = _seen(dx, dwindow, dinitial, t, b, age, since[b]), dweight[W - age]
-                for c in range(C):
-                    dseen[c] += tap[c] * slope[c]
-                    dtap[c] += seen[c] * slope[c]
-    for b in range(B):
+                dtap[c] += seen[c] * slope[c]
+            if age > since[t, b]:
+                _add(dinitial[W + since[t, b] - age], taps[W - age], slope)
+            elif age > t:
+                _add(dwindow[b, W + t - age], taps[W - age], slope)
+        newest = taps[W]
+        for c in range(C):
+            dnow[c] = newest[c] * slope[c]
+        for age in range(1, min(W, T - 1 - t) + 1):
+            if since[t + age, b] >= age:
+                _add(dnow, taps[W - age], slopes[k + age])
+        if T - t <= min(W, end):  # it lies in the last window
+            dleft = dlast[b, W - (T - t)]
+            for c in range(C):
+                dnow[c] += dleft[c]
+    for w in range(W):
+        copy(ahead[w], slopes[w])
+    if start == 0:
         for w in range(W):
-            dseen, dleft = _seen(dx, dwindow, dinitial, T, b, W - w, since[b] + 1), dlast[b, w]
-            for c in range(C):
-                dseen[c] += dleft[c]
+            age, dleft = W - w, dlast[b, w]
+            if age > end:
+                dseen = dinitial[W + end - age]
+                for c in range(C):
+                    dseen[c] += dleft[c]
+            elif age > T:
+                dseen = dwindow[b, W + T - age]
+                for c in range(C):
+                    dseen[c] += dleft[c]

@@ -14,37 +14,46 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from controllers.scans.compiled import LOG2_E, arrays, compiled, copy, exp2, kernel
-from controllers.scans.compiled_scan import STEPS
-from controllers.scans.slots import Slots
+from controllers.scans.compiled import LOG2_E, arrays, compiled, copy, exp2, kernel, lasts, sigmoid
+from controllers.scans.slots import SHUT, Slots
+
+STEPS = 16
 
 
 def compiled_slots_scan(
-    query_TBD: Tensor, logit_TB: Tensor, value_TBD: Tensor, reset_TB: Tensor, memory: Slots, decay: float, recent: bool
+    query_TBD: Tensor,
+    logit_TB: Tensor,
+    value_TBD: Tensor,
+    reset_TB: Tensor,
+    memory: Slots,
+    decay: float,
+    recent: bool,
+    in_place: bool,
 ) -> tuple[Tensor, Slots]:
     """`controllers.scans.slots.slots_scan`: r [T, B, D], and the memory after the last step.
 
     Args:
-        logit_TB: of the gate; -inf where it is shut.
+        logit_TB: of the gate, which is shut below `SHUT`.
         recent: the rule, else it is "classic".
+        in_place: without autograd the last memory takes the place of the given one.
     """
-    inputs = query_TBD, logit_TB.sigmoid(), (-logit_TB).sigmoid(), value_TBD, *memory
+    inputs = query_TBD, logit_TB, value_TBD, *memory
     if torch.is_grad_enabled():
         read_TBD, *after = _SlotsScan.apply(reset_TB, decay, recent, *inputs)
         return read_TBD, Slots(*after)
-    read_TBD, after, _ = _run(reset_TB, decay, recent, inputs, keep=False)
+    read_TBD, after, _ = _run(reset_TB, decay, recent, inputs, keep=False, in_place=in_place)
     return read_TBD, after
 
 
 def _run(
-    reset_TB: Tensor, decay: float, recent: bool, inputs: tuple[Tensor, ...], keep: bool
+    reset_TB: Tensor, decay: float, recent: bool, inputs: tuple[Tensor, ...], keep: bool, in_place: bool = False
 ) -> tuple[Tensor, Slots, Slots]:
     """What was read, the memory after, and unless not `keep` the memories before each block, [P, B, ...]."""
-    query_TBD, memory = inputs[0], Slots(*inputs[4:])
+    query_TBD, memory = inputs[0], Slots(*inputs[3:])
     blocks = -(-len(query_TBD) // STEPS) if keep else 0
-    read_TBD, after = query_TBD.new_empty(query_TBD.shape), Slots(*(part.new_empty(part.shape) for part in memory))
+    read_TBD, after = query_TBD.new_empty(query_TBD.shape), Slots(*lasts(*memory, in_place=in_place))
     before = Slots(*(part.new_empty(blocks, *part.shape) for part in memory))
-    _forward(*arrays(reset_TB, *inputs), decay, recent, *arrays(read_TBD, *after, *before))
+    _forward(*arrays(reset_TB, *inputs), decay, recent, after.slots is memory.slots, *arrays(read_TBD, *after, *before))
     return read_TBD, after, before
 
 
@@ -53,17 +62,25 @@ class _SlotsScan(torch.autograd.Function):
     def forward(ctx: Any, reset_TB: Tensor, decay: float, recent: bool, *inputs: Tensor) -> tuple[Tensor, ...]:
         read_TBD, after, before = _run(reset_TB, decay, recent, inputs, keep=True)
         ctx.decay, ctx.recent = decay, recent
-        ctx.save_for_backward(reset_TB, *inputs[:4], *before)
+        ctx.save_for_backward(reset_TB, *inputs[:3], *before)
         return read_TBD, *after
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dread_TBD: Tensor, *dafter: Tensor) -> tuple[Tensor | None, ...]:
-        reset_TB, query_TBD, gate_TB, free_TB, value_TBD, *before = ctx.saved_tensors
-        slopes = [part.new_empty(part.shape) for part in (query_TBD, gate_TB, free_TB, value_TBD, *dafter)]
-        given = arrays(reset_TB, query_TBD, gate_TB, free_TB, value_TBD)
+        reset_TB, query_TBD, logit_TB, value_TBD, *before = ctx.saved_tensors
+        slopes = [part.new_empty(part.shape) for part in (query_TBD, logit_TB, value_TBD, *dafter)]
+        given = arrays(reset_TB, query_TBD, logit_TB, value_TBD)
         _backward(*given, ctx.decay, ctx.recent, *arrays(*before, dread_TBD, *dafter, *slopes))
         return None, None, None, *slopes
+
+
+@compiled
+def _gate(logit):
+    """How far the gate is open, g, and f = 1 - g."""
+    if logit < SHUT:
+        return np.float32(0), np.float32(1)  # which float64 takes in
+    return sigmoid(logit), sigmoid(-logit)
 
 
 @compiled
@@ -142,15 +159,16 @@ def _write(gate, free, value, decay, recent, slots, usage, age, k):
 
 @kernel
 def _forward(
-    reset, query, gate, free, value, slots0, usage0, age0, decay, recent,
+    reset, query, logit, value, slots0, usage0, age0, decay, recent, in_place,
     read, slots, usage, age, slots_before, usage_before, age_before,
 ):  # fmt: skip
     T, B, D = query.shape
     K, dtype = slots0.shape[1], query.dtype
     unweighed, attention, decay = np.empty(K, dtype), np.empty(K, dtype), dtype.type(decay)
-    copy(slots, slots0)
-    copy(usage, usage0)
-    copy(age, age0)
+    if not in_place:
+        copy(slots, slots0)
+        copy(usage, usage0)
+        copy(age, age0)
     for t in range(T):
         for b in range(B):
             slots_b, usage_b, age_b, read_t = slots[b], usage[b], age[b], read[t, b]
@@ -168,20 +186,21 @@ def _forward(
                 for d in range(D):
                     read_t[d] += share * slots_b[k, d]
             target = _target(usage_b, age_b, recent)
-            _write(gate[t, b], free[t, b], value[t, b], decay, recent, slots_b, usage_b, age_b, target)
+            gate, free = _gate(logit[t, b])
+            _write(gate, free, value[t, b], decay, recent, slots_b, usage_b, age_b, target)
 
 
 @kernel
 def _backward(
-    reset, query, gate, free, value, decay, recent, slots_before, usage_before, age_before,
-    dread, dslots_last, dusage_last, dage_last, dquery, dgate, dfree, dvalue, dslots, dusage, dage,
+    reset, query, logit, value, decay, recent, slots_before, usage_before, age_before,
+    dread, dslots_last, dusage_last, dage_last, dquery, dlogit, dvalue, dslots, dusage, dage,
 ):  # fmt: skip
     T, B, D = query.shape
     K, dtype = dusage.shape[1], query.dtype
     zero, one, decay = dtype.type(0), dtype.type(1), dtype.type(decay)
     slots, usage, age = np.empty((STEPS, K, D), dtype), np.empty((STEPS, K), dtype), np.empty((STEPS, K), dtype)
     last, last_usage, last_age = np.empty((K, D), dtype), np.empty(K, dtype), np.empty(K, dtype)
-    targets = np.empty(STEPS, np.int64)
+    targets, gates, frees = np.empty(STEPS, np.int64), np.empty(STEPS, dtype), np.empty(STEPS, dtype)
     unweighed, attention, dattention = np.empty(K, dtype), np.empty(K, dtype), np.empty(K, dtype)
     copy(dslots, dslots_last)
     copy(dusage, dusage_last)
@@ -201,11 +220,12 @@ def _backward(
                 copy(usage[i], last_usage)
                 copy(age[i], last_age)
                 targets[i] = _target(last_usage, last_age, recent)
-                _write(gate[t, b], free[t, b], value[t, b], decay, recent, last, last_usage, last_age, targets[i])
+                gates[i], frees[i] = _gate(logit[t, b])
+                _write(gates[i], frees[i], value[t, b], decay, recent, last, last_usage, last_age, targets[i])
             for t in range(stop - 1, start - 1, -1):
                 i = t - start
                 slots_t, usage_t, k = slots[i], usage[i], targets[i]
-                g, f, w, v, dv = gate[t, b], free[t, b], usage_t[k], value[t, b], dvalue[t, b]
+                g, f, w, v, dv = gates[i], frees[i], usage_t[k], value[t, b], dvalue[t, b]
                 # through the write
                 slot, dslot = slots_t[k], dslots_b[k]
                 of_slot, of_value = zero, zero
@@ -233,7 +253,7 @@ def _backward(
                 for d in range(D):
                     dv[d] = written * dslot[d]
                     dslot[d] *= left
-                dgate[t, b], dfree[t, b] = dg, df
+                dlogit[t, b] = (dg - df) * g * f
                 dage_b[k] *= f
                 # through the read
                 q, dq, dr = query[t, b], dquery[t, b], dread[t, b]

@@ -25,21 +25,10 @@ def silu_convolution_step(x_BC: Tensor, window_BWC: Tensor, weight_CK: Tensor, b
 
 
 def silu_convolution(
-    x_TBC: Tensor,
-    reset_TB: Tensor,
-    window_BWC: Tensor,
-    initial_WC: Tensor,
-    weight_CK: Tensor,
-    bias_C: Tensor,
-    backend: str = "torch",
+    x_TBC: Tensor, reset_TB: Tensor, window_BWC: Tensor, initial_WC: Tensor, weight_CK: Tensor, bias_C: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """silu of `convolution_scan`, and its window. `backend` is "torch", or "numba" on a CPU."""
-    arguments = x_TBC, reset_TB, window_BWC, initial_WC, weight_CK, bias_C
-    if backend == "numba":
-        from controllers.scans.compiled_convolution import compiled_silu_convolution  # here, as not all have numba
-
-        return compiled_silu_convolution(*arguments)
-    y_TBC, last_BWC = convolution_scan(*arguments)
+    """silu of `convolution_scan`, and its window."""
+    y_TBC, last_BWC = convolution_scan(x_TBC, reset_TB, window_BWC, initial_WC, weight_CK, bias_C)
     return F.silu(y_TBC), last_BWC
 
 

@@ -80,14 +80,10 @@ def selective_scan(
     """All steps: every output [T, B, I], and the state after the last [B, N, I].
 
     Where `reset_TB` is true the lane takes `initial_NI` for its state before that step. Differentiable, once, in
-    every tensor but the flags. `backend` is "torch", "numba" on a CPU, or "triton".
+    every tensor but the flags. `backend` is "torch" or "triton".
     """
-    if backend == "numba":
-        from controllers.scans.compiled_selective import compiled_selective_scan  # here, as not all have it
-
-        return compiled_selective_scan(x, reset_TB, h_BNI, initial_NI, p)
     if backend == "triton":
-        from controllers.scans.triton_selective import triton_selective_scan  # nor this
+        from controllers.scans.triton_selective import triton_selective_scan  # here, as triton is not everywhere
 
         return triton_selective_scan(x, reset_TB, h_BNI, initial_NI, p)
     if torch.is_grad_enabled():

@@ -74,19 +74,21 @@ def slots_scan(
     rule: Rule,
     chunk: int,
     backend: str = "torch",
+    in_place: bool = False,
 ) -> tuple[Tensor, Slots]:
     """All steps: r [T, B, D], and the memory after the last.
 
     Where `reset_TB` is true the lane's memory is emptied before that step. Differentiable in every tensor but the
-    flags. `backend` is "torch", which computes `chunk` steps at once and needs all numbers finite, or "numba" on a CPU.
+    flags. `backend` is "torch", which computes `chunk` steps at once and needs all numbers finite, or "numba" on a CPU,
+    which with `in_place` and without autograd overwrites the given memory.
     """
     memory = memory._replace(usage=_weight(memory.usage, rule) if rule == "recent" else memory.usage)
-    logit_TB = _shut(logit_TB)
     if backend == "numba":
         from controllers.scans.compiled_slots import compiled_slots_scan  # here, as not all have numba
 
-        return compiled_slots_scan(query_TBD, logit_TB, value_TBD, reset_TB, memory, decay, rule == "recent")
-    reads = []
+        inputs = query_TBD, logit_TB, value_TBD, reset_TB
+        return compiled_slots_scan(*inputs, memory, decay, rule == "recent", in_place)
+    logit_TB, reads = _shut(logit_TB), []
     for t in range(0, len(reset_TB), chunk):
         steps = slice(t, t + chunk)
         query_BLD, logit_BL, value_BLD, reset_BL = (

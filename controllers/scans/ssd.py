@@ -59,13 +59,9 @@ def ssd_layer(
     """All steps of `ssd_cell`: what is read, [T, B, I], and the last state, [B, N, I].
 
     Where `reset_TB` is true the lane takes `initial_NI` for its state before that step. Differentiable, once, in
-    every tensor but the flags. `backend` is "torch", which computes `chunk` steps at once, "numba" on a CPU,
-    or "mamba_ssm" on a GPU, from an initial state of zeros.
+    every tensor but the flags. `backend` is "torch", which computes `chunk` steps at once, or "mamba_ssm" on a GPU,
+    from an initial state of zeros.
     """
-    if backend == "numba":
-        from controllers.scans.compiled_ssd import compiled_ssd_scan  # here, as not all have numba
-
-        return compiled_ssd_scan(xbc_TBC, dt_TBH, reset_TB, h_BNI, initial_NI, a_H, skip_H)
     (N, I), H = initial_NI.shape, len(a_H)
     x_TBI, write_TBN, read_TBN = xbc_TBC.split([I, N, N], -1)
     x_TBHP = x_TBI.unflatten(-1, (H, -1))

@@ -1,4 +1,4 @@
-"""What the compiled scans share: exact enough functions, machine code that follows its sources, the gated norm."""
+"""What the compiled scans share: exact enough functions, machine code that follows its sources."""
 
 from pathlib import Path
 
@@ -8,8 +8,6 @@ import torch
 
 from controllers.scans import compiled
 from controllers.scans.compiled import exp2, sigmoid, softplus
-from controllers.scans.gated_norm import gated_norm
-from tests.controllers.scans.weighed import with_gradients
 
 
 @compiled.compiled
@@ -82,15 +80,6 @@ def test_where_nothing_can_be_written_nothing_is_kept(tmp_path: Path, monkeypatc
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     assert compiled.machine_code_folder.__wrapped__() is None
-
-
-@pytest.mark.parametrize("shape", [(7,), (5, 3, 37)])
-def test_the_compiled_gated_norm_is_torchs(shape: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
-    inputs = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in (shape, shape, shape[-1:])]
-    y, z, weight = inputs
-    actual, expected = (with_gradients([gated_norm(y, z, weight, 1e-5, b)], inputs) for b in ("numba", "torch"))
-    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
 @compiled.kernel

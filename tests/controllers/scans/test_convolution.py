@@ -9,7 +9,6 @@ from controllers.scans.convolution import convolution_scan, silu_convolution, si
 from tests.controllers.scans.weighed import with_gradients
 
 B, C, K = 3, 4, 4
-BACKENDS = ["torch", "numba"]
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 
 
@@ -29,14 +28,13 @@ def slow(x: Tensor, window: Tensor, initial: Tensor, weight: Tensor, bias: Tenso
     return [torch.stack(outputs), window]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("T", [1, 2, 3, 4, 17])
 @pytest.mark.parametrize("resets", [0.0, 0.3, 1.0])
-def test_the_scan_is_the_loop(T: int, resets: float, backend: str) -> None:
+def test_the_scan_is_the_loop(T: int, resets: float) -> None:
     inputs = draw(T)
     x, window, initial, weight, bias = inputs
     reset = torch.rand(T, B, generator=Generator().manual_seed(1)) < resets
-    actual = with_gradients(list(silu_convolution(x, reset, window, initial, weight, bias, backend)), inputs)
+    actual = with_gradients(list(silu_convolution(x, reset, window, initial, weight, bias)), inputs)
     torch.testing.assert_close(actual, with_gradients(slow(*inputs, reset), inputs), **TIGHT)
 
 
@@ -49,12 +47,11 @@ def test_without_resets_it_is_conv1d() -> None:
     torch.testing.assert_close(last, x[-(K - 1) :].transpose(0, 1), **TIGHT)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("at", [0, 2])
-def test_a_reset_forgets_even_a_window_that_is_not_finite(at: int, backend: str) -> None:
+def test_a_reset_forgets_even_a_window_that_is_not_finite(at: int) -> None:
     x, window, initial, weight, bias = draw(6)
     reset = torch.zeros(6, B, dtype=torch.bool)
     reset[at] = True
     unknown = torch.full_like(window, torch.nan)
-    y, last = silu_convolution(x, reset, unknown, initial, weight, bias, backend)
+    y, last = silu_convolution(x, reset, unknown, initial, weight, bias)
     assert y[at:].isfinite().all() and last.isfinite().all()

@@ -15,7 +15,6 @@ from controllers.scans.selective import (
 from tests.controllers.published import SELECTIVE_SCAN, mamba_ssm, module
 
 CHANNELS, STATES = 5, 3
-BACKENDS = ["torch", "numba"]
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 
 Problem = tuple[SelectiveInputs, Tensor, Tensor, Tensor, SelectiveParameters]
@@ -59,24 +58,22 @@ def gradients(y: Tensor, last: Tensor, arguments: Problem) -> tuple[Tensor, ...]
     return torch.autograd.grad((weights[0] * y).sum() + (weights[1] * last).sum(), [*x, h, initial, *p])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("resets", [0.0, 0.2, 1.0])
 @pytest.mark.parametrize("lanes", [1, 3, 19])
 @pytest.mark.parametrize("steps", [1, 4, 5, 16, 35])
-def test_the_scan_is_the_loop_with_all_its_gradients(steps: int, lanes: int, resets: float, backend: str) -> None:
+def test_the_scan_is_the_loop_with_all_its_gradients(steps: int, lanes: int, resets: float) -> None:
     arguments = problem(steps, lanes, resets)
-    expected, actual = loop(*arguments), selective_scan(*arguments, backend)
+    expected, actual = loop(*arguments), selective_scan(*arguments)
     torch.testing.assert_close(actual, expected, **TIGHT)
     torch.testing.assert_close(gradients(*actual, arguments), gradients(*expected, arguments), **TIGHT)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("steps", [1, 4, 9])
-def test_without_gradients_the_values_are_the_same_and_the_last_state_is_a_copy(steps: int, backend: str) -> None:
+def test_without_gradients_the_values_are_the_same_and_the_last_state_is_a_copy(steps: int) -> None:
     arguments = problem(steps, 4, 0.2)
-    expected_y, expected_last = selective_scan(*arguments, backend)
+    expected_y, expected_last = selective_scan(*arguments)
     with torch.no_grad():
-        y, last = selective_scan(*arguments, backend)
+        y, last = selective_scan(*arguments)
     torch.testing.assert_close((y, last), (expected_y, expected_last), rtol=0, atol=0)
     last.zero_()
     torch.testing.assert_close(y, expected_y, rtol=0, atol=0)
@@ -91,12 +88,11 @@ def test_the_lean_step_is_the_cell(dtype: torch.dtype, tolerance: float) -> None
         torch.testing.assert_close(step, selective_cell(inputs, h, p), rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_what_is_not_finite_ends_at_a_reset_backward_too(backend: str) -> None:
+def test_what_is_not_finite_ends_at_a_reset_backward_too() -> None:
     arguments = problem(9, 4, 0.0)
     x, reset, h, initial, p = arguments
     reset[2] = True
-    y, last = selective_scan(x, reset, torch.full_like(h, torch.nan), initial, p, backend)
+    y, last = selective_scan(x, reset, torch.full_like(h, torch.nan), initial, p)
     assert y[:2].isnan().all() and y[2:].isfinite().all() and last.isfinite().all()
     fresh = SelectiveInputs(*(value[2:] for value in x))
     torch.testing.assert_close((y[2:], last), loop(fresh, reset[2:], h, initial, p), **TIGHT)
@@ -104,22 +100,20 @@ def test_what_is_not_finite_ends_at_a_reset_backward_too(backend: str) -> None:
     assert dwrite[2:].isfinite().all()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_extreme_steps_stay_finite(backend: str) -> None:
+def test_extreme_steps_stay_finite() -> None:
     """softplus underflows to 0 at one end, where the state stays; at the other the decay does, where it goes."""
     x, reset, h, initial, p = problem(6, 2, 0.2, torch.float32)
     for size in (-200.0, 200.0):
         extreme = x._replace(dt=torch.full_like(x.dt, size).requires_grad_())
-        y, last = selective_scan(extreme, reset, h, initial, p, backend)
+        y, last = selective_scan(extreme, reset, h, initial, p)
         grads = gradients(y, last, (extreme, reset, h, initial, p))
         assert all(value.isfinite().all() for value in (y, last, *grads))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_the_last_state_may_be_overwritten_before_the_backward_pass(backend: str) -> None:
+def test_the_last_state_may_be_overwritten_before_the_backward_pass() -> None:
     arguments = problem(5, 4, 0.2)
-    expected = gradients(*selective_scan(*arguments, backend), arguments)
-    y, last = selective_scan(*arguments, backend)
+    expected = gradients(*selective_scan(*arguments), arguments)
+    y, last = selective_scan(*arguments)
     last.detach().zero_()
     torch.testing.assert_close(gradients(y, last, arguments), expected, rtol=0, atol=0)
 

@@ -9,7 +9,6 @@ from tests.controllers.published import SSD, mamba_ssm, module
 from tests.controllers.scans.weighed import with_gradients
 
 B, H, P, N = 3, 2, 4, 5
-BACKENDS = ["torch", "numba"]
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 
 
@@ -113,26 +112,14 @@ def steps(inputs: list[Tensor], reset: Tensor) -> list[Tensor]:
     return [torch.stack(outputs), h]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("T,lanes", [(1, 1), (1, 19), (16, 3), (17, 3), (37, 19)])
 @pytest.mark.parametrize("resets", [0.0, 0.2, 1.0])
-def test_the_layer_is_its_steps(T: int, lanes: int, resets: float, backend: str) -> None:
+def test_the_layer_is_its_steps(T: int, lanes: int, resets: float) -> None:
     inputs = layer(T, lanes)
     reset = torch.rand(T, lanes, generator=Generator().manual_seed(1)) < resets
     xbc, dt, h, *rest = inputs
-    actual = with_gradients(list(ssd_layer(xbc, dt, reset, h, *rest, 8, backend)), inputs)
+    actual = with_gradients(list(ssd_layer(xbc, dt, reset, h, *rest, 8)), inputs)
     torch.testing.assert_close(actual, with_gradients(steps(inputs, reset), inputs), **TIGHT)
     with torch.no_grad():
-        y, last = ssd_layer(xbc, dt, reset, h, *rest, 8, backend)
+        y, last = ssd_layer(xbc, dt, reset, h, *rest, 8)
     torch.testing.assert_close([y, last], actual[:2], rtol=1e-12, atol=1e-12)
-
-
-def test_the_compiled_layer_forgets_what_is_not_a_number_at_a_reset_backward_too() -> None:
-    inputs = layer(9, 4)
-    reset = torch.zeros(9, 4, dtype=torch.bool)
-    reset[2] = True
-    xbc, dt, h, *rest = inputs
-    y, last = ssd_layer(xbc, dt, reset, torch.full_like(h, torch.nan), *rest, 8, "numba")
-    assert y[:2].isnan().all() and y[2:].isfinite().all() and last.isfinite().all()
-    grads = torch.autograd.grad(y[2:].sum() + last.sum(), [xbc, dt])
-    assert all(grad[2:].isfinite().all() for grad in grads)

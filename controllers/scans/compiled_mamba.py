@@ -1,0 +1,304 @@
+"""What is between Mamba's two projections, on a CPU: convolution and selective scan, compiled, around two products.
+
+The equations are those of `controllers.scans.convolution` and `selective`. Forward, the states of a few lanes stay in
+the cache for all of time. Backward, states are made again from those before each block of STEPS steps, and one state
+of all channels is walked through a block before the next one is, so that what a step needs is in the nearest cache.
+
+Axis letters: T time, B lanes, I inner channels, N states a channel, W steps of the convolution's window, R = r + 2 N
+features that the step's length (r of them), B and C are made of.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from controllers.scans.compiled import LOG2_E, arrays, compiled, copy, exp2, kernel, lasts, sigmoid, softplus
+from controllers.scans.compiled_convolution import LANES, convolve, last_windows, since_reset, taps_of, unconvolve
+
+STEPS = 8
+"""Backward, states are computed again from the one before each so many steps: what is kept is an eighth of them."""
+
+
+class MambaParameters(NamedTuple):
+    """Of a layer, laid out as in `mamba_ssm.Mamba`, and what its lanes start from."""
+
+    initial_NI: Tensor
+    initial_WI: Tensor
+    weight_IK: Tensor
+    bias_I: Tensor
+    to_steps_RI: Tensor
+    dt_Ir: Tensor
+    dt_bias_I: Tensor
+    a_log_IN: Tensor
+    skip_I: Tensor
+
+
+def compiled_mamba(
+    xz_TBJ: Tensor, reset_TB: Tensor, h_BNI: Tensor, window_BWI: Tensor, p: MambaParameters, in_place: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All steps: what the second projection takes, [T, B, I], the last state, and the last window.
+
+    Where `reset_TB` is true the lane takes the initial state and window before that step. Differentiable, once, in
+    every tensor but the flags.
+
+    Args:
+        xz_TBJ: x and its gate side by side, J = 2 I.
+        in_place: without autograd the last state and window take the place of the given ones.
+    """
+    if torch.is_grad_enabled():
+        out_TBI, last_BNI, last_BWI = _Mamba.apply(reset_TB, xz_TBJ, h_BNI, window_BWI, *p)
+        return out_TBI, last_BNI, last_BWI
+    return _run(reset_TB, (xz_TBJ, h_BNI, window_BWI, *p), keep=False, in_place=in_place)[:3]  # type: ignore[return-value]
+
+
+def _run(reset_TB: Tensor, inputs: tuple[Tensor, ...], keep: bool, in_place: bool = False) -> tuple[Tensor, ...]:
+    """Outputs, last state, last window; the convolved, the steps' features and lengths before softplus, and unless
+    not `keep` the outputs before their gates, and the states before each block."""
+    xz_TBJ, h_BNI, window_BWI, initial_NI, initial_WI, weight_IK, bias_I, to_steps_RI, dt_Ir, dt_bias_I, *rest = inputs
+    (T, B), I = reset_TB.shape, h_BNI.shape[2]
+    u_TBI, out_TBI = h_BNI.new_empty(T, B, I), h_BNI.new_empty(T, B, I)
+    last_BNI, last_BWI = lasts(h_BNI, window_BWI, in_place=in_place)
+    kept_TBI = h_BNI.new_empty(T if keep else 0, B, I)
+    before_PBNI = h_BNI.new_empty(-(-T // STEPS) if keep else 0, *h_BNI.shape)
+    xz, reset = arrays(xz_TBJ, reset_TB)
+    _convolve(xz, reset, *arrays(window_BWI, initial_WI, weight_IK, bias_I, u_TBI, last_BWI))
+    steps_TBR = u_TBI @ to_steps_RI.t()
+    dt_TBI = torch.addmm(dt_bias_I, steps_TBR.flatten(0, 1)[:, : dt_Ir.shape[1]], dt_Ir.t()).view(T, B, I)
+    state = arrays(u_TBI, steps_TBR, dt_TBI, h_BNI, initial_NI, *rest)
+    _forward(xz, reset, *state, last_BNI is h_BNI, *arrays(out_TBI, last_BNI, kept_TBI, before_PBNI))
+    return out_TBI, last_BNI, last_BWI, u_TBI, steps_TBR, dt_TBI, kept_TBI, before_PBNI
+
+
+class _Mamba(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, reset_TB: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        out_TBI, last_BNI, last_BWI, *saved = _run(reset_TB, inputs, keep=True)
+        ctx.save_for_backward(reset_TB, *saved, *inputs)
+        return out_TBI, last_BNI, last_BWI
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout_TBI: Tensor, dlast_BNI: Tensor, dlast_BWI: Tensor) -> tuple[Tensor | None, ...]:
+        reset_TB, u_TBI, steps_TBR, dt_TBI, kept_TBI, before_PBNI, *inputs = ctx.saved_tensors
+        xz_TBJ, h_BNI, window_BWI, initial_NI, initial_WI, weight_IK, bias_I, to_steps_RI, dt_Ir, dt_bias_I = inputs[
+            :10
+        ]
+        a_log_IN, skip_I = inputs[10:]
+        dxz_TBJ, du_TBI, dsteps_TBR, ddt_TBI, dh_BNI = (
+            value.new_empty(value.shape) for value in (xz_TBJ, u_TBI, steps_TBR, dt_TBI, h_BNI)
+        )
+        dwindow_BWI, dinitial_NI, dinitial_WI, dweight_IK, dbias_I, da_log_IN, dskip_I, ddt_bias_I = (
+            value.new_zeros(value.shape)
+            for value in (window_BWI, initial_NI, initial_WI, weight_IK, bias_I, a_log_IN, skip_I, dt_bias_I)
+        )
+        xz, reset, dxz = arrays(xz_TBJ, reset_TB, dxz_TBJ)
+        given = arrays(u_TBI, steps_TBR, dt_TBI, initial_NI, a_log_IN, skip_I, kept_TBI, before_PBNI, dout_TBI)
+        found = arrays(du_TBI, dsteps_TBR, ddt_TBI, dh_BNI, dinitial_NI, da_log_IN, dskip_I, ddt_bias_I)
+        _backward(xz, reset, *given, *arrays(dlast_BNI), dxz, *found)
+
+        rank = dt_Ir.shape[1]
+        u_XI, steps_XR, du_XI, dsteps_XR, ddt_XI = (
+            value.flatten(0, 1) for value in (u_TBI, steps_TBR, du_TBI, dsteps_TBR, ddt_TBI)
+        )
+        torch.mm(ddt_XI, dt_Ir, out=dsteps_XR[:, :rank])
+        ddt_Ir = (steps_XR[:, :rank].t() @ ddt_XI).t()  # of few rows, which takes a sixth of as many columns
+        du_XI.addmm_(dsteps_XR, to_steps_RI)
+        dto_steps_RI = dsteps_XR.t() @ u_XI
+
+        _unconvolve(
+            xz, reset, *arrays(window_BWI, initial_WI, weight_IK, bias_I, du_TBI, dlast_BWI),
+            dxz, *arrays(dwindow_BWI, dinitial_WI, dweight_IK, dbias_I),
+        )  # fmt: skip
+        return (
+            None, dxz_TBJ, dh_BNI, dwindow_BWI, dinitial_NI, dinitial_WI, dweight_IK, dbias_I, dto_steps_RI, ddt_Ir,
+            ddt_bias_I, da_log_IN, dskip_I,
+        )  # fmt: skip
+
+
+@kernel
+def _convolve(xz, reset, window, initial, weight, bias, u, last_window):
+    (T, B, I), taps = u.shape, taps_of(weight)
+    since = np.full(B, T + len(taps))
+    for t in range(T):
+        for b in range(B):
+            since[b] = 0 if reset[t, b] else since[b] + 1
+            u_t = u[t, b]
+            convolve(xz, 0, window, initial, taps, bias, t, b, since[b], u_t)
+            for i in range(I):
+                u_t[i] *= sigmoid(u_t[i])
+    last_windows(xz, 0, window, initial, since, last_window)
+
+
+@kernel
+def _unconvolve(xz, reset, window, initial, weight, bias, du, dlast, dxz, dwindow, dinitial, dweight, dbias):
+    (T, B, I), W, one = du.shape, window.shape[1], du.dtype.type(1)
+    taps, since = taps_of(weight), since_reset(reset, W)
+    dtaps = np.zeros_like(taps)
+    pre, slopes = np.empty(I, du.dtype), np.empty((LANES, STEPS + W, I), du.dtype)
+    ahead = np.empty((LANES, W, I), du.dtype)
+    for group in range(0, B, LANES):
+        lanes = min(LANES, B - group)
+        ahead[:] = 0
+        for start in range((T - 1) // STEPS * STEPS, -1, -STEPS):
+            steps = min(STEPS, T - start)
+            for k in range(steps):  # lanes side by side, as they lie in memory
+                for lane in range(lanes):
+                    t, b = start + k, group + lane
+                    du_t, slope = du[t, b], slopes[lane, k]
+                    convolve(xz, 0, window, initial, taps, bias, t, b, since[t, b], pre)
+                    for i in range(I):
+                        gate = sigmoid(pre[i])
+                        slope[i] = du_t[i] * gate * (one + pre[i] * (one - gate))
+            for lane in range(lanes):
+                unconvolve(
+                    xz, 0, window, initial, taps, since, start, steps, group + lane, dlast, slopes[lane], ahead[lane],
+                    dxz, dwindow, dinitial, dtaps, dbias,
+                )  # fmt: skip
+    for k in range(len(taps)):
+        for i in range(I):
+            dweight[i, k] = dtaps[k, i]
+
+
+@compiled
+def _rates(a_log):
+    """A = -exp(a_log) by states, [N, I]."""
+    I, N = a_log.shape
+    a = np.empty((N, I), a_log.dtype)
+    for i in range(I):
+        for n in range(N):
+            a[n, i] = -np.exp(a_log[i, n])
+    return a
+
+
+@kernel
+def _forward(xz, reset, u, features, dt, h0, initial, a_log, skip, in_place, out, h, kept, before):
+    (T, B, I), N, dtype = u.shape, len(initial), u.dtype
+    r = features.shape[2] - 2 * N
+    rate = _rates(a_log)
+    for n in range(N):
+        for i in range(I):
+            rate[n, i] *= dtype.type(LOG2_E)
+    step, written, y = np.empty(I, dtype), np.empty(I, dtype), np.empty(I, dtype)
+    for group in range(0, B, LANES):
+        for t in range(T):
+            for b in range(group, min(group + LANES, B)):
+                h_b, u_t, dt_t, z = h[b], u[t, b], dt[t, b], xz[t, b, I:]
+                if reset[t, b] and (t > 0 or in_place):
+                    copy(h_b, initial)
+                state = h_b if t > 0 else initial if reset[t, b] else h0[b]
+                if t % STEPS == 0 and len(before) > 0:
+                    copy(before[t // STEPS, b], state)
+                for i in range(I):
+                    step[i] = softplus(dt_t[i])
+                for i in range(I):
+                    written[i] = step[i] * u_t[i]
+                    y[i] = skip[i] * u_t[i]
+                for n in range(N):
+                    write, read = features[t, b, r + n], features[t, b, r + N + n]
+                    if t == 0 and not in_place:
+                        for i in range(I):
+                            after = exp2(rate[n, i] * step[i]) * state[n, i] + write * written[i]
+                            h_b[n, i] = after
+                            y[i] += read * after
+                    else:  # the same in place, which is not made vectors of where it might be either
+                        for i in range(I):
+                            after = exp2(rate[n, i] * step[i]) * h_b[n, i] + write * written[i]
+                            h_b[n, i] = after
+                            y[i] += read * after
+                if len(kept) > 0:
+                    copy(kept[t, b], y)
+                out_t = out[t, b]
+                for i in range(I):
+                    out_t[i] = y[i] * z[i] * sigmoid(z[i])
+
+
+@kernel
+def _backward(
+    xz, reset, u, features, dt, initial, a_log, skip, kept, before, dout, dlast,
+    dxz, du, dfeatures, ddt, dh, dinitial, da_log, dskip, ddt_bias,
+):  # fmt: skip
+    (T, B, I), N, dtype = u.shape, len(initial), u.dtype
+    r, zero, one = features.shape[2] - 2 * N, dtype.type(0), dtype.type(1)
+    a, rate, da = _rates(a_log), _rates(a_log), np.zeros((N, I), dtype)
+    for n in range(N):
+        for i in range(I):
+            rate[n, i] *= dtype.type(LOG2_E)
+    rooms = (LANES, STEPS, I)
+    step, written, dy = np.empty(rooms, dtype), np.empty(rooms, dtype), np.empty(rooms, dtype)
+    dstep, dwritten = np.empty(rooms, dtype), np.empty(rooms, dtype)
+    decay, left, h = np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype), np.empty(I, dtype)
+    copy(dh, dlast)
+    for group in range(0, B, LANES):
+        lanes = min(LANES, B - group)
+        for block in range(len(before) - 1, -1, -1):
+            start = block * STEPS
+            steps = min(STEPS, T - start)
+            for k in range(steps):  # lanes side by side, as they lie in memory
+                for lane in range(lanes):
+                    t, b = start + k, group + lane
+                    u_t, dt_t, y, dout_t = u[t, b], dt[t, b], kept[t, b], dout[t, b]
+                    z, dz = xz[t, b, I:], dxz[t, b, I:]
+                    for i in range(I):
+                        step[lane, k, i] = softplus(dt_t[i])
+                    for i in range(I):
+                        written[lane, k, i] = step[lane, k, i] * u_t[i]
+                    for i in range(I):
+                        dstep[lane, k, i] = zero
+                        dwritten[lane, k, i] = zero
+                    for i in range(I):
+                        dz[i] = sigmoid(z[i])
+                    for i in range(I):
+                        dy[lane, k, i] = dout_t[i] * z[i] * dz[i]
+                    for i in range(I):
+                        dz[i] = dout_t[i] * y[i] * dz[i] * (one + z[i] * (one - dz[i]))
+            for lane in range(lanes):
+                b = group + lane
+                for n in range(N):
+                    for i in range(I):
+                        h[i] = before[block, b, n, i]
+                    for k in range(steps):
+                        write = features[start + k, b, r + n]
+                        for i in range(I):
+                            decay[k, i] = exp2(rate[n, i] * step[lane, k, i])
+                        if reset[start + k, b]:
+                            for i in range(I):
+                                h[i] = initial[n, i]
+                        for i in range(I):
+                            left[k, i] = decay[k, i] * h[i]
+                            h[i] = left[k, i] + write * written[lane, k, i]
+                    for k in range(steps - 1, -1, -1):
+                        write, read = features[start + k, b, r + n], features[start + k, b, r + N + n]
+                        dwrite, dread = zero, zero
+                        for i in range(I):
+                            slope = dh[b, n, i] + read * dy[lane, k, i]
+                            dread += dy[lane, k, i] * (left[k, i] + write * written[lane, k, i])
+                            dwrite += slope * written[lane, k, i]
+                            dwritten[lane, k, i] += slope * write
+                            dlog = slope * left[k, i]
+                            dstep[lane, k, i] += dlog * a[n, i]
+                            da[n, i] += dlog * step[lane, k, i]
+                            dh[b, n, i] = slope * decay[k, i]
+                        dfeatures[start + k, b, r + n] = dwrite
+                        dfeatures[start + k, b, r + N + n] = dread
+                        if reset[start + k, b]:
+                            for i in range(I):
+                                dinitial[n, i] += dh[b, n, i]
+                                dh[b, n, i] = zero
+            for k in range(steps):
+                for lane in range(lanes):
+                    t, b = start + k, group + lane
+                    u_t, dt_t, du_t, ddt_t = u[t, b], dt[t, b], du[t, b], ddt[t, b]
+                    for i in range(I):
+                        du_t[i] = dy[lane, k, i] * skip[i] + dwritten[lane, k, i] * step[lane, k, i]
+                    for i in range(I):
+                        dskip[i] += dy[lane, k, i] * u_t[i]
+                    for i in range(I):
+                        ddt_t[i] = (dstep[lane, k, i] + dwritten[lane, k, i] * u_t[i]) * sigmoid(dt_t[i])
+                    for i in range(I):
+                        ddt_bias[i] += ddt_t[i]
+    for i in range(I):
+        for n in range(N):
+            da_log[i, n] = da[n, i] * a[n, i]
