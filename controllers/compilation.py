@@ -1,5 +1,7 @@
 """Compiling scans before processes start that would each compile them."""
 
+import shutil
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -7,6 +9,8 @@ from pathlib import Path
 import torch
 
 from controllers.controller import Controller
+
+_OUTDATED = 90 * 24 * 3600  # seconds
 
 
 def compile_ahead(controller: Controller, kind: str, note: Callable[[str], None]) -> None:
@@ -31,3 +35,11 @@ def compile_ahead(controller: Controller, kind: str, note: Callable[[str], None]
     torch.autograd.grad(y_TBH.sum(), list(controller.parameters()), allow_unused=True)
     with suppress(OSError):
         mark.touch()
+        _remove_outdated(mark.parent)
+
+
+def _remove_outdated(folder: Path) -> None:
+    """Machine code of other sources, which nobody has added to for months."""
+    for other in folder.parent.iterdir():
+        if other != folder and other.is_dir() and time.time() - other.stat().st_mtime > _OUTDATED:
+            shutil.rmtree(other, ignore_errors=True)

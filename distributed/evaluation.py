@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from controllers import Weights
+from controllers.compilation import compile_ahead
 from distributed.blueprint import make_blueprint
 from distributed.checkpoint import CheckpointError, find_checkpoint
 from distributed.config import parse_config
@@ -51,7 +52,7 @@ def evaluate_checkpoint(
     if best is not None and record is None:
         raise ValueError(f"--best is {best}, but nothing is recorded; name a file with --record")
     torch.set_num_threads(1)
-    _, checkpoint = find_checkpoint(path, lambda sentence: print(f"mneme: {sentence}", file=sys.stderr))
+    _, checkpoint = find_checkpoint(path, _say)
     blueprint = make_blueprint(parse_config(checkpoint.run["config"]))
     facts = blueprint.facts
     if reset_carry_at is not None and facts and facts.episode_length and reset_carry_at >= facts.episode_length:
@@ -60,6 +61,7 @@ def evaluate_checkpoint(
             f"use a lower one"
         )
     policy = blueprint.policy()
+    compile_ahead(policy.controller, blueprint.config.policy.controller.kind, _say)
     arrays = checkpoint.arrays["learner"]
     weights = {name.removeprefix("policy."): a for name, a in arrays.items() if name.startswith("policy.")}
     version = int(arrays["version"])
@@ -83,3 +85,7 @@ def evaluate_checkpoint(
                 env, policy, episodes=episodes, success_return=settings.success_return, weights_version=version,
                 recorder=recorder, **how,
             )  # fmt: skip
+
+
+def _say(sentence: str) -> None:
+    print(f"mneme: {sentence}", file=sys.stderr)

@@ -22,6 +22,7 @@ CHECKS: tuple[Check, ...] = (
     isolation.a_reset_cuts_the_gradient,
     isolation.a_reset_starts_afresh,
     isolation.a_reset_forgets_nan,
+    agreement.steps_may_overwrite_a_donated_carry,
     agreement.lanes_may_be_permuted,
     isolation.lanes_are_apart,
     isolation.the_initial_carry_is_learned_or_zero,

@@ -18,7 +18,7 @@ from controllers.contract.trial import (
     results,
     subject,
 )
-from controllers.controller import Carry, Controller
+from controllers.controller import Carry, Controller, DonatedCarry
 
 _STEPS = max(LENGTHS)
 _CUTS = ((1,), (32,), (5, 6, 20), (11, 22))
@@ -128,6 +128,23 @@ def parts_have_their_own_gradients(build: Build) -> Iterator[Deviation]:
     for name, value in slow.items():
         expected = gradients(controller, trial, loss_of(value, {}))
         yield from deviations(gradients(controller, trial, loss_of(fast[name], {})), expected, f"{name} alone")
+
+
+@check("donated carries", "steps that may overwrite the carry they are given give the same", TIGHT)
+def steps_may_overwrite_a_donated_carry(build: Build) -> Iterator[Deviation]:
+    controller = subject(build)
+    x, reset, carry = draw(controller, 9)
+    found: list[dict[str, Tensor]] = []
+    for kind in (DonatedCarry, dict):
+        last: Carry = {name: value.detach().clone() for name, value in carry.items()}
+        outputs = []
+        for x_BD, reset_B in zip(x.detach(), reset, strict=True):
+            with torch.no_grad():
+                y_BH, last = controller.step(x_BD, reset_B, kind(last))
+            outputs.append(y_BH)
+        found.append(results(torch.stack(outputs), last))
+    donated, kept = found
+    yield from deviations(donated, kept, "step by step")
 
 
 @check("lanes permute", "lanes in another order give the same in that order", TIGHT)

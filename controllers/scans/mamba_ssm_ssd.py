@@ -13,7 +13,7 @@ been forgotten, so a reset at the first step forgets it too. Outputs, last state
   (TRITON_F32_DEFAULT=tf32x3 or ieee, before anything is compiled). See `rounds_as_allowed`.
 
 Gradients are summed with atomic additions, so they differ in the last bits from run to run, unless
-torch.use_deterministic_algorithms(True) came before the first scan. A launch has room for 65535 chunks of all lanes.
+torch.use_deterministic_algorithms(True) came before the first scan.
 
 Axis letters: T time, B lanes, H heads, P head size, N state size.
 """
@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 64  # steps at least: the kernels' tiles are of 32 to 128
+MOST_CHUNKS = 65535  # of all lanes together: what a launch has room for
 _importing = Lock()
 
 
@@ -54,14 +55,23 @@ def mamba_ssm_scan(
     """`ssd_scan` of x dt with the log decays -rate dt, and zeros for the initial state.
 
     Steps' lengths and rates are positive. `chunk` is taken as a lower bound.
+
+    Raises:
+        ValueError: there are more chunks than a launch has room for.
     """
+    (T, B), chunk = reset_TB.shape, max(chunk, CHUNK)
+    if (chunks := B * -(-T // chunk)) > MOST_CHUNKS:
+        raise ValueError(
+            f"{B} lanes of {T} steps are {chunks} chunks of {chunk} steps, but mamba_ssm's kernels take {MOST_CHUNKS}; "
+            f"use more minibatches, or policy.controller.backend=torch"
+        )
     y_BTHP, last_BHPN = _kernels().mamba_chunk_scan_combined(
         x_TBHP.transpose(0, 1),
         dt_TBH.transpose(0, 1),
         -rate_H,
         write_TBN.transpose(0, 1).unsqueeze(2),
         read_TBN.transpose(0, 1).unsqueeze(2),
-        max(chunk, CHUNK),
+        chunk,
         initial_states=h_BHPN,
         seq_idx=reset_TB.t().cumsum(1, dtype=torch.int32),
         return_final_states=True,

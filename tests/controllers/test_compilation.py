@@ -1,7 +1,9 @@
 """Scans are compiled before others need them, once, and the user is told."""
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ from controllers.scans import compiled
 
 @pytest.fixture
 def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr(compiled, "machine_code_folder", lambda: str(tmp_path))
+    (tmp_path / "now").mkdir()
+    monkeypatch.setattr(compiled, "machine_code_folder", lambda: str(tmp_path / "now"))
     return []
 
 
@@ -30,6 +33,16 @@ def test_a_kind_is_compiled_once_and_said_to_be(told: list[str]) -> None:
         "compiling the scans of mamba",
         "compiling the scans of mamba_gru",
     ]
+
+
+def test_machine_code_that_has_not_been_added_to_for_months_is_removed(told: list[str], tmp_path: Path) -> None:
+    for name, age in (("old", 100), ("recent", 10)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "code").touch()
+        then = time.time() - age * 24 * 3600
+        os.utime(tmp_path / name, (then, then))
+    ahead("mamba", told)
+    assert {folder.name for folder in tmp_path.iterdir()} == {"recent", "now"}
 
 
 @pytest.mark.parametrize("kind,backend", [("gru", "auto"), ("mamba", "torch"), ("mamba", "reference")])

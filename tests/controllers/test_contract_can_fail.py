@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from controllers import Carry, Controller, ControllerSettings
+from controllers import Carry, Controller, ControllerSettings, DonatedCarry
 from controllers.contract import CHECKS, Build, findings
 
 
@@ -148,6 +148,15 @@ class WritesIntoTheCarry(Sound):
         return result
 
 
+class SpoilsWhatItIsGiven(Sound):
+    """Memory that is overwritten before it is read."""
+
+    def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        if isinstance(carry, DonatedCarry):
+            carry["h"].mul_(0.5)
+        return self.loop(x_TBD, reset_TB, carry)
+
+
 class OutputIsTheCarry(Sound):
     def fast_scan(self, *arguments: Any) -> tuple[Tensor, Carry]:
         y_TBH, _ = self.loop(*arguments)
@@ -207,6 +216,7 @@ BROKEN: Mapping[type[Controller], set[str]] = {
     StartsAtOne: {"initial carry"},
     Hidden: {"nothing is hidden"},
     WritesIntoTheCarry: {"nothing is touched"},
+    SpoilsWhatItIsGiven: {"donated carries"},
     OutputIsTheCarry: {"nothing is touched"},
     CarryHandedBack: {"nothing is touched"},
     AssumesLayout: {"memory layout"},

@@ -13,6 +13,7 @@ from torch import Generator
 
 from controllers import ControllerSettings, build_controller
 from controllers.scans import backends
+from controllers.scans.mamba_ssm_ssd import mamba_ssm_scan
 
 GPU = torch.device("cuda")
 
@@ -22,6 +23,16 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "_installed", lambda backend: backend == "mamba_ssm")
     monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_tf32=False))
     monkeypatch.delenv("TRITON_F32_DEFAULT", raising=False)
+
+
+def test_more_chunks_than_a_launch_has_room_for_are_refused_in_one_sentence() -> None:
+    T, B = 64, 65536
+    x, dt, write, h = (torch.zeros(1).expand(*shape) for shape in ((T, B, 1, 1), (T, B, 1), (T, B, 1), (B, 1, 1, 1)))
+    reset = torch.zeros(1, dtype=torch.bool).expand(T, B)
+    with pytest.raises(
+        ValueError, match="65536 lanes of 64 steps are 65536 chunks of 64 steps, but .* take 65535; use"
+    ):
+        mamba_ssm_scan(x, dt, torch.ones(1), write, write, reset, h, 16)
 
 
 def test_the_kernels_give_our_outputs_last_states_and_gradients() -> None:
