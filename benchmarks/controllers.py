@@ -2,8 +2,8 @@
 
 Four things: its scan with the backward pass beside a `torch.nn.GRU` of as many parameters; what resets cost; how many
 times as fast as the loop over its cell a long scan is; and how fast an actor collects with it, beside sb3-contrib's
-RecurrentPPO on the same batched task. What is compared takes turns, and the best of its turns counts, as whatever else
-the machine does only adds time.
+RecurrentPPO, on the same batched task and as its documentation sets it up. What is compared takes turns, and the best
+of its turns counts, as whatever else the machine does only adds time.
 """
 
 import argparse
@@ -37,13 +37,20 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "lstm, cell_norm": ("lstm", {"cell_norm": True}),
     "pseudo_mamba, query=state": ("pseudo_mamba", {"query": "state"}),
 }
-SB3 = Contestant(
-    key="sb3",
-    name=f"sb3-contrib RecurrentPPO, our batched task (LSTM {m.HIDDEN})",
-    module="benchmarks.peers.sb3_recurrent_ppo",
-    arguments=("--lanes", str(COLLECTING_LANES), "--one-thread"),
-    peer=True,
-)
+
+
+def _sb3(key: str, what: str, *arguments: str) -> Contestant:
+    """sb3-contrib's RecurrentPPO, an LSTM of as many units."""
+    return Contestant(
+        key=key,
+        name=f"sb3-contrib RecurrentPPO, {what}",
+        module="benchmarks.peers.sb3_recurrent_ppo",
+        arguments=("--lanes", str(COLLECTING_LANES), "--one-thread", *arguments),
+        peer=True,
+    )
+
+
+PEERS = (_sb3("sb3", "on our batched task"), _sb3("sb3_stock", "as documented", "--stock"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,22 +83,23 @@ def main() -> int:
         with console.status(f"{kind}: scans"):
             rows.append(_row(kind))
     speeds: dict[str, list[float]] = {kind: [] for kind in arguments.kinds}
-    peer: list[float] = []
+    peers: dict[str, list[float]] = {peer.key: [] for peer in PEERS}
     for number in range(ROUNDS):
         with console.status(f"collecting, round {number + 1} of {ROUNDS}"):
-            try:
-                done = SB3.measure(4 * COLLECTING_LANES * m.EPISODE, seed=number)
-                peer.append(done.steps / done.spent["collect"])
-            except ContestantError as error:
-                console.print(f"[red]{error}[/]")
+            for peer in PEERS:
+                try:
+                    done = peer.measure(4 * COLLECTING_LANES * m.EPISODE, seed=number)
+                    peers[peer.key].append(done.steps / done.spent["collect"])
+                except ContestantError as error:
+                    console.print(f"[red]{error}[/]")
             for kind in arguments.kinds:
                 speeds[kind].append(_collecting(kind))
     rows = [replace(row, collecting=max(speeds[row.kind])) for row in rows]
-    console.print(_table(rows, max(peer, default=None)))
+    console.print(_table(rows, [max(speeds, default=None) for speeds in peers.values()]))
     document = {
         "machine": machine,
         "versions": versions("torch", "numba", "numpy"),
-        "sb3_collecting": peer,
+        "collecting": peers,
         "results": [asdict(row) for row in rows],
     }
     RESULTS.mkdir(exist_ok=True)
@@ -153,7 +161,7 @@ def _collecting(kind: str) -> float:
     return 4 * COLLECTING_LANES * m.EPISODE / (perf_counter() - started)
 
 
-def _table(rows: list[Row], peer: float | None) -> Table:
+def _table(rows: list[Row], peers: list[float | None]) -> Table:
     table = Table(title="One thread")
     for heading in ("kind", "backend"):
         table.add_column(heading)
@@ -163,18 +171,18 @@ def _table(rows: list[Row], peer: float | None) -> Table:
         "resets",
         *(f"× loop, B = {lanes}" for lanes in LANES),
         "× loop, both",
-        "× sb3",
+        *(f"× {peer.key}" for peer in PEERS),
     ):
         table.add_column(heading, justify="right")
     for row in rows:
-        table.add_row(*_cells(row, peer))
+        table.add_row(*_cells(row, peers))
     return table
 
 
-def _cells(row: Row, peer: float | None) -> Iterator[str]:
+def _cells(row: Row, peers: list[float | None]) -> Iterator[str]:
     yield from (row.kind, row.backend, f"{row.scan_ratio:.2f}", f"{row.scan_steps:,.0f}", f"{row.reset_cost:+.1%}")
     yield from (f"{times:.1f}" for times in (*row.times_loop.values(), row.times_loop_both))
-    yield f"{row.collecting / peer:.2f}" if peer else "–"
+    yield from (f"{row.collecting / peer:.2f}" if peer else "–" for peer in peers)
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ def attention_step(q_BNE: Tensor, memory_BWM: Tensor, past_B: Tensor, bias_NW: T
     k_BWE, v_BWE = memory_BWM.chunk(2, -1)
     scores_BNW = torch.baddbmm(bias_NW.flip(1), q_BNE, k_BWE.transpose(1, 2), alpha=1 / math.sqrt(E))
     distance_W = torch.arange(W - 1, -1, -1, device=past_B.device)
-    scores_BNW += _mask(distance_W <= past_B.clamp(min=0).unsqueeze(1), scores_BNW.dtype).unsqueeze(1)
-    return torch.bmm(scores_BNW.softmax(-1), v_BWE)
+    unseen_BW = distance_W > past_B.clamp(min=0).unsqueeze(1)
+    return torch.bmm(scores_BNW.masked_fill(unseen_BW.unsqueeze(1), -math.inf).softmax(-1), v_BWE)
 
 
 def attention_scan(q_TBNE: Tensor, memory_BSM: Tensor, past_TB: Tensor, bias_NW: Tensor) -> Tensor:

@@ -55,19 +55,19 @@ def compiled_mamba(
 
 
 def _run(reset_TB: Tensor, inputs: tuple[Tensor, ...], keep: bool, in_place: bool = False) -> tuple[Tensor, ...]:
-    """Outputs, last state, last window; the convolved, the steps' features and lengths before softplus, and unless
-    not `keep` the outputs before their gates, and the states before each block."""
+    """Outputs, last state, last window; the convolved, the steps' features and lengths before bias and softplus; and
+    unless not `keep` the outputs before their gates, and the states before each block but the first."""
     xz_TBJ, h_BNI, window_BWI, initial_NI, initial_WI, weight_IK, bias_I, to_steps_RI, dt_Ir, dt_bias_I, *rest = inputs
     (T, B), I = reset_TB.shape, h_BNI.shape[2]
     u_TBI, out_TBI = h_BNI.new_empty(T, B, I), h_BNI.new_empty(T, B, I)
     last_BNI, last_BWI = lasts(h_BNI, window_BWI, in_place=in_place)
     kept_TBI = h_BNI.new_empty(T if keep else 0, B, I)
-    before_PBNI = h_BNI.new_empty(-(-T // STEPS) if keep else 0, *h_BNI.shape)
+    before_PBNI = h_BNI.new_empty((T - 1) // STEPS if keep else 0, *h_BNI.shape)
     xz, reset = arrays(xz_TBJ, reset_TB)
     _convolve(xz, reset, *arrays(window_BWI, initial_WI, weight_IK, bias_I, u_TBI, last_BWI))
     steps_TBR = u_TBI @ to_steps_RI.t()
-    dt_TBI = torch.addmm(dt_bias_I, steps_TBR.flatten(0, 1)[:, : dt_Ir.shape[1]], dt_Ir.t()).view(T, B, I)
-    state = arrays(u_TBI, steps_TBR, dt_TBI, h_BNI, initial_NI, *rest)
+    dt_TBI = (steps_TBR.flatten(0, 1)[:, : dt_Ir.shape[1]] @ dt_Ir.t()).view(T, B, I)
+    state = arrays(u_TBI, steps_TBR, dt_TBI, h_BNI, initial_NI, dt_bias_I, *rest)
     _forward(xz, reset, *state, last_BNI is h_BNI, *arrays(out_TBI, last_BNI, kept_TBI, before_PBNI))
     return out_TBI, last_BNI, last_BWI, u_TBI, steps_TBR, dt_TBI, kept_TBI, before_PBNI
 
@@ -95,7 +95,9 @@ class _Mamba(torch.autograd.Function):
             for value in (window_BWI, initial_NI, initial_WI, weight_IK, bias_I, a_log_IN, skip_I, dt_bias_I)
         )
         xz, reset, dxz = arrays(xz_TBJ, reset_TB, dxz_TBJ)
-        given = arrays(u_TBI, steps_TBR, dt_TBI, initial_NI, a_log_IN, skip_I, kept_TBI, before_PBNI, dout_TBI)
+        given = arrays(
+            u_TBI, steps_TBR, dt_TBI, h_BNI, initial_NI, dt_bias_I, a_log_IN, skip_I, kept_TBI, before_PBNI, dout_TBI
+        )
         found = arrays(du_TBI, dsteps_TBR, ddt_TBI, dh_BNI, dinitial_NI, da_log_IN, dskip_I, ddt_bias_I)
         _backward(xz, reset, *given, *arrays(dlast_BNI), dxz, *found)
 
@@ -174,7 +176,7 @@ def _rates(a_log):
 
 
 @kernel
-def _forward(xz, reset, u, features, dt, h0, initial, a_log, skip, in_place, out, h, kept, before):
+def _forward(xz, reset, u, features, dt, h0, initial, dt_bias, a_log, skip, in_place, out, h, kept, before):
     (T, B, I), N, dtype = u.shape, len(initial), u.dtype
     r = features.shape[2] - 2 * N
     rate = _rates(a_log)
@@ -189,10 +191,10 @@ def _forward(xz, reset, u, features, dt, h0, initial, a_log, skip, in_place, out
                 if reset[t, b] and (t > 0 or in_place):
                     copy(h_b, initial)
                 state = h_b if t > 0 else initial if reset[t, b] else h0[b]
-                if t % STEPS == 0 and len(before) > 0:
-                    copy(before[t // STEPS, b], state)
+                if t % STEPS == 0 and t > 0 and len(before) > 0:
+                    copy(before[t // STEPS - 1, b], state)
                 for i in range(I):
-                    step[i] = softplus(dt_t[i])
+                    step[i] = softplus(dt_t[i] + dt_bias[i])
                 for i in range(I):
                     written[i] = step[i] * u_t[i]
                     y[i] = skip[i] * u_t[i]
@@ -217,7 +219,7 @@ def _forward(xz, reset, u, features, dt, h0, initial, a_log, skip, in_place, out
 
 @kernel
 def _backward(
-    xz, reset, u, features, dt, initial, a_log, skip, kept, before, dout, dlast,
+    xz, reset, u, features, dt, h0, initial, dt_bias, a_log, skip, kept, before, dout, dlast,
     dxz, du, dfeatures, ddt, dh, dinitial, da_log, dskip, ddt_bias,
 ):  # fmt: skip
     (T, B, I), N, dtype = u.shape, len(initial), u.dtype
@@ -233,7 +235,7 @@ def _backward(
     copy(dh, dlast)
     for group in range(0, B, LANES):
         lanes = min(LANES, B - group)
-        for block in range(len(before) - 1, -1, -1):
+        for block in range(len(before), -1, -1):
             start = block * STEPS
             steps = min(STEPS, T - start)
             for k in range(steps):  # lanes side by side, as they lie in memory
@@ -242,7 +244,7 @@ def _backward(
                     u_t, dt_t, y, dout_t = u[t, b], dt[t, b], kept[t, b], dout[t, b]
                     z, dz = xz[t, b, I:], dxz[t, b, I:]
                     for i in range(I):
-                        step[lane, k, i] = softplus(dt_t[i])
+                        step[lane, k, i] = softplus(dt_t[i] + dt_bias[i])
                     for i in range(I):
                         written[lane, k, i] = step[lane, k, i] * u_t[i]
                     for i in range(I):
@@ -257,8 +259,12 @@ def _backward(
             for lane in range(lanes):
                 b = group + lane
                 for n in range(N):
-                    for i in range(I):
-                        h[i] = before[block, b, n, i]
+                    if block > 0:
+                        for i in range(I):
+                            h[i] = before[block - 1, b, n, i]
+                    else:
+                        for i in range(I):
+                            h[i] = h0[b, n, i]
                     for k in range(steps):
                         write = features[start + k, b, r + n]
                         for i in range(I):
@@ -296,7 +302,7 @@ def _backward(
                     for i in range(I):
                         dskip[i] += dy[lane, k, i] * u_t[i]
                     for i in range(I):
-                        ddt_t[i] = (dstep[lane, k, i] + dwritten[lane, k, i] * u_t[i]) * sigmoid(dt_t[i])
+                        ddt_t[i] = (dstep[lane, k, i] + dwritten[lane, k, i] * u_t[i]) * sigmoid(dt_t[i] + dt_bias[i])
                     for i in range(I):
                         ddt_bias[i] += ddt_t[i]
     for i in range(I):

@@ -61,12 +61,12 @@ def compiled_mamba2(
 def _run(
     reset_TB: Tensor, eps: float, inputs: tuple[Tensor, ...], keep: bool, in_place: bool = False
 ) -> tuple[Tensor, ...]:
-    """Outputs, last state, last window; unless not `keep` what was read, and the states before each block."""
+    """Outputs, last state, last window; unless not `keep` what was read, and the states before all blocks but one."""
     (T, B), h_BNI, window_BWC = reset_TB.shape, inputs[1], inputs[2]
     out_TBI = h_BNI.new_empty(T, B, h_BNI.shape[2])
     last_BNI, last_BWC = lasts(h_BNI, window_BWC, in_place=in_place)
     kept_TBI = h_BNI.new_empty(T if keep else 0, B, h_BNI.shape[2])
-    before_PBNI = h_BNI.new_empty(-(-T // STEPS) if keep else 0, *h_BNI.shape)
+    before_PBNI = h_BNI.new_empty((T - 1) // STEPS if keep else 0, *h_BNI.shape)
     results = out_TBI, last_BNI, last_BWC, kept_TBI, before_PBNI
     _forward(*arrays(reset_TB, *inputs), eps, last_BNI is h_BNI, *arrays(*results))
     return results
@@ -126,8 +126,8 @@ def _forward(
                 if reset[t, b] and (t > 0 or in_place):
                     copy(h_b, initial)
                 state = h_b if t > 0 else initial if reset[t, b] else h0[b]
-                if t % STEPS == 0 and len(before) > 0:
-                    copy(before[t // STEPS, b], state)
+                if t % STEPS == 0 and t > 0 and len(before) > 0:
+                    copy(before[t // STEPS - 1, b], state)
                 _of_step(row[I + C :], dt_bias, rate, x_1HP, 0, step_1H, factor_H, decay_1HP, written_1HP)
                 for i in range(I):
                     y[i] = skips[i] * xbc[i]
@@ -204,7 +204,7 @@ def _backward(
     for group in range(0, B, LANES):
         lanes = min(LANES, B - group)
         ahead[:] = 0
-        for block in range(len(before) - 1, -1, -1):
+        for block in range(len(before), -1, -1):
             start = block * STEPS
             steps = min(STEPS, T - start)
             for k in range(steps):  # lanes side by side, as they lie in memory
@@ -225,8 +225,12 @@ def _backward(
                         dlogs[k, i] = zero
                         dwritten[k, i] = zero
                 for n in range(N):
-                    for i in range(I):
-                        h[i] = before[block, b, n, i]
+                    if block > 0:
+                        for i in range(I):
+                            h[i] = before[block - 1, b, n, i]
+                    else:
+                        for i in range(I):
+                            h[i] = h0[b, n, i]
                     for k in range(steps):
                         w = wr[k, n]
                         if reset[start + k, b]:
