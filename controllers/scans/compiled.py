@@ -11,7 +11,7 @@ from and for, as numba itself does not see when a helper in another file has cha
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from functools import cache, wraps
 from hashlib import sha256
 from pathlib import Path
@@ -24,9 +24,6 @@ from llvmlite.binding import get_host_cpu_features, get_host_cpu_name
 from numba import config, njit, types
 from numba.extending import overload
 from torch import Tensor
-
-# Sums may be taken in any order, products fused with them. Not "nnan" or "ninf": what is not finite is passed on.
-_FAST = {"contract", "reassoc", "nsz", "arcp"}
 
 if config.CPU_FEATURES is None and get_host_cpu_features().get("avx512fp16"):
     # Vectors of 16 numbers, which LLVM avoids as older processors slow down for them; these do not.
@@ -48,15 +45,24 @@ def machine_code_folder() -> str | None:
     return str(folder) if os.access(folder, os.W_OK) else None
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function as machine code, made when it is first called."""
+def compiled(function: Callable[..., Any], freedom: Set[str] = frozenset({"contract"})) -> Callable[..., Any]:
+    """The function as machine code, made when it is first called; products may be fused with what they are added to."""
     folder = machine_code_folder()
     before = config.CACHE_DIR
     config.CACHE_DIR = folder or before  # numba looks at it now
     try:
-        return njit(nogil=True, cache=folder is not None, fastmath=_FAST, error_model="numpy")(function)
+        return njit(nogil=True, cache=folder is not None, fastmath=set(freedom), error_model="numpy")(function)
     finally:
         config.CACHE_DIR = before
+
+
+def sums(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A compiled function that adds up in whatever order is quick, and writes to no array.
+
+    A loop that also writes is made vectors of only where its arrays turn out not to overlap, by a margin: the order of
+    its sums, and their last bits, would hang on where the arrays happen to lie.
+    """
+    return compiled(function, frozenset({"contract", "reassoc", "nsz"}))
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., None]:
@@ -156,6 +162,15 @@ def _softplus(x):
     return single
 
 
+@sums
+def dot(x, y):
+    """The sum of the products of two [I]."""
+    total = x.dtype.type(0)
+    for i in range(len(x)):
+        total += x[i] * y[i]
+    return total
+
+
 @compiled
 def copy(to, source):
     """What is in one array into another of the same shape: quicker to compile and to run than numba's assignment."""
@@ -165,9 +180,11 @@ def copy(to, source):
 
 
 @compiled
-def move(total, part):
-    """Add one table [N, I] to another of the same shape, and leave zeros: gradients at a reset."""
-    for n in range(part.shape[0]):
-        for i in range(part.shape[1]):
-            total[n, i] += part[n, i]
-            part[n, i] = 0
+def transposed(table):
+    """A copy with rows for columns: [R, C] -> [C, R]."""
+    R, C = table.shape
+    other = np.empty((C, R), table.dtype)
+    for r in range(R):
+        for c in range(C):
+            other[c, r] = table[r, c]
+    return other

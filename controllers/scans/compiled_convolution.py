@@ -15,17 +15,6 @@ LANES = 16
 
 
 @compiled
-def taps_of(weight):
-    """The weight [C, K] laid out by taps, [K, C]."""
-    C, K = weight.shape
-    taps = np.empty((K, C), weight.dtype)
-    for c in range(C):
-        for k in range(K):
-            taps[k, c] = weight[c, k]
-    return taps
-
-
-@compiled
 def since_reset(reset, W):
     """Steps since the last reset of each lane, [T, B]; where there was none, more than anyone looks back."""
     T, B = reset.shape
@@ -56,7 +45,7 @@ def _tap(out, tap, seen):
 
 @compiled
 def convolve(rows, first, window, initial, taps, bias, t, b, since, out):
-    """One step of lane b: [C]."""
+    """One step of lane b: [C]. The weight is laid out by taps, [K, C]."""
     W, C = len(initial), len(bias)
     copy(out, bias)
     for age in range(W + 1):

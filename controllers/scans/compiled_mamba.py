@@ -15,11 +15,21 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from controllers.scans.compiled import LOG2_E, arrays, compiled, copy, exp2, kernel, lasts, sigmoid, softplus
-from controllers.scans.compiled_convolution import LANES, convolve, last_windows, since_reset, taps_of, unconvolve
-
-STEPS = 8
-"""Backward, states are computed again from the one before each so many steps: what is kept is an eighth of them."""
+from controllers.scans.compiled import (
+    LOG2_E,
+    arrays,
+    compiled,
+    copy,
+    dot,
+    exp2,
+    kernel,
+    lasts,
+    sigmoid,
+    softplus,
+    transposed,
+)
+from controllers.scans.compiled_convolution import LANES, convolve, last_windows, since_reset, unconvolve
+from controllers.scans.compiled_states import STEPS, forget, of_write_and_read, replay
 
 
 class MambaParameters(NamedTuple):
@@ -83,10 +93,8 @@ class _Mamba(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dout_TBI: Tensor, dlast_BNI: Tensor, dlast_BWI: Tensor) -> tuple[Tensor | None, ...]:
         reset_TB, u_TBI, steps_TBR, dt_TBI, kept_TBI, before_PBNI, *inputs = ctx.saved_tensors
-        xz_TBJ, h_BNI, window_BWI, initial_NI, initial_WI, weight_IK, bias_I, to_steps_RI, dt_Ir, dt_bias_I = inputs[
-            :10
-        ]
-        a_log_IN, skip_I = inputs[10:]
+        xz_TBJ, h_BNI, window_BWI, *own = inputs
+        initial_NI, initial_WI, weight_IK, bias_I, to_steps_RI, dt_Ir, dt_bias_I, a_log_IN, skip_I = own
         dxz_TBJ, du_TBI, dsteps_TBR, ddt_TBI, dh_BNI = (
             value.new_empty(value.shape) for value in (xz_TBJ, u_TBI, steps_TBR, dt_TBI, h_BNI)
         )
@@ -122,7 +130,7 @@ class _Mamba(torch.autograd.Function):
 
 @kernel
 def _convolve(xz, reset, window, initial, weight, bias, u, last_window):
-    (T, B, I), taps = u.shape, taps_of(weight)
+    (T, B, I), taps = u.shape, transposed(weight)
     since = np.full(B, T + len(taps))
     for t in range(T):
         for b in range(B):
@@ -137,7 +145,7 @@ def _convolve(xz, reset, window, initial, weight, bias, u, last_window):
 @kernel
 def _unconvolve(xz, reset, window, initial, weight, bias, du, dlast, dxz, dwindow, dinitial, dweight, dbias):
     (T, B, I), W, one = du.shape, window.shape[1], du.dtype.type(1)
-    taps, since = taps_of(weight), since_reset(reset, W)
+    taps, since = transposed(weight), since_reset(reset, W)
     dtaps = np.zeros_like(taps)
     pre, slopes = np.empty(I, du.dtype), np.empty((LANES, STEPS + W, I), du.dtype)
     ahead = np.empty((LANES, W, I), du.dtype)
@@ -167,11 +175,10 @@ def _unconvolve(xz, reset, window, initial, weight, bias, du, dlast, dxz, dwindo
 @compiled
 def _rates(a_log):
     """A = -exp(a_log) by states, [N, I]."""
-    I, N = a_log.shape
-    a = np.empty((N, I), a_log.dtype)
-    for i in range(I):
-        for n in range(N):
-            a[n, i] = -np.exp(a_log[i, n])
+    a = transposed(a_log)
+    flat = a.reshape(-1)
+    for i in range(len(flat)):
+        flat[i] = -np.exp(flat[i])
     return a
 
 
@@ -224,87 +231,64 @@ def _backward(
 ):  # fmt: skip
     (T, B, I), N, dtype = u.shape, len(initial), u.dtype
     r, zero, one = features.shape[2] - 2 * N, dtype.type(0), dtype.type(1)
-    a, rate, da = _rates(a_log), _rates(a_log), np.zeros((N, I), dtype)
-    for n in range(N):
-        for i in range(I):
-            rate[n, i] *= dtype.type(LOG2_E)
-    rooms = (LANES, STEPS, I)
-    step, written, dy = np.empty(rooms, dtype), np.empty(rooms, dtype), np.empty(rooms, dtype)
-    dstep, dwritten = np.empty(rooms, dtype), np.empty(rooms, dtype)
+    a, da = _rates(a_log), np.zeros((N, I), dtype)
+    step, written, dy = np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype)
+    dstep, dwritten, wr = np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype), np.empty((STEPS, 2 * N), dtype)
+    shared = np.empty(STEPS, dtype)
     decay, left, h = np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype), np.empty(I, dtype)
     copy(dh, dlast)
-    for group in range(0, B, LANES):
-        lanes = min(LANES, B - group)
-        for block in range(len(before), -1, -1):
-            start = block * STEPS
-            steps = min(STEPS, T - start)
-            for k in range(steps):  # lanes side by side, as they lie in memory
-                for lane in range(lanes):
-                    t, b = start + k, group + lane
-                    u_t, dt_t, y, dout_t = u[t, b], dt[t, b], kept[t, b], dout[t, b]
-                    z, dz = xz[t, b, I:], dxz[t, b, I:]
-                    for i in range(I):
-                        step[lane, k, i] = softplus(dt_t[i] + dt_bias[i])
-                    for i in range(I):
-                        written[lane, k, i] = step[lane, k, i] * u_t[i]
-                    for i in range(I):
-                        dstep[lane, k, i] = zero
-                        dwritten[lane, k, i] = zero
-                    for i in range(I):
-                        dz[i] = sigmoid(z[i])
-                    for i in range(I):
-                        dy[lane, k, i] = dout_t[i] * z[i] * dz[i]
-                    for i in range(I):
-                        dz[i] = dout_t[i] * y[i] * dz[i] * (one + z[i] * (one - dz[i]))
-            for lane in range(lanes):
-                b = group + lane
-                for n in range(N):
-                    if block > 0:
-                        for i in range(I):
-                            h[i] = before[block - 1, b, n, i]
-                    else:
-                        for i in range(I):
-                            h[i] = h0[b, n, i]
-                    for k in range(steps):
-                        write = features[start + k, b, r + n]
-                        for i in range(I):
-                            decay[k, i] = exp2(rate[n, i] * step[lane, k, i])
-                        if reset[start + k, b]:
-                            for i in range(I):
-                                h[i] = initial[n, i]
-                        for i in range(I):
-                            left[k, i] = decay[k, i] * h[i]
-                            h[i] = left[k, i] + write * written[lane, k, i]
-                    for k in range(steps - 1, -1, -1):
-                        write, read = features[start + k, b, r + n], features[start + k, b, r + N + n]
-                        dwrite, dread = zero, zero
-                        for i in range(I):
-                            slope = dh[b, n, i] + read * dy[lane, k, i]
-                            dread += dy[lane, k, i] * (left[k, i] + write * written[lane, k, i])
-                            dwrite += slope * written[lane, k, i]
-                            dwritten[lane, k, i] += slope * write
-                            dlog = slope * left[k, i]
-                            dstep[lane, k, i] += dlog * a[n, i]
-                            da[n, i] += dlog * step[lane, k, i]
-                            dh[b, n, i] = slope * decay[k, i]
-                        dfeatures[start + k, b, r + n] = dwrite
-                        dfeatures[start + k, b, r + N + n] = dread
-                        if reset[start + k, b]:
-                            for i in range(I):
-                                dinitial[n, i] += dh[b, n, i]
-                                dh[b, n, i] = zero
+    for block in range(len(before), -1, -1):
+        start = block * STEPS
+        steps = min(STEPS, T - start)
+        for b in range(B):
             for k in range(steps):
-                for lane in range(lanes):
-                    t, b = start + k, group + lane
-                    u_t, dt_t, du_t, ddt_t = u[t, b], dt[t, b], du[t, b], ddt[t, b]
+                t = start + k
+                u_t, dt_t, y, dout_t, z, dz = u[t, b], dt[t, b], kept[t, b], dout[t, b], xz[t, b, I:], dxz[t, b, I:]
+                copy(wr[k], features[t, b, r:])
+                for i in range(I):
+                    step[k, i] = softplus(dt_t[i] + dt_bias[i])
+                for i in range(I):
+                    written[k, i] = step[k, i] * u_t[i]
+                    dstep[k, i] = zero
+                    dwritten[k, i] = zero
+                for i in range(I):
+                    dz[i] = sigmoid(z[i])
+                for i in range(I):
+                    dy[k, i] = dout_t[i] * z[i] * dz[i]
+                shared[k] = dot(dy[k], written[k])
+                for i in range(I):
+                    dz[i] = dout_t[i] * y[i] * dz[i] * (one + z[i] * (one - dz[i]))
+            entered, resets, dh_b = before[block - 1, b] if block > 0 else h0[b], reset[start:, b], dh[b]
+            for n in range(N):
+                for k in range(steps):
                     for i in range(I):
-                        du_t[i] = dy[lane, k, i] * skip[i] + dwritten[lane, k, i] * step[lane, k, i]
+                        decay[k, i] = exp2(a[n, i] * dtype.type(LOG2_E) * step[k, i])
+                replay(n, resets, steps, entered, initial, wr, decay, written, h, left)
+                for k in range(steps - 1, -1, -1):
+                    write, read = wr[k, n], wr[k, N + n]
+                    dwrite, dread = of_write_and_read(n, k, dh_b, dy, left, written)
                     for i in range(I):
-                        dskip[i] += dy[lane, k, i] * u_t[i]
-                    for i in range(I):
-                        ddt_t[i] = (dstep[lane, k, i] + dwritten[lane, k, i] * u_t[i]) * sigmoid(dt_t[i] + dt_bias[i])
-                    for i in range(I):
-                        ddt_bias[i] += ddt_t[i]
+                        slope = dh_b[n, i] + read * dy[k, i]
+                        dwritten[k, i] += slope * write
+                        dlog = slope * left[k, i]
+                        dstep[k, i] += dlog * a[n, i]
+                        da[n, i] += dlog * step[k, i]
+                        dh_b[n, i] = slope * decay[k, i]
+                    dfeatures[start + k, b, r + n] = dwrite + read * shared[k]
+                    dfeatures[start + k, b, r + N + n] = dread + write * shared[k]
+                    if resets[k]:
+                        forget(n, dh_b, dinitial)
+            for k in range(steps):
+                t = start + k
+                u_t, dt_t, du_t, ddt_t = u[t, b], dt[t, b], du[t, b], ddt[t, b]
+                for i in range(I):
+                    du_t[i] = dy[k, i] * skip[i] + dwritten[k, i] * step[k, i]
+                for i in range(I):
+                    dskip[i] += dy[k, i] * u_t[i]
+                for i in range(I):
+                    ddt_t[i] = (dstep[k, i] + dwritten[k, i] * u_t[i]) * sigmoid(dt_t[i] + dt_bias[i])
+                for i in range(I):
+                    ddt_bias[i] += ddt_t[i]
     for i in range(I):
         for n in range(N):
             da_log[i, n] = da[n, i] * a[n, i]

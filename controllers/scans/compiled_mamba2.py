@@ -17,11 +17,22 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from controllers.scans.compiled import LOG2_E, arrays, compiled, copy, exp2, kernel, lasts, sigmoid, softplus
-from controllers.scans.compiled_convolution import LANES, convolve, last_windows, since_reset, taps_of, unconvolve
-
-STEPS = 8
-"""Backward, states are computed again from the one before each so many steps: what is kept is an eighth of them."""
+from controllers.scans.compiled import (
+    LOG2_E,
+    arrays,
+    compiled,
+    copy,
+    dot,
+    exp2,
+    kernel,
+    lasts,
+    sigmoid,
+    softplus,
+    sums,
+    transposed,
+)
+from controllers.scans.compiled_convolution import LANES, convolve, last_windows, since_reset, unconvolve
+from controllers.scans.compiled_states import STEPS, forget, of_write_and_read, replay
 
 
 class Mamba2Parameters(NamedTuple):
@@ -113,7 +124,7 @@ def _forward(
     xbc, y, decay, written = np.empty(C, dtype), np.empty(I, dtype), np.empty(I, dtype), np.empty(I, dtype)
     x_1HP, step_1H, factor_H = xbc[:I].reshape(1, H, -1), np.empty((1, H), dtype), np.empty(H, dtype)
     decay_1HP, written_1HP = decay.reshape(1, H, -1), written.reshape(1, H, -1)
-    taps, skips, rate = taps_of(weight), np.repeat(skip, I // H), -np.exp(a_log) * dtype.type(LOG2_E)
+    taps, skips, rate = transposed(weight), np.repeat(skip, I // H), -np.exp(a_log) * dtype.type(LOG2_E)
     since, mean = np.full(B, T + len(taps)), dtype.type(1 / I)
     for group in range(0, B, LANES):
         for t in range(T):
@@ -145,37 +156,51 @@ def _forward(
                             y[i] += r * after
                 if len(kept) > 0:
                     copy(kept[t, b], y)
-                total, out_t = dtype.type(0), out[t, b]
+                out_t = out[t, b]
                 for i in range(I):
-                    gated = y[i] * row[i] * sigmoid(row[i])
-                    y[i] = gated
-                    total += gated * gated
-                scale = dtype.type(1 / math.sqrt(total * mean + eps))
+                    y[i] *= row[i] * sigmoid(row[i])
+                scale = dtype.type(1 / math.sqrt(dot(y, y) * mean + eps))
                 for i in range(I):
                     out_t[i] = y[i] * scale * norm[i]
     last_windows(zxbcdt, I, window, initial_window, since, last_window)
+
+
+@sums
+def _of_scale(dout, norm, gated):
+    slope = gated.dtype.type(0)
+    for i in range(len(gated)):
+        slope += dout[i] * norm[i] * gated[i]
+    return slope
 
 
 @compiled
 def _unnorm(y, z, norm, eps, dout, dy, dz, dnorm):
     """Back through one row of the gated norm."""
     I, one, dtype = len(y), y.dtype.type(1), y.dtype
-    total, product = dtype.type(0), dtype.type(0)
     for i in range(I):
         silu = z[i] * sigmoid(z[i])
-        gated = y[i] * silu
         dz[i] = silu
-        dy[i] = gated
-        total += gated * gated
-        product += dout[i] * norm[i] * gated
-    scale = dtype.type(1 / math.sqrt(total / I + eps))
-    shrink = dtype.type(product * scale * scale * scale / I)
+        dy[i] = y[i] * silu
+    scale = dtype.type(1 / math.sqrt(dot(dy, dy) / I + eps))
+    shrink = dtype.type(_of_scale(dout, norm, dy) * scale * scale * scale / I)
     for i in range(I):
         gate, silu, gated = sigmoid(z[i]), dz[i], dy[i]
         dnorm[i] += dout[i] * gated * scale
         slope = dout[i] * norm[i] * scale - gated * shrink
         dy[i] = slope * silu
         dz[i] = slope * y[i] * (gate + silu * (one - gate))
+
+
+@sums
+def _of_head(k, head, dlogs, dwritten, dy, x):
+    """The slopes of a head's log decay, step and skip at row k, summed over its channels of [K, H, P]."""
+    zero = x.dtype.type(0)
+    dlog, dstep, dskip = zero, zero, zero
+    for p in range(x.shape[2]):
+        dlog += dlogs[k, head, p]
+        dstep += dwritten[k, head, p] * x[k, head, p]
+        dskip += dy[k, head, p] * x[k, head, p]
+    return dlog, dstep, dskip
 
 
 @kernel
@@ -187,13 +212,14 @@ def _backward(
     T, B, _ = zxbcdt.shape
     (N, I), C, H, W, dtype = initial.shape, len(bias), len(a_log), len(initial_window), zxbcdt.dtype
     zero, one = dtype.type(0), dtype.type(1)
-    taps, a, since = taps_of(weight), -np.exp(a_log), since_reset(reset, W)
+    taps, a, since = transposed(weight), -np.exp(a_log), since_reset(reset, W)
     dtaps, rate = np.zeros_like(taps), a * dtype.type(LOG2_E)
     pre, ahead = np.empty((LANES, STEPS, C), dtype), np.empty((LANES, W, C), dtype)
     dpre, wr = np.empty((STEPS + W, C), dtype), np.empty((STEPS, 2 * N), dtype)
     step, factor = np.empty((STEPS, H), dtype), np.empty(H, dtype)
     x, written, decay = np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype)
     dx, dwritten, dy = np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype)
+    shared = np.empty(STEPS, dtype)
     left, dlogs, h = np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype), np.empty(I, dtype)
     heads = (STEPS, H, I // H)  # the same again by heads
     x_KHP, written_KHP, decay_KHP = x.reshape(heads), written.reshape(heads), decay.reshape(heads)
@@ -221,55 +247,36 @@ def _backward(
                         wr[k, n] = pre[lane, k, I + n] * sigmoid(pre[lane, k, I + n])
                     _of_step(row[I + C :], dt_bias, rate, x_KHP, k, step, factor, decay_KHP, written_KHP)
                     _unnorm(kept[start + k, b], row[:I], norm, eps, dout[start + k, b], dy[k], drow[:I], dnorm)
+                    shared[k] = dot(dy[k], written[k])
                     for i in range(I):
                         dlogs[k, i] = zero
                         dwritten[k, i] = zero
+                entered, resets, dh_b = before[block - 1, b] if block > 0 else h0[b], reset[start:, b], dh[b]
                 for n in range(N):
-                    if block > 0:
-                        for i in range(I):
-                            h[i] = before[block - 1, b, n, i]
-                    else:
-                        for i in range(I):
-                            h[i] = h0[b, n, i]
-                    for k in range(steps):
-                        w = wr[k, n]
-                        if reset[start + k, b]:
-                            for i in range(I):
-                                h[i] = initial[n, i]
-                        for i in range(I):
-                            left[k, i] = decay[k, i] * h[i]
-                            h[i] = left[k, i] + w * written[k, i]
+                    replay(n, resets, steps, entered, initial, wr, decay, written, h, left)
                     for k in range(steps - 1, -1, -1):
                         w, r = wr[k, n], wr[k, N + n]
-                        dw, dr = zero, zero
+                        dw, dr = of_write_and_read(n, k, dh_b, dy, left, written)
+                        dpre[k, I + n], dpre[k, I + N + n] = dw + r * shared[k], dr + w * shared[k]
                         for i in range(I):
-                            slope = dh[b, n, i] + r * dy[k, i]
-                            dr += dy[k, i] * (left[k, i] + w * written[k, i])
-                            dw += slope * written[k, i]
+                            slope = dh_b[n, i] + r * dy[k, i]
                             dwritten[k, i] += slope * w
                             dlogs[k, i] += slope * left[k, i]
-                            dh[b, n, i] = slope * decay[k, i]
-                        dpre[k, I + n] = dw
-                        dpre[k, I + N + n] = dr
-                        if reset[start + k, b]:
-                            for i in range(I):
-                                dinitial[n, i] += dh[b, n, i]
-                                dh[b, n, i] = zero
+                            dh_b[n, i] = slope * decay[k, i]
+                        if resets[k]:
+                            forget(n, dh_b, dinitial)
                 for k in range(steps):
                     raw, draw = zxbcdt[start + k, b, I + C :], dzxbcdt[start + k, b, I + C :]
                     for head in range(H):
-                        dlog, dstep, dthrough = zero, zero, zero
                         for p in range(I // H):
                             dx_KHP[k, head, p] = (
                                 dy_KHP[k, head, p] * skip[head] + dwritten_KHP[k, head, p] * step[k, head]
                             )
-                            dlog += dlogs_KHP[k, head, p]
-                            dstep += dwritten_KHP[k, head, p] * x_KHP[k, head, p]
-                            dthrough += dy_KHP[k, head, p] * x_KHP[k, head, p]
+                        dlog, dstep, dskipped = _of_head(k, head, dlogs_KHP, dwritten_KHP, dy_KHP, x_KHP)
                         draw[head] = (dlog * a[head] + dstep) * sigmoid(raw[head] + dt_bias[head])
                         ddt_bias[head] += draw[head]
                         da_log[head] += dlog * step[k, head] * a[head]
-                        dskip[head] += dthrough
+                        dskip[head] += dskipped
                     for i in range(I):
                         dpre[k, i] = dx[k, i]
                     for c in range(C):

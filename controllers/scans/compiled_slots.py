@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from controllers.scans.compiled import LOG2_E, arrays, compiled, copy, exp2, kernel, lasts, sigmoid
+from controllers.scans.compiled import LOG2_E, arrays, compiled, copy, dot, exp2, kernel, lasts, sigmoid, sums
 from controllers.scans.slots import SHUT, Slots
 
 STEPS = 16
@@ -93,20 +93,25 @@ def _clear(slots, usage, age):
             slots[k, d] = zero
 
 
+@sums
+def _total(values):
+    total = values.dtype.type(0)
+    for i in range(len(values)):
+        total += values[i]
+    return total
+
+
 @compiled
 def _attend(query, slots, usage, recent, unweighed, attention):
     """Fill attention [K], and what it would be of weights of 1 at the same normalisation."""
     zero, one, log2_e = slots.dtype.type(0), slots.dtype.type(1), slots.dtype.type(LOG2_E)
-    K, D = slots.shape
+    K = len(slots)
     most = slots.dtype.type(-np.inf)
     for k in range(K):
-        score = zero
-        for d in range(D):
-            score += slots[k, d] * query[d]
+        score = dot(slots[k], query)
         unweighed[k] = score
         if (not recent or usage[k] > zero) and score > most:
             most = score
-    total = zero
     for k in range(K):
         weight = usage[k] if recent else one
         if weight > zero:
@@ -114,7 +119,7 @@ def _attend(query, slots, usage, recent, unweighed, attention):
         else:
             unweighed[k] = zero
         attention[k] = weight * unweighed[k]
-        total += attention[k]
+    total = _total(attention)
     if total > zero:
         for k in range(K):
             unweighed[k] /= total
@@ -228,10 +233,7 @@ def _backward(
                 g, f, w, v, dv = gates[i], frees[i], usage_t[k], value[t, b], dvalue[t, b]
                 # through the write
                 slot, dslot = slots_t[k], dslots_b[k]
-                of_slot, of_value = zero, zero
-                for d in range(D):
-                    of_slot += dslot[d] * slot[d]
-                    of_value += dslot[d] * v[d]
+                of_slot, of_value = dot(dslot, slot), dot(dslot, v)
                 dg, df = dusage_b[k], dage_b[k] * (age[i, k] + one)
                 left, written = f * (one - decay), g
                 if recent:
@@ -258,13 +260,9 @@ def _backward(
                 # through the read
                 q, dq, dr = query[t, b], dquery[t, b], dread[t, b]
                 _attend(q, slots_t, usage_t, recent, unweighed, attention)
-                mean = zero
                 for j in range(K):
-                    dshare = zero
-                    for d in range(D):
-                        dshare += dr[d] * slots_t[j, d]
-                    dattention[j] = dshare
-                    mean += attention[j] * dshare
+                    dattention[j] = dot(dr, slots_t[j])
+                mean = dot(attention, dattention)
                 for d in range(D):
                     dq[d] = zero
                 for j in range(K):
