@@ -22,6 +22,7 @@ from controllers import CONTROLLERS
 from distributed.blueprint import make_blueprint
 from distributed.config import Config, ConfigError, load_config
 from distributed.display import NOTHING, Display, clock
+from distributed.machine import describe_machine
 from distributed.seeds import DEFAULT_TARGET, provenance, run_seed
 from distributed.suite_table import as_markdown
 from envs import TaskFacts
@@ -199,7 +200,9 @@ def _jobs(
 def _run(job: Job, local: bool, log: IO[str]) -> dict[str, Any] | None:
     """What came of one run, or None if it was interrupted; training that diverges is a result too."""
     started = perf_counter()
-    run: dict[str, Any] = {"task": job.task, "controller": job.controller, "settings": job.settings}
+    run: dict[str, Any] = {
+        "task": job.task, "controller": job.controller, "settings": job.settings, "cpu": describe_machine()["cpu"],
+    }  # fmt: skip
     try:
         outcome = run_seed(job.config, local=local, display=Display(Console(file=log)))
     except FloatingPointError as error:

@@ -113,7 +113,7 @@ def exp2(x: Any) -> Any:
     return np.exp2(x)
 
 
-@overload(exp2)
+@overload(exp2, jit_options={"forceinline": True})
 def _exp2(x):
     if x != types.float32:
         return lambda x: np.exp2(x)
@@ -135,7 +135,7 @@ def sigmoid(x: Any) -> Any:
     return 1 / (1 + np.exp(-x))
 
 
-@overload(sigmoid)
+@overload(sigmoid, jit_options={"forceinline": True})
 def _sigmoid(x):
     if x != types.float32:
         return lambda x: 1 / (1 + np.exp(-x))
@@ -147,7 +147,7 @@ def softplus(x: Any) -> Any:
     return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
 
 
-@overload(softplus)
+@overload(softplus, jit_options={"forceinline": True})
 def _softplus(x):
     if x != types.float32:
         return lambda x: max(x, 0.0) + np.log1p(np.exp(-abs(x)))

@@ -29,7 +29,7 @@ from controllers.scans.compiled import (
     transposed,
 )
 from controllers.scans.compiled_convolution import LANES, convolve, last_windows, since_reset, unconvolve
-from controllers.scans.compiled_states import STEPS, forget, of_write_and_read, replay
+from controllers.scans.compiled_states import STEPS, forget, of_write_and_read
 
 
 class MambaParameters(NamedTuple):
@@ -260,10 +260,18 @@ def _backward(
                     dz[i] = dout_t[i] * y[i] * dz[i] * (one + z[i] * (one - dz[i]))
             entered, resets, dh_b = before[block - 1, b] if block > 0 else h0[b], reset[start:, b], dh[b]
             for n in range(N):
+                for i in range(I):
+                    h[i] = entered[n, i]
                 for k in range(steps):
+                    w = wr[k, n]
+                    if resets[k]:
+                        for i in range(I):
+                            h[i] = initial[n, i]
                     for i in range(I):
-                        decay[k, i] = exp2(a[n, i] * dtype.type(LOG2_E) * step[k, i])
-                replay(n, resets, steps, entered, initial, wr, decay, written, h, left)
+                        factor = exp2(a[n, i] * dtype.type(LOG2_E) * step[k, i])
+                        decay[k, i] = factor
+                        left[k, i] = factor * h[i]
+                        h[i] = left[k, i] + w * written[k, i]
                 for k in range(steps - 1, -1, -1):
                     write, read = wr[k, n], wr[k, N + n]
                     dwrite, dread = of_write_and_read(n, k, dh_b, dy, left, written)

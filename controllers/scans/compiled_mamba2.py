@@ -32,7 +32,7 @@ from controllers.scans.compiled import (
     transposed,
 )
 from controllers.scans.compiled_convolution import LANES, convolve, last_windows, since_reset, unconvolve
-from controllers.scans.compiled_states import STEPS, forget, of_write_and_read, replay
+from controllers.scans.compiled_states import STEPS, forget, of_write_and_read
 
 
 class Mamba2Parameters(NamedTuple):
@@ -253,7 +253,16 @@ def _backward(
                         dwritten[k, i] = zero
                 entered, resets, dh_b = before[block - 1, b] if block > 0 else h0[b], reset[start:, b], dh[b]
                 for n in range(N):
-                    replay(n, resets, steps, entered, initial, wr, decay, written, h, left)
+                    for i in range(I):
+                        h[i] = entered[n, i]
+                    for k in range(steps):
+                        w = wr[k, n]
+                        if resets[k]:
+                            for i in range(I):
+                                h[i] = initial[n, i]
+                        for i in range(I):
+                            left[k, i] = decay[k, i] * h[i]
+                            h[i] = left[k, i] + w * written[k, i]
                     for k in range(steps - 1, -1, -1):
                         w, r = wr[k, n], wr[k, N + n]
                         dw, dr = of_write_and_read(n, k, dh_b, dy, left, written)

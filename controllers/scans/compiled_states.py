@@ -11,31 +11,6 @@ STEPS = 8
 """Backward, states are computed again from the one before each so many steps: what is kept is an eighth of them."""
 
 
-@compiled
-def replay(n, resets, steps, entered, initial, writes, decay, written, h, left):
-    """One state through a block again: `left` [K, I] is what was left of it at each step, decay h.
-
-    Args:
-        n: which of the states.
-        resets: [K], where the state was `initial` [N, I] instead.
-        steps: how many of the K there are.
-        entered: [N, I], the states before the block.
-        writes: [K, N or more], w.
-        decay, written: [K, I].
-        h: [I], room.
-    """
-    for i in range(len(h)):
-        h[i] = entered[n, i]
-    for k in range(steps):
-        w = writes[k, n]
-        if resets[k]:
-            for i in range(len(h)):
-                h[i] = initial[n, i]
-        for i in range(len(h)):
-            left[k, i] = decay[k, i] * h[i]
-            h[i] = left[k, i] + w * written[k, i]
-
-
 @sums
 def of_write_and_read(n, k, dh, dy, left, written):
     """What the slopes of w and of r in y = r h' are at step k, less what does not depend on the state.

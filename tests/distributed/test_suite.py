@@ -67,6 +67,7 @@ def test_a_run_is_trained_evaluated_and_kept(capsys: pytest.CaptureFixture[str])
     assert kept["tasks"]["tmaze"]["memoryless_return"] == 0.5
     assert {"torch", "python"} <= kept["versions"].keys()
     assert kept["machine"]["cores"] >= 1
+    assert row["cpu"] == kept["machine"]["cpu"]
     assert "step 176/100" in Path("runs/suites/s/log.txt").read_text()
 
 
