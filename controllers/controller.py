@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from controllers.scans.backends import REFERENCE, chosen_backend
+from controllers.scans.backends import REFERENCE, chosen_backend, obstacle
 
 Carry = dict[str, Tensor]
 """Recurrent state: one [B, ...] tensor a name. Empty for a model without memory."""
@@ -57,14 +57,32 @@ class Controller(nn.Module, ABC):
             else:
                 self.register_buffer(f"initial_{name}", torch.zeros(shape), persistent=False)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the numbers that go in, through and out: the parameters' type."""
+        return next((parameter.dtype for parameter in self.parameters()), torch.float32)
+
     @abstractmethod
     def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """One step without resets, written for the reader."""
 
     def backend_on(self, device: torch.device) -> str:
         """Which implementation of the scan runs on this device; see `chosen_backend`."""
-        dtype = next((start.dtype for start in self.initial().values()), torch.float32)
-        return chosen_backend(self.backend, device, self.backends, dtype)
+        return chosen_backend(self.backend, device, self.backends, self.dtype)
+
+    def check_backend(self, device: torch.device) -> None:
+        """Refuse a backend that the settings force and that cannot run on this device.
+
+        Raises:
+            ValueError: it cannot; says why.
+        """
+        forced, runs = self.backend, self.backend_on(device)
+        if forced not in ("auto", runs):
+            why = obstacle(forced, device, self.dtype, forced=True) or f"it is not exact for {self.dtype}"
+            raise ValueError(
+                f"policy.controller.backend is {forced!r}, which does not run on {device} here: {why}; "
+                f"choose auto or {runs}"
+            )
 
     def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """`scan` on checked arguments; without an override it is `reference_scan`."""
@@ -122,13 +140,18 @@ class Controller(nn.Module, ABC):
         shape = x_TBD.shape
         if len(shape) != 3 or shape[2] != self.input_size:
             raise ValueError(f"the input has shape {list(shape)}; it must be [T, B, {self.input_size}]")
-        if shape[0] == 0:
-            raise ValueError("the input has 0 time steps; a scan needs at least 1")
+        if 0 in shape[:2]:
+            what = "time steps" if shape[0] == 0 else "lanes"
+            raise ValueError(f"the input has 0 {what}; a scan needs at least 1")
+        initial, device, dtype = self.initial(), x_TBD.device, self.dtype
+        if x_TBD.dtype != dtype:
+            raise ValueError(f"the input is {_describe(x_TBD)}; it must be {dtype}, as the controller is")
         if reset_TB.dtype != torch.bool or reset_TB.shape != shape[:2]:
             raise ValueError(
                 f"the reset flags are {_describe(reset_TB)}; they must be torch.bool of shape {list(shape[:2])}"
             )
-        initial, device = self.initial(), x_TBD.device
+        if not isinstance(carry, dict):
+            raise ValueError(f"the carry is {carry!r}; pass what initial_carry or the previous scan returned")
         if carry.keys() != initial.keys():
             raise ValueError(
                 f"the carry holds {sorted(carry)}; "

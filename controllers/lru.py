@@ -64,11 +64,11 @@ class LruController(ResidualBlock):
         return torch.polar(torch.exp(-torch.exp(self.log_decay)), torch.exp(self.log_phase))
 
     def mixer_cell(self, u_BH: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        h_BN = self.eigenvalues() * torch.view_as_complex(carry["h"]) + self._drive(u_BH)
+        h_BN = self.eigenvalues() * _complex(carry["h"]) + self._drive(u_BH)
         return self._read(h_BN, u_BH), {"h": torch.view_as_real(h_BN)}
 
     def mixer_scan(self, u_TBH: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        h_BN, initial_N = torch.view_as_complex(carry["h"]), torch.view_as_complex(self.initial_h)
+        h_BN, initial_N = _complex(carry["h"]), torch.view_as_complex(self.initial_h)
         h_TBN, h_BN = linear_scan(self.eigenvalues(), self._drive(u_TBH), reset_TB, h_BN, initial_N)
         return self._read(h_TBN, u_TBH), {"h": torch.view_as_real(h_BN)}
 
@@ -80,6 +80,11 @@ class LruController(ResidualBlock):
     def _read(self, h: Tensor, u: Tensor) -> Tensor:
         """Re(C h) + D u: complex [..., N], [..., H] -> [..., H]."""
         return torch.addcmul(F.linear(torch.view_as_real(h).flatten(-2), self.weight_out), self.skip, u)
+
+
+def _complex(parts: Tensor) -> Tensor:
+    """[..., 2], wherever its numbers lie -> complex [...]."""
+    return torch.complex(parts[..., 0], parts[..., 1])
 
 
 def _orthogonal(rows: int, columns: int, generator: Generator) -> nn.Parameter:

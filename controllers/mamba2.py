@@ -18,6 +18,7 @@ from controllers.scans.blocks import in_blocks
 from controllers.scans.convolution import silu_convolution, silu_convolution_step
 from controllers.scans.gated_norm import gated_norm
 from controllers.scans.mamba_ssm_ssd import rounds_as_allowed
+from controllers.scans.resets import all_finite
 from controllers.scans.ssd import ssd_cell, ssd_layer
 from controllers.settings import ControllerSettings, at_least
 
@@ -177,8 +178,6 @@ class Mamba2Controller(Controller):
                 carry = reset_carry(reset_TB[0], self.initial(), carry)
             y_BM, carry = self.cell(x_TBD[0], carry)
             return y_BM.unsqueeze(0), carry
-        if not all(value.sum().isfinite() for value in carry.values()):
-            return self.reference_scan(x_TBD, reset_TB, carry)  # a product with 0 would not forget it
 
         def steps(x_KBD: Tensor, reset_KB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
             return self._layer(
@@ -188,7 +187,10 @@ class Mamba2Controller(Controller):
                 lambda xbc, dt, h, a, d: ssd_layer(xbc, dt, reset_KB, h, self.initial_state, a, d, self.chunk, backend),
             )
 
-        return in_blocks(steps, x_TBD, reset_TB, carry)
+        y_TBM, after = in_blocks(steps, x_TBD, reset_TB, carry)
+        if not all_finite(y_TBM, *after.values()):
+            return self.reference_scan(x_TBD, reset_TB, carry)
+        return y_TBM, after
 
     def _compiled(self, x_KBD: Tensor, reset_KB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         u = self.embed(x_KBD)

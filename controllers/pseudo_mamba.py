@@ -14,6 +14,7 @@ from controllers.controller import Carry, Controller, DonatedCarry, reset_carry
 from controllers.initialisation import linear
 from controllers.mamba2 import Mamba2Controller
 from controllers.scans.backends import REFERENCE
+from controllers.scans.resets import all_finite
 from controllers.scans.slots import Rule, Slots, slots_read, slots_scan, slots_write
 from controllers.settings import ControllerSettings, at_least
 
@@ -127,14 +128,17 @@ class PseudoMambaController(Controller):
                     carry = reset_carry(reset_TB[0], self.initial(), carry)
                 y_BY, carry = self.cell(x_TBD[0], carry)
                 return y_BY.unsqueeze(0), carry
-            if self.query == "state" or not all(value.sum().isfinite() for value in carry.values()):
+            if self.query == "state":
                 return self.reference_scan(x_TBD, reset_TB, carry)
         memory, core = self._parts(carry)
         h_TBM, core = self.core.fast_scan(x_TBD, reset_TB, core)
         inputs = self._query(x_TBD), self._gate_logit(h_TBM), self.to_value(h_TBM)
         donated = isinstance(carry, DonatedCarry)
         r_TBS, memory = slots_scan(*inputs, reset_TB, memory, self.decay, self.rule, self.chunk, backend, donated)
-        return torch.cat([h_TBM, r_TBS], 2), core | memory._asdict()
+        y_TBY, after = torch.cat([h_TBM, r_TBS], 2), core | memory._asdict()
+        if backend != "numba" and not all_finite(y_TBY, *after.values()):
+            return self.reference_scan(x_TBD, reset_TB, carry)
+        return y_TBY, after
 
     def signals(self, y_TBH: Tensor) -> dict[str, Tensor]:
         return {"gate": self._gate_logit(y_TBH).sigmoid()}

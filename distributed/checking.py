@@ -34,8 +34,16 @@ def check_controller(kind: str, overrides: Sequence[str], console: Console | Non
     under = "policy.controller."
     settings = load_config(None, [f"{under}{word}" for word in (f"kind={kind}", *overrides)]).policy.controller
     build = _builder(settings)
-    console.print(f"[bold]{kind}[/bold], hidden_size {settings.hidden_size}, {settings.layers} layer(s)")
-    compile_ahead(build(1, Generator().manual_seed(0)), kind, console.print)
+    controller, cpu = build(1, Generator().manual_seed(0)), torch.device("cpu")
+    try:
+        controller.check_backend(cpu)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    backend = controller.backend_on(cpu)
+    console.print(
+        f"[bold]{kind}[/bold], hidden_size {settings.hidden_size}, {settings.layers} layer(s), backend {backend}"
+    )
+    compile_ahead(controller, kind, console.print)
     failed, table = [], _table()
     for finding in findings(build):
         table.add_row(*_row(finding))

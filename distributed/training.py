@@ -1,6 +1,7 @@
 """One training run from configuration to verdict: build the parts, restore, loop, look, keep, let go."""
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from distributed.run_folder import RunFolder, new_run_name
 from distributed.runners import LocalRunner, Runner, RunState
 from distributed.service import Update, asynchronous, synchronous
 from distributed.tracking import RunStatus, Tracker, absolute_uri
+from learner import resolve_device
 from rollout_workers import Evaluation
 
 _EXPLORATION = 0.03  # success that sampled actions may cost a policy whose greedy form succeeds
@@ -199,7 +201,13 @@ def resume(
 def _checked(config: Config, local: bool) -> Blueprint:
     if local and config.service.mode == "async":
         raise ConfigError("service.mode is async, which needs Ray's actors; leave --local out or set service.mode=sync")
-    return make_blueprint(config)
+    blueprint = make_blueprint(config)
+    if local or (config.service.address or os.environ.get("RAY_ADDRESS", "local")) == "local":  # learning runs here
+        try:
+            blueprint.policy().controller.check_backend(resolve_device(config.learner.device))
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+    return blueprint
 
 
 def _execute(

@@ -63,9 +63,9 @@ class Learner:
         asynchronous: bool = False,
     ) -> None:
         self.settings = settings
-        self.device = _resolve_device(settings.device)
+        self.device = resolve_device(settings.device)
         self.policy = policy.to(self.device)
-        _check_backend(policy, self.device)
+        policy.controller.check_backend(self.device)
         self.version = 0
         self.env_steps = 0
         self._seed = seed
@@ -286,16 +286,6 @@ class Learner:
         self.version, self.env_steps = int(state["version"]), int(state["env_steps"])
 
 
-def _check_backend(policy: Policy, device: torch.device) -> None:
-    """Refuse a backend that the settings force and that cannot run where learning does."""
-    forced, runs = policy.controller.backend, policy.controller.backend_on(device)
-    if forced not in ("auto", runs):
-        raise ValueError(
-            f"policy.controller.backend is {forced!r}, which does not run on {device} here, as its package, its "
-            f"device or its types are others; use auto"
-        )
-
-
 def default_shards() -> int:
     """Threads for a minibatch where the settings leave it open: one a core, four at most."""
     return min(os.cpu_count() or 1, _MAX_SHARDS)
@@ -308,7 +298,12 @@ def _value_metrics(batch: SequenceBatch, returns: Returns) -> dict[str, float]:
     return {"value_mean": float(values.mean()), "explained_variance": explained}
 
 
-def _resolve_device(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
+    """Where learning runs on this machine, by `learner.device`.
+
+    Raises:
+        ValueError: there is no such device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -162,10 +162,15 @@ def lanes_may_be_permuted(build: Build) -> Iterator[Deviation]:
 def memory_layout_does_not_matter(build: Build) -> Iterator[Deviation]:
     controller = subject(build)
     trial = draw(controller, 7)
+    carry = {name: value.detach().transpose(0, -1).contiguous().transpose(0, -1) for name, value in trial.carry.items()}
     strided = Trial(
-        trial.x.detach().transpose(0, 1).contiguous().transpose(0, 1), trial.reset.t().contiguous().t(), trial.carry
+        trial.x.detach().transpose(0, 1).contiguous().transpose(0, 1), trial.reset.t().contiguous().t(), carry
     )
-    yield from deviations(results(*controller.scan(*strided)), results(*controller.scan(*trial)), "strided input")
+    for steps in (7, 1):
+        actual, expected = (
+            results(*controller.scan(x[:steps], reset[:steps], carry)) for x, reset, carry in (strided, trial)
+        )
+        yield from deviations(actual, expected, f"strided arguments of {steps} step(s)")
 
 
 @check("backward repeats", "a second backward pass is the first", EXACT)

@@ -54,6 +54,9 @@ def wrong_arguments_get_one_sentence(build: Build) -> Iterator[Deviation]:
     size = controller.input_size
     yield refused(rf"has shape \[3, {LANES}, 2\]; it must be \[T, B, {size}\]", x[..., :2], reset, carry)
     yield refused("0 time steps", x[:0], reset[:0], carry)
+    yield refused("0 lanes", x[:, :0], reset[:, :0], {name: value[:0] for name, value in carry.items()})
+    yield refused("the input is torch.float16 of shape", x.half(), reset, carry)
+    yield refused("the carry is None", x, reset, None)
     yield refused(rf"reset flags are torch.bool of shape \[2, {LANES}\].*\[3, {LANES}\]", x, reset[:2], carry)
     yield refused("reset flags are torch.float32.*torch.bool", x, reset.float(), carry)
     elsewhere = "on meta and the input on cpu; move them to one device"

@@ -36,16 +36,18 @@ def a_reset_starts_afresh(build: Build) -> Iterator[Deviation]:
         yield from deviations(_of_lane(y[at:], last), expected, f"after a reset at {at}")
 
 
-@check("reset forgets NaN", "even a carry that is not a number is forgotten", TIGHT)
+@check("reset forgets NaN", "even a carry and inputs that are not numbers are forgotten", TIGHT)
 def a_reset_forgets_nan(build: Build) -> Iterator[Deviation]:
     controller = subject(build)
-    for at in (0, 1):
-        x, reset, carry = draw(controller, 5, resets=0.0)
+    for at in _RESETS:
+        x, reset, carry = draw(controller, 13, resets=0.0)
         reset[at] = True
         broken = {name: torch.full_like(value, torch.nan) for name, value in carry.items()}
-        y, last = controller.scan(x, reset, broken)
+        unknown = torch.cat([torch.full_like(x[:at], torch.nan), x[at:]])
         expected = results(*controller.scan(x[at:], reset[at:], carry))
-        yield from deviations(results(y[at:], last), expected, f"after a reset at {at} of a carry that is NaN")
+        for what, inputs, before in (("a carry", x, broken), ("inputs", unknown, carry)):
+            y, last = controller.scan(inputs, reset, before)
+            yield from deviations(results(y[at:], last), expected, f"after a reset at {at} of {what} that is NaN")
 
 
 @check("lanes are apart", "no gradient goes from one lane to another", EXACT)

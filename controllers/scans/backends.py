@@ -34,12 +34,19 @@ def chosen_backend(
 
 
 def _runs(name: str, device: torch.device, dtype: torch.dtype, forced: bool) -> bool:
-    if name == "torch":
-        return True
+    return name == "torch" or obstacle(name, device, dtype, forced) is None
+
+
+def obstacle(name: str, device: torch.device, dtype: torch.dtype, forced: bool) -> str | None:
+    """Why the backend cannot run on tensors like these, as the end of a sentence."""
     if name == "numba":
-        return device.type == "cpu" and dtype in (torch.float32, torch.float64) and _installed(name)
-    interpreted = forced and os.environ.get("TRITON_INTERPRET") == "1"
-    return (device.type == "cuda" or interpreted) and _installed(name)
+        if device.type != "cpu":
+            return "it is made for CPUs"
+        if dtype not in (torch.float32, torch.float64):
+            return f"it does not take {dtype}"
+    elif device.type != "cuda" and not (forced and os.environ.get("TRITON_INTERPRET") == "1"):
+        return "it is made for CUDA devices"
+    return None if _installed(name) else f"{' or '.join(_PACKAGES.get(name, (name,)))} is not installed"
 
 
 @cache

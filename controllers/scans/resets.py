@@ -3,6 +3,7 @@
 Axis letters: T time, B lanes, N rows, H hidden.
 """
 
+import torch
 from torch import Tensor
 
 
@@ -14,3 +15,11 @@ def lanes_to_reset(reset_TB: Tensor) -> tuple[Tensor, ...]:
 def with_rows(x_NH: Tensor, rows: Tensor, initial_H: Tensor) -> Tensor:
     """[N, H] with `initial_H` in the place of `rows`, whatever they were: NaN leaves no trace."""
     return x_NH.index_copy(0, rows, initial_H.expand(len(rows), -1)) if len(rows) else x_NH
+
+
+def all_finite(*values: Tensor) -> bool:
+    """Whether a scan that hides by products with 0 what lies before a reset may have done so, as its results tell.
+
+    What is not finite is not hidden by them: then only the loop over steps forgets it.
+    """
+    return bool(torch.stack([value.sum() for value in values]).sum().isfinite())
