@@ -26,8 +26,14 @@ def compile_ahead(controller: Controller, kind: str, note: Callable[[str], None]
     from controllers.scans.compiled import machine_code_folder  # here, as not all have numba
 
     folder = machine_code_folder()
-    mark = Path(folder or "", f"{kind.replace('/', '_')}.compiled")
-    if folder is None or mark.exists():
+    if folder is None:
+        note(
+            f"no folder can be written where the compiled scans of {kind} could be kept, so that every process "
+            f"compiles them: up to half a minute each; name one in NUMBA_CACHE_DIR"
+        )
+        return
+    mark = Path(folder, f"{kind.replace('/', '_')}.compiled")
+    if mark.exists() and any(mark.parent.rglob("*.nbi")):
         return
     note(f"compiling the scans of {kind} for this machine, once: up to half a minute")
     x_TBD, reset_TB = torch.zeros(1, 1, controller.input_size), torch.zeros(1, 1, dtype=torch.bool)

@@ -2,8 +2,10 @@
 
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from typing import Any
 
 from torch import Generator
 
@@ -55,12 +57,12 @@ def build_controller(settings: ControllerSettings, input_size: int, horizon: int
             f"policy.controller.kind is {settings.kind!r}; choose one of {', '.join(CONTROLLERS)} (nearest: {near!r}), "
             f"or your own as module:Class"
         )
-    _check_names(settings, factory)
+    _check_kwargs(settings, factory)
     horizon = settings.expected_horizon or horizon
     layers: list[Controller] = []
     for _ in range(settings.layers):
         size = layers[-1].output_size if layers else input_size
-        layers.append(factory(size, settings, horizon, generator, **settings.kwargs))
+        layers.append(_built(factory, size, settings, horizon, generator))
         layers[-1].backend = settings.backend
     offered = ("auto", *layers[0].backends, REFERENCE)
     if settings.backend not in offered:
@@ -76,19 +78,46 @@ def _own(kind: str) -> ControllerFactory:
     try:
         factory = getattr(importlib.import_module(module), name)
     except Exception as error:
-        raise ValueError(f"policy.controller.kind is {kind!r}, which cannot be imported: {error}") from error
+        raise ValueError(
+            f"policy.controller.kind is {kind!r}, which cannot be imported: {error}; "
+            f"modules are looked for where PYTHONPATH says, and with python -m distributed in the present folder"
+        ) from error
     if not (isinstance(factory, type) and issubclass(factory, Controller)):
         raise ValueError(f"policy.controller.kind is {kind!r}, which is not a subclass of controllers.Controller")
     own: ControllerFactory = factory
     return own
 
 
-def _check_names(settings: ControllerSettings, factory: ControllerFactory) -> None:
+def _built(factory: ControllerFactory, size: int, settings: ControllerSettings, *arguments: Any) -> Controller:
+    """One layer; what a factory of one's own may raise becomes a sentence."""
+    try:
+        layer = factory(size, settings, *arguments, **settings.kwargs)
+        layer.initial()
+    except ValueError:
+        raise
+    except Exception as error:
+        sentence = " ".join(str(error).split())
+        raise ValueError(
+            f"policy.controller.kind is {settings.kind!r}, which cannot be built with kwargs {settings.kwargs}: "
+            f"{type(error).__name__}: {sentence}"
+        ) from error
+    return layer
+
+
+def _check_kwargs(settings: ControllerSettings, factory: ControllerFactory) -> None:
     parameters = inspect.signature(factory).parameters.values()
-    accepted = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    accepted = {
+        parameter.name: parameter.annotation for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY
+    }
     for name, value in settings.kwargs.items():
         if name not in accepted:
             raise ValueError(
                 f"policy.controller.kwargs.{name} is {value!r}, but {settings.kind} has no such setting; "
                 f"it accepts {', '.join(accepted) or 'none'}"
             )
+        if accepted[name] is bool and not isinstance(value, bool):
+            raise ValueError(f"policy.controller.kwargs.{name} is {value!r}; it must be true or false")
+        if accepted[name] is float and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"policy.controller.kwargs.{name} is {value!r}; it must be a number")
+        if accepted[name] is float and not math.isfinite(value):
+            raise ValueError(f"policy.controller.kwargs.{name} is {value!r}; it must be finite")

@@ -54,7 +54,7 @@ class ControllerSettings:
     """Put a LayerNorm between the sequence model and the heads."""
 
     def __post_init__(self) -> None:
-        at_least("policy.controller.hidden_size", self.hidden_size, 1)
+        at_least("policy.controller.hidden_size", self.hidden_size, 2)  # a LayerNorm makes nothing of one number
         at_least("policy.controller.layers", self.layers, 1)
         if self.initial_carry not in ("zero", "learned"):
             raise ValueError(

@@ -5,7 +5,9 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from controllers import Policy, PolicySpec, build_policy
+import torch
+
+from controllers import Controller, Policy, PolicySpec, build_policy
 from distributed.config import Config, ConfigError
 from envs import EnvironmentFailure, EnvSettings, TaskFacts, facts_of, make_vector_env
 from learner import default_shards
@@ -79,7 +81,7 @@ def make_blueprint(config: Config) -> Blueprint:
             config.policy.controller.expected_horizon or (max(1, facts.memory_horizon) if facts else length),
             facts,
         )
-        blueprint.policy()
+        _try_out(blueprint.policy().controller, config.policy.controller.kind)
     except (ValueError, EnvironmentFailure) as error:
         raise ConfigError(str(error)) from None
     finally:
@@ -116,6 +118,22 @@ def _check_stages(config: Config, spec: PolicySpec) -> None:
                 f"curriculum.stages[{level}] is {stage}, which changes the observations or actions; "
                 f"a stage may change only what leaves them alike"
             )
+
+
+def _try_out(controller: Controller, kind: str) -> None:
+    """Refuse a controller of one's own that cannot take a step, or whose step does not fit the next."""
+    if ":" not in kind:
+        return
+    x_BD, reset_B = torch.zeros(2, controller.input_size, dtype=controller.dtype), torch.zeros(2, dtype=torch.bool)
+    try:
+        with torch.no_grad():
+            y_BH, carry = controller.step(x_BD, reset_B, controller.initial_carry(2))
+            controller.step(x_BD, reset_B, carry)
+        if y_BH.shape != (2, controller.output_size):
+            raise ValueError(f"its output has shape {list(y_BH.shape)} instead of {[2, controller.output_size]}")
+    except Exception as error:
+        sentence = " ".join(str(error).split())
+        raise ValueError(f"{kind} cannot take two steps: {sentence}; mneme check {kind} says more") from error
 
 
 def _carry_stride(config: Config, length: int) -> int:

@@ -32,6 +32,9 @@ def check_controller(kind: str, overrides: Sequence[str], console: Console | Non
     console = console or Console(highlight=False)
     torch.set_num_threads(1)
     under = "policy.controller."
+    for word in overrides:
+        if word.startswith(under):
+            raise ConfigError(f"{word} is given to check, whose settings are all of {under[:-1]}; leave that out")
     settings = load_config(None, [f"{under}{word}" for word in (f"kind={kind}", *overrides)]).policy.controller
     build = _builder(settings)
     controller, cpu = build(1, Generator().manual_seed(0)), torch.device("cpu")
@@ -69,9 +72,6 @@ def _builder(settings: ControllerSettings) -> Build:
         build(settings.hidden_size, Generator().manual_seed(0))
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    except Exception as error:
-        sentence = " ".join(str(error).split())
-        raise ConfigError(f"{settings.kind} cannot be built: {type(error).__name__}: {sentence}") from error
     return build
 
 

@@ -10,11 +10,13 @@ from and for, as numba itself does not see when a helper in another file has cha
 
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable, Set
 from functools import cache, wraps
 from hashlib import sha256
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numba
@@ -70,7 +72,16 @@ def kernel(function: Callable[..., Any]) -> Callable[..., None]:
 
     States that fade pass through such numbers, which processors take a hundred times as long for.
     """
-    run = compiled(function)
+    machine_code = compiled(function)
+
+    def run(*arguments: Any) -> None:
+        try:
+            machine_code(*arguments)
+        except (EOFError, UnpicklingError):  # kept by a process that was cut off, or on a disk that was full
+            folder = Path(machine_code_folder() or "")
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            machine_code(*arguments)
 
     @wraps(function)
     def flushed(*arguments: Any) -> None:

@@ -17,6 +17,7 @@ from controllers.scans import compiled
 @pytest.fixture
 def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     (tmp_path / "now").mkdir()
+    (tmp_path / "now" / "code.nbi").touch()
     monkeypatch.setattr(compiled, "machine_code_folder", lambda: str(tmp_path / "now"))
     return []
 
@@ -33,6 +34,20 @@ def test_a_kind_is_compiled_once_and_said_to_be(told: list[str]) -> None:
         "compiling the scans of mamba",
         "compiling the scans of mamba_gru",
     ]
+
+
+def test_machine_code_that_was_deleted_is_compiled_again_and_said_to_be(told: list[str], tmp_path: Path) -> None:
+    ahead("mamba", told)
+    (tmp_path / "now" / "code.nbi").unlink()
+    ahead("mamba", told)
+    assert len(told) == 2
+
+
+def test_where_none_can_be_kept_it_is_said(told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "machine_code_folder", lambda: None)
+    ahead("mamba", told)
+    (sentence,) = told
+    assert "every process compiles them" in sentence and "NUMBA_CACHE_DIR" in sentence
 
 
 def test_machine_code_that_has_not_been_added_to_for_months_is_removed(told: list[str], tmp_path: Path) -> None:

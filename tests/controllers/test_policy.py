@@ -229,7 +229,7 @@ def test_bad_specifications_get_one_sentence() -> None:
 def test_bad_sizes_and_names_get_one_sentence() -> None:
     with pytest.raises(ValueError, match=r"controller.kind is 'grue'; choose one of .*nearest: 'gru'"):
         make(kind="grue")
-    with pytest.raises(ValueError, match=r"controller.hidden_size is 0; it must be at least 1"):
+    with pytest.raises(ValueError, match=r"controller.hidden_size is 0; it must be at least 2"):
         ControllerSettings(hidden_size=0)
     with pytest.raises(ValueError, match=r"controller.initial_carry is 'random'"):
         ControllerSettings(initial_carry="random")  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ import io
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from controllers.contract import CHECKS
@@ -26,6 +27,11 @@ class TakesNoSettings(Sound):
         pass
 
 
+class HasNoCarry(Sound):
+    def __init__(self, *arguments: Any) -> None:
+        torch.nn.Module.__init__(self)
+
+
 @pytest.fixture(autouse=True)
 def in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("controllers.contract.figures._SECONDS", 0.0)
@@ -41,6 +47,7 @@ def test_a_sound_controller_passes_and_is_measured() -> None:
     passed, text = report("gru", SMALL, "layers=2")
     assert passed
     assert text.count(" passed") == len(CHECKS) + 1
+    assert "backend torch" in text
     assert "parameters" in text and "48 bytes a lane" in text and "torch.nn.GRU(" in text
 
 
@@ -67,8 +74,14 @@ def test_shapes_that_are_wrong_end_the_checks_with_a_sentence() -> None:
         (("gru", "hiden_size=6"), "did you mean policy.controller.hidden_size?"),
         (("gru", "kwargs.slots=3"), "kwargs.slots is 3, but gru has no such setting"),
         (("gru", "hidden_size=0"), "policy.controller.hidden_size is 0"),
-        ((f"{__name__}:RaisesWhenBuilt",), "RaisesWhenBuilt cannot be built: RuntimeError: no room"),
-        ((f"{__name__}:TakesNoSettings",), "TakesNoSettings cannot be built: TypeError"),
+        (("gru", "policy.controller.hidden_size=6"), "all of policy.controller; leave that out"),
+        (("gru", "backend=triton"), "does not run on cpu here: it is made for CUDA devices; choose auto or torch"),
+        ((f"{__name__}:HasNoCarry",), "HasNoCarry', which cannot be built with kwargs {}: AttributeError"),
+        (
+            (f"{__name__}:RaisesWhenBuilt",),
+            "RaisesWhenBuilt', which cannot be built with kwargs {}: RuntimeError: no room",
+        ),
+        ((f"{__name__}:TakesNoSettings",), "TakesNoSettings', which cannot be built with kwargs {}: TypeError"),
     ],
 )
 def test_what_cannot_be_checked_is_refused_in_one_sentence(words: tuple[str, ...], sentence: str) -> None:

@@ -9,6 +9,8 @@ from distributed.config import Config, ConfigError, load_config, parse_config, s
 
 PRESETS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
+BROKEN = "tests.controllers.test_contract_can_fail"
+
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_every_preset_can_be_built(preset: Path) -> None:
@@ -92,6 +94,10 @@ def test_several_mistakes_give_several_sentences() -> None:
         (["env.id=CartPole-v1", "curriculum.stages=[{}]"], "does not declare what success is"),
         (["service.mode=async", "learner.anchor=never"], "use learner.anchor=auto"),
         (["env.id=CartPole-v1", "train.stop_success=0.9"], "does not declare what success is"),
+        ([f"policy.controller.kind={BROKEN}:NarrowOutput"], "has shape [2, 127] instead of [2, 128]; mneme check"),
+        ([f"policy.controller.kind={BROKEN}:ForgottenCarry"], "cannot take two steps: the carry holds []"),
+        ([f"policy.controller.kind={BROKEN}:Raises"], "cannot take two steps"),
+        (["policy.controller.kind=controllers:Controller"], "cannot be built with kwargs {}: TypeError"),
     ],
 )
 def test_combinations_that_cannot_work_are_refused_before_anything_starts(overrides: list[str], sentence: str) -> None:

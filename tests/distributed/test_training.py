@@ -330,6 +330,22 @@ def test_async_needs_ray(tmp_path: Path) -> None:
         train(small(tmp_path, "service.mode=async"), local=True)
 
 
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("policy.controller.backend=triton", "does not run on cpu here: it is made for CUDA devices"),
+        ("learner.device=cpus", "learner.device is 'cpus'"),
+    ],
+)
+def test_what_cannot_run_on_this_machine_is_refused_before_anything_starts(
+    tmp_path: Path, override: str, sentence: str
+) -> None:
+    for local in (True, False):
+        with pytest.raises(ConfigError, match=sentence):
+            train(small(tmp_path, override), local=local)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nothing_to_resume(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no usable checkpoint under"):
         resume(tmp_path, local=True)

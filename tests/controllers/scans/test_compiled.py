@@ -1,5 +1,8 @@
 """What the compiled scans share: exact enough functions, machine code that follows its sources."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -98,3 +101,15 @@ def test_a_kernel_flushes_what_is_too_small_and_leaves_the_thread_as_it_was(alre
         assert (float(smallest) / 2 == 0) == already
     finally:
         torch.set_flush_denormal(False)
+
+
+def test_damaged_machine_code_is_made_again(tmp_path: Path) -> None:
+    run = "import numpy, tests.controllers.scans.test_compiled as t; x = numpy.ones(3); t.halve(x); print(x)"
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    for damage in ("", "not machine code"):
+        for _ in range(2):
+            assert subprocess.check_output([sys.executable, "-c", run], env=environment) == b"[0.5 0.5 0.5]\n"
+        kept = list(tmp_path.rglob("*halve*.nb?"))
+        assert {path.suffix for path in kept} == {".nbi", ".nbc"}
+        for path in kept:
+            path.write_text(damage)
