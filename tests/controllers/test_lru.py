@@ -82,9 +82,9 @@ def test_the_cell_is_the_papers_equations_with_complex_matrices() -> None:
     [
         ({"state_size": 0}, "policy.controller.kwargs.state_size is 0; it must be at least 1"),
         ({"state_size": 2.5}, "policy.controller.kwargs.state_size is 2.5; it must be a whole number"),
-        ({"max_phase": 0}, r"policy.controller.kwargs.max_phase is 0; it must be a number in \(0, 2 pi\]"),
-        ({"max_phase": 2 * math.pi + 0.1}, r"max_phase is 6.38.*; it must be a number in \(0, 2 pi\]"),
-        ({"max_phase": "small"}, r"max_phase is 'small'; it must be a number in \(0, 2 pi\]"),
+        ({"max_phase": 0}, r"policy.controller.kwargs.max_phase is 0; it must be in \(0, 2 pi\]"),
+        ({"max_phase": 2 * math.pi + 0.1}, r"max_phase is 6.38.*; it must be in \(0, 2 pi\]"),
+        ({"max_phase": "small"}, "max_phase is 'small'; it must be a number"),
     ],
 )
 def test_what_is_out_of_range_is_refused_in_one_sentence(kwargs: dict[str, Any], sentence: str) -> None:
