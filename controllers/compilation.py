@@ -1,5 +1,6 @@
 """Compiling scans before processes start that would each compile them."""
 
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -45,7 +46,9 @@ def compile_ahead(controller: Controller, kind: str, note: Callable[[str], None]
 
 
 def _remove_outdated(folder: Path) -> None:
-    """Machine code of other sources, which nobody has added to for months."""
-    for other in folder.parent.iterdir():
-        if other != folder and other.is_dir() and time.time() - other.stat().st_mtime > _OUTDATED:
+    """Machine code of other sources, for which no kind was compiled in months; nothing that may be someone else's."""
+    for mark in folder.parent.glob("*/*.compiled"):
+        other = mark.parent
+        ours = other != folder and re.fullmatch("[0-9a-f]{16}", other.name)
+        if ours and time.time() - other.stat().st_mtime > _OUTDATED:
             shutil.rmtree(other, ignore_errors=True)

@@ -18,7 +18,8 @@ Carry = dict[str, Tensor]
 class DonatedCarry(Carry):
     """A carry whose owner gives it away: a scan without autograd may overwrite its tensors, and return them.
 
-    Acting then moves half the memory, and keeps more of it in the cache.
+    Acting then moves half the memory, and keeps more of it in the cache. Tensors that do not lie in order are copied
+    all the same.
     """
 
 

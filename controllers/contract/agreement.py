@@ -145,6 +145,13 @@ def steps_may_overwrite_a_donated_carry(build: Build) -> Iterator[Deviation]:
         found.append(results(torch.stack(outputs), last))
     donated, kept = found
     yield from deviations(donated, kept, "step by step")
+    with torch.no_grad():
+        given = DonatedCarry({name: value.detach().clone() for name, value in carry.items()})
+        kept = results(*controller.scan(x, reset, carry))
+        yield from deviations(results(*controller.scan(x, reset, given)), kept, "all steps at once")
+    kept = outcome(controller.scan, controller, Trial(x, reset, carry))
+    donated = outcome(controller.scan, controller, Trial(x, reset, DonatedCarry(carry)))
+    yield from deviations(donated, kept, "with gradients, for which it is kept")
 
 
 @check("lanes permute", "lanes in another order give the same in that order", TIGHT)

@@ -8,7 +8,6 @@ Machine code is kept between processes, in a folder named for the sources, the n
 from and for, as numba itself does not see when a helper in another file has changed.
 """
 
-import math
 import os
 import shutil
 import sys
@@ -27,6 +26,8 @@ from numba import config, njit, types
 from numba.extending import overload
 from torch import Tensor
 
+from controllers.scans.selective import LOG2_E
+
 if config.CPU_FEATURES is None and get_host_cpu_features().get("avx512fp16"):
     # Vectors of 16 numbers, which LLVM avoids as older processors slow down for them; these do not.
     config.CPU_FEATURES = f"{get_host_cpu_features().flatten()},-prefer-256-bit"
@@ -36,7 +37,7 @@ if config.CPU_FEATURES is None and get_host_cpu_features().get("avx512fp16"):
 def machine_code_folder() -> str | None:
     """Where machine code is kept, or none where nothing can be written."""
     digest = sha256(f"{numba.__version__} {get_host_cpu_name()}".encode())
-    for path in sorted(Path(__file__).parent.glob("*compiled*.py")):
+    for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     try:
         root = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -70,7 +71,8 @@ def sums(function: Callable[..., Any]) -> Callable[..., Any]:
 def kernel(function: Callable[..., Any]) -> Callable[..., None]:
     """A compiled function to be called from outside, in which numbers too small for the exponent are 0.
 
-    States that fade pass through such numbers, which processors take a hundred times as long for.
+    States that fade pass through such numbers, which processors take a hundred times as long for. Machine code that was
+    kept and cannot be read is made again.
     """
     machine_code = compiled(function)
 
@@ -78,9 +80,11 @@ def kernel(function: Callable[..., Any]) -> Callable[..., None]:
         try:
             machine_code(*arguments)
         except (EOFError, UnpicklingError):  # kept by a process that was cut off, or on a disk that was full
-            folder = Path(machine_code_folder() or "")
+            folder = machine_code_folder()
+            if folder is None:
+                raise
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True, exist_ok=True)
+            Path(folder).mkdir(parents=True, exist_ok=True)
             machine_code(*arguments)
 
     @wraps(function)
@@ -103,15 +107,16 @@ def arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
 
 
 def lasts(*carried: Tensor, in_place: bool) -> tuple[Tensor, ...]:
-    """Where a kernel leaves what is carried: the given tensors themselves, if that is asked for and can be."""
+    """Where a kernel leaves what is carried: the given tensors themselves, if that is asked for and they lie in order."""
     if in_place and all(value.is_contiguous() for value in carried):
+        # A backward pass that still needs them then says so.
+        torch.autograd.graph.increment_version([value for value in carried if not value.is_inference()])
         return carried
     return tuple(value.new_empty(value.shape) for value in carried)
 
 
 _SMALLEST = sys.float_info.min
 _LOWEST, _HIGHEST = np.float32(-126), np.float32(127)
-LOG2_E = math.log2(math.e)
 _LOG2_E, _EXPONENT = np.float32(LOG2_E), np.int32(23)  # where the exponent's bits begin
 _ZERO, _ONE, _TWO = np.float32(0), np.float32(1), np.float32(2)
 _S3, _S5, _S7, _S9, _S11, _S13, _S15 = (np.float32(1 / n) for n in range(3, 17, 2))

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from controllers.scans.compiled import (
-    LOG2_E,
     arrays,
     compiled,
     copy,
@@ -30,6 +29,7 @@ from controllers.scans.compiled import (
 )
 from controllers.scans.compiled_convolution import LANES, convolve, last_windows, since_reset, unconvolve
 from controllers.scans.compiled_states import STEPS, forget, of_write_and_read
+from controllers.scans.selective import LOG2_E
 
 
 class MambaParameters(NamedTuple):
@@ -39,7 +39,7 @@ class MambaParameters(NamedTuple):
     initial_WI: Tensor
     weight_IK: Tensor
     bias_I: Tensor
-    to_steps_RI: Tensor
+    to_features_RI: Tensor
     dt_Ir: Tensor
     dt_bias_I: Tensor
     a_log_IN: Tensor
@@ -56,7 +56,8 @@ def compiled_mamba(
 
     Args:
         xz_TBJ: x and its gate side by side, J = 2 I.
-        in_place: without autograd the last state and window take the place of the given ones.
+        in_place: without autograd the last state and window take the place of the given ones, where both of these lie
+            in order.
     """
     if torch.is_grad_enabled():
         out_TBI, last_BNI, last_BWI = _Mamba.apply(reset_TB, xz_TBJ, h_BNI, window_BWI, *p)
@@ -67,7 +68,9 @@ def compiled_mamba(
 def _run(reset_TB: Tensor, inputs: tuple[Tensor, ...], keep: bool, in_place: bool = False) -> tuple[Tensor, ...]:
     """Outputs, last state, last window; the convolved, the steps' features and lengths before bias and softplus; and
     unless not `keep` the outputs before their gates, and the states before each block but the first."""
-    xz_TBJ, h_BNI, window_BWI, initial_NI, initial_WI, weight_IK, bias_I, to_steps_RI, dt_Ir, dt_bias_I, *rest = inputs
+    xz_TBJ, h_BNI, window_BWI, initial_NI, initial_WI, weight_IK, bias_I, to_features_RI, dt_Ir, dt_bias_I, *rest = (
+        inputs
+    )
     (T, B), I = reset_TB.shape, h_BNI.shape[2]
     u_TBI, out_TBI = h_BNI.new_empty(T, B, I), h_BNI.new_empty(T, B, I)
     last_BNI, last_BWI = lasts(h_BNI, window_BWI, in_place=in_place)
@@ -75,11 +78,11 @@ def _run(reset_TB: Tensor, inputs: tuple[Tensor, ...], keep: bool, in_place: boo
     before_PBNI = h_BNI.new_empty((T - 1) // STEPS if keep else 0, *h_BNI.shape)
     xz, reset = arrays(xz_TBJ, reset_TB)
     _convolve(xz, reset, *arrays(window_BWI, initial_WI, weight_IK, bias_I, u_TBI, last_BWI))
-    steps_TBR = u_TBI @ to_steps_RI.t()
-    dt_TBI = (steps_TBR.flatten(0, 1)[:, : dt_Ir.shape[1]] @ dt_Ir.t()).view(T, B, I)
-    state = arrays(u_TBI, steps_TBR, dt_TBI, h_BNI, initial_NI, dt_bias_I, *rest)
+    features_TBR = u_TBI @ to_features_RI.t()
+    dt_TBI = (features_TBR.flatten(0, 1)[:, : dt_Ir.shape[1]] @ dt_Ir.t()).view(T, B, I)
+    state = arrays(u_TBI, features_TBR, dt_TBI, h_BNI, initial_NI, dt_bias_I, *rest)
     _forward(xz, reset, *state, last_BNI is h_BNI, *arrays(out_TBI, last_BNI, kept_TBI, before_PBNI))
-    return out_TBI, last_BNI, last_BWI, u_TBI, steps_TBR, dt_TBI, kept_TBI, before_PBNI
+    return out_TBI, last_BNI, last_BWI, u_TBI, features_TBR, dt_TBI, kept_TBI, before_PBNI
 
 
 class _Mamba(torch.autograd.Function):
@@ -92,11 +95,11 @@ class _Mamba(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout_TBI: Tensor, dlast_BNI: Tensor, dlast_BWI: Tensor) -> tuple[Tensor | None, ...]:
-        reset_TB, u_TBI, steps_TBR, dt_TBI, kept_TBI, before_PBNI, *inputs = ctx.saved_tensors
+        reset_TB, u_TBI, features_TBR, dt_TBI, kept_TBI, before_PBNI, *inputs = ctx.saved_tensors
         xz_TBJ, h_BNI, window_BWI, *own = inputs
-        initial_NI, initial_WI, weight_IK, bias_I, to_steps_RI, dt_Ir, dt_bias_I, a_log_IN, skip_I = own
-        dxz_TBJ, du_TBI, dsteps_TBR, ddt_TBI, dh_BNI = (
-            value.new_empty(value.shape) for value in (xz_TBJ, u_TBI, steps_TBR, dt_TBI, h_BNI)
+        initial_NI, initial_WI, weight_IK, bias_I, to_features_RI, dt_Ir, dt_bias_I, a_log_IN, skip_I = own
+        dxz_TBJ, du_TBI, dfeatures_TBR, ddt_TBI, dh_BNI = (
+            value.new_empty(value.shape) for value in (xz_TBJ, u_TBI, features_TBR, dt_TBI, h_BNI)
         )
         dwindow_BWI, dinitial_NI, dinitial_WI, dweight_IK, dbias_I, da_log_IN, dskip_I, ddt_bias_I = (
             value.new_zeros(value.shape)
@@ -104,26 +107,26 @@ class _Mamba(torch.autograd.Function):
         )
         xz, reset, dxz = arrays(xz_TBJ, reset_TB, dxz_TBJ)
         given = arrays(
-            u_TBI, steps_TBR, dt_TBI, h_BNI, initial_NI, dt_bias_I, a_log_IN, skip_I, kept_TBI, before_PBNI, dout_TBI
+            u_TBI, features_TBR, dt_TBI, h_BNI, initial_NI, dt_bias_I, a_log_IN, skip_I, kept_TBI, before_PBNI, dout_TBI
         )
-        found = arrays(du_TBI, dsteps_TBR, ddt_TBI, dh_BNI, dinitial_NI, da_log_IN, dskip_I, ddt_bias_I)
+        found = arrays(du_TBI, dfeatures_TBR, ddt_TBI, dh_BNI, dinitial_NI, da_log_IN, dskip_I, ddt_bias_I)
         _backward(xz, reset, *given, *arrays(dlast_BNI), dxz, *found)
 
         rank = dt_Ir.shape[1]
-        u_XI, steps_XR, du_XI, dsteps_XR, ddt_XI = (
-            value.flatten(0, 1) for value in (u_TBI, steps_TBR, du_TBI, dsteps_TBR, ddt_TBI)
+        u_XI, features_XR, du_XI, dfeatures_XR, ddt_XI = (
+            value.flatten(0, 1) for value in (u_TBI, features_TBR, du_TBI, dfeatures_TBR, ddt_TBI)
         )
-        torch.mm(ddt_XI, dt_Ir, out=dsteps_XR[:, :rank])
-        ddt_Ir = (steps_XR[:, :rank].t() @ ddt_XI).t()  # of few rows, which takes a sixth of as many columns
-        du_XI.addmm_(dsteps_XR, to_steps_RI)
-        dto_steps_RI = dsteps_XR.t() @ u_XI
+        torch.mm(ddt_XI, dt_Ir, out=dfeatures_XR[:, :rank])
+        ddt_Ir = (features_XR[:, :rank].t() @ ddt_XI).t()  # of few rows, which takes a sixth of as many columns
+        du_XI.addmm_(dfeatures_XR, to_features_RI)
+        dto_features_RI = dfeatures_XR.t() @ u_XI
 
         _unconvolve(
             xz, reset, *arrays(window_BWI, initial_WI, weight_IK, bias_I, du_TBI, dlast_BWI),
             dxz, *arrays(dwindow_BWI, dinitial_WI, dweight_IK, dbias_I),
         )  # fmt: skip
         return (
-            None, dxz_TBJ, dh_BNI, dwindow_BWI, dinitial_NI, dinitial_WI, dweight_IK, dbias_I, dto_steps_RI, ddt_Ir,
+            None, dxz_TBJ, dh_BNI, dwindow_BWI, dinitial_NI, dinitial_WI, dweight_IK, dbias_I, dto_features_RI, ddt_Ir,
             ddt_bias_I, da_log_IN, dskip_I,
         )  # fmt: skip
 

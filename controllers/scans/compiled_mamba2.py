@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from controllers.scans.compiled import (
-    LOG2_E,
     arrays,
     compiled,
     copy,
@@ -33,6 +32,7 @@ from controllers.scans.compiled import (
 )
 from controllers.scans.compiled_convolution import LANES, convolve, last_windows, since_reset, unconvolve
 from controllers.scans.compiled_states import STEPS, forget, of_write_and_read
+from controllers.scans.selective import LOG2_E
 
 
 class Mamba2Parameters(NamedTuple):
@@ -61,7 +61,7 @@ def compiled_mamba2(
 
     Where `reset_TB` is true the lane takes the initial state and window before that step. Differentiable, once, in
     every tensor but the flags. With `in_place` and without autograd the last state and window take the place of the
-    given ones.
+    given ones, where both of these lie in order.
     """
     if torch.is_grad_enabled():
         out_TBI, last_BNI, last_BWC = _Mamba2.apply(reset_TB, eps, zxbcdt_TBF, h_BNI, window_BWC, *p)
@@ -72,7 +72,7 @@ def compiled_mamba2(
 def _run(
     reset_TB: Tensor, eps: float, inputs: tuple[Tensor, ...], keep: bool, in_place: bool = False
 ) -> tuple[Tensor, ...]:
-    """Outputs, last state, last window; unless not `keep` what was read, and the states before all blocks but one."""
+    """Outputs, last state, last window; unless not `keep` what was read, and the states before each block but one."""
     (T, B), h_BNI, window_BWC = reset_TB.shape, inputs[1], inputs[2]
     out_TBI = h_BNI.new_empty(T, B, h_BNI.shape[2])
     last_BNI, last_BWC = lasts(h_BNI, window_BWC, in_place=in_place)
@@ -125,7 +125,7 @@ def _forward(
     x_1HP, step_1H, factor_H = xbc[:I].reshape(1, H, -1), np.empty((1, H), dtype), np.empty(H, dtype)
     decay_1HP, written_1HP = decay.reshape(1, H, -1), written.reshape(1, H, -1)
     taps, skips, rate = transposed(weight), np.repeat(skip, I // H), -np.exp(a_log) * dtype.type(LOG2_E)
-    since, mean = np.full(B, T + len(taps)), dtype.type(1 / I)
+    since = np.full(B, T + len(taps))
     for group in range(0, B, LANES):
         for t in range(T):
             for b in range(group, min(group + LANES, B)):
@@ -159,7 +159,7 @@ def _forward(
                 out_t = out[t, b]
                 for i in range(I):
                     y[i] *= row[i] * sigmoid(row[i])
-                scale = dtype.type(1 / math.sqrt(dot(y, y) * mean + eps))
+                scale = dtype.type(1 / math.sqrt(dot(y, y) / I + eps))
                 for i in range(I):
                     out_t[i] = y[i] * scale * norm[i]
     last_windows(zxbcdt, I, window, initial_window, since, last_window)

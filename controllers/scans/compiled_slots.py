@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from controllers.scans.compiled import LOG2_E, arrays, compiled, copy, dot, exp2, kernel, lasts, sigmoid, sums
+from controllers.scans.compiled import arrays, compiled, copy, dot, exp2, kernel, lasts, sigmoid, sums
+from controllers.scans.selective import LOG2_E
 from controllers.scans.slots import SHUT, Slots
 
 STEPS = 16
@@ -35,7 +36,7 @@ def compiled_slots_scan(
     Args:
         logit_TB: of the gate, which is shut below `SHUT`.
         recent: the rule, else it is "classic".
-        in_place: without autograd the last memory takes the place of the given one.
+        in_place: without autograd the last memory takes the place of the given one, where all of it lies in order.
     """
     inputs = query_TBD, logit_TB, value_TBD, *memory
     if torch.is_grad_enabled():

@@ -51,13 +51,20 @@ def test_where_none_can_be_kept_it_is_said(told: list[str], monkeypatch: pytest.
 
 
 def test_machine_code_that_has_not_been_added_to_for_months_is_removed(told: list[str], tmp_path: Path) -> None:
-    for name, age in (("old", 100), ("recent", 10)):
+    for name, age, file in (
+        ("0123456789abcdef", 100, "mamba.compiled"),
+        ("123456789abcdef0", 10, "mamba.compiled"),
+        ("23456789abcdef01", 100, "someone's"),
+        ("someone's", 100, "mamba.compiled"),
+    ):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "code").touch()
+        (tmp_path / name / file).touch()
         then = time.time() - age * 24 * 3600
         os.utime(tmp_path / name, (then, then))
     ahead("mamba", told)
-    assert {folder.name for folder in tmp_path.iterdir()} == {"recent", "now"}
+    assert {folder.name for folder in tmp_path.iterdir()} == {
+        "123456789abcdef0", "23456789abcdef01", "someone's", "now",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind,backend", [("gru", "auto"), ("mamba", "torch"), ("mamba", "reference")])

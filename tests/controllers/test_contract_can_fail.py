@@ -157,6 +157,13 @@ class SpoilsWhatItIsGiven(Sound):
         return self.loop(x_TBD, reset_TB, carry)
 
 
+class SpoilsWhereMoreThanOneStepFollows(Sound):
+    def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        if isinstance(carry, DonatedCarry) and len(x_TBD) > 1:
+            carry = {"h": carry["h"] * 0.5}
+        return self.loop(x_TBD, reset_TB, carry)
+
+
 class OutputIsTheCarry(Sound):
     def fast_scan(self, *arguments: Any) -> tuple[Tensor, Carry]:
         y_TBH, _ = self.loop(*arguments)
@@ -216,6 +223,7 @@ BROKEN: Mapping[type[Controller], set[str]] = {
     StartsAtOne: {"initial carry"},
     Hidden: {"nothing is hidden"},
     WritesIntoTheCarry: {"nothing is touched"},
+    SpoilsWhereMoreThanOneStepFollows: {"donated carries"},
     SpoilsWhatItIsGiven: {"donated carries"},
     OutputIsTheCarry: {"nothing is touched"},
     CarryHandedBack: {"nothing is touched"},

@@ -36,8 +36,9 @@ def test_every_step_is_where_it_belongs(counting_collector: Callable[..., Collec
         assert fragment.lane.tolist() == list(range(6))
 
 
-def test_consecutive_fragments_join(counting_collector: Callable[..., Collector]) -> None:
-    collector = counting_collector()
+@pytest.mark.parametrize("kind", ["gru", "mamba_gru", "pseudo_mamba"])  # two of which overwrite a carry given away
+def test_consecutive_fragments_join(counting_collector: Callable[..., Collector], kind: str) -> None:
+    collector = counting_collector(kind=kind)
     first, _ = collector.collect()
     second, _ = collector.collect()
     for name, part in first.observations.items():
@@ -46,7 +47,7 @@ def test_consecutive_fragments_join(counting_collector: Callable[..., Collector]
     np.testing.assert_allclose(first.values[:, -1], second.values[:, 0], atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["mlp", "gru", "lstm"])
+@pytest.mark.parametrize("kind", ["mlp", "gru", "lstm", "mamba_gru", "pseudo_mamba"])
 @pytest.mark.parametrize("stride", [1, 4, 23])
 def test_replaying_stored_observations_reproduces_everything(
     counting_collector: Callable[..., Collector], kind: str, stride: int

@@ -50,15 +50,14 @@ def test_changed_sources_have_another_folder_for_their_machine_code(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
-    for name in ("compiled.py", "compiled_more.py", "other.py"):
+    for name in ("compiled.py", "other.py"):
         (tmp_path / name).write_text("1")
     monkeypatch.setattr(compiled, "__file__", str(tmp_path / "compiled.py"))
     folder = compiled.machine_code_folder.__wrapped__
     first = folder()
     assert first is not None and Path(first).is_dir() and first.startswith(str(tmp_path))
-    (tmp_path / "other.py").write_text("2")
     assert folder() == first
-    (tmp_path / "compiled_more.py").write_text("2")
+    (tmp_path / "other.py").write_text("2")  # of which kernels may hold constants
     assert folder() != first
 
 
@@ -113,3 +112,17 @@ def test_damaged_machine_code_is_made_again(tmp_path: Path) -> None:
         assert {path.suffix for path in kept} == {".nbi", ".nbc"}
         for path in kept:
             path.write_text(damage)
+
+
+def test_without_a_folder_nothing_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "mine").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compiled, "machine_code_folder", lambda: None)
+    monkeypatch.setattr(compiled, "compiled", lambda function: function)
+
+    def unreadable() -> None:
+        raise EOFError
+
+    with pytest.raises(EOFError):
+        compiled.kernel(unreadable)()
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]

@@ -59,7 +59,7 @@ def mamba_loop(inputs: list[Tensor], reset: Tensor) -> list[Tensor]:
         h, window = torch.where(reset_t, p.initial_NI, h), torch.where(reset_t, p.initial_WI, window)
         x, z = xz_t.chunk(2, -1)
         u, window = silu_convolution_step(x, window, p.weight_IK, p.bias_I)
-        steps, write, read = (u @ p.to_steps_RI.t()).split([RANK, N, N], -1)
+        steps, write, read = (u @ p.to_features_RI.t()).split([RANK, N, N], -1)
         features = SelectiveInputs(u, F.linear(steps, p.dt_Ir, p.dt_bias_I), z, write, read)
         y, h = selective_cell(features, h, SelectiveParameters(p.a_log_IN, p.skip_I))
         outputs.append(y)
@@ -153,3 +153,15 @@ def test_extreme_inputs_stay_finite(draw: Callable[..., list[Tensor]], scan: Sca
         extreme = [(size * inputs[0]).detach().requires_grad_(), *inputs[1:]]
         outputs = with_gradients(list(scan(extreme, reset)), extreme)
         assert all(value.isfinite().all() for value in outputs)
+
+
+@both
+def test_a_backward_pass_that_needs_what_was_overwritten_says_so(
+    draw: Callable[..., list[Tensor]], scan: Scan, loop: Scan
+) -> None:
+    inputs, reset = draw(2, 3, 8, 4, torch.float32), torch.zeros(2, 3, dtype=torch.bool)
+    y, _, _ = scan(inputs, reset)
+    with torch.no_grad():
+        scan(inputs, reset, in_place=True)  # type: ignore[call-arg]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()

@@ -15,12 +15,14 @@ def decorated(source: str, name: str) -> list[ast.FunctionDef]:
 
 
 def writes(function: ast.FunctionDef) -> bool:
-    """Whether it assigns to an element, or calls what might: anything but methods and `range` and `len`."""
+    """Whether it assigns to an element, or calls what might: anything but `range`, `len` and `dtype.type`."""
     for node in ast.walk(function):
         if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
             return True
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id not in ("range", "len"):
-            return True
+        if isinstance(node, ast.Call):
+            name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
+            if name not in ("range", "len", "type"):
+                return True
     return False
 
 
