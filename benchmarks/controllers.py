@@ -95,7 +95,7 @@ def main() -> int:
             for kind in arguments.kinds:
                 speeds[kind].append(_collecting(kind))
     rows = [replace(row, collecting=max(speeds[row.kind])) for row in rows]
-    console.print(_table(rows, [max(speeds, default=None) for speeds in peers.values()]))
+    console.print(_table(rows, [max(rounds, default=None) for rounds in peers.values()]))
     document = {
         "machine": machine,
         "versions": versions("torch", "numba", "numpy"),

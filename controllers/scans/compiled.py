@@ -107,7 +107,7 @@ def arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
 
 
 def lasts(*carried: Tensor, in_place: bool) -> tuple[Tensor, ...]:
-    """Where a kernel leaves what is carried: the given tensors themselves, if that is asked for and they lie in order."""
+    """Where a kernel leaves what is carried: the given tensors, if that is asked for and all are contiguous."""
     if in_place and all(value.is_contiguous() for value in carried):
         # A backward pass that still needs them then says so.
         torch.autograd.graph.increment_version([value for value in carried if not value.is_inference()])
