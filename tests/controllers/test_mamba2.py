@@ -87,6 +87,20 @@ def test_with_chrono_a_blank_step_writes_nothing_at_the_start(kind: str) -> None
     assert all(torch.count_nonzero(value) == 0 for value in carry.values())
 
 
+@pytest.mark.parametrize(
+    "kind,shows", [("mamba", False), ("mamba2", False), ("mamba_gru", True), ("pseudo_mamba", True)]
+)
+def test_what_is_remembered_shows_at_a_blank_step_only_above_a_bias(kind: str, shows: bool) -> None:
+    """As docs/controllers.md says: else an encoder is wanted."""
+    settings = ControllerSettings(kind=kind, hidden_size=MODEL)
+    controller = build_controller(settings, MODEL, 10, Generator().manual_seed(0))
+    x_TBD = torch.zeros(4, 2, MODEL)
+    x_TBD[0] = torch.randn(2, MODEL, generator=Generator().manual_seed(1))
+    y_TBH, _ = controller.scan(x_TBD, torch.zeros(4, 2, dtype=torch.bool), controller.initial_carry(2))
+    assert (y_TBH[3, 0] != y_TBH[3, 1]).any() == shows
+    assert shows or (y_TBH[1:] == 0).all()
+
+
 def test_without_chrono_the_start_is_the_published_one() -> None:
     mixer = build(5000, chrono=False, kwargs={"head_size": 1}).mixer
     dt, rate = F.softplus(mixer.dt_bias), mixer.A_log.exp()
