@@ -47,8 +47,7 @@ def compile_ahead(controller: Controller, kind: str, note: Callable[[str], None]
 
 def _remove_outdated(folder: Path) -> None:
     """Machine code of other sources, for which no kind was compiled in months; nothing that may be someone else's."""
-    for mark in folder.parent.glob("*/*.compiled"):
-        other = mark.parent
-        ours = other != folder and re.fullmatch("[0-9a-f]{16}", other.name)
+    for other in folder.parent.iterdir():
+        ours = other != folder and re.fullmatch("[0-9a-f]{16}", other.name) and any(other.glob("*.compiled"))
         if ours and time.time() - other.stat().st_mtime > _OUTDATED:
             shutil.rmtree(other, ignore_errors=True)

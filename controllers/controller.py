@@ -59,9 +59,13 @@ class Controller(nn.Module, ABC):
                 self.register_buffer(f"initial_{name}", torch.zeros(shape), persistent=False)
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Of the numbers that go in, through and out: the parameters' type."""
-        return next((parameter.dtype for parameter in self.parameters()), torch.float32)
+    def dtype(self) -> torch.dtype | None:
+        """Of its parameters and its initial carry, and so of what goes in; one that has neither takes any."""
+        for parameter in self.parameters():
+            return parameter.dtype
+        for start in self.initial().values():
+            return start.dtype
+        return None
 
     @abstractmethod
     def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
@@ -69,7 +73,7 @@ class Controller(nn.Module, ABC):
 
     def backend_on(self, device: torch.device) -> str:
         """Which implementation of the scan runs on this device; see `chosen_backend`."""
-        return chosen_backend(self.backend, device, self.backends, self.dtype)
+        return chosen_backend(self.backend, device, self.backends, self.dtype or torch.float32)
 
     def check_backend(self, device: torch.device) -> None:
         """Refuse a backend that the settings force and that cannot run on this device.
@@ -79,7 +83,8 @@ class Controller(nn.Module, ABC):
         """
         forced, runs = self.backend, self.backend_on(device)
         if forced not in ("auto", runs):
-            why = obstacle(forced, device, self.dtype, forced=True) or f"it is not exact for {self.dtype}"
+            dtype = self.dtype or torch.float32
+            why = obstacle(forced, device, dtype, forced=True) or f"it is not exact for {dtype}"
             raise ValueError(
                 f"policy.controller.backend is {forced!r}, which does not run on {device} here: {why}; "
                 f"choose auto or {runs}"
@@ -145,7 +150,7 @@ class Controller(nn.Module, ABC):
             what = "time steps" if shape[0] == 0 else "lanes"
             raise ValueError(f"the input has 0 {what}; a scan needs at least 1")
         initial, device, dtype = self.initial(), x_TBD.device, self.dtype
-        if x_TBD.dtype != dtype:
+        if dtype is not None and x_TBD.dtype != dtype:
             raise ValueError(f"the input is {_describe(x_TBD)}; it must be {dtype}, as the controller is")
         if reset_TB.dtype != torch.bool or reset_TB.shape != shape[:2]:
             raise ValueError(

@@ -10,6 +10,7 @@ from torch.nn import functional
 from controllers.controller import Carry, Controller
 from controllers.initialisation import linear
 from controllers.scans.attention import attention_scan, attention_step, steps_since_reset
+from controllers.scans.resets import all_finite
 from controllers.settings import ControllerSettings, at_least
 
 LONGEST_WINDOW = 512
@@ -79,7 +80,7 @@ class TransformerController(Controller):
         h_TBH = self.embed(x_TBD)
         q_TBNE, memory_TBM = self._project(h_TBH)
         memory_BSM = torch.cat([carry["memory"], memory_TBM.transpose(0, 1)], 1)
-        if not memory_BSM.sum().isfinite():  # a weight of 0 does not hide what is not
+        if not all_finite(memory_BSM):
             return self.reference_scan(x_TBD, reset_TB, carry)
         past_TB = steps_since_reset(reset_TB, past_B1[:, 0])
         read_TBNE = attention_scan(q_TBNE, memory_BSM, past_TB, self.bias)

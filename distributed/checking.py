@@ -15,6 +15,7 @@ from controllers.contract.figures import LANES, RESETS, STEPS
 from distributed.config import ConfigError, load_config
 from distributed.display import NOTHING
 
+_CPU = torch.device("cpu")  # where it is checked
 _HORIZON = 64  # steps that something has to be remembered for, where policy.controller.expected_horizon is unset
 
 
@@ -37,14 +38,10 @@ def check_controller(kind: str, overrides: Sequence[str], console: Console | Non
             raise ConfigError(f"{word} is given to check, whose settings are all of {under[:-1]}; leave that out")
     settings = load_config(None, [f"{under}{word}" for word in (f"kind={kind}", *overrides)]).policy.controller
     build = _builder(settings)
-    controller, cpu = build(1, Generator().manual_seed(0)), torch.device("cpu")
-    try:
-        controller.check_backend(cpu)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    backend = controller.backend_on(cpu)
+    controller = build(1, Generator().manual_seed(0))
     console.print(
-        f"[bold]{kind}[/bold], hidden_size {settings.hidden_size}, {settings.layers} layer(s), backend {backend}"
+        f"[bold]{kind}[/bold], hidden_size {settings.hidden_size}, {settings.layers} layer(s), "
+        f"backend {controller.backend_on(_CPU)}"
     )
     compile_ahead(controller, kind, console.print)
     failed, table = [], _table()
@@ -69,7 +66,7 @@ def _builder(settings: ControllerSettings) -> Build:
         return build_controller(settings, input_size, _HORIZON, generator)
 
     try:
-        build(settings.hidden_size, Generator().manual_seed(0))
+        build(settings.hidden_size, Generator().manual_seed(0)).check_backend(_CPU)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return build

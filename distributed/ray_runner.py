@@ -35,11 +35,11 @@ def start_ray(service: ServiceSettings, workers: int) -> bool:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if ray.is_initialized():
         return False
-    address = service.address or os.environ.get("RAY_ADDRESS")
+    address = service.cluster()
     # Ray prints the traceback of every result that nobody fetches, such as a failed worker's fragment; we say it once.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     try:
-        if address and address != "local":
+        if address:
             _check_reachable(address)
             ray.init(address=address, **quiet)
             return False

@@ -1,5 +1,6 @@
 """What a user may set about a run as a whole: its length, its service, its checkpoints."""
 
+import os
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -84,6 +85,11 @@ class ServiceSettings:
         for name in ("worker_cpus", "collect_timeout"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"service.{name} is {getattr(self, name)}; it must be above 0")
+
+    def cluster(self) -> str | None:
+        """Address of the Ray cluster to join, by settings or environment; none for a new one on this machine."""
+        address = self.address or os.environ.get("RAY_ADDRESS")
+        return None if address in (None, "", "local") else address
 
 
 @dataclass(frozen=True, kw_only=True)

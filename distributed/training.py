@@ -1,7 +1,6 @@
 """One training run from configuration to verdict: build the parts, restore, loop, look, keep, let go."""
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -202,7 +201,7 @@ def _checked(config: Config, local: bool) -> Blueprint:
     if local and config.service.mode == "async":
         raise ConfigError("service.mode is async, which needs Ray's actors; leave --local out or set service.mode=sync")
     blueprint = make_blueprint(config)
-    if local or (config.service.address or os.environ.get("RAY_ADDRESS", "local")) == "local":  # learning runs here
+    if local or config.service.cluster() is None:  # learning runs here
         try:
             blueprint.policy().controller.check_backend(resolve_device(config.learner.device))
         except ValueError as error:

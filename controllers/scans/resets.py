@@ -18,8 +18,8 @@ def with_rows(x_NH: Tensor, rows: Tensor, initial_H: Tensor) -> Tensor:
 
 
 def all_finite(*values: Tensor) -> bool:
-    """Whether a scan that hides by products with 0 what lies before a reset may have done so, as its results tell.
+    """Whether products with 0 can have hidden what lies before a reset, by the numbers that enter or leave a scan.
 
-    What is not finite is not hidden by them: then only the loop over steps forgets it.
+    They do not hide what is not finite: then only the loop over steps forgets it.
     """
     return bool(torch.stack([value.sum() for value in values]).sum().isfinite())

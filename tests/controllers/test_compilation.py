@@ -53,12 +53,14 @@ def test_where_none_can_be_kept_it_is_said(told: list[str], monkeypatch: pytest.
 def test_machine_code_that_has_not_been_added_to_for_months_is_removed(told: list[str], tmp_path: Path) -> None:
     for name, age, file in (
         ("0123456789abcdef", 100, "mamba.compiled"),
+        ("0123456789abcdee", 100, "mamba2.compiled"),
         ("123456789abcdef0", 10, "mamba.compiled"),
         ("23456789abcdef01", 100, "someone's"),
         ("someone's", 100, "mamba.compiled"),
     ):
         (tmp_path / name).mkdir()
         (tmp_path / name / file).touch()
+        (tmp_path / name / f"gru_{file}").touch()
         then = time.time() - age * 24 * 3600
         os.utime(tmp_path / name, (then, then))
     ahead("mamba", told)

@@ -38,6 +38,15 @@ def test_a_controller_of_ones_own_is_built_with_its_settings() -> None:
     assert carry.keys() == {"mean_0", "mean_1"}
 
 
+def test_one_without_parameters_has_the_type_of_its_carry() -> None:
+    own = build(kind="tests.controllers.test_registry:Average").double()
+    x, reset = torch.randn(3, 2, 5, dtype=torch.float64), torch.zeros(3, 2, dtype=torch.bool)
+    y, _ = own.scan(x, reset, own.initial_carry(2))
+    assert y.dtype == own.dtype == torch.float64
+    with pytest.raises(ValueError, match=r"the input is torch.float32.*must be torch.float64"):
+        own.scan(x.float(), reset, own.initial_carry(2))
+
+
 def test_layers_are_built_from_one_stream_of_numbers_and_differ() -> None:
     stack = build(kind="gru", hidden_size=5, layers=3)
     state = stack.state_dict()
