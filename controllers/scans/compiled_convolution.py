@@ -3,6 +3,9 @@
 A tap of age j sees the input j steps ago; where fewer steps lie behind, the incoming window, or after a reset the
 initial one. The inputs x are C neighbours among the features of a row, the first of them number `first`.
 
+Places in a row are unsigned: for a signed sum the compiler allows that it counts from the row's end, and fetches number
+by number.
+
 Axis letters: T time, B lanes, F features of a row, C channels, K taps, W = K - 1 steps of a window, oldest first.
 """
 
@@ -46,22 +49,22 @@ def _add(total, x, y):
 @compiled
 def convolve(rows, first, window, initial, taps, bias, t, b, since, out):
     """One step of lane b: [C]. The weight is laid out by taps, [K, C]."""
-    W, C = len(initial), len(bias)
+    W, channels, begin = len(initial), np.uint64(len(bias)), np.uint64(first)
     if W == 3 and t >= W and since >= W:  # four taps, as ever: at one go, in half the time
-        for c in range(C):
+        for c in range(channels):
             out[c] = (
                 bias[c]
-                + taps[3, c] * rows[t, b, first + c]
-                + taps[2, c] * rows[t - 1, b, first + c]
-                + taps[1, c] * rows[t - 2, b, first + c]
-                + taps[0, c] * rows[t - 3, b, first + c]
+                + taps[3, c] * rows[t, b, begin + c]
+                + taps[2, c] * rows[t - 1, b, begin + c]
+                + taps[1, c] * rows[t - 2, b, begin + c]
+                + taps[0, c] * rows[t - 3, b, begin + c]
             )
         return
     if W == 3 and t == 0 and since >= W:
-        for c in range(C):
+        for c in range(channels):
             out[c] = (
                 bias[c]
-                + taps[3, c] * rows[0, b, first + c]
+                + taps[3, c] * rows[0, b, begin + c]
                 + taps[2, c] * window[b, 2, c]
                 + taps[1, c] * window[b, 1, c]
                 + taps[0, c] * window[b, 0, c]
@@ -74,7 +77,7 @@ def convolve(rows, first, window, initial, taps, bias, t, b, since, out):
         elif age > t:
             _add(out, taps[W - age], window[b, W + t - age])
         else:
-            _add(out, taps[W - age], rows[t - age, b, first : first + C])
+            _add(out, taps[W - age], rows[t - age, b, first : first + len(bias)])
 
 
 @compiled
@@ -97,6 +100,7 @@ def unconvolve(
     last block, and afterwards those of this block's first steps. Gradients of the inputs are written, others added.
     """
     T, W, C = len(rows), len(initial), len(dbias)
+    channels, begin = np.uint64(C), np.uint64(first)
     for w in range(W):
         copy(slopes[steps + w], ahead[w])
     end = since[T - 1, b] + 1
@@ -105,11 +109,11 @@ def unconvolve(
         for c in range(C):
             dbias[c] += slope[c]
         if W == 3 and t >= W and since[t, b] >= W:
-            for c in range(C):
-                dtaps[3, c] += rows[t, b, first + c] * slope[c]
-                dtaps[2, c] += rows[t - 1, b, first + c] * slope[c]
-                dtaps[1, c] += rows[t - 2, b, first + c] * slope[c]
-                dtaps[0, c] += rows[t - 3, b, first + c] * slope[c]
+            for c in range(channels):
+                dtaps[3, c] += rows[t, b, begin + c] * slope[c]
+                dtaps[2, c] += rows[t - 1, b, begin + c] * slope[c]
+                dtaps[1, c] += rows[t - 2, b, begin + c] * slope[c]
+                dtaps[0, c] += rows[t - 3, b, begin + c] * slope[c]
         else:
             for age in range(W + 1):
                 _add(dtaps[W - age], _seen(rows, first, window, initial, t, b, age, since[t, b]), slope)

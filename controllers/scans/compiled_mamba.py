@@ -3,6 +3,7 @@
 The equations are those of `controllers.scans.convolution` and `selective`. Forward, the states of a few lanes stay in
 the cache for all of time. Backward, states are made again from those before each block of STEPS steps, and one state
 of all channels is walked through a block before the next one is, so that what a step needs is in the nearest cache.
+Steps' lengths come of so few features that their product is part of these loops, and made again backward.
 
 Axis letters: T time, B lanes, I inner channels, N states a channel, W steps of the convolution's window, R = r + 2 N
 features that the step's length (r of them), B and C are made of.
@@ -66,11 +67,9 @@ def compiled_mamba(
 
 
 def _run(reset_TB: Tensor, inputs: tuple[Tensor, ...], keep: bool, in_place: bool = False) -> tuple[Tensor, ...]:
-    """Outputs, last state, last window; the convolved, the steps' features and lengths before bias and softplus; and
-    unless not `keep` the outputs before their gates, and the states before each block but the first."""
-    xz_TBJ, h_BNI, window_BWI, initial_NI, initial_WI, weight_IK, bias_I, to_features_RI, dt_Ir, dt_bias_I, *rest = (
-        inputs
-    )
+    """Outputs, last state, last window; the convolved, and the steps' features; and unless not `keep` the outputs
+    before their gates, and the states before each block but the first."""
+    xz_TBJ, h_BNI, window_BWI, initial_NI, initial_WI, weight_IK, bias_I, to_features_RI, *rest = inputs
     (T, B), I = reset_TB.shape, h_BNI.shape[2]
     u_TBI, out_TBI = h_BNI.new_empty(T, B, I), h_BNI.new_empty(T, B, I)
     last_BNI, last_BWI = lasts(h_BNI, window_BWI, in_place=in_place)
@@ -79,10 +78,9 @@ def _run(reset_TB: Tensor, inputs: tuple[Tensor, ...], keep: bool, in_place: boo
     xz, reset = arrays(xz_TBJ, reset_TB)
     _convolve(xz, reset, *arrays(window_BWI, initial_WI, weight_IK, bias_I, u_TBI, last_BWI))
     features_TBR = u_TBI @ to_features_RI.t()
-    dt_TBI = (features_TBR.flatten(0, 1)[:, : dt_Ir.shape[1]] @ dt_Ir.t()).view(T, B, I)
-    state = arrays(u_TBI, features_TBR, dt_TBI, h_BNI, initial_NI, dt_bias_I, *rest)
+    state = arrays(u_TBI, features_TBR, h_BNI, initial_NI, *rest)
     _forward(xz, reset, *state, last_BNI is h_BNI, *arrays(out_TBI, last_BNI, kept_TBI, before_PBNI))
-    return out_TBI, last_BNI, last_BWI, u_TBI, features_TBR, dt_TBI, kept_TBI, before_PBNI
+    return out_TBI, last_BNI, last_BWI, u_TBI, features_TBR, kept_TBI, before_PBNI
 
 
 class _Mamba(torch.autograd.Function):
@@ -95,29 +93,20 @@ class _Mamba(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout_TBI: Tensor, dlast_BNI: Tensor, dlast_BWI: Tensor) -> tuple[Tensor | None, ...]:
-        reset_TB, u_TBI, features_TBR, dt_TBI, kept_TBI, before_PBNI, *inputs = ctx.saved_tensors
+        reset_TB, u_TBI, features_TBR, kept_TBI, before_PBNI, *inputs = ctx.saved_tensors
         xz_TBJ, h_BNI, window_BWI, *own = inputs
-        initial_NI, initial_WI, weight_IK, bias_I, to_features_RI, dt_Ir, dt_bias_I, a_log_IN, skip_I = own
-        dxz_TBJ, du_TBI, dfeatures_TBR, ddt_TBI, dh_BNI = (
-            value.new_empty(value.shape) for value in (xz_TBJ, u_TBI, features_TBR, dt_TBI, h_BNI)
+        initial_NI, initial_WI, weight_IK, bias_I, to_features_RI, *rest = own
+        dxz_TBJ, du_TBI, dfeatures_TBR, dh_BNI = (
+            value.new_empty(value.shape) for value in (xz_TBJ, u_TBI, features_TBR, h_BNI)
         )
-        dwindow_BWI, dinitial_NI, dinitial_WI, dweight_IK, dbias_I, da_log_IN, dskip_I, ddt_bias_I = (
-            value.new_zeros(value.shape)
-            for value in (window_BWI, initial_NI, initial_WI, weight_IK, bias_I, a_log_IN, skip_I, dt_bias_I)
+        dwindow_BWI, dinitial_NI, dinitial_WI, dweight_IK, dbias_I, *drest = (
+            value.new_zeros(value.shape) for value in (window_BWI, initial_NI, initial_WI, weight_IK, bias_I, *rest)
         )
         xz, reset, dxz = arrays(xz_TBJ, reset_TB, dxz_TBJ)
-        given = arrays(
-            u_TBI, features_TBR, dt_TBI, h_BNI, initial_NI, dt_bias_I, a_log_IN, skip_I, kept_TBI, before_PBNI, dout_TBI
-        )
-        found = arrays(du_TBI, dfeatures_TBR, ddt_TBI, dh_BNI, dinitial_NI, da_log_IN, dskip_I, ddt_bias_I)
-        _backward(xz, reset, *given, *arrays(dlast_BNI), dxz, *found)
+        given = arrays(u_TBI, features_TBR, h_BNI, initial_NI, *rest, kept_TBI, before_PBNI, dout_TBI, dlast_BNI)
+        _backward(xz, reset, *given, dxz, *arrays(du_TBI, dfeatures_TBR, dh_BNI, dinitial_NI, *drest))
 
-        rank = dt_Ir.shape[1]
-        u_XI, features_XR, du_XI, dfeatures_XR, ddt_XI = (
-            value.flatten(0, 1) for value in (u_TBI, features_TBR, du_TBI, dfeatures_TBR, ddt_TBI)
-        )
-        torch.mm(ddt_XI, dt_Ir, out=dfeatures_XR[:, :rank])
-        ddt_Ir = (features_XR[:, :rank].t() @ ddt_XI).t()  # of few rows, which takes a sixth of as many columns
+        u_XI, du_XI, dfeatures_XR = (value.flatten(0, 1) for value in (u_TBI, du_TBI, dfeatures_TBR))
         du_XI.addmm_(dfeatures_XR, to_features_RI)
         dto_features_RI = dfeatures_XR.t() @ u_XI
 
@@ -126,8 +115,7 @@ class _Mamba(torch.autograd.Function):
             dxz, *arrays(dwindow_BWI, dinitial_WI, dweight_IK, dbias_I),
         )  # fmt: skip
         return (
-            None, dxz_TBJ, dh_BNI, dwindow_BWI, dinitial_NI, dinitial_WI, dweight_IK, dbias_I, dto_features_RI, ddt_Ir,
-            ddt_bias_I, da_log_IN, dskip_I,
+            None, dxz_TBJ, dh_BNI, dwindow_BWI, dinitial_NI, dinitial_WI, dweight_IK, dbias_I, dto_features_RI, *drest,
         )  # fmt: skip
 
 
@@ -185,26 +173,41 @@ def _rates(a_log):
     return a
 
 
+@compiled
+def _lengths(features, t, b, weight, bias, raw, step):
+    """Fill a step's lengths [I] from its first features, before the softplus and after: weight and bias as [r, I]."""
+    r, I = weight.shape
+    copy(raw, bias)
+    for q in range(0, r - 3, 4):
+        f_0, f_1, f_2, f_3 = features[t, b, q], features[t, b, q + 1], features[t, b, q + 2], features[t, b, q + 3]
+        for i in range(I):
+            raw[i] += f_0 * weight[q, i] + f_1 * weight[q + 1, i] + f_2 * weight[q + 2, i] + f_3 * weight[q + 3, i]
+    for q in range(r // 4 * 4, r):
+        for i in range(I):
+            raw[i] += features[t, b, q] * weight[q, i]
+    for i in range(I):
+        step[i] = softplus(raw[i])
+
+
 @kernel
-def _forward(xz, reset, u, features, dt, h0, initial, dt_bias, a_log, skip, in_place, out, h, kept, before):
+def _forward(xz, reset, u, features, h0, initial, dt_weight, dt_bias, a_log, skip, in_place, out, h, kept, before):
     (T, B, I), N, dtype = u.shape, len(initial), u.dtype
-    r = features.shape[2] - 2 * N
+    r, dt_rI = dt_weight.shape[1], transposed(dt_weight)
     rate = _rates(a_log)
     for n in range(N):
         for i in range(I):
             rate[n, i] *= dtype.type(LOG2_E)
-    step, written, y = np.empty(I, dtype), np.empty(I, dtype), np.empty(I, dtype)
+    raw, step, written, y = np.empty(I, dtype), np.empty(I, dtype), np.empty(I, dtype), np.empty(I, dtype)
     for group in range(0, B, LANES):
         for t in range(T):
             for b in range(group, min(group + LANES, B)):
-                h_b, u_t, dt_t, z = h[b], u[t, b], dt[t, b], xz[t, b, I:]
+                h_b, u_t, z = h[b], u[t, b], xz[t, b, I:]
                 if reset[t, b] and (t > 0 or in_place):
                     copy(h_b, initial)
                 state = h_b if t > 0 else initial if reset[t, b] else h0[b]
                 if t % STEPS == 0 and t > 0 and len(before) > 0:
                     copy(before[t // STEPS - 1, b], state)
-                for i in range(I):
-                    step[i] = softplus(dt_t[i] + dt_bias[i])
+                _lengths(features, t, b, dt_rI, dt_bias, raw, step)
                 for i in range(I):
                     written[i] = step[i] * u_t[i]
                     y[i] = skip[i] * u_t[i]
@@ -227,14 +230,31 @@ def _forward(xz, reset, u, features, dt, h0, initial, dt_bias, a_log, skip, in_p
                     out_t[i] = y[i] * z[i] * sigmoid(z[i])
 
 
+@compiled
+def _add_products(features, t, b, x, total):
+    """Add a step's first features times x [I] to [r, I]."""
+    r, I = total.shape
+    for q in range(0, r - 3, 4):
+        f_0, f_1, f_2, f_3 = features[t, b, q], features[t, b, q + 1], features[t, b, q + 2], features[t, b, q + 3]
+        for i in range(I):
+            total[q, i] += f_0 * x[i]
+            total[q + 1, i] += f_1 * x[i]
+            total[q + 2, i] += f_2 * x[i]
+            total[q + 3, i] += f_3 * x[i]
+    for q in range(r // 4 * 4, r):
+        for i in range(I):
+            total[q, i] += features[t, b, q] * x[i]
+
+
 @kernel
 def _backward(
-    xz, reset, u, features, dt, h0, initial, dt_bias, a_log, skip, kept, before, dout, dlast,
-    dxz, du, dfeatures, ddt, dh, dinitial, da_log, dskip, ddt_bias,
+    xz, reset, u, features, h0, initial, dt_weight, dt_bias, a_log, skip, kept, before, dout, dlast,
+    dxz, du, dfeatures, dh, dinitial, ddt_weight, ddt_bias, da_log, dskip,
 ):  # fmt: skip
     (T, B, I), N, dtype = u.shape, len(initial), u.dtype
-    r, zero, one = features.shape[2] - 2 * N, dtype.type(0), dtype.type(1)
-    a, da = _rates(a_log), np.zeros((N, I), dtype)
+    r, zero, one = dt_weight.shape[1], dtype.type(0), dtype.type(1)
+    dt_rI, a, da = transposed(dt_weight), _rates(a_log), np.zeros((N, I), dtype)
+    ddt_rI, ddt, raw = np.zeros_like(dt_rI), np.empty(I, dtype), np.empty((STEPS, I), dtype)
     step, written, dy = np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype)
     dstep, dwritten, wr = np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype), np.empty((STEPS, 2 * N), dtype)
     shared = np.empty(STEPS, dtype)
@@ -246,10 +266,9 @@ def _backward(
         for b in range(B):
             for k in range(steps):
                 t = start + k
-                u_t, dt_t, y, dout_t, z, dz = u[t, b], dt[t, b], kept[t, b], dout[t, b], xz[t, b, I:], dxz[t, b, I:]
+                u_t, y, dout_t, z, dz = u[t, b], kept[t, b], dout[t, b], xz[t, b, I:], dxz[t, b, I:]
                 copy(wr[k], features[t, b, r:])
-                for i in range(I):
-                    step[k, i] = softplus(dt_t[i] + dt_bias[i])
+                _lengths(features, t, b, dt_rI, dt_bias, raw[k], step[k])
                 for i in range(I):
                     written[k, i] = step[k, i] * u_t[i]
                     dstep[k, i] = zero
@@ -291,15 +310,20 @@ def _backward(
                         forget(n, dh_b, dinitial)
             for k in range(steps):
                 t = start + k
-                u_t, dt_t, du_t, ddt_t = u[t, b], dt[t, b], du[t, b], ddt[t, b]
+                u_t, du_t = u[t, b], du[t, b]
                 for i in range(I):
                     du_t[i] = dy[k, i] * skip[i] + dwritten[k, i] * step[k, i]
                 for i in range(I):
                     dskip[i] += dy[k, i] * u_t[i]
                 for i in range(I):
-                    ddt_t[i] = (dstep[k, i] + dwritten[k, i] * u_t[i]) * sigmoid(dt_t[i] + dt_bias[i])
+                    ddt[i] = (dstep[k, i] + dwritten[k, i] * u_t[i]) * sigmoid(raw[k, i])
                 for i in range(I):
-                    ddt_bias[i] += ddt_t[i]
+                    ddt_bias[i] += ddt[i]
+                for q in range(r):
+                    dfeatures[t, b, q] = dot(ddt, dt_rI[q])
+                _add_products(features, t, b, ddt, ddt_rI)
     for i in range(I):
         for n in range(N):
             da_log[i, n] = da[n, i] * a[n, i]
+        for q in range(r):
+            ddt_weight[i, q] = ddt_rI[q, i]
