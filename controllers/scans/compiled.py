@@ -28,7 +28,7 @@ from torch import Tensor
 
 from controllers.scans.selective import LOG2_E
 
-if config.CPU_FEATURES is None and get_host_cpu_features().get("avx512fp16"):
+if config.CPU_FEATURES is None and get_host_cpu_features().get("avx512f"):
     # Vectors of 16 numbers, which LLVM avoids as older processors slow down for them; these do not.
     config.CPU_FEATURES = f"{get_host_cpu_features().flatten()},-prefer-256-bit"
 
@@ -48,15 +48,31 @@ def machine_code_folder() -> str | None:
     return str(folder) if os.access(folder, os.W_OK) else None
 
 
-def compiled(function: Callable[..., Any], freedom: Set[str] = frozenset({"contract"})) -> Callable[..., Any]:
-    """The function as machine code, made when it is first called; products may be fused with what they are added to."""
+def allocating(
+    function: Callable[..., Any], freedom: Set[str] = frozenset({"contract"}), counts: bool = True
+) -> Callable[..., Any]:
+    """The function as machine code, made when it is first called; products may be fused with what they are added to.
+
+    Args:
+        counts: it makes arrays or hands some back, for which it counts who holds them.
+    """
     folder = machine_code_folder()
     before = config.CACHE_DIR
     config.CACHE_DIR = folder or before  # numba looks at it now
     try:
-        return njit(nogil=True, cache=folder is not None, fastmath=set(freedom), error_model="numpy")(function)
+        options = {"nogil": True, "cache": folder is not None, "fastmath": set(freedom), "error_model": "numpy"}
+        return njit(_nrt=counts, **options)(function)
     finally:
         config.CACHE_DIR = before
+
+
+def compiled(function: Callable[..., Any], freedom: Set[str] = frozenset({"contract"})) -> Callable[..., Any]:
+    """A function that makes no array, and hands none to one that counts.
+
+    Counting who holds an array takes two locked instructions for each row that a loop looks at, as long as its
+    arithmetic.
+    """
+    return allocating(function, freedom, counts=False)
 
 
 def sums(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,7 +90,7 @@ def kernel(function: Callable[..., Any]) -> Callable[..., None]:
     States that fade pass through such numbers, which processors take a hundred times as long for. Machine code that was
     kept and cannot be read is made again.
     """
-    machine_code = compiled(function)
+    machine_code = allocating(function)
 
     def run(*arguments: Any) -> None:
         try:
@@ -116,12 +132,14 @@ def lasts(*carried: Tensor, in_place: bool) -> tuple[Tensor, ...]:
 
 
 _SMALLEST = sys.float_info.min
-_LOWEST, _HIGHEST = np.float32(-126), np.float32(127)
-_LOG2_E, _EXPONENT = np.float32(LOG2_E), np.int32(23)  # where the exponent's bits begin
+LOWEST, HIGHEST = np.float32(-126), np.float32(127)
+_LOG2_E, EXPONENT = np.float32(LOG2_E), np.int32(23)  # where the exponent's bits begin
+ROUNDING = np.float32(1.5 * 2**23)  # added to a small number it rounds it, and the last bits are the whole part
 _ZERO, _ONE, _TWO = np.float32(0), np.float32(1), np.float32(2)
 _S3, _S5, _S7, _S9, _S11, _S13, _S15 = (np.float32(1 / n) for n in range(3, 17, 2))
 # (2^f - 1) / f over [-1/2, 1/2] by powers of f; the relative error of 2^f is below 1e-7
-_P0, _P1, _P2, _P3, _P4 = map(np.float32, (0.69314698, 0.24022242, 0.05550734, 0.00967152, 0.00132647))
+POWERS = tuple(map(np.float32, (0.69314698, 0.24022242, 0.05550734, 0.00967152, 0.00132647)))
+_P0, _P1, _P2, _P3, _P4 = POWERS
 
 
 def exp2(x: Any) -> Any:
@@ -131,16 +149,18 @@ def exp2(x: Any) -> Any:
 
 @overload(exp2, jit_options={"forceinline": True})
 def _exp2(x):
-    if x != types.float32:
+    if x == types.float64:
         return lambda x: np.exp2(x)
+    if x != types.float32:
+        return None
 
     def single(x):
-        x = _LOWEST if x < _LOWEST else x
-        x = _HIGHEST if x > _HIGHEST else x
-        whole = np.rint(x)
-        f = x - whole
+        x = LOWEST if x < LOWEST else x
+        x = HIGHEST if x > HIGHEST else x
+        rounded = np.float32(x + ROUNDING)
+        f = x - (rounded - ROUNDING)
         power = ((((_P4 * f + _P3) * f + _P2) * f + _P1) * f + _P0) * f + _ONE
-        bits = np.float32(power).view(np.int32) + (np.int32(whole) << _EXPONENT)
+        bits = np.float32(power).view(np.int32) + (rounded.view(np.int32) << EXPONENT)
         return np.int32(bits).view(np.float32)
 
     return single
@@ -190,12 +210,16 @@ def dot(x, y):
 @compiled
 def copy(to, source):
     """What is in one array into another of the same shape: quicker to compile and to run than numba's assignment."""
-    flat, source_flat = to.reshape(-1), source.reshape(-1)
-    for i in range(len(flat)):
-        flat[i] = source_flat[i]
+    if to.ndim == 1:
+        for i in range(len(to)):
+            to[i] = source[i]
+    else:
+        flat, source_flat = to.reshape(-1), source.reshape(-1)
+        for i in range(len(flat)):
+            flat[i] = source_flat[i]
 
 
-@compiled
+@allocating
 def transposed(table):
     """A copy with rows for columns: [R, C] -> [C, R]."""
     R, C = table.shape

@@ -11,13 +11,13 @@ Axis letters: T time, B lanes, F features of a row, C channels, K taps, W = K - 
 
 import numpy as np
 
-from controllers.scans.compiled import compiled, copy
+from controllers.scans.compiled import allocating, compiled, copy
 
 LANES = 16
 """Lanes that lie side by side and are worked on together: what they need of memory is read in long runs."""
 
 
-@compiled
+@allocating
 def since_reset(reset, W):
     """Steps since the last reset of each lane, [T, B]; where there was none, more than anyone looks back."""
     T, B = reset.shape
@@ -31,19 +31,20 @@ def since_reset(reset, W):
 
 
 @compiled
-def _seen(rows, first, window, initial, t, b, age, since):
-    """What lies `age` steps before step t of lane b, `since` steps after its last reset: [C]."""
-    if age > since:
-        return initial[len(initial) + since - age]
-    if age > t:
-        return window[b, window.shape[1] + t - age]
-    return rows[t - age, b, first : first + initial.shape[1]]
-
-
-@compiled
 def _add(total, x, y):
     for c in range(len(total)):
         total[c] += x[c] * y[c]
+
+
+@compiled
+def _add_seen(total, factor, rows, first, window, initial, t, b, age, since):
+    """Add to total [C], times factor [C], what lies `age` steps before step t of a lane, `since` after a reset."""
+    if age > since:
+        _add(total, factor, initial[len(initial) + since - age])
+    elif age > t:
+        _add(total, factor, window[b, window.shape[1] + t - age])
+    else:
+        _add(total, factor, rows[t - age, b, first : first + len(total)])
 
 
 @compiled
@@ -71,13 +72,17 @@ def convolve(rows, first, window, initial, taps, bias, t, b, since, out):
             )
         return
     copy(out, bias)
-    for age in range(W + 1):  # `_seen`, for an array of a known kind in each case
-        if age > since:
-            _add(out, taps[W - age], initial[W + since - age])
-        elif age > t:
-            _add(out, taps[W - age], window[b, W + t - age])
-        else:
-            _add(out, taps[W - age], rows[t - age, b, first : first + len(bias)])
+    for age in range(W + 1):
+        _add_seen(out, taps[W - age], rows, first, window, initial, t, b, age, since)
+
+
+@compiled
+def convolve_block(rows, first, window, initial, taps, bias, start, steps, group, lanes, since, out):
+    """The steps of a block of lanes that lie side by side: [lanes, steps, C]. `since` is as `since_reset` gives it."""
+    for k in range(steps):
+        for lane in range(lanes):
+            t, b = start + k, group + lane
+            convolve(rows, first, window, initial, taps, bias, t, b, since[t, b], out[lane, k])
 
 
 @compiled
@@ -86,7 +91,13 @@ def last_windows(rows, first, window, initial, since, last):
     (T, B, _), W = rows.shape, len(initial)
     for b in range(B):
         for w in range(W):
-            copy(last[b, w], _seen(rows, first, window, initial, T, b, W - w, since[b] + 1))
+            age, since_b = W - w, since[b] + 1
+            if age > since_b:
+                copy(last[b, w], initial[W + since_b - age])
+            elif age > T:
+                copy(last[b, w], window[b, W + T - age])
+            else:
+                copy(last[b, w], rows[T - age, b, first : first + initial.shape[1]])
 
 
 @compiled
@@ -116,7 +127,7 @@ def unconvolve(
                 dtaps[0, c] += rows[t - 3, b, begin + c] * slope[c]
         else:
             for age in range(W + 1):
-                _add(dtaps[W - age], _seen(rows, first, window, initial, t, b, age, since[t, b]), slope)
+                _add_seen(dtaps[W - age], slope, rows, first, window, initial, t, b, age, since[t, b])
                 if age > since[t, b]:
                     _add(dinitial[W + since[t, b] - age], taps[W - age], slope)
                 elif age > t:

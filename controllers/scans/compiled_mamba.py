@@ -17,20 +17,28 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from controllers.scans.compiled import (
+    allocating,
     arrays,
     compiled,
     copy,
     dot,
-    exp2,
     kernel,
     lasts,
     sigmoid,
     softplus,
     transposed,
 )
-from controllers.scans.compiled_convolution import LANES, convolve, last_windows, since_reset, unconvolve
-from controllers.scans.compiled_states import STEPS, forget, of_write_and_read
+from controllers.scans.compiled_convolution import (
+    LANES,
+    convolve,
+    convolve_block,
+    last_windows,
+    since_reset,
+    unconvolve,
+)
+from controllers.scans.compiled_states import STEPS, recur, recur_back
 from controllers.scans.selective import LOG2_E
+from controllers.scans.tiles import tile_shape
 
 
 class MambaParameters(NamedTuple):
@@ -68,19 +76,20 @@ def compiled_mamba(
 
 def _run(reset_TB: Tensor, inputs: tuple[Tensor, ...], keep: bool, in_place: bool = False) -> tuple[Tensor, ...]:
     """Outputs, last state, last window; the convolved, and the steps' features; and unless not `keep` the outputs
-    before their gates, and the states before each block but the first."""
+    before their gates, and the states before each block."""
     xz_TBJ, h_BNI, window_BWI, initial_NI, initial_WI, weight_IK, bias_I, to_features_RI, *rest = inputs
     (T, B), I = reset_TB.shape, h_BNI.shape[2]
     u_TBI, out_TBI = h_BNI.new_empty(T, B, I), h_BNI.new_empty(T, B, I)
     last_BNI, last_BWI = lasts(h_BNI, window_BWI, in_place=in_place)
     kept_TBI = h_BNI.new_empty(T if keep else 0, B, I)
-    before_PBNI = h_BNI.new_empty((T - 1) // STEPS if keep else 0, *h_BNI.shape)
+    tiles = tile_shape(initial_NI)
+    before_PBXW = h_BNI.new_empty(-(-T // STEPS) if keep else 0, B, h_BNI[0].numel() // tiles.width, tiles.width)
     xz, reset = arrays(xz_TBJ, reset_TB)
     _convolve(xz, reset, *arrays(window_BWI, initial_WI, weight_IK, bias_I, u_TBI, last_BWI))
     features_TBR = u_TBI @ to_features_RI.t()
     state = arrays(u_TBI, features_TBR, h_BNI, initial_NI, *rest)
-    _forward(xz, reset, *state, last_BNI is h_BNI, *arrays(out_TBI, last_BNI, kept_TBI, before_PBNI))
-    return out_TBI, last_BNI, last_BWI, u_TBI, features_TBR, kept_TBI, before_PBNI
+    _forward(xz, reset, *state, tiles, *arrays(out_TBI, last_BNI, kept_TBI, before_PBXW))
+    return out_TBI, last_BNI, last_BWI, u_TBI, features_TBR, kept_TBI, before_PBXW
 
 
 class _Mamba(torch.autograd.Function):
@@ -93,7 +102,7 @@ class _Mamba(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout_TBI: Tensor, dlast_BNI: Tensor, dlast_BWI: Tensor) -> tuple[Tensor | None, ...]:
-        reset_TB, u_TBI, features_TBR, kept_TBI, before_PBNI, *inputs = ctx.saved_tensors
+        reset_TB, u_TBI, features_TBR, kept_TBI, before_PBXW, *inputs = ctx.saved_tensors
         xz_TBJ, h_BNI, window_BWI, *own = inputs
         initial_NI, initial_WI, weight_IK, bias_I, to_features_RI, *rest = own
         dxz_TBJ, du_TBI, dfeatures_TBR, dh_BNI = (
@@ -103,8 +112,10 @@ class _Mamba(torch.autograd.Function):
             value.new_zeros(value.shape) for value in (window_BWI, initial_NI, initial_WI, weight_IK, bias_I, *rest)
         )
         xz, reset, dxz = arrays(xz_TBJ, reset_TB, dxz_TBJ)
-        given = arrays(u_TBI, features_TBR, h_BNI, initial_NI, *rest, kept_TBI, before_PBNI, dout_TBI, dlast_BNI)
-        _backward(xz, reset, *given, dxz, *arrays(du_TBI, dfeatures_TBR, dh_BNI, dinitial_NI, *drest))
+        given = arrays(u_TBI, features_TBR, h_BNI, initial_NI, *rest)
+        kept = arrays(kept_TBI, before_PBXW, dout_TBI, dlast_BNI)
+        slopes = arrays(du_TBI, dfeatures_TBR, dh_BNI, dinitial_NI, *drest)
+        _backward(xz, reset, *given, tile_shape(initial_NI), *kept, dxz, *slopes)
 
         u_XI, du_XI, dfeatures_XR = (value.flatten(0, 1) for value in (u_TBI, du_TBI, dfeatures_TBR))
         du_XI.addmm_(dfeatures_XR, to_features_RI)
@@ -119,43 +130,50 @@ class _Mamba(torch.autograd.Function):
         )  # fmt: skip
 
 
+@compiled
+def _silu(x):
+    for i in range(len(x)):
+        x[i] *= sigmoid(x[i])
+
+
 @kernel
 def _convolve(xz, reset, window, initial, weight, bias, u, last_window):
-    (T, B, I), taps = u.shape, transposed(weight)
-    since = np.full(B, T + len(taps))
+    (T, B, _), taps, since = u.shape, transposed(weight), since_reset(reset, len(initial))
     for t in range(T):
         for b in range(B):
-            since[b] = 0 if reset[t, b] else since[b] + 1
-            u_t = u[t, b]
-            convolve(xz, 0, window, initial, taps, bias, t, b, since[b], u_t)
-            for i in range(I):
-                u_t[i] *= sigmoid(u_t[i])
-    last_windows(xz, 0, window, initial, since, last_window)
+            convolve(xz, 0, window, initial, taps, bias, t, b, since[t, b], u[t, b])
+            _silu(u[t, b])
+    last_windows(xz, 0, window, initial, since[T - 1], last_window)
+
+
+@compiled
+def _unsilu(pre, du, start, steps, b, slopes):
+    """The slopes [K, I] of what was convolved, pre [K, I]."""
+    one = pre.dtype.type(1)
+    for k in range(steps):
+        du_t = du[start + k, b]
+        for i in range(len(du_t)):
+            gate = sigmoid(pre[k, i])
+            slopes[k, i] = du_t[i] * gate * (one + pre[k, i] * (one - gate))
 
 
 @kernel
 def _unconvolve(xz, reset, window, initial, weight, bias, du, dlast, dxz, dwindow, dinitial, dweight, dbias):
-    (T, B, I), W, one = du.shape, window.shape[1], du.dtype.type(1)
+    (T, B, I), W = du.shape, window.shape[1]
     taps, since = transposed(weight), since_reset(reset, W)
     dtaps = np.zeros_like(taps)
-    pre, slopes = np.empty(I, du.dtype), np.empty((LANES, STEPS + W, I), du.dtype)
+    pre, slopes = np.empty((LANES, STEPS, I), du.dtype), np.empty((STEPS + W, I), du.dtype)
     ahead = np.empty((LANES, W, I), du.dtype)
     for group in range(0, B, LANES):
         lanes = min(LANES, B - group)
         ahead[:] = 0
         for start in range((T - 1) // STEPS * STEPS, -1, -STEPS):
             steps = min(STEPS, T - start)
-            for k in range(steps):  # lanes side by side, as they lie in memory
-                for lane in range(lanes):
-                    t, b = start + k, group + lane
-                    du_t, slope = du[t, b], slopes[lane, k]
-                    convolve(xz, 0, window, initial, taps, bias, t, b, since[t, b], pre)
-                    for i in range(I):
-                        gate = sigmoid(pre[i])
-                        slope[i] = du_t[i] * gate * (one + pre[i] * (one - gate))
+            convolve_block(xz, 0, window, initial, taps, bias, start, steps, group, lanes, since, pre)
             for lane in range(lanes):
+                _unsilu(pre[lane], du, start, steps, group + lane, slopes)
                 unconvolve(
-                    xz, 0, window, initial, taps, since, start, steps, group + lane, dlast, slopes[lane], ahead[lane],
+                    xz, 0, window, initial, taps, since, start, steps, group + lane, dlast, slopes, ahead[lane],
                     dxz, dwindow, dinitial, dtaps, dbias,
                 )  # fmt: skip
     for k in range(len(taps)):
@@ -163,7 +181,7 @@ def _unconvolve(xz, reset, window, initial, weight, bias, du, dlast, dxz, dwindo
             dweight[i, k] = dtaps[k, i]
 
 
-@compiled
+@allocating
 def _rates(a_log):
     """A = -exp(a_log) by states, [N, I]."""
     a = transposed(a_log)
@@ -189,45 +207,55 @@ def _lengths(features, t, b, weight, bias, raw, step):
         step[i] = softplus(raw[i])
 
 
-@kernel
-def _forward(xz, reset, u, features, h0, initial, dt_weight, dt_bias, a_log, skip, in_place, out, h, kept, before):
-    (T, B, I), N, dtype = u.shape, len(initial), u.dtype
-    r, dt_rI = dt_weight.shape[1], transposed(dt_weight)
-    rate = _rates(a_log)
-    for n in range(N):
+@compiled
+def _inputs(u, features, start, steps, b, dt_weight, dt_bias, raw, step, written, wr):
+    """A block's lengths of lane b, before the softplus and after, and what is written: [K, I]; w and r, [K, 2 N]."""
+    for k in range(steps):
+        u_t = u[start + k, b]
+        _lengths(features, start + k, b, dt_weight, dt_bias, raw[k], step[k])
+        copy(wr[k], features[start + k, b, len(dt_weight) :])
+        for i in range(len(u_t)):
+            written[k, i] = step[k, i] * u_t[i]
+
+
+@compiled
+def _skipped(u, start, steps, b, skip, y):
+    """Fill y [K, I] with what passes a block of lane b by the states."""
+    for k in range(steps):
+        u_t = u[start + k, b]
+        for i in range(len(u_t)):
+            y[k, i] = skip[i] * u_t[i]
+
+
+@compiled
+def _gated(y, xz, start, steps, b, kept, out):
+    """A block's outputs of lane b."""
+    I = y.shape[1]
+    for k in range(steps):
+        y_k, z, out_t = y[k], xz[start + k, b, I:], out[start + k, b]
+        if len(kept) > 0:
+            copy(kept[start + k, b], y_k)
         for i in range(I):
-            rate[n, i] *= dtype.type(LOG2_E)
-    raw, step, written, y = np.empty(I, dtype), np.empty(I, dtype), np.empty(I, dtype), np.empty(I, dtype)
+            out_t[i] = y_k[i] * z[i] * sigmoid(z[i])
+
+
+@kernel
+def _forward(xz, reset, u, features, h0, initial, dt_weight, dt_bias, a_log, skip, tiles, out, h, kept, before):
+    (T, B, I), dtype = u.shape, u.dtype
+    dt_rI, rate = transposed(dt_weight), _rates(a_log)
+    rate *= dtype.type(LOG2_E)
+    raw, step, wr = np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype), np.empty((STEPS, 2 * len(initial)), dtype)
+    written, y = np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype)
     for group in range(0, B, LANES):
-        for t in range(T):
+        for start in range(0, T, STEPS):
+            steps = min(STEPS, T - start)
             for b in range(group, min(group + LANES, B)):
-                h_b, u_t, z = h[b], u[t, b], xz[t, b, I:]
-                if reset[t, b] and (t > 0 or in_place):
-                    copy(h_b, initial)
-                state = h_b if t > 0 else initial if reset[t, b] else h0[b]
-                if t % STEPS == 0 and t > 0 and len(before) > 0:
-                    copy(before[t // STEPS - 1, b], state)
-                _lengths(features, t, b, dt_rI, dt_bias, raw, step)
-                for i in range(I):
-                    written[i] = step[i] * u_t[i]
-                    y[i] = skip[i] * u_t[i]
-                for n in range(N):
-                    write, read = features[t, b, r + n], features[t, b, r + N + n]
-                    if t == 0 and not in_place:
-                        for i in range(I):
-                            after = exp2(rate[n, i] * step[i]) * state[n, i] + write * written[i]
-                            h_b[n, i] = after
-                            y[i] += read * after
-                    else:  # the same in place, which is not made vectors of where it might be either
-                        for i in range(I):
-                            after = exp2(rate[n, i] * step[i]) * h_b[n, i] + write * written[i]
-                            h_b[n, i] = after
-                            y[i] += read * after
-                if len(kept) > 0:
-                    copy(kept[t, b], y)
-                out_t = out[t, b]
-                for i in range(I):
-                    out_t[i] = y[i] * z[i] * sigmoid(z[i])
+                _inputs(u, features, start, steps, b, dt_rI, dt_bias, raw, step, written, wr)
+                _skipped(u, start, steps, b, skip, y)
+                entered = h[b] if start > 0 else h0[b]
+                keep = before[start // STEPS, b] if len(before) > 0 else initial[:0]
+                recur(initial, reset[start:, b], steps, rate, step, written, wr, entered, y, keep, h[b], tiles)
+                _gated(y, xz, start, steps, b, kept, out)
 
 
 @compiled
@@ -246,84 +274,74 @@ def _add_products(features, t, b, x, total):
             total[q, i] += features[t, b, q] * x[i]
 
 
+@compiled
+def _back_through_gate(kept, xz, start, steps, b, dout, written, dy, dxz, shared):
+    """A block's slopes of lane b of what was read, dy [K, I], and of z; and dy . written, [K]."""
+    I, one = dy.shape[1], dy.dtype.type(1)
+    for k in range(steps):
+        y, dout_t, dy_k = kept[start + k, b], dout[start + k, b], dy[k]
+        z, dz = xz[start + k, b, I:], dxz[start + k, b, I:]
+        for i in range(I):
+            gate = sigmoid(z[i])
+            silu = z[i] * gate
+            dy_k[i] = dout_t[i] * silu
+            dz[i] = dout_t[i] * y[i] * (gate + silu * (one - gate))
+        shared[k] = dot(dy_k, written[k])
+
+
+@compiled
+def _back_to_features(
+    u, features, start, steps, b, raw, step, dt_weight, skip, dy, dstep, dwritten, dwr, ddt, du, dfeatures,
+    ddt_weight, ddt_bias, dskip,
+):  # fmt: skip
+    """A block's slopes of lane b of the convolved but through the features, and of what the lengths are made of."""
+    (r, I), ln2 = dt_weight.shape, u.dtype.type(1 / LOG2_E)
+    for k in range(steps):
+        u_t, du_t, dfeature = u[start + k, b], du[start + k, b], dfeatures[start + k, b]
+        for i in range(I):
+            du_t[i] = dy[k, i] * skip[i] + dwritten[k, i] * step[k, i]
+        for i in range(I):
+            dskip[i] += dy[k, i] * u_t[i]
+        for i in range(I):
+            ddt[i] = (dstep[k, i] * ln2 + dwritten[k, i] * u_t[i]) * sigmoid(raw[k, i])
+        for i in range(I):
+            ddt_bias[i] += ddt[i]
+        for q in range(r):
+            dfeature[q] = dot(ddt, dt_weight[q])
+        copy(dfeature[r:], dwr[k])
+        _add_products(features, start + k, b, ddt, ddt_weight)
+
+
 @kernel
 def _backward(
-    xz, reset, u, features, h0, initial, dt_weight, dt_bias, a_log, skip, kept, before, dout, dlast,
+    xz, reset, u, features, h0, initial, dt_weight, dt_bias, a_log, skip, tiles, kept, before, dout, dlast,
     dxz, du, dfeatures, dh, dinitial, ddt_weight, ddt_bias, da_log, dskip,
 ):  # fmt: skip
     (T, B, I), N, dtype = u.shape, len(initial), u.dtype
-    r, zero, one = dt_weight.shape[1], dtype.type(0), dtype.type(1)
     dt_rI, a, da = transposed(dt_weight), _rates(a_log), np.zeros((N, I), dtype)
-    ddt_rI, ddt, raw = np.zeros_like(dt_rI), np.empty(I, dtype), np.empty((STEPS, I), dtype)
-    step, written, dy = np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype)
-    dstep, dwritten, wr = np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype), np.empty((STEPS, 2 * N), dtype)
-    shared = np.empty(STEPS, dtype)
-    decay, left, h = np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype), np.empty(I, dtype)
+    ddt_rI, ddt, rate, shared = np.zeros_like(dt_rI), np.empty(I, dtype), a * dtype.type(LOG2_E), np.empty(STEPS, dtype)
+    raw, step, written = np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype)
+    wr, dwr = np.empty((STEPS, 2 * N), dtype), np.empty((STEPS, 2 * N), dtype)
+    dy, dstep, dwritten = np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype)
+    size = STEPS, tiles.rows, tiles.width
+    decay, left, sums = np.empty(size, dtype), np.empty(size, dtype), np.empty((STEPS, 2 * N, tiles.folded), dtype)
     copy(dh, dlast)
-    for block in range(len(before), -1, -1):
+    for block in range(len(before) - 1, -1, -1):
         start = block * STEPS
         steps = min(STEPS, T - start)
         for b in range(B):
-            for k in range(steps):
-                t = start + k
-                u_t, y, dout_t, z, dz = u[t, b], kept[t, b], dout[t, b], xz[t, b, I:], dxz[t, b, I:]
-                copy(wr[k], features[t, b, r:])
-                _lengths(features, t, b, dt_rI, dt_bias, raw[k], step[k])
-                for i in range(I):
-                    written[k, i] = step[k, i] * u_t[i]
-                    dstep[k, i] = zero
-                    dwritten[k, i] = zero
-                for i in range(I):
-                    dz[i] = sigmoid(z[i])
-                for i in range(I):
-                    dy[k, i] = dout_t[i] * z[i] * dz[i]
-                shared[k] = dot(dy[k], written[k])
-                for i in range(I):
-                    dz[i] = dout_t[i] * y[i] * dz[i] * (one + z[i] * (one - dz[i]))
-            entered, resets, dh_b = before[block - 1, b] if block > 0 else h0[b], reset[start:, b], dh[b]
-            for n in range(N):
-                for i in range(I):
-                    h[i] = entered[n, i]
-                for k in range(steps):
-                    w = wr[k, n]
-                    if resets[k]:
-                        for i in range(I):
-                            h[i] = initial[n, i]
-                    for i in range(I):
-                        factor = exp2(a[n, i] * dtype.type(LOG2_E) * step[k, i])
-                        decay[k, i] = factor
-                        left[k, i] = factor * h[i]
-                        h[i] = left[k, i] + w * written[k, i]
-                for k in range(steps - 1, -1, -1):
-                    write, read = wr[k, n], wr[k, N + n]
-                    dwrite, dread = of_write_and_read(n, k, dh_b, dy, left, written)
-                    for i in range(I):
-                        slope = dh_b[n, i] + read * dy[k, i]
-                        dwritten[k, i] += slope * write
-                        dlog = slope * left[k, i]
-                        dstep[k, i] += dlog * a[n, i]
-                        da[n, i] += dlog * step[k, i]
-                        dh_b[n, i] = slope * decay[k, i]
-                    dfeatures[start + k, b, r + n] = dwrite + read * shared[k]
-                    dfeatures[start + k, b, r + N + n] = dread + write * shared[k]
-                    if resets[k]:
-                        forget(n, dh_b, dinitial)
-            for k in range(steps):
-                t = start + k
-                u_t, du_t = u[t, b], du[t, b]
-                for i in range(I):
-                    du_t[i] = dy[k, i] * skip[i] + dwritten[k, i] * step[k, i]
-                for i in range(I):
-                    dskip[i] += dy[k, i] * u_t[i]
-                for i in range(I):
-                    ddt[i] = (dstep[k, i] + dwritten[k, i] * u_t[i]) * sigmoid(raw[k, i])
-                for i in range(I):
-                    ddt_bias[i] += ddt[i]
-                for q in range(r):
-                    dfeatures[t, b, q] = dot(ddt, dt_rI[q])
-                _add_products(features, t, b, ddt, ddt_rI)
+            _inputs(u, features, start, steps, b, dt_rI, dt_bias, raw, step, written, wr)
+            _back_through_gate(kept, xz, start, steps, b, dout, written, dy, dxz, shared)
+            recur_back(
+                initial, reset[start:, b], steps, rate, step, written, wr, before[block, b], dy, shared, decay, left,
+                sums, dh[b], dinitial, dstep, da, dwritten, dwr, tiles,
+            )  # fmt: skip
+            _back_to_features(
+                u, features, start, steps, b, raw, step, dt_rI, skip, dy, dstep, dwritten, dwr, ddt, du, dfeatures,
+                ddt_rI, ddt_bias, dskip,
+            )  # fmt: skip
     for i in range(I):
         for n in range(N):
             da_log[i, n] = da[n, i] * a[n, i]
-        for q in range(r):
+        for q in range(len(dt_rI)):
             ddt_weight[i, q] = ddt_rI[q, i]

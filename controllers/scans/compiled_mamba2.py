@@ -30,9 +30,10 @@ from controllers.scans.compiled import (
     sums,
     transposed,
 )
-from controllers.scans.compiled_convolution import LANES, convolve, last_windows, since_reset, unconvolve
-from controllers.scans.compiled_states import STEPS, forget, of_write_and_read
+from controllers.scans.compiled_convolution import LANES, convolve_block, last_windows, since_reset, unconvolve
+from controllers.scans.compiled_states import STEPS, recur, recur_back
 from controllers.scans.selective import LOG2_E
+from controllers.scans.tiles import tile_shape
 
 
 class Mamba2Parameters(NamedTuple):
@@ -72,97 +73,112 @@ def compiled_mamba2(
 def _run(
     reset_TB: Tensor, eps: float, inputs: tuple[Tensor, ...], keep: bool, in_place: bool = False
 ) -> tuple[Tensor, ...]:
-    """Outputs, last state, last window; unless not `keep` what was read, and the states before each block but one."""
+    """Outputs, last state, last window; unless not `keep` what was read, and the states before each block."""
     (T, B), h_BNI, window_BWC = reset_TB.shape, inputs[1], inputs[2]
     out_TBI = h_BNI.new_empty(T, B, h_BNI.shape[2])
     last_BNI, last_BWC = lasts(h_BNI, window_BWC, in_place=in_place)
     kept_TBI = h_BNI.new_empty(T if keep else 0, B, h_BNI.shape[2])
-    before_PBNI = h_BNI.new_empty((T - 1) // STEPS if keep else 0, *h_BNI.shape)
-    results = out_TBI, last_BNI, last_BWC, kept_TBI, before_PBNI
-    _forward(*arrays(reset_TB, *inputs), eps, last_BNI is h_BNI, *arrays(*results))
+    tiles = tile_shape(inputs[3])
+    before_PBXW = h_BNI.new_empty(-(-T // STEPS) if keep else 0, B, h_BNI[0].numel() // tiles.width, tiles.width)
+    results = out_TBI, last_BNI, last_BWC, kept_TBI, before_PBXW
+    _forward(*arrays(reset_TB, *inputs), eps, tiles, *arrays(*results))
     return results
 
 
 class _Mamba2(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, reset_TB: Tensor, eps: float, *inputs: Tensor) -> tuple[Tensor, ...]:
-        *results, y_TBI, before_PBNI = _run(reset_TB, eps, inputs, keep=True)
+        *results, y_TBI, before_PBXW = _run(reset_TB, eps, inputs, keep=True)
         ctx.eps = eps
-        ctx.save_for_backward(reset_TB, y_TBI, before_PBNI, *inputs)
+        ctx.save_for_backward(reset_TB, y_TBI, before_PBXW, *inputs)
         return tuple(results)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *dresults: Tensor) -> tuple[Tensor | None, ...]:
-        reset_TB, y_TBI, before_PBNI, *inputs = ctx.saved_tensors
+        reset_TB, y_TBI, before_PBXW, *inputs = ctx.saved_tensors
         slopes = [value.new_empty(value.shape) for value in inputs[:2]]
         slopes += [value.new_zeros(value.shape) for value in inputs[2:]]
-        _backward(*arrays(reset_TB, *inputs), ctx.eps, *arrays(y_TBI, before_PBNI, *dresults, *slopes))
+        tiles = tile_shape(inputs[3])
+        _backward(*arrays(reset_TB, *inputs), ctx.eps, tiles, *arrays(y_TBI, before_PBXW, *dresults, *slopes))
         return None, None, *slopes
 
 
 @compiled
-def _of_step(raw, dt_bias, rate, x, k, step, factor, decay, written):
-    """Row k of the steps' lengths [., H], the decays of the states of each channel [., H, P], and what is written."""
-    _, H, P = decay.shape
-    for head in range(H):
-        step[k, head] = softplus(raw[head] + dt_bias[head])
-        factor[head] = exp2(rate[head] * step[k, head])
-    for head in range(H):
-        for p in range(P):
-            decay[k, head, p] = factor[head]
-            written[k, head, p] = step[k, head] * x[k, head, p]
+def _features(pre, zxbcdt, start, steps, b, dt_bias, rate, x, x_KHP, wr, step, factor, decay_KHP, written_KHP):
+    """A block's steps of lane b, from what was convolved, pre [K, C], of which the gates are left there.
+
+    Fills x [K, I], which is x_KHP too, what is written with and read with, wr [K, 2 N], the lengths, step [K, H], and
+    how states decay and what is written.
+    """
+    (_, H, P), (_, I), C = x_KHP.shape, x.shape, pre.shape[1]
+    for k in range(steps):
+        pre_k, raw = pre[k], zxbcdt[start + k, b, I + C :]
+        for i in range(I):
+            gate = sigmoid(pre_k[i])
+            x[k, i] = pre_k[i] * gate
+            pre_k[i] = gate
+        pre_wr = pre_k[I:]
+        for n in range(len(pre_wr)):
+            gate = sigmoid(pre_wr[n])
+            wr[k, n] = pre_wr[n] * gate
+            pre_wr[n] = gate
+        for head in range(H):
+            step[k, head] = softplus(raw[head] + dt_bias[head])
+            factor[head] = exp2(rate[head] * step[k, head])
+        for head in range(H):
+            for p in range(P):
+                decay_KHP[k, head, p] = factor[head]
+                written_KHP[k, head, p] = step[k, head] * x_KHP[k, head, p]
+
+
+@compiled
+def _gated_norm(y, zxbcdt, start, steps, b, norm, eps, kept, out):
+    """A block's outputs of lane b; y is used up."""
+    I, dtype = len(norm), y.dtype
+    for k in range(steps):
+        y_k, z, out_t = y[k], zxbcdt[start + k, b], out[start + k, b]
+        if len(kept) > 0:
+            copy(kept[start + k, b], y_k)
+        for i in range(I):
+            y_k[i] *= z[i] * sigmoid(z[i])
+        scale = dtype.type(1 / math.sqrt(dot(y_k, y_k) / I + eps))
+        for i in range(I):
+            out_t[i] = y_k[i] * scale * norm[i]
 
 
 @kernel
 def _forward(
-    reset, zxbcdt, h0, window, initial, initial_window, weight, bias, dt_bias, a_log, skip, norm, eps, in_place,
+    reset, zxbcdt, h0, window, initial, initial_window, weight, bias, dt_bias, a_log, skip, norm, eps, tiles,
     out, h, last_window, kept, before,
 ):  # fmt: skip
     T, B, _ = zxbcdt.shape
     (N, I), C, H, dtype = initial.shape, len(bias), len(a_log), zxbcdt.dtype
-    xbc, y, decay, written = np.empty(C, dtype), np.empty(I, dtype), np.empty(I, dtype), np.empty(I, dtype)
-    x_1HP, step_1H, factor_H = xbc[:I].reshape(1, H, -1), np.empty((1, H), dtype), np.empty(H, dtype)
-    decay_1HP, written_1HP = decay.reshape(1, H, -1), written.reshape(1, H, -1)
+    pre, x, wr = np.empty((LANES, STEPS, C), dtype), np.empty((STEPS, I), dtype), np.empty((STEPS, 2 * N), dtype)
+    y, decay, written = np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype)
+    step, factor, heads = np.empty((STEPS, H), dtype), np.empty(H, dtype), (STEPS, H, I // H)
+    x_KHP, decay_KHP, written_KHP = x.reshape(heads), decay.reshape(heads), written.reshape(heads)
     taps, skips, rate = transposed(weight), np.repeat(skip, I // H), -np.exp(a_log) * dtype.type(LOG2_E)
-    since = np.full(B, T + len(taps))
+    since = since_reset(reset, len(initial_window))
     for group in range(0, B, LANES):
-        for t in range(T):
-            for b in range(group, min(group + LANES, B)):
-                row, h_b = zxbcdt[t, b], h[b]
-                since[b] = 0 if reset[t, b] else since[b] + 1
-                convolve(zxbcdt, I, window, initial_window, taps, bias, t, b, since[b], xbc)
-                for c in range(C):
-                    xbc[c] *= sigmoid(xbc[c])
-                if reset[t, b] and (t > 0 or in_place):
-                    copy(h_b, initial)
-                state = h_b if t > 0 else initial if reset[t, b] else h0[b]
-                if t % STEPS == 0 and t > 0 and len(before) > 0:
-                    copy(before[t // STEPS - 1, b], state)
-                _of_step(row[I + C :], dt_bias, rate, x_1HP, 0, step_1H, factor_H, decay_1HP, written_1HP)
-                for i in range(I):
-                    y[i] = skips[i] * xbc[i]
-                for n in range(N):
-                    w, r = xbc[I + n], xbc[I + N + n]
-                    if t == 0 and not in_place:
-                        for i in range(I):
-                            after = decay[i] * state[n, i] + w * written[i]
-                            h_b[n, i] = after
-                            y[i] += r * after
-                    else:  # the same in place, which is not made vectors of where it might be either
-                        for i in range(I):
-                            after = decay[i] * h_b[n, i] + w * written[i]
-                            h_b[n, i] = after
-                            y[i] += r * after
-                if len(kept) > 0:
-                    copy(kept[t, b], y)
-                out_t = out[t, b]
-                for i in range(I):
-                    y[i] *= row[i] * sigmoid(row[i])
-                scale = dtype.type(1 / math.sqrt(dot(y, y) / I + eps))
-                for i in range(I):
-                    out_t[i] = y[i] * scale * norm[i]
-    last_windows(zxbcdt, I, window, initial_window, since, last_window)
+        lanes = min(LANES, B - group)
+        for start in range(0, T, STEPS):
+            steps = min(STEPS, T - start)
+            convolve_block(zxbcdt, I, window, initial_window, taps, bias, start, steps, group, lanes, since, pre)
+            for lane in range(lanes):
+                b = group + lane
+                _features(
+                    pre[lane], zxbcdt, start, steps, b, dt_bias, rate, x, x_KHP, wr, step, factor, decay_KHP,
+                    written_KHP,
+                )  # fmt: skip
+                for k in range(steps):
+                    for i in range(I):
+                        y[k, i] = skips[i] * x[k, i]
+                entered = h[b] if start > 0 else h0[b]
+                keep = before[start // STEPS, b] if len(before) > 0 else initial[:0]
+                recur(initial, reset[start:, b], steps, None, decay, written, wr, entered, y, keep, h[b], tiles)
+                _gated_norm(y, zxbcdt, start, steps, b, norm, eps, kept, out)
+    last_windows(zxbcdt, I, window, initial_window, since[T - 1], last_window)
 
 
 @sums
@@ -174,21 +190,25 @@ def _of_scale(dout, norm, gated):
 
 
 @compiled
-def _unnorm(y, z, norm, eps, dout, dy, dz, dnorm):
-    """Back through one row of the gated norm."""
-    I, one, dtype = len(y), y.dtype.type(1), y.dtype
-    for i in range(I):
-        silu = z[i] * sigmoid(z[i])
-        dz[i] = silu
-        dy[i] = y[i] * silu
-    scale = dtype.type(1 / math.sqrt(dot(dy, dy) / I + eps))
-    shrink = dtype.type(_of_scale(dout, norm, dy) * scale * scale * scale / I)
-    for i in range(I):
-        gate, silu, gated = sigmoid(z[i]), dz[i], dy[i]
-        dnorm[i] += dout[i] * gated * scale
-        slope = dout[i] * norm[i] * scale - gated * shrink
-        dy[i] = slope * silu
-        dz[i] = slope * y[i] * (gate + silu * (one - gate))
+def _back_through_norm(kept, zxbcdt, start, steps, b, norm, eps, dout, written, dy, dzxbcdt, dnorm, shared):
+    """A block's slopes of lane b of what was read, dy [K, I], and of z; and dy . written, [K]."""
+    I, one, dtype = len(norm), norm.dtype.type(1), norm.dtype
+    for k in range(steps):
+        y, z, dout_k = kept[start + k, b], zxbcdt[start + k, b], dout[start + k, b]
+        gated, dz = dy[k], dzxbcdt[start + k, b, :I]
+        for i in range(I):
+            dz[i] = sigmoid(z[i])
+            gated[i] = y[i] * z[i] * dz[i]
+        scale = dtype.type(1 / math.sqrt(dot(gated, gated) / I + eps))
+        shrink = dtype.type(_of_scale(dout_k, norm, gated) * scale * scale * scale / I)
+        for i in range(I):
+            dnorm[i] += dout_k[i] * gated[i] * scale
+            slope = dout_k[i] * norm[i] * scale - gated[i] * shrink
+            gate = dz[i]
+            silu = z[i] * gate
+            gated[i] = slope * silu
+            dz[i] = slope * y[i] * (gate + silu * (one - gate))
+        shared[k] = dot(gated, written[k])
 
 
 @sums
@@ -203,94 +223,79 @@ def _of_head(k, head, dlogs, dwritten, dy, x):
     return dlog, dstep, dskip
 
 
+@compiled
+def _back_to_convolved(
+    pre, x, x_KHP, wr, step, zxbcdt, start, steps, b, dt_bias, a, skip, dy_KHP, dwritten_KHP, dlogs_KHP, dwr,
+    dzxbcdt, ddt_bias, da_log, dskip, dx, dx_HP, dpre,
+):  # fmt: skip
+    """A block's slopes of lane b of the convolved, dpre [K, C], and of dt; `pre` [K, C] has their gates.
+
+    Scratch dx [I] is dx_HP too.
+    """
+    (_, H, P), (_, I), C, one = x_KHP.shape, x.shape, pre.shape[1], x.dtype.type(1)
+    for k in range(steps):
+        raw, draw = zxbcdt[start + k, b, I + C :], dzxbcdt[start + k, b, I + C :]
+        gate, gate_wr, dpre_wr = pre[k], pre[k, I:], dpre[k, I:]
+        for head in range(H):
+            dlog, dstep, dskipped = _of_head(k, head, dlogs_KHP, dwritten_KHP, dy_KHP, x_KHP)
+            for p in range(P):
+                dx_HP[head, p] = dy_KHP[k, head, p] * skip[head] + dwritten_KHP[k, head, p] * step[k, head]
+            draw[head] = (dlog * a[head] + dstep) * sigmoid(raw[head] + dt_bias[head])
+            ddt_bias[head] += draw[head]
+            da_log[head] += dlog * step[k, head] * a[head]
+            dskip[head] += dskipped
+        for i in range(I):
+            dpre[k, i] = dx[i] * (gate[i] + x[k, i] * (one - gate[i]))
+        for n in range(len(gate_wr)):
+            dpre_wr[n] = dwr[k, n] * (gate_wr[n] + wr[k, n] * (one - gate_wr[n]))
+
+
 @kernel
 def _backward(
-    reset, zxbcdt, h0, window, initial, initial_window, weight, bias, dt_bias, a_log, skip, norm, eps,
+    reset, zxbcdt, h0, window, initial, initial_window, weight, bias, dt_bias, a_log, skip, norm, eps, tiles,
     kept, before, dout, dlast, dlast_window,
     dzxbcdt, dh, dwindow, dinitial, dinitial_window, dweight, dbias, ddt_bias, da_log, dskip, dnorm,
 ):  # fmt: skip
     T, B, _ = zxbcdt.shape
     (N, I), C, H, W, dtype = initial.shape, len(bias), len(a_log), len(initial_window), zxbcdt.dtype
-    zero, one = dtype.type(0), dtype.type(1)
     taps, a, since = transposed(weight), -np.exp(a_log), since_reset(reset, W)
     dtaps, rate = np.zeros_like(taps), a * dtype.type(LOG2_E)
     pre, ahead = np.empty((LANES, STEPS, C), dtype), np.empty((LANES, W, C), dtype)
-    dpre, wr = np.empty((STEPS + W, C), dtype), np.empty((STEPS, 2 * N), dtype)
-    step, factor = np.empty((STEPS, H), dtype), np.empty(H, dtype)
-    x, written, decay = np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype)
-    dx, dwritten, dy = np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype)
-    shared = np.empty(STEPS, dtype)
-    left, dlogs, h = np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype), np.empty(I, dtype)
-    heads = (STEPS, H, I // H)  # the same again by heads
-    x_KHP, written_KHP, decay_KHP = x.reshape(heads), written.reshape(heads), decay.reshape(heads)
-    dx_KHP, dwritten_KHP, dy_KHP, dlogs_KHP = (
-        dx.reshape(heads), dwritten.reshape(heads), dy.reshape(heads), dlogs.reshape(heads)
+    x, wr, step, factor = (
+        np.empty((STEPS, I), dtype), np.empty((STEPS, 2 * N), dtype), np.empty((STEPS, H), dtype), np.empty(H, dtype)
     )  # fmt: skip
+    decay, written, dy = np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype)
+    dwritten, dlogs, shared = np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype), np.empty(STEPS, dtype)
+    dwr, dx, dpre = np.empty((STEPS, 2 * N), dtype), np.empty(I, dtype), np.empty((STEPS + W, C), dtype)
+    heads = STEPS, H, I // H  # the same again by heads
+    x_KHP, decay_KHP, written_KHP = x.reshape(heads), decay.reshape(heads), written.reshape(heads)
+    dy_KHP, dwritten_KHP, dlogs_KHP = dy.reshape(heads), dwritten.reshape(heads), dlogs.reshape(heads)
+    dx_HP = dx.reshape(heads[1:])
+    left = np.empty((STEPS, tiles.rows, tiles.width), dtype)
+    sums = np.empty((STEPS, 2 * N, tiles.folded), dtype)
     copy(dh, dlast)
     for group in range(0, B, LANES):
         lanes = min(LANES, B - group)
         ahead[:] = 0
-        for block in range(len(before), -1, -1):
+        for block in range(len(before) - 1, -1, -1):
             start = block * STEPS
             steps = min(STEPS, T - start)
-            for k in range(steps):  # lanes side by side, as they lie in memory
-                for lane in range(lanes):
-                    t, b = start + k, group + lane
-                    convolve(zxbcdt, I, window, initial_window, taps, bias, t, b, since[t, b], pre[lane, k])
+            convolve_block(zxbcdt, I, window, initial_window, taps, bias, start, steps, group, lanes, since, pre)
             for lane in range(lanes):
-                b = group + lane
-                for k in range(steps):
-                    row, drow = zxbcdt[start + k, b], dzxbcdt[start + k, b]
-                    for i in range(I):
-                        x[k, i] = pre[lane, k, i] * sigmoid(pre[lane, k, i])
-                    for n in range(2 * N):
-                        wr[k, n] = pre[lane, k, I + n] * sigmoid(pre[lane, k, I + n])
-                    _of_step(row[I + C :], dt_bias, rate, x_KHP, k, step, factor, decay_KHP, written_KHP)
-                    _unnorm(kept[start + k, b], row[:I], norm, eps, dout[start + k, b], dy[k], drow[:I], dnorm)
-                    shared[k] = dot(dy[k], written[k])
-                    for i in range(I):
-                        dlogs[k, i] = zero
-                        dwritten[k, i] = zero
-                entered, resets, dh_b = before[block - 1, b] if block > 0 else h0[b], reset[start:, b], dh[b]
-                for n in range(N):
-                    for i in range(I):
-                        h[i] = entered[n, i]
-                    for k in range(steps):
-                        w = wr[k, n]
-                        if resets[k]:
-                            for i in range(I):
-                                h[i] = initial[n, i]
-                        for i in range(I):
-                            left[k, i] = decay[k, i] * h[i]
-                            h[i] = left[k, i] + w * written[k, i]
-                    for k in range(steps - 1, -1, -1):
-                        w, r = wr[k, n], wr[k, N + n]
-                        dw, dr = of_write_and_read(n, k, dh_b, dy, left, written)
-                        dpre[k, I + n], dpre[k, I + N + n] = dw + r * shared[k], dr + w * shared[k]
-                        for i in range(I):
-                            slope = dh_b[n, i] + r * dy[k, i]
-                            dwritten[k, i] += slope * w
-                            dlogs[k, i] += slope * left[k, i]
-                            dh_b[n, i] = slope * decay[k, i]
-                        if resets[k]:
-                            forget(n, dh_b, dinitial)
-                for k in range(steps):
-                    raw, draw = zxbcdt[start + k, b, I + C :], dzxbcdt[start + k, b, I + C :]
-                    for head in range(H):
-                        for p in range(I // H):
-                            dx_KHP[k, head, p] = (
-                                dy_KHP[k, head, p] * skip[head] + dwritten_KHP[k, head, p] * step[k, head]
-                            )
-                        dlog, dstep, dskipped = _of_head(k, head, dlogs_KHP, dwritten_KHP, dy_KHP, x_KHP)
-                        draw[head] = (dlog * a[head] + dstep) * sigmoid(raw[head] + dt_bias[head])
-                        ddt_bias[head] += draw[head]
-                        da_log[head] += dlog * step[k, head] * a[head]
-                        dskip[head] += dskipped
-                    for i in range(I):
-                        dpre[k, i] = dx[k, i]
-                    for c in range(C):
-                        gate = sigmoid(pre[lane, k, c])
-                        dpre[k, c] *= gate * (one + pre[lane, k, c] * (one - gate))
+                b, pre_b = group + lane, pre[lane]
+                _features(
+                    pre_b, zxbcdt, start, steps, b, dt_bias, rate, x, x_KHP, wr, step, factor, decay_KHP,
+                    written_KHP,
+                )  # fmt: skip
+                _back_through_norm(kept, zxbcdt, start, steps, b, norm, eps, dout, written, dy, dzxbcdt, dnorm, shared)
+                recur_back(
+                    initial, reset[start:, b], steps, None, decay, written, wr, before[block, b], dy, shared, None,
+                    left, sums, dh[b], dinitial, dlogs, None, dwritten, dwr, tiles,
+                )  # fmt: skip
+                _back_to_convolved(
+                    pre_b, x, x_KHP, wr, step, zxbcdt, start, steps, b, dt_bias, a, skip, dy_KHP, dwritten_KHP,
+                    dlogs_KHP, dwr, dzxbcdt, ddt_bias, da_log, dskip, dx, dx_HP, dpre,
+                )  # fmt: skip
                 unconvolve(
                     zxbcdt, I, window, initial_window, taps, since, start, steps, b, dlast_window, dpre, ahead[lane],
                     dzxbcdt, dwindow, dinitial_window, dtaps, dbias,

@@ -15,7 +15,7 @@ from controllers.scans.selective import SelectiveInputs, SelectiveParameters, se
 from controllers.scans.ssd import ssd_cell
 from tests.controllers.scans.weighed import with_gradients
 
-N, RANK, HEADS, EPS = 3, 2, 2, 1e-5
+N, RANK, HEADS, EPS = 8, 2, 2, 1e-5
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 
 Scan = Callable[..., tuple[Tensor, Tensor, Tensor]]
