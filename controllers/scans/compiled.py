@@ -29,7 +29,8 @@ from torch import Tensor
 from controllers.scans.selective import LOG2_E
 
 if config.CPU_FEATURES is None and get_host_cpu_features().get("avx512f"):
-    # Vectors of 16 numbers, which LLVM avoids as older processors slow down for them; these do not.
+    # Vectors of 16 numbers, which LLVM avoids, as the first processors that had them slowed down for them; but so do
+    # they for torch's matrix products.
     config.CPU_FEATURES = f"{get_host_cpu_features().flatten()},-prefer-256-bit"
 
 

@@ -163,18 +163,13 @@ def _write(gate, free, value, decay, recent, slots, usage, age, k):
         slot[d] = left * slot[d] + written * value[d]
 
 
-@kernel
-def _forward(
-    reset, query, logit, value, slots0, usage0, age0, decay, recent, in_place,
+@compiled
+def _walk(
+    reset, query, logit, value, decay, recent, unweighed, attention,
     read, slots, usage, age, slots_before, usage_before, age_before,
 ):  # fmt: skip
+    """All steps, from what the memory holds."""
     T, B, D = query.shape
-    K, dtype = slots0.shape[1], query.dtype
-    unweighed, attention, decay = np.empty(K, dtype), np.empty(K, dtype), dtype.type(decay)
-    if not in_place:
-        copy(slots, slots0)
-        copy(usage, usage0)
-        copy(age, age0)
     for t in range(T):
         for b in range(B):
             slots_b, usage_b, age_b, read_t = slots[b], usage[b], age[b], read[t, b]
@@ -187,7 +182,7 @@ def _forward(
             _attend(query[t, b], slots_b, usage_b, recent, unweighed, attention)
             for d in range(D):
                 read_t[d] = 0
-            for k in range(K):
+            for k in range(len(attention)):
                 share = attention[k]
                 for d in range(D):
                     read_t[d] += share * slots_b[k, d]
@@ -197,20 +192,30 @@ def _forward(
 
 
 @kernel
-def _backward(
-    reset, query, logit, value, decay, recent, slots_before, usage_before, age_before,
-    dread, dslots_last, dusage_last, dage_last, dquery, dlogit, dvalue, dslots, dusage, dage,
+def _forward(
+    reset, query, logit, value, slots0, usage0, age0, decay, recent, in_place,
+    read, slots, usage, age, slots_before, usage_before, age_before,
 ):  # fmt: skip
-    T, B, D = query.shape
-    K, dtype = dusage.shape[1], query.dtype
-    zero, one, decay = dtype.type(0), dtype.type(1), dtype.type(decay)
-    slots, usage, age = np.empty((STEPS, K, D), dtype), np.empty((STEPS, K), dtype), np.empty((STEPS, K), dtype)
-    last, last_usage, last_age = np.empty((K, D), dtype), np.empty(K, dtype), np.empty(K, dtype)
-    targets, gates, frees = np.empty(STEPS, np.int64), np.empty(STEPS, dtype), np.empty(STEPS, dtype)
-    unweighed, attention, dattention = np.empty(K, dtype), np.empty(K, dtype), np.empty(K, dtype)
-    copy(dslots, dslots_last)
-    copy(dusage, dusage_last)
-    copy(dage, dage_last)
+    K, dtype = slots0.shape[1], query.dtype
+    if not in_place:
+        copy(slots, slots0)
+        copy(usage, usage0)
+        copy(age, age0)
+    _walk(
+        reset, query, logit, value, dtype.type(decay), recent, np.empty(K, dtype), np.empty(K, dtype),
+        read, slots, usage, age, slots_before, usage_before, age_before,
+    )  # fmt: skip
+
+
+@compiled
+def _walk_back(
+    reset, query, logit, value, decay, recent, slots_before, usage_before, age_before, dread,
+    slots, usage, age, last, last_usage, last_age, targets, gates, frees, unweighed, attention, dattention,
+    dquery, dlogit, dvalue, dslots, dusage, dage,
+):  # fmt: skip
+    """All blocks, the last first, from the slopes of what the memory holds."""
+    (T, B, D), K = query.shape, dusage.shape[1]
+    zero, one = query.dtype.type(0), query.dtype.type(1)
     for b in range(B):
         dslots_b, dusage_b, dage_b = dslots[b], dusage[b], dage[b]
         for block in range(len(slots_before) - 1, -1, -1):
@@ -275,3 +280,22 @@ def _backward(
                         dslots_b[j, d] += share * dr[d] + dscore * q[d]
                 if reset[t, b]:
                     _clear(dslots_b, dusage_b, dage_b)
+
+
+@kernel
+def _backward(
+    reset, query, logit, value, decay, recent, slots_before, usage_before, age_before,
+    dread, dslots_last, dusage_last, dage_last, dquery, dlogit, dvalue, dslots, dusage, dage,
+):  # fmt: skip
+    (K, D), dtype = dslots.shape[1:], query.dtype
+    copy(dslots, dslots_last)
+    copy(dusage, dusage_last)
+    copy(dage, dage_last)
+    _walk_back(
+        reset, query, logit, value, dtype.type(decay), recent, slots_before, usage_before, age_before, dread,
+        np.empty((STEPS, K, D), dtype), np.empty((STEPS, K), dtype), np.empty((STEPS, K), dtype),
+        np.empty((K, D), dtype), np.empty(K, dtype), np.empty(K, dtype),
+        np.empty(STEPS, np.int64), np.empty(STEPS, dtype), np.empty(STEPS, dtype),
+        np.empty(K, dtype), np.empty(K, dtype), np.empty(K, dtype),
+        dquery, dlogit, dvalue, dslots, dusage, dage,
+    )  # fmt: skip

@@ -15,7 +15,7 @@ from controllers.scans.selective import SelectiveInputs, SelectiveParameters, se
 from controllers.scans.ssd import ssd_cell
 from tests.controllers.scans.weighed import with_gradients
 
-N, RANK, HEADS, EPS = 8, 2, 2, 1e-5
+STATES, RANK, HEADS, EPS = 8, 2, 2, 1e-5
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 
 Scan = Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -27,14 +27,14 @@ def drawn(shapes: list[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor]:
     return [(torch.randn(shape, generator=generator, dtype=dtype) / 2).requires_grad_() for shape in shapes]
 
 
-def mamba_inputs(T: int, B: int, I: int, K: int, dtype: torch.dtype) -> list[Tensor]:
+def mamba_inputs(T: int, B: int, I: int, K: int, dtype: torch.dtype, N: int = STATES) -> list[Tensor]:
     """x and z, the state and the window; then the parameters."""
     W, carried = K - 1, [(T, B, 2 * I), (B, N, I), (B, K - 1, I)]
     own = [(N, I), (W, I), (I, K), (I,), (RANK + 2 * N, I), (I, RANK), (I,), (I, N), (I,)]
     return drawn(carried + own, dtype)
 
 
-def mamba2_inputs(T: int, B: int, I: int, K: int, dtype: torch.dtype) -> list[Tensor]:
+def mamba2_inputs(T: int, B: int, I: int, K: int, dtype: torch.dtype, N: int = STATES) -> list[Tensor]:
     """z, x, B, C and dt, the state and the window; then the parameters."""
     C = I + 2 * N
     carried = [(T, B, I + C + HEADS), (B, N, I), (B, K - 1, C)]
@@ -54,7 +54,7 @@ def mamba2(inputs: list[Tensor], reset: Tensor, in_place: bool = False) -> tuple
 
 def mamba_loop(inputs: list[Tensor], reset: Tensor) -> list[Tensor]:
     xz, h, window, *own = inputs
-    p, outputs = MambaParameters(*own), []
+    p, outputs, N = MambaParameters(*own), [], h.shape[1]
     for xz_t, reset_t in zip(xz, reset.unsqueeze(-1).unsqueeze(-1), strict=True):
         h, window = torch.where(reset_t, p.initial_NI, h), torch.where(reset_t, p.initial_WI, window)
         x, z = xz_t.chunk(2, -1)
@@ -68,7 +68,7 @@ def mamba_loop(inputs: list[Tensor], reset: Tensor) -> list[Tensor]:
 
 def mamba2_loop(inputs: list[Tensor], reset: Tensor) -> list[Tensor]:
     zxbcdt, h, window, *own = inputs
-    p, outputs, I = Mamba2Parameters(*own), [], h.shape[2]
+    (_, N, I), p, outputs = h.shape, Mamba2Parameters(*own), []
     for row, reset_t in zip(zxbcdt, reset.unsqueeze(-1).unsqueeze(-1), strict=True):
         h, window = torch.where(reset_t, p.initial_NI, h), torch.where(reset_t, p.initial_WC, window)
         z, xbc, dt = row.split([I, I + 2 * N, HEADS], -1)
@@ -88,12 +88,16 @@ both = pytest.mark.parametrize(
 @both
 @pytest.mark.parametrize("resets", [0.0, 0.2, 1.0])
 @pytest.mark.parametrize(
-    "T,B,I,K", [(1, 1, 4, 4), (1, 19, 6, 4), (2, 3, 4, 4), (8, 3, 4, 2), (9, 3, 6, 4), (37, 35, 4, 6)]
-)
+    "T,B,I,N,K",
+    [
+        (1, 1, 4, 8, 4), (1, 19, 6, 3, 4), (2, 3, 4, 8, 4), (8, 3, 4, 8, 2), (9, 3, 6, 3, 4), (17, 3, 64, 8, 4),
+        (37, 35, 4, 8, 6),
+    ],
+)  # fmt: skip
 def test_it_is_the_loop_with_all_its_gradients(
-    draw: Callable[..., list[Tensor]], scan: Scan, loop: Scan, T: int, B: int, I: int, K: int, resets: float
+    draw: Callable[..., list[Tensor]], scan: Scan, loop: Scan, T: int, B: int, I: int, N: int, K: int, resets: float
 ) -> None:
-    inputs = draw(T, B, I, K, torch.float64)
+    inputs = draw(T, B, I, K, torch.float64, N)
     reset = torch.rand(T, B, generator=Generator().manual_seed(1)) < resets
     actual, expected = (with_gradients(list(run(inputs, reset)), inputs) for run in (scan, loop))
     torch.testing.assert_close(actual, expected, **TIGHT)
