@@ -1,7 +1,8 @@
 """What the scans that numba compiles for CPUs share.
 
 They are the plain loops over lanes, time, states and channels that the equations call for. The innermost loop runs
-along contiguous channels, so that the compiler makes vectors of it, and what it touches stays in a core's near cache.
+along contiguous channels, so that the compiler makes vectors of it, and what it touches stays in a core's near cache;
+the recurrences say themselves what stays in registers (`controllers.scans.tiles`).
 The interpreter's lock is released while they run: shards in threads do not wait for each other.
 
 Machine code is kept between processes, in a folder named for the sources, the numba and the processor that it was made

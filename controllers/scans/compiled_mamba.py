@@ -1,12 +1,12 @@
 """What is between Mamba's two projections, on a CPU: convolution and selective scan, compiled, around two products.
 
 The equations are those of `controllers.scans.convolution` and `selective`. Forward, the states of a few lanes stay in
-the cache for all of time. Backward, states are made again from those before each block of STEPS steps, and one state
-of all channels is walked through a block before the next one is, so that what a step needs is in the nearest cache.
-Steps' lengths come of so few features that their product is part of these loops, and made again backward.
+the cache for all of time. Backward, states are made again from those before each block of STEPS steps, which
+`controllers.scans.compiled_states` walks through. Steps' lengths come of so few features that their product is part of
+these loops, and made again backward.
 
 Axis letters: T time, B lanes, I inner channels, N states a channel, W steps of the convolution's window, R = r + 2 N
-features that the step's length (r of them), B and C are made of.
+features that the step's length (r of them), B and C are made of, Q blocks of K = STEPS steps, X, Y states in tiles.
 """
 
 from typing import Any, NamedTuple
@@ -83,13 +83,13 @@ def _run(reset_TB: Tensor, inputs: tuple[Tensor, ...], keep: bool, in_place: boo
     last_BNI, last_BWI = lasts(h_BNI, window_BWI, in_place=in_place)
     kept_TBI = h_BNI.new_empty(T if keep else 0, B, I)
     tiles = tile_shape(initial_NI)
-    before_PBXW = h_BNI.new_empty(-(-T // STEPS) if keep else 0, B, h_BNI[0].numel() // tiles.width, tiles.width)
+    before_QBXY = h_BNI.new_empty(-(-T // STEPS) if keep else 0, B, h_BNI[0].numel() // tiles.width, tiles.width)
     xz, reset = arrays(xz_TBJ, reset_TB)
     _convolve(xz, reset, *arrays(window_BWI, initial_WI, weight_IK, bias_I, u_TBI, last_BWI))
     features_TBR = u_TBI @ to_features_RI.t()
     state = arrays(u_TBI, features_TBR, h_BNI, initial_NI, *rest)
-    _forward(xz, reset, *state, tiles, *arrays(out_TBI, last_BNI, kept_TBI, before_PBXW))
-    return out_TBI, last_BNI, last_BWI, u_TBI, features_TBR, kept_TBI, before_PBXW
+    _forward(xz, reset, *state, tiles, *arrays(out_TBI, last_BNI, kept_TBI, before_QBXY))
+    return out_TBI, last_BNI, last_BWI, u_TBI, features_TBR, kept_TBI, before_QBXY
 
 
 class _Mamba(torch.autograd.Function):
@@ -102,7 +102,7 @@ class _Mamba(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout_TBI: Tensor, dlast_BNI: Tensor, dlast_BWI: Tensor) -> tuple[Tensor | None, ...]:
-        reset_TB, u_TBI, features_TBR, kept_TBI, before_PBXW, *inputs = ctx.saved_tensors
+        reset_TB, u_TBI, features_TBR, kept_TBI, before_QBXY, *inputs = ctx.saved_tensors
         xz_TBJ, h_BNI, window_BWI, *own = inputs
         initial_NI, initial_WI, weight_IK, bias_I, to_features_RI, *rest = own
         dxz_TBJ, du_TBI, dfeatures_TBR, dh_BNI = (
@@ -113,7 +113,7 @@ class _Mamba(torch.autograd.Function):
         )
         xz, reset, dxz = arrays(xz_TBJ, reset_TB, dxz_TBJ)
         given = arrays(u_TBI, features_TBR, h_BNI, initial_NI, *rest)
-        kept = arrays(kept_TBI, before_PBXW, dout_TBI, dlast_BNI)
+        kept = arrays(kept_TBI, before_QBXY, dout_TBI, dlast_BNI)
         slopes = arrays(du_TBI, dfeatures_TBR, dh_BNI, dinitial_NI, *drest)
         _backward(xz, reset, *given, tile_shape(initial_NI), *kept, dxz, *slopes)
 

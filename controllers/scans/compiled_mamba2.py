@@ -6,7 +6,8 @@ it has states. What lies between two of the three parts never leaves a core's ca
 again from the states before each block of STEPS steps.
 
 Axis letters: T time, B lanes, F = I + C + H projected features (z; x, B and C; dt), C convolved channels, I inner
-features, N state size, H heads, K taps, W = K - 1 steps of a window, oldest first.
+features, N state size, H heads of size P, W steps of a window, oldest first, Q blocks of STEPS steps, X, Y states in
+tiles; K taps of a weight, and in the kernels the steps of a block.
 """
 
 import math
@@ -79,8 +80,8 @@ def _run(
     last_BNI, last_BWC = lasts(h_BNI, window_BWC, in_place=in_place)
     kept_TBI = h_BNI.new_empty(T if keep else 0, B, h_BNI.shape[2])
     tiles = tile_shape(inputs[3])
-    before_PBXW = h_BNI.new_empty(-(-T // STEPS) if keep else 0, B, h_BNI[0].numel() // tiles.width, tiles.width)
-    results = out_TBI, last_BNI, last_BWC, kept_TBI, before_PBXW
+    before_QBXY = h_BNI.new_empty(-(-T // STEPS) if keep else 0, B, h_BNI[0].numel() // tiles.width, tiles.width)
+    results = out_TBI, last_BNI, last_BWC, kept_TBI, before_QBXY
     _forward(*arrays(reset_TB, *inputs), eps, tiles, *arrays(*results))
     return results
 
@@ -88,19 +89,19 @@ def _run(
 class _Mamba2(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, reset_TB: Tensor, eps: float, *inputs: Tensor) -> tuple[Tensor, ...]:
-        *results, y_TBI, before_PBXW = _run(reset_TB, eps, inputs, keep=True)
+        *results, y_TBI, before_QBXY = _run(reset_TB, eps, inputs, keep=True)
         ctx.eps = eps
-        ctx.save_for_backward(reset_TB, y_TBI, before_PBXW, *inputs)
+        ctx.save_for_backward(reset_TB, y_TBI, before_QBXY, *inputs)
         return tuple(results)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *dresults: Tensor) -> tuple[Tensor | None, ...]:
-        reset_TB, y_TBI, before_PBXW, *inputs = ctx.saved_tensors
+        reset_TB, y_TBI, before_QBXY, *inputs = ctx.saved_tensors
         slopes = [value.new_empty(value.shape) for value in inputs[:2]]
         slopes += [value.new_zeros(value.shape) for value in inputs[2:]]
         tiles = tile_shape(inputs[3])
-        _backward(*arrays(reset_TB, *inputs), ctx.eps, tiles, *arrays(y_TBI, before_PBXW, *dresults, *slopes))
+        _backward(*arrays(reset_TB, *inputs), ctx.eps, tiles, *arrays(y_TBI, before_QBXY, *dresults, *slopes))
         return None, None, *slopes
 
 

@@ -5,7 +5,8 @@
 A step has a `decay` for each channel [I]; or, where there is a `rate` [N, I], a length for each, and each state decays
 by 2^(rate length).
 
-Axis letters: K steps of a block, N states a channel, I channels, X, W a tile's rows below each other and its width.
+Axis letters: K steps of a block, N states a channel, I channels, R rows and W width of a tile, X, Y the states with
+one tile's rows below those of another.
 """
 
 from controllers.scans.compiled import compiled, exp2
@@ -25,7 +26,7 @@ def recur(initial, resets, steps, rate, decay, written, wr, entered, y, before, 
         decay: [K, I], or lengths.
         wr: w and r side by side, [K, 2 N].
         entered: the states before, [N, I]; h, or none of it.
-        before: [X, W] for a copy of them in the order in which `recur_back` wants them, or nothing.
+        before: [X, Y] for a copy of them in the order in which `recur_back` wants them, or nothing.
     """
     (N, I), place = h.shape, 0
     for i in range(0, I, tiles.width):

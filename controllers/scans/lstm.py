@@ -134,7 +134,9 @@ def _forward(
             strict=True,
         )
         for t, gates, i, f, g, o, tanh_c, h_out, c_out in rows:
-            h, c = with_rows(h, resets[t], initial.h), with_rows(c, resets[t], initial.c)
+            if len(lanes := resets[t]):
+                h = with_rows(h, lanes, initial.h)
+                c.index_copy_(0, lanes, initial.c.expand(len(lanes), -1))  # nobody else sees c
             gates.addmm_(h, w_rec).sigmoid_()
             torch.add(minus_one, g, alpha=2, out=g)
             c = torch.mul(f, c, out=c_out).addcmul_(i, g)
@@ -175,10 +177,9 @@ class _LstmScan(torch.autograd.Function):
         for start, stop in reversed(spans):
             rows_reset = reset_TB[start:stop].reshape(-1).nonzero()[:, 0]
             h_in_RH = with_rows(trace.h_SBH[start:stop].view(-1, H), rows_reset, initial_h)
-            c_in_RH = with_rows(trace.c_SBH[start:stop].view(-1, H), rows_reset, initial_c)
             gates_KBG, tanh_c_KBH = trace.gates_TBG[start:stop], trace.tanh_c_TBH[start:stop]
             d_KBG, ch_KBH = slopes_KBG[: stop - start], memory_slopes_KBH[: stop - start]
-            _slopes(gates_KBG, c_in_RH.view_as(ch_KBH), tanh_c_KBH, out=d_KBG, memory_out=ch_KBH)
+            _slopes(gates_KBG, trace.c_SBH[start:stop], tanh_c_KBH, out=d_KBG, memory_out=ch_KBH)
             d_KB4H = d_KBG.view(-1, B, 4, H)
             rows = zip(
                 range(start, stop),
