@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from controllers.scans.backends import REFERENCE, chosen_backend, obstacle
+from controllers.settings import at_least
 
 Carry = dict[str, Tensor]
 """Recurrent state: one [B, ...] tensor a name. Empty for a model without memory."""
@@ -107,7 +108,12 @@ class Controller(nn.Module, ABC):
         return {name: getattr(self, f"initial_{name}") for name in self._carry_names}
 
     def initial_carry(self, batch: int) -> Carry:
-        """What `batch` fresh lanes start from, [batch, ...] a name; differentiable where it is learned."""
+        """What `batch` fresh lanes start from, [batch, ...] a name; differentiable where it is learned.
+
+        Raises:
+            ValueError: `batch` is negative.
+        """
+        at_least("batch", batch, 0)
         return {name: value.expand(batch, *value.shape).clone() for name, value in self.initial().items()}
 
     def scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:

@@ -105,10 +105,11 @@ def _built(factory: ControllerFactory, size: int, settings: ControllerSettings, 
 
 
 def _check_kwargs(settings: ControllerSettings, factory: ControllerFactory) -> None:
-    parameters = inspect.signature(factory).parameters.values()
-    accepted = {
-        parameter.name: parameter.annotation for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY
-    }
+    try:
+        signature = inspect.signature(factory, eval_str=True)  # annotations may be postponed
+    except NameError:  # until something that exists for type checkers alone
+        signature = inspect.signature(factory)
+    accepted = {p.name: p.annotation for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
     for name, value in settings.kwargs.items():
         if name not in accepted:
             raise ValueError(

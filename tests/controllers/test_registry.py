@@ -23,6 +23,16 @@ class Average(Controller):
         return mean, {"mean": mean}
 
 
+class Postponed(Average):
+    """Its annotations are strings, as under `from __future__ import annotations`."""
+
+    def __init__(
+        self, input_size: "int", settings: "ControllerSettings", horizon: "int", generator: "Generator",
+        *, keep: "float" = 0.5, fast: "bool" = False,
+    ) -> None:  # fmt: skip
+        super().__init__(input_size, settings, horizon, generator, keep=keep)
+
+
 NOT_A_CONTROLLER = 3
 
 
@@ -75,6 +85,8 @@ def test_two_layers_are_one_scan_after_the_other() -> None:
         ({"kind": "tests.controllers.test_registry:NOT_A_CONTROLLER"}, "not a subclass of controllers.Controller"),
         ({"kind": "mlp", "kwargs": {"slots": 3}}, r"kwargs.slots is 3, but mlp has no such setting; it accepts none"),
         ({"kind": "tests.controllers.test_registry:Average", "kwargs": {"kep": 0.1}}, "it accepts keep"),
+        ({"kind": "tests.controllers.test_registry:Postponed", "kwargs": {"keep": "x"}}, "'x'; it must be a number"),
+        ({"kind": "tests.controllers.test_registry:Postponed", "kwargs": {"fast": 1}}, "1; it must be true or false"),
         ({"kwargs": {"cell_norm": "false"}}, "kwargs.cell_norm is 'false'; it must be true or false"),
         ({"kind": "pseudo_mamba", "kwargs": {"decay": "abc"}}, "kwargs.decay is 'abc'; it must be a number"),
         ({"kind": "pseudo_mamba", "kwargs": {"decay": True}}, "kwargs.decay is True; it must be a number"),
@@ -86,3 +98,8 @@ def test_two_layers_are_one_scan_after_the_other() -> None:
 def test_what_cannot_be_built_is_refused_in_one_sentence(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         build(**settings)
+
+
+def test_a_negative_number_of_lanes_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch is -1; it must be at least 0"):
+        build(kind="gru").initial_carry(-1)
