@@ -44,6 +44,8 @@ def obstacle(name: str, device: torch.device, dtype: torch.dtype, forced: bool) 
             return "it is made for CPUs"
         if dtype not in (torch.float32, torch.float64):
             return f"it does not take {dtype}"
+        if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
+            return "NUMBA_DISABLE_JIT forbids it to compile"
     elif device.type != "cuda" and not (forced and os.environ.get("TRITON_INTERPRET") == "1"):
         return "it is made for CUDA devices"
     return None if _installed(name) else f"{' or '.join(_PACKAGES.get(name, (name,)))} is not installed"

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from controllers.scans.selective import LOG2_E
 
-if config.CPU_FEATURES is None and get_host_cpu_features().get("avx512f"):
+if config.CPU_FEATURES is None and config.ENABLE_AVX and get_host_cpu_features().get("avx512f"):
     # Vectors of 16 numbers, which LLVM avoids, as the first processors that had them slowed down for them; but so do
     # they for torch's matrix products.
     config.CPU_FEATURES = f"{get_host_cpu_features().flatten()},-prefer-256-bit"
@@ -50,31 +50,17 @@ def machine_code_folder() -> str | None:
     return str(folder) if os.access(folder, os.W_OK) else None
 
 
-def allocating(
-    function: Callable[..., Any], freedom: Set[str] = frozenset({"contract"}), counts: bool = True
-) -> Callable[..., Any]:
-    """The function as machine code, made when it is first called; products may be fused with what they are added to.
+def allocating(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A compiled function that makes arrays, or hands some back."""
+    return _machine_code(function, _FUSING, counts=True)
 
-    Args:
-        counts: it makes arrays or hands some back, for which it counts who holds them.
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A compiled function that makes no array and hands none back, and so need not count who holds those it looks at.
+
+    Counting takes two locked instructions for each row, which is as long as the row's arithmetic.
     """
-    folder = machine_code_folder()
-    before = config.CACHE_DIR
-    config.CACHE_DIR = folder or before  # numba looks at it now
-    try:
-        options = {"nogil": True, "cache": folder is not None, "fastmath": set(freedom), "error_model": "numpy"}
-        return njit(_nrt=counts, **options)(function)
-    finally:
-        config.CACHE_DIR = before
-
-
-def compiled(function: Callable[..., Any], freedom: Set[str] = frozenset({"contract"})) -> Callable[..., Any]:
-    """A function that makes no array, and hands none to one that counts.
-
-    Counting who holds an array takes two locked instructions for each row that a loop looks at, as long as its
-    arithmetic.
-    """
-    return allocating(function, freedom, counts=False)
+    return _machine_code(function, _FUSING, counts=False)
 
 
 def sums(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -83,7 +69,23 @@ def sums(function: Callable[..., Any]) -> Callable[..., Any]:
     A loop that also writes is made vectors of only where its arrays turn out not to overlap, by a margin: the order of
     its sums, and their last bits, would hang on where the arrays happen to lie.
     """
-    return compiled(function, frozenset({"contract", "reassoc", "nsz"}))
+    return _machine_code(function, _FUSING | {"reassoc", "nsz"}, counts=False)
+
+
+_FUSING = frozenset({"contract"})
+"""Products may be fused with what they are added to."""
+
+
+def _machine_code(function: Callable[..., Any], freedom: Set[str], counts: bool) -> Callable[..., Any]:
+    """Made when the function is first called for some types of arguments."""
+    folder = machine_code_folder()
+    before = config.CACHE_DIR
+    config.CACHE_DIR = folder or before  # numba looks at it now
+    try:
+        options = {"nogil": True, "cache": folder is not None, "fastmath": set(freedom), "error_model": "numpy"}
+        return njit(_nrt=counts, **options)(function)
+    finally:
+        config.CACHE_DIR = before
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., None]:
@@ -136,7 +138,7 @@ def lasts(*carried: Tensor, in_place: bool) -> tuple[Tensor, ...]:
 _SMALLEST = sys.float_info.min
 LOWEST, HIGHEST = np.float32(-126), np.float32(127)
 _LOG2_E, EXPONENT = np.float32(LOG2_E), np.int32(23)  # where the exponent's bits begin
-ROUNDING = np.float32(1.5 * 2**23)  # added to a small number it rounds it, and the last bits are the whole part
+ROUNDING = np.float32(1.5 * 2**23 + 127)  # x + this has the exponent of 2^(x rounded) for its last bits
 _ZERO, _ONE, _TWO = np.float32(0), np.float32(1), np.float32(2)
 _S3, _S5, _S7, _S9, _S11, _S13, _S15 = (np.float32(1 / n) for n in range(3, 17, 2))
 # (2^f - 1) / f over [-1/2, 1/2] by powers of f; the relative error of 2^f is below 1e-7
@@ -162,8 +164,7 @@ def _exp2(x):
         rounded = np.float32(x + ROUNDING)
         f = x - (rounded - ROUNDING)
         power = ((((_P4 * f + _P3) * f + _P2) * f + _P1) * f + _P0) * f + _ONE
-        bits = np.float32(power).view(np.int32) + (rounded.view(np.int32) << EXPONENT)
-        return np.int32(bits).view(np.float32)
+        return power * np.int32(rounded.view(np.int32) << EXPONENT).view(np.float32)
 
     return single
 

@@ -324,7 +324,7 @@ def _backward(
     wr, dwr = np.empty((STEPS, 2 * N), dtype), np.empty((STEPS, 2 * N), dtype)
     dy, dstep, dwritten = np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype)
     size = STEPS, tiles.rows, tiles.width
-    decay, left, sums = np.empty(size, dtype), np.empty(size, dtype), np.empty((STEPS, 2 * N, tiles.folded), dtype)
+    factors, left, parts = np.empty(size, dtype), np.empty(size, dtype), np.empty((STEPS, 2 * N, tiles.folded), dtype)
     copy(dh, dlast)
     for block in range(len(before) - 1, -1, -1):
         start = block * STEPS
@@ -333,8 +333,8 @@ def _backward(
             _inputs(u, features, start, steps, b, dt_rI, dt_bias, raw, step, written, wr)
             _back_through_gate(kept, xz, start, steps, b, dout, written, dy, dxz, shared)
             recur_back(
-                initial, reset[start:, b], steps, rate, step, written, wr, before[block, b], dy, shared, decay, left,
-                sums, dh[b], dinitial, dstep, da, dwritten, dwr, tiles,
+                initial, reset[start:, b], steps, rate, step, written, wr, before[block, b], dy, shared, factors, left,
+                parts, dh[b], dinitial, dstep, da, dwritten, dwr, tiles,
             )  # fmt: skip
             _back_to_features(
                 u, features, start, steps, b, raw, step, dt_rI, skip, dy, dstep, dwritten, dwr, ddt, du, dfeatures,

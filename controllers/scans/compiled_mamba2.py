@@ -273,7 +273,7 @@ def _backward(
     dy_KHP, dwritten_KHP, dlogs_KHP = dy.reshape(heads), dwritten.reshape(heads), dlogs.reshape(heads)
     dx_HP = dx.reshape(heads[1:])
     left = np.empty((STEPS, tiles.rows, tiles.width), dtype)
-    sums = np.empty((STEPS, 2 * N, tiles.folded), dtype)
+    parts = np.empty((STEPS, 2 * N, tiles.folded), dtype)
     copy(dh, dlast)
     for group in range(0, B, LANES):
         lanes = min(LANES, B - group)
@@ -291,7 +291,7 @@ def _backward(
                 _back_through_norm(kept, zxbcdt, start, steps, b, norm, eps, dout, written, dy, dzxbcdt, dnorm, shared)
                 recur_back(
                     initial, reset[start:, b], steps, None, decay, written, wr, before[block, b], dy, shared, None,
-                    left, sums, dh[b], dinitial, dlogs, None, dwritten, dwr, tiles,
+                    left, parts, dh[b], dinitial, dlogs, None, dwritten, dwr, tiles,
                 )  # fmt: skip
                 _back_to_convolved(
                     pre_b, x, x_KHP, wr, step, zxbcdt, start, steps, b, dt_bias, a, skip, dy_KHP, dwritten_KHP,

@@ -22,10 +22,13 @@ def recur(initial, resets, steps, rate, decay, written, wr, entered, y, before, 
 
     Args:
         initial: [N, I], what a lane has from a reset on.
+        resets: of each step.
+        steps: at most K.
         rate: or none.
         decay: [K, I], or lengths.
+        written: [K, I].
         wr: w and r side by side, [K, 2 N].
-        entered: the states before, [N, I]; h, or none of it.
+        entered: the states before, [N, I], which may be h itself.
         before: [X, Y] for a copy of them in the order in which `recur_back` wants them, or nothing.
     """
     (N, I), place = h.shape, 0
@@ -52,7 +55,7 @@ def recur(initial, resets, steps, rate, decay, written, wr, entered, y, before, 
 
 @compiled
 def recur_back(
-    initial, resets, steps, rate, decay, written, wr, before, dy, shared, factors, left, sums,
+    initial, resets, steps, rate, decay, written, wr, before, dy, shared, factors, left, parts,
     dh, dinitial, ddecay, drate, dwritten, dwr, tiles,
 ):  # fmt: skip
     """The same states again, then the slopes dh [N, I] from after the block to before it.
@@ -64,13 +67,13 @@ def recur_back(
         shared: [K].
         factors: scratch for a tile's decays, [K, R, W], if there is a rate.
         left: scratch for decay h, [K, R, W].
-        sums: scratch for partial sums, [K, 2 N, tiles.folded].
+        parts: scratch for partial sums, [K, 2 N, tiles.folded].
         dinitial: is added to.
         ddecay: the slopes of the decays' logarithms, summed over states, [K, I]; of lengths they lack the factor ln 2.
         drate: has slope times length added, or is none.
     """
     (N, I), place = dh.shape, 0
-    sums[:] = dh.dtype.type(0)
+    parts[:] = dh.dtype.type(0)
     for i in range(0, I, tiles.width):
         for n in range(0, N, tiles.rows):
             state = load(before, place, 0, tiles)
@@ -91,8 +94,8 @@ def recur_back(
             slope = load(dh, n, i, tiles)
             for k in range(steps - 1, -1, -1):
                 dy_k, left_k = load_row(dy, k, i, tiles), load(left[k], 0, 0, tiles)
-                add_up(sums[k], n, slope * load_row(written, k, i, tiles))
-                add_up(sums[k], N + n, dy_k * left_k)
+                add_up(parts[k], n, slope * load_row(written, k, i, tiles))
+                add_up(parts[k], N + n, dy_k * left_k)
                 slope = slope + load_column(wr, k, N + n, tiles) * dy_k
                 of_log, of_written = slope * left_k, sum_of_rows(slope * load_column(wr, k, n, tiles))
                 if rate is None:
@@ -115,5 +118,5 @@ def recur_back(
                 store(drate, n, i, of_rates)
     for k in range(steps):
         for n in range(N):
-            dwr[k, n] = total(sums[k], n, tiles) + wr[k, N + n] * shared[k]
-            dwr[k, N + n] = total(sums[k], N + n, tiles) + wr[k, n] * shared[k]
+            dwr[k, n] = total(parts[k], n, tiles) + wr[k, N + n] * shared[k]
+            dwr[k, N + n] = total(parts[k], N + n, tiles) + wr[k, n] * shared[k]

@@ -1,8 +1,8 @@
 """Rectangles of numbers that compiled kernels keep in a core's registers.
 
 By itself LLVM makes vectors of the innermost loop alone. In a recurrence that is the one over channels, so that every
-state comes from memory and goes back at each step. A tile is R rows (states) of W neighbours (channels), one vector a
-row; a kernel that works on tiles has its steps innermost, and the states in registers from one to the next.
+state comes from memory and goes back at each step. A tile is R rows (states) of W neighbours (channels), in vectors; a
+kernel that works on tiles has its steps innermost, and the states in registers from one to the next.
 
 Arithmetic is element by element, and one row counts for all rows of the other. Products may be fused with what they
 are added to. Unlike those of loops that LLVM makes vectors of, the results do not hang on where arrays lie.
@@ -37,7 +37,7 @@ from controllers.scans.compiled import EXPONENT, LOWEST, POWERS, ROUNDING, exp2
 
 _ROWS = 4
 _BYTES = 128 if get_host_cpu_features().get("avx512f") else 64
-"""Two vectors: with more, what a step of the recurrence needs does not stay in registers."""
+"""Of a row. Two vectors of AVX, as with more what a step of the recurrence needs does not stay in registers."""
 
 _FLAGS = ("contract",)
 _INDEX = ir.IntType(32)
@@ -48,7 +48,7 @@ class TileShape:
     """How large a kernel's tiles are. It is an argument, and the kernel is compiled for each that it is called with."""
 
     rows: int  # R
-    width: int  # W
+    width: int  # W, a power of 2
 
     @property
     def folded(self) -> int:
@@ -134,7 +134,7 @@ for _operation, _instruction in ((operator.add, "fadd"), (operator.sub, "fsub"),
 
 
 class _Place:
-    """Of vectors and numbers in a table, an array with two axes."""
+    """Of vectors and numbers in a table: an array with two axes, the last of which lies in order."""
 
     def __init__(self, context, builder, array, value, row, column) -> None:
         self.context, self.builder, self.array, self.row, self.column = context, builder, array, row, column
@@ -284,7 +284,7 @@ def _exp2(typing, tile):
 
 
 def _powers(builder, x):
-    """`controllers.scans.compiled.exp2` of a vector."""
+    """`controllers.scans.compiled.exp2` of a vector, whose numbers are at most 127."""
     kind, integers = x.type, ir.VectorType(ir.IntType(32), x.type.count)
     name = f"v{kind.count}{kind.element.intrinsic_name}"
     if kind.element != ir.FloatType():
@@ -301,7 +301,7 @@ def _powers(builder, x):
     for factor in (*POWERS[-2::-1], 1):
         power = builder.fadd(builder.fmul(power, f, flags=_FLAGS), constant(factor), flags=_FLAGS)
     shifted = builder.shl(builder.bitcast(rounded, integers), ir.Constant(integers, [EXPONENT] * kind.count))
-    return builder.bitcast(builder.add(builder.bitcast(power, integers), shifted), kind)
+    return builder.fmul(power, builder.bitcast(shifted, kind))
 
 
 @overload(exp2)

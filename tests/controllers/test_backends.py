@@ -48,6 +48,12 @@ def test_compiled_scans_are_for_float32_and_float64_on_a_cpu(monkeypatch: pytest
         assert built.bfloat16().backend_on(CPU) == "torch"
 
 
+def test_a_numba_that_must_not_compile_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    assert chosen_backend("auto", CPU, ("triton", "numba", "torch")) == "torch"
+    assert "NUMBA_DISABLE_JIT" in str(backends.obstacle("numba", CPU, torch.float32, forced=True))
+
+
 def test_a_numba_that_cannot_be_imported_is_none_and_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str) -> None:
         raise ImportError("numba needs another numpy")

@@ -118,7 +118,7 @@ def test_without_a_folder_nothing_is_removed(monkeypatch: pytest.MonkeyPatch, tm
     (tmp_path / "mine").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(compiled, "machine_code_folder", lambda: None)
-    monkeypatch.setattr(compiled, "compiled", lambda function: function)
+    monkeypatch.setattr(compiled, "allocating", lambda function: function)
 
     def unreadable() -> None:
         raise EOFError
