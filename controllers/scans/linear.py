@@ -117,10 +117,11 @@ def _factor_gradient(a: Tensor, h_SBN: Tensor, reset_TB: Tensor, initial_N: Tens
     da = torch.zeros_like(a) if a.dim() == 1 else torch.empty_like(g_TBN)
     for start, stop in blocks_on(a.device, T, B):
         rows_reset = reset_TB[start:stop].reshape(-1).nonzero()[:, 0]
-        h_in_RN = with_rows(h_SBN[start:stop].view(-1, N), rows_reset, initial_N)
-        g_RN = g_TBN[start:stop].view(-1, N)
+        h_RN, g_RN = h_SBN[start:stop].view(-1, N), g_TBN[start:stop].view(-1, N)
         if a.dim() == 1:
-            da += torch.linalg.vecdot(h_in_RN, g_RN, dim=0)
+            da += torch.linalg.vecdot(with_rows(h_RN, rows_reset, initial_N), g_RN, dim=0)
         else:
-            torch.mul(g_RN, h_in_RN.conj(), out=da[start:stop].view(-1, N))
+            da_RN = da[start:stop].view(-1, N)
+            torch.mul(g_RN, h_RN.conj(), out=da_RN)
+            da_RN[rows_reset] = g_RN[rows_reset] * initial_N.conj()
     return da
