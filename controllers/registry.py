@@ -107,7 +107,7 @@ def _built(factory: ControllerFactory, size: int, settings: ControllerSettings, 
 def _check_kwargs(settings: ControllerSettings, factory: ControllerFactory) -> None:
     try:
         signature = inspect.signature(factory, eval_str=True)  # annotations may be postponed
-    except NameError:  # until something that exists for type checkers alone
+    except NameError:  # one names what only type checkers import
         signature = inspect.signature(factory)
     accepted = {p.name: p.annotation for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
     for name, value in settings.kwargs.items():

@@ -136,7 +136,7 @@ def lasts(*carried: Tensor, in_place: bool) -> tuple[Tensor, ...]:
 
 
 _SMALLEST = sys.float_info.min
-LOWEST, HIGHEST = np.float32(-126), np.float32(127)
+LOWEST, _HIGHEST = np.float32(-126), np.float32(127)
 _LOG2_E, EXPONENT = np.float32(LOG2_E), np.int32(23)  # where the exponent's bits begin
 ROUNDING = np.float32(1.5 * 2**23 + 127)  # x + this has the exponent of 2^(x rounded) for its last bits
 _ZERO, _ONE, _TWO = np.float32(0), np.float32(1), np.float32(2)
@@ -160,7 +160,7 @@ def _exp2(x):
 
     def single(x):
         x = LOWEST if x < LOWEST else x
-        x = HIGHEST if x > HIGHEST else x
+        x = _HIGHEST if x > _HIGHEST else x
         rounded = np.float32(x + ROUNDING)
         f = x - (rounded - ROUNDING)
         power = ((((_P4 * f + _P3) * f + _P2) * f + _P1) * f + _P0) * f + _ONE

@@ -36,7 +36,7 @@ from controllers.scans.compiled_convolution import (
     since_reset,
     unconvolve,
 )
-from controllers.scans.compiled_states import STEPS, recur, recur_back
+from controllers.scans.compiled_states import STEPS, blocks_of_states, recur, recur_back
 from controllers.scans.selective import LOG2_E
 from controllers.scans.tiles import tile_shape
 
@@ -83,7 +83,7 @@ def _run(reset_TB: Tensor, inputs: tuple[Tensor, ...], keep: bool, in_place: boo
     last_BNI, last_BWI = lasts(h_BNI, window_BWI, in_place=in_place)
     kept_TBI = h_BNI.new_empty(T if keep else 0, B, I)
     tiles = tile_shape(initial_NI)
-    before_QBXY = h_BNI.new_empty(-(-T // STEPS) if keep else 0, B, h_BNI[0].numel() // tiles.width, tiles.width)
+    before_QBXY = blocks_of_states(h_BNI, T if keep else 0, tiles)
     xz, reset = arrays(xz_TBJ, reset_TB)
     _convolve(xz, reset, *arrays(window_BWI, initial_WI, weight_IK, bias_I, u_TBI, last_BWI))
     features_TBR = u_TBI @ to_features_RI.t()
@@ -112,7 +112,7 @@ class _Mamba(torch.autograd.Function):
             value.new_zeros(value.shape) for value in (window_BWI, initial_NI, initial_WI, weight_IK, bias_I, *rest)
         )
         xz, reset, dxz = arrays(xz_TBJ, reset_TB, dxz_TBJ)
-        given = arrays(u_TBI, features_TBR, h_BNI, initial_NI, *rest)
+        given = arrays(u_TBI, features_TBR, initial_NI, *rest)
         kept = arrays(kept_TBI, before_QBXY, dout_TBI, dlast_BNI)
         slopes = arrays(du_TBI, dfeatures_TBR, dh_BNI, dinitial_NI, *drest)
         _backward(xz, reset, *given, tile_shape(initial_NI), *kept, dxz, *slopes)
@@ -314,7 +314,7 @@ def _back_to_features(
 
 @kernel
 def _backward(
-    xz, reset, u, features, h0, initial, dt_weight, dt_bias, a_log, skip, tiles, kept, before, dout, dlast,
+    xz, reset, u, features, initial, dt_weight, dt_bias, a_log, skip, tiles, kept, before, dout, dlast,
     dxz, du, dfeatures, dh, dinitial, ddt_weight, ddt_bias, da_log, dskip,
 ):  # fmt: skip
     (T, B, I), N, dtype = u.shape, len(initial), u.dtype

@@ -32,7 +32,7 @@ from controllers.scans.compiled import (
     transposed,
 )
 from controllers.scans.compiled_convolution import LANES, convolve_block, last_windows, since_reset, unconvolve
-from controllers.scans.compiled_states import STEPS, recur, recur_back
+from controllers.scans.compiled_states import STEPS, blocks_of_states, recur, recur_back
 from controllers.scans.selective import LOG2_E
 from controllers.scans.tiles import tile_shape
 
@@ -80,7 +80,7 @@ def _run(
     last_BNI, last_BWC = lasts(h_BNI, window_BWC, in_place=in_place)
     kept_TBI = h_BNI.new_empty(T if keep else 0, B, h_BNI.shape[2])
     tiles = tile_shape(inputs[3])
-    before_QBXY = h_BNI.new_empty(-(-T // STEPS) if keep else 0, B, h_BNI[0].numel() // tiles.width, tiles.width)
+    before_QBXY = blocks_of_states(h_BNI, T if keep else 0, tiles)
     results = out_TBI, last_BNI, last_BWC, kept_TBI, before_QBXY
     _forward(*arrays(reset_TB, *inputs), eps, tiles, *arrays(*results))
     return results
@@ -101,7 +101,9 @@ class _Mamba2(torch.autograd.Function):
         slopes = [value.new_empty(value.shape) for value in inputs[:2]]
         slopes += [value.new_zeros(value.shape) for value in inputs[2:]]
         tiles = tile_shape(inputs[3])
-        _backward(*arrays(reset_TB, *inputs), ctx.eps, tiles, *arrays(y_TBI, before_QBXY, *dresults, *slopes))
+        zxbcdt_TBF, _, *rest = inputs
+        given, results = arrays(reset_TB, zxbcdt_TBF, *rest), arrays(y_TBI, before_QBXY, *dresults, *slopes)
+        _backward(*given, ctx.eps, tiles, *results)
         return None, None, *slopes
 
 
@@ -253,7 +255,7 @@ def _back_to_convolved(
 
 @kernel
 def _backward(
-    reset, zxbcdt, h0, window, initial, initial_window, weight, bias, dt_bias, a_log, skip, norm, eps, tiles,
+    reset, zxbcdt, window, initial, initial_window, weight, bias, dt_bias, a_log, skip, norm, eps, tiles,
     kept, before, dout, dlast, dlast_window,
     dzxbcdt, dh, dwindow, dinitial, dinitial_window, dweight, dbias, ddt_bias, da_log, dskip, dnorm,
 ):  # fmt: skip

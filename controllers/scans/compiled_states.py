@@ -9,11 +9,19 @@ Axis letters: K steps of a block, N states a channel, I channels, R rows and W w
 one tile's rows below those of another.
 """
 
+from torch import Tensor
+
 from controllers.scans.compiled import compiled, exp2
-from controllers.scans.tiles import add_up, load, load_column, load_row, store, sum_of_rows, total, zeros
+from controllers.scans.tiles import TileShape, add_up, load, load_column, load_row, store, sum_of_rows, total, zeros
 
 STEPS = 8
 """Backward, states are computed again from those before each so many steps: what is kept is an eighth of them."""
+
+
+def blocks_of_states(h_BNI: Tensor, steps: int, tiles: TileShape) -> Tensor:
+    """Room for all lanes' states before each of the blocks that cover `steps`: [blocks, B, X, Y]."""
+    B, N, I = h_BNI.shape
+    return h_BNI.new_empty(-(-steps // STEPS), B, N * I // tiles.width, tiles.width)
 
 
 @compiled

@@ -126,7 +126,7 @@ def _offer(operation: Callable[..., Any], instruction: str) -> None:
                 builder.extract_value(arg, r if tile.rows > 1 else 0) for arg, tile in zip(args, sig.args, strict=True)
             )
             rows.append(getattr(builder, instruction)(x, y, flags=_FLAGS))
-        return pack_array(builder, rows, rows[0].type)
+        return pack_array(builder, rows)
 
 
 for _operation, _instruction in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul")):
@@ -164,42 +164,35 @@ def _repeated(builder, number, width: int):
     return builder.shuffle_vector(number, number, ir.Constant(ir.VectorType(_INDEX, width), [0] * width))
 
 
-@intrinsic
-def load(typing, table, row, column, shape):
-    """table[row : row + R, column : column + W]."""
-    tile = _Tile(table.dtype, shape.rows, shape.width)
+def _loading(table, rows: int, shape, vector: Callable[..., Any]):
+    """What an intrinsic gives that loads a tile, each row by `vector` of the place, the row's number and the width."""
+    tile = _Tile(table.dtype, rows, shape.width)
 
     def generate(context, builder, sig, args):
         place = _Place(context, builder, table, *args[:3])
-        rows = [place.load(r, 0, tile.width) for r in range(tile.rows)]
-        return pack_array(builder, rows, rows[0].type)
+        return pack_array(builder, [vector(place, r, tile.width) for r in range(rows)])
 
     return tile(table, types.intp, types.intp, shape), generate
+
+
+@intrinsic
+def load(typing, table, row, column, shape):
+    """table[row : row + R, column : column + W]."""
+    return _loading(table, shape.rows, shape, lambda place, r, width: place.load(r, 0, width))
 
 
 @intrinsic
 def load_row(typing, table, row, column, shape):
     """table[row, column : column + W], a tile of one row."""
-    tile = _Tile(table.dtype, 1, shape.width)
-
-    def generate(context, builder, sig, args):
-        vector = _Place(context, builder, table, *args[:3]).load(0, 0, tile.width)
-        return pack_array(builder, [vector], vector.type)
-
-    return tile(table, types.intp, types.intp, shape), generate
+    return _loading(table, 1, shape, lambda place, r, width: place.load(r, 0, width))
 
 
 @intrinsic
 def load_column(typing, table, row, column, shape):
     """A tile whose rows are each filled with one of table[row, column : column + R]."""
-    tile = _Tile(table.dtype, shape.rows, shape.width)
-
-    def generate(context, builder, sig, args):
-        place = _Place(context, builder, table, *args[:3])
-        rows = [_repeated(builder, place.load(0, r, 1), tile.width) for r in range(tile.rows)]
-        return pack_array(builder, rows, rows[0].type)
-
-    return tile(table, types.intp, types.intp, shape), generate
+    return _loading(
+        table, shape.rows, shape, lambda place, r, width: _repeated(place.builder, place.load(0, r, 1), width)
+    )
 
 
 @intrinsic
@@ -230,7 +223,7 @@ def sum_of_rows(typing, tile):
         total = builder.extract_value(args[0], 0)
         for r in range(1, tile.rows):
             total = builder.fadd(total, builder.extract_value(args[0], r), flags=_FLAGS)
-        return pack_array(builder, [total], total.type)
+        return pack_array(builder, [total])
 
     return _Tile(tile.dtype, 1, tile.width)(tile), generate
 
@@ -278,7 +271,7 @@ def total(typing, table, row, shape):
 def _exp2(typing, tile):
     def generate(context, builder, sig, args):
         rows = [_powers(builder, builder.extract_value(args[0], r)) for r in range(tile.rows)]
-        return pack_array(builder, rows, rows[0].type)
+        return pack_array(builder, rows)
 
     return tile(tile), generate
 
