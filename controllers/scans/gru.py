@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from controllers.scans.blocks import blocks
-from controllers.scans.resets import lanes_to_reset, with_rows
+from controllers.scans.resets import lanes_to_reset, of_step_before, of_steps, with_rows
 
 
 class GruParameters(NamedTuple):
@@ -103,6 +103,8 @@ def _forward(
     h_SBH = h_BH.new_empty(T + 1, B, H)
     h_SBH[0] = h_BH
     outputs = h_SBH[1:].unbind()
+    initial_rows = of_steps(initial_H.expand(sum(map(len, resets)), -1), resets)
+    h_in = torch.empty_like(h_BH)
     gates_TBG = h_BH.new_empty(T if keep else spans[0][1], B, 4 * H)
     h = h_SBH[0]
     for start, stop in spans:
@@ -121,7 +123,8 @@ def _forward(
             strict=True,
         )
         for t, n, r, z, m, rz, rzm in rows:
-            h = with_rows(h, resets[t], initial_H)
+            if len(lanes := resets[t]):
+                h = torch.index_copy(h, 0, lanes, initial_rows[t], out=h_in)
             rzm.addmm_(h, w_rec)
             rz.sigmoid_()
             n.addcmul_(r, m, value=2).sigmoid_()
@@ -156,6 +159,7 @@ class _GruScan(torch.autograd.Function):
         slopes_KBG = w_hh.new_empty(spans[0][1], B, 4 * H)
         # dL/dy of the step before, which is where the loop below arrives
         dy_before = [dy_TBH.new_zeros(()), *dy_TBH[:-1].unbind()]
+        dy_reset = of_steps(of_step_before(dy_TBH, reset_TB), ctx.resets)
         dh = dlast_BH + dy_TBH[-1]
         for start, stop in reversed(spans):
             rows_reset = reset_TB[start:stop].reshape(-1).nonzero()[:, 0]
@@ -171,14 +175,15 @@ class _GruScan(torch.autograd.Function):
             )
             for t, d, d_rec, z in reversed(list(rows)):
                 d.mul_(dh.unsqueeze(1))
-                if len(lanes := ctx.resets[t]):
-                    dh = (dh * z).addmm_(d_rec, w_hh)
-                    if dinitial_H is not None:
-                        dinitial_H += dh[lanes].sum(0)
-                    dh.index_fill_(0, lanes, 0).add_(dy_before[t])
-                else:
-                    dh = torch.addcmul(dy_before[t], dh, z).addmm_(d_rec, w_hh)
+                lanes = ctx.resets[t]
+                if dinitial_H is not None and len(lanes):  # what the gates pass on to it follows, a block at once
+                    dinitial_H += (dh[lanes] * z[lanes]).sum(0)
+                dh = torch.addcmul(dy_before[t], dh, z).addmm_(d_rec, w_hh)
+                if len(lanes):
+                    dh.index_copy_(0, lanes, dy_reset[t])
             d_RG = d_KBG.view(-1, 4 * H)
+            if dinitial_H is not None:
+                dinitial_H += d_RG[rows_reset, H:].sum(0) @ w_hh
             dw_hh_HG.addmm_(h_in_RH.t(), d_RG[:, H:])
             dw_in_DG.addmm_(x_TBD[start:stop].reshape(-1, D).t(), d_RG[:, : 3 * H])
             db += d_RG.sum(0)

@@ -10,7 +10,8 @@ so both passes are one fused multiply-add a step, into memory that was set aside
 of the matrix products around it, and unlike cumulative products in log space it is exact for every a, 0 included.
 On GPUs, where a launch costs more than a step, `controllers.scans.doubling` and a Triton kernel take its place.
 
-Axis letters: T time (K of one block, S = T + 1 states), B lanes, N channels, R the rows (steps x lanes) that reset.
+Axis letters: T time (K of one block, S = T + 1 states), B lanes, N channels, R the rows (steps x lanes) that
+reset, L those of one step.
 """
 
 from typing import Any
@@ -21,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from controllers.scans.blocks import blocks_on
 from controllers.scans.doubling import accumulate, ages
-from controllers.scans.resets import lanes_to_reset, with_rows
+from controllers.scans.resets import lanes_to_reset, of_step_before, of_steps, with_rows
 
 
 def linear_scan(
@@ -70,10 +71,14 @@ def _forward(a: Tensor, b_TBN: Tensor, reset_TB: Tensor, h_BN: Tensor, initial_N
         return torch.cat([h_BN.unsqueeze(0), accumulate(a, torch.addcmul(b_TBN, a, before_TBN), ages(reset_TB))])
     h_SBN = b_TBN.new_empty(T + 1, *h_BN.shape)
     h_SBN[0] = h_BN
-    h = h_SBN[0]
-    rows = zip(_steps(a, T), b_TBN.unbind(), lanes_to_reset(reset_TB), h_SBN[1:].unbind(), strict=True)
-    for a_t, b_BN, lanes, h_out in rows:
-        h = torch.addcmul(b_BN, a_t, with_rows(h, lanes, initial_N), out=h_out)
+    h, h_in = h_SBN[0], torch.empty_like(h_SBN[0])
+    resets = lanes_to_reset(reset_TB)
+    initial_rows = of_steps(initial_N.expand(sum(map(len, resets)), -1), resets)
+    rows = zip(_steps(a, T), b_TBN.unbind(), resets, initial_rows, h_SBN[1:].unbind(), strict=True)
+    for a_t, b_BN, lanes, initial_LN, h_out in rows:
+        if len(lanes):
+            h = torch.index_copy(h, 0, lanes, initial_LN, out=h_in)
+        h = torch.addcmul(b_BN, a_t, h, out=h_out)
     return h_SBN
 
 
@@ -84,10 +89,14 @@ def _backward(a: Tensor, dy_TBN: Tensor, reset_TB: Tensor, dlast_BN: Tensor) -> 
         dy_TBN = torch.cat([dy_TBN[:-1], (dy_TBN[-1] + dlast_BN).unsqueeze(0)])
         return accumulate(a, dy_TBN, ages(reset_TB), backwards=True)
     g_TBN = torch.empty_like(dy_TBN, memory_format=torch.contiguous_format)
-    g, zero_N = torch.add(dy_TBN[-1], dlast_BN, out=g_TBN[-1]), torch.zeros_like(dy_TBN[0, 0])
-    rows = zip(_steps(a, T)[1:], dy_TBN[:-1].unbind(), lanes_to_reset(reset_TB)[1:], g_TBN[:-1].unbind(), strict=True)
-    for a_t, dy_BN, lanes, g_out in reversed(list(rows)):
-        g = torch.addcmul(dy_BN, a_t, with_rows(g, lanes, zero_N), out=g_out)
+    g = torch.add(dy_TBN[-1], dlast_BN, out=g_TBN[-1])
+    resets = lanes_to_reset(reset_TB)
+    dy_reset = of_steps(of_step_before(dy_TBN, reset_TB), resets)
+    rows = zip(_steps(a, T)[1:], dy_TBN[:-1].unbind(), resets[1:], dy_reset[1:], g_TBN[:-1].unbind(), strict=True)
+    for a_t, dy_BN, lanes, dy_LN, g_out in reversed(list(rows)):
+        g = torch.addcmul(dy_BN, a_t, g, out=g_out)
+        if len(lanes):
+            g.index_copy_(0, lanes, dy_LN)
     return g_TBN
 
 

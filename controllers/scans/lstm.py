@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from controllers.scans.blocks import blocks
-from controllers.scans.resets import lanes_to_reset, with_rows
+from controllers.scans.resets import lanes_to_reset, of_step_before, of_steps, with_rows
 
 
 class LstmParameters(NamedTuple):
@@ -120,6 +120,8 @@ def _forward(
     trace = _Trace(h_SBH, c_SBH, state.h.new_empty(kept, B, 4 * H), state.h.new_empty(kept, B, H))
     h_SBH[0], c_SBH[0] = state
     h, c = h_SBH[0], c_SBH[0]
+    h_in = torch.empty_like(h)
+    initial_h, initial_c = (of_steps(value.expand(sum(map(len, resets)), -1), resets) for value in initial)
     for start, stop in spans:
         row = slice(start, stop) if keep else slice(stop - start)
         gates_KBG = trace.gates_TBG[row]
@@ -135,8 +137,8 @@ def _forward(
         )
         for t, gates, i, f, g, o, tanh_c, h_out, c_out in rows:
             if len(lanes := resets[t]):
-                h = with_rows(h, lanes, initial.h)
-                c.index_copy_(0, lanes, initial.c.expand(len(lanes), -1))  # nobody else sees c
+                h = torch.index_copy(h, 0, lanes, initial_h[t], out=h_in)
+                c.index_copy_(0, lanes, initial_c[t])  # nobody else sees c
             gates.addmm_(h, w_rec).sigmoid_()
             torch.add(minus_one, g, alpha=2, out=g)
             c = torch.mul(f, c, out=c_out).addcmul_(i, g)
@@ -173,6 +175,7 @@ class _LstmScan(torch.autograd.Function):
         )
         # dL/dy of the step before, which is where the loop below arrives
         dy_before = [dy_TBH.new_zeros(()), *dy_TBH[:-1].unbind()]
+        dy_reset = of_steps(of_step_before(dy_TBH, reset_TB), ctx.resets)
         dh, dc = dh_BH + dy_TBH[-1], dc_BH
         for start, stop in reversed(spans):
             rows_reset = reset_TB[start:stop].reshape(-1).nonzero()[:, 0]
@@ -195,16 +198,15 @@ class _LstmScan(torch.autograd.Function):
                 d_ifg.mul_(dc.unsqueeze(1))
                 d_o.mul_(dh)
                 dc.mul_(f)
+                dh = torch.addmm(dy_before[t], d, w_hh)
                 if len(lanes := ctx.resets[t]):
-                    dh = d @ w_hh
                     if dinitial is not None:
-                        dinitial.h.add_(dh[lanes].sum(0))
                         dinitial.c.add_(dc[lanes].sum(0))
                     dc.index_fill_(0, lanes, 0)
-                    dh.index_fill_(0, lanes, 0).add_(dy_before[t])
-                else:
-                    dh = torch.addmm(dy_before[t], d, w_hh)
+                    dh.index_copy_(0, lanes, dy_reset[t])
             d_RG = d_KBG.view(-1, 4 * H)
+            if dinitial is not None:
+                dinitial.h.add_(d_RG[rows_reset].sum(0) @ w_hh)
             dw_hh_HG.addmm_(h_in_RH.t(), d_RG)
             dw_ih_DG.addmm_(x_TBD[start:stop].reshape(-1, D).t(), d_RG)
             db += d_RG.sum(0)

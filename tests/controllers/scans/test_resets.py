@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Generator
 
-from controllers.scans.resets import lanes_to_reset, with_rows
+from controllers.scans.resets import lanes_to_reset, of_step_before, of_steps, with_rows
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
@@ -13,6 +13,13 @@ def test_the_lanes_of_each_step_are_those_with_a_flag(share: float, steps: int, 
     reset = torch.rand(steps, lanes, generator=Generator().manual_seed(0)) < share
     expected = [[b for b in range(lanes) if reset[t, b]] for t in range(steps)]
     assert [rows.tolist() for rows in lanes_to_reset(reset)] == expected
+
+
+def test_each_reset_meets_the_row_of_its_lane_a_step_before() -> None:
+    reset = torch.tensor([[True, False], [False, True], [False, False], [True, True]])
+    y_TBH = torch.arange(1.0, 9.0).view(4, 2, 1)
+    rows = of_steps(of_step_before(y_TBH, reset), lanes_to_reset(reset))
+    assert [of_step[:, 0].tolist() for of_step in rows] == [[0.0], [2.0], [], [5.0, 6.0]]
 
 
 def test_rows_that_are_replaced_leave_no_trace_and_the_others_stay() -> None:
