@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from controllers.controller import Carry, Controller, DonatedCarry
 from controllers.initialisation import initial_steps, projection
+from controllers.products import Linear, linear
 from controllers.scans.blocks import in_blocks
 from controllers.scans.convolution import silu_convolution, silu_convolution_step
 from controllers.scans.resets import with_rows
@@ -43,13 +43,13 @@ class MambaMixer(nn.Module):
     ) -> None:
         super().__init__()
         inner, rank = expand * model, math.ceil(model / 16)
-        self.in_proj = _uniform(nn.utils.skip_init(nn.Linear, model, 2 * inner, bias=False), model, generator)
+        self.in_proj = _uniform(nn.utils.skip_init(Linear, model, 2 * inner, bias=False), model, generator)
         convolution = nn.utils.skip_init(nn.Conv1d, inner, inner, taps, groups=inner)
         self.conv1d = _uniform(convolution, taps, generator)
         if slowest is not None:
             nn.init.zeros_(self.conv1d.bias)  # a blank step writes nothing
-        self.x_proj = _uniform(nn.utils.skip_init(nn.Linear, inner, rank + 2 * states, bias=False), inner, generator)
-        self.dt_proj = _uniform(nn.utils.skip_init(nn.Linear, rank, inner), rank, generator)
+        self.x_proj = _uniform(nn.utils.skip_init(Linear, inner, rank + 2 * states, bias=False), inner, generator)
+        self.dt_proj = _uniform(nn.utils.skip_init(Linear, rank, inner), rank, generator)
         dt_I = initial_steps(inner, slowest is not None, generator)
         with torch.no_grad():
             self.dt_proj.bias.copy_(dt_I + torch.log(-torch.expm1(-dt_I)))  # softplus of it is dt
@@ -59,7 +59,7 @@ class MambaMixer(nn.Module):
             log_tau_N = torch.linspace(math.log(slowest), 0, states).flip(0)
             self.A_log = nn.Parameter(-log_tau_N - dt_I.log().unsqueeze(1))
         self.D = nn.Parameter(torch.ones(inner))
-        self.out_proj = _uniform(nn.utils.skip_init(nn.Linear, inner, model, bias=False), inner, generator)
+        self.out_proj = _uniform(nn.utils.skip_init(Linear, inner, model, bias=False), inner, generator)
 
     def forward(
         self, x: Tensor, window_BWI: Tensor, h_BNI: Tensor, convolve: _Convolve, recur: _Recur
@@ -67,9 +67,9 @@ class MambaMixer(nn.Module):
         """[..., M], and the carry before -> [..., M], and the carry after."""
         states = self.A_log.shape[1]
         w_u, w_z = self.in_proj.weight.chunk(2)
-        u, window_BWI = convolve(F.linear(x, w_u), window_BWI, self.conv1d.weight[:, 0], self.conv1d.bias)
+        u, window_BWI = convolve(linear(x, w_u), window_BWI, self.conv1d.weight[:, 0], self.conv1d.bias)
         dt, write, read = self.x_proj(u).split([self.dt_proj.in_features, states, states], -1)
-        inputs = SelectiveInputs(u, _thin(dt, self.dt_proj), F.linear(x, w_z), write, read)
+        inputs = SelectiveInputs(u, _thin(dt, self.dt_proj), linear(x, w_z), write, read)
         y, h_BNI = recur(inputs, h_BNI, SelectiveParameters(self.A_log, self.D))
         return self.out_proj(y), window_BWI, h_BNI
 

@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 
 from controllers.controller import Carry, Controller, DonatedCarry, reset_carry
 from controllers.initialisation import initial_steps, projection
+from controllers.products import Linear, linear
 from controllers.scans.blocks import in_blocks
 from controllers.scans.convolution import silu_convolution, silu_convolution_step
 from controllers.scans.gated_norm import gated_norm
@@ -87,10 +88,10 @@ class Mamba2Mixer(nn.Module):
     def forward(self, u: Tensor, carry: Carry, convolve: _Convolve, recur: _Recur) -> tuple[Tensor, Carry]:
         """[..., M] -> [..., M], over one step or over all, as `convolve` and `recur` are."""
         w_z, w_x, w_dt = self.in_proj.weight.split([self.sizes.inner, self.channels, self.sizes.heads])
-        xbc, window_BWC = convolve(F.linear(u, w_x), carry["window"], self.conv1d.weight[:, 0], self.conv1d.bias)
-        dt = F.softplus(F.linear(u, w_dt, self.dt_bias))
+        xbc, window_BWC = convolve(linear(u, w_x), carry["window"], self.conv1d.weight[:, 0], self.conv1d.bias)
+        dt = F.softplus(linear(u, w_dt, self.dt_bias))
         y, h_BNI = recur(xbc, dt, carry["state"], -self.A_log.exp(), self.D)
-        y = gated_norm(y, F.linear(u, w_z), self.norm.weight, NORM_EPS)
+        y = gated_norm(y, linear(u, w_z), self.norm.weight, NORM_EPS)
         return self.out_proj(y), {"state": h_BNI, "window": window_BWC}
 
     def compiled(
@@ -203,8 +204,8 @@ class Mamba2Controller(Controller):
         return u + mixed, carry
 
 
-def _projection(inputs: int, outputs: int, generator: Generator) -> nn.Linear:
+def _projection(inputs: int, outputs: int, generator: Generator) -> Linear:
     """A layer without bias, uniform in ±1/sqrt(inputs), as `nn.Linear` starts."""
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=False)
+    layer = nn.utils.skip_init(Linear, inputs, outputs, bias=False)
     nn.init.uniform_(layer.weight, -(inputs**-0.5), inputs**-0.5, generator=generator)
     return layer

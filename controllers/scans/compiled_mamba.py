@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from controllers.products import product
 from controllers.scans.compiled import (
     allocating,
     arrays,
@@ -86,7 +87,7 @@ def _run(reset_TB: Tensor, inputs: tuple[Tensor, ...], keep: bool, in_place: boo
     before_QBXY = blocks_of_states(h_BNI, T if keep else 0, tiles)
     xz, reset = arrays(xz_TBJ, reset_TB)
     _convolve(xz, reset, *arrays(window_BWI, initial_WI, weight_IK, bias_I, u_TBI, last_BWI))
-    features_TBR = u_TBI @ to_features_RI.t()
+    features_TBR = product(u_TBI.view(-1, u_TBI.shape[-1]), to_features_RI.t()).view(*u_TBI.shape[:2], -1)
     state = arrays(u_TBI, features_TBR, h_BNI, initial_NI, *rest)
     _forward(xz, reset, *state, tiles, *arrays(out_TBI, last_BNI, kept_TBI, before_QBXY))
     return out_TBI, last_BNI, last_BWI, u_TBI, features_TBR, kept_TBI, before_QBXY
@@ -118,8 +119,8 @@ class _Mamba(torch.autograd.Function):
         _backward(xz, reset, *given, tile_shape(initial_NI), *kept, dxz, *slopes)
 
         u_XI, du_XI, dfeatures_XR = (value.flatten(0, 1) for value in (u_TBI, du_TBI, dfeatures_TBR))
-        du_XI.addmm_(dfeatures_XR, to_features_RI)
-        dto_features_RI = dfeatures_XR.t() @ u_XI
+        du_XI += product(dfeatures_XR, to_features_RI)
+        dto_features_RI = product(dfeatures_XR.t(), u_XI)
 
         _unconvolve(
             xz, reset, *arrays(window_BWI, initial_WI, weight_IK, bias_I, du_TBI, dlast_BWI),

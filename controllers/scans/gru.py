@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from controllers.products import add_product, linear, product
 from controllers.scans.blocks import blocks
 from controllers.scans.resets import lanes_to_reset, of_step_before, of_steps, with_rows
 
@@ -77,9 +78,10 @@ def _step(x_BD: Tensor, h_BH: Tensor, p: GruParameters) -> Tensor:
     H = h_BH.shape[1]
     x_bias = p.b_ih.clone()
     x_bias[: 2 * H] += p.b_hh[: 2 * H]
-    gates = torch.addmm(x_bias, x_BD, p.w_ih.t())
-    r, z = gates[:, : 2 * H].addmm_(h_BH, p.w_hh[: 2 * H].t()).sigmoid_().chunk(2, 1)
-    m = torch.addmm(p.b_hh[2 * H :], h_BH, p.w_hh[2 * H :].t())
+    gates = linear(x_BD, p.w_ih, x_bias)
+    rz = gates[:, : 2 * H]
+    r, z = add_product(rz, h_BH, p.w_hh[: 2 * H].t(), out=rz).sigmoid_().chunk(2, 1)
+    m = linear(h_BH, p.w_hh[2 * H :], p.b_hh[2 * H :])
     n = gates[:, 2 * H :].addcmul_(r, m).mul_(2).sigmoid_().mul_(2).sub_(1)
     return torch.lerp(n, h_BH, z)
 
@@ -110,7 +112,8 @@ def _forward(
     for start, stop in spans:
         gates = gates_TBG[start:stop] if keep else gates_TBG[: stop - start]
         gates.copy_(b_G)
-        gates.view(-1, 4 * H)[:, : 3 * H].addmm_(x_TBD[start:stop].reshape(-1, D), w_in)
+        of_x_RG = gates.view(-1, 4 * H)[:, : 3 * H]
+        add_product(of_x_RG, x_TBD[start:stop].reshape(-1, D), w_in, out=of_x_RG)
         n_KBH, r_KBH, z_KBH, m_KBH = gates.split(H, -1)
         rows = zip(
             range(start, stop),
@@ -125,7 +128,7 @@ def _forward(
         for t, n, r, z, m, rz, rzm in rows:
             if len(lanes := resets[t]):
                 h = torch.index_copy(h, 0, lanes, initial_rows[t], out=h_in)
-            rzm.addmm_(h, w_rec)
+            add_product(rzm, h, w_rec, out=rzm)
             rz.sigmoid_()
             n.addcmul_(r, m, value=2).sigmoid_()
             torch.add(minus_one, n, alpha=2, out=n)
@@ -178,17 +181,17 @@ class _GruScan(torch.autograd.Function):
                 lanes = ctx.resets[t]
                 if dinitial_H is not None and len(lanes):  # what the gates pass on to it follows, a block at once
                     dinitial_H += (dh[lanes] * z[lanes]).sum(0)
-                dh = torch.addcmul(dy_before[t], dh, z).addmm_(d_rec, w_hh)
+                dh = add_product(torch.addcmul(dy_before[t], dh, z), d_rec, w_hh)
                 if len(lanes):
                     dh.index_copy_(0, lanes, dy_reset[t])
             d_RG = d_KBG.view(-1, 4 * H)
             if dinitial_H is not None:
                 dinitial_H += d_RG[rows_reset, H:].sum(0) @ w_hh
-            dw_hh_HG.addmm_(h_in_RH.t(), d_RG[:, H:])
-            dw_in_DG.addmm_(x_TBD[start:stop].reshape(-1, D).t(), d_RG[:, : 3 * H])
+            dw_hh_HG += product(h_in_RH.t(), d_RG[:, H:])
+            dw_in_DG += product(x_TBD[start:stop].reshape(-1, D).t(), d_RG[:, : 3 * H])
             db += d_RG.sum(0)
             if dx_TBD is not None:
-                dx_TBD[start:stop] = (d_RG[:, : 3 * H] @ w_in).view(-1, B, D)
+                dx_TBD[start:stop] = product(d_RG[:, : 3 * H], w_in).view(-1, B, D)
         dw_ih = torch.cat([dw_in_DG[:, H:], dw_in_DG[:, :H]], 1).t()
         db_ih = torch.cat([db[H : 3 * H], db[:H]])
         return dx_TBD, None, dh, dinitial_H, dw_ih, dw_hh_HG.t(), db_ih, db[H:]

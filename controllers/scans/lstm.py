@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from controllers.products import add_product, linear, product
 from controllers.scans.blocks import blocks
 from controllers.scans.resets import lanes_to_reset, of_step_before, of_steps, with_rows
 
@@ -88,7 +89,8 @@ def _step(x_BD: Tensor, state: LstmState, p: LstmParameters) -> LstmState:
 
     It adds and rounds in the order of `_forward`, as the GRU's does.
     """
-    gates = torch.addmm(p.b_ih + p.b_hh, x_BD, p.w_ih.t()).addmm_(state.h, p.w_hh.t())
+    gates = linear(x_BD, p.w_ih, p.b_ih + p.b_hh)
+    add_product(gates, state.h, p.w_hh.t(), out=gates)
     i, f, g, o = gates.chunk(4, 1)
     g.mul_(2)
     gates.sigmoid_()
@@ -125,7 +127,8 @@ def _forward(
     for start, stop in spans:
         row = slice(start, stop) if keep else slice(stop - start)
         gates_KBG = trace.gates_TBG[row]
-        torch.addmm(b_in, x_TBD[start:stop].reshape(-1, D), w_in, out=gates_KBG.view(-1, 4 * H))
+        gates_RG = gates_KBG.view(-1, 4 * H)
+        add_product(b_in.expand_as(gates_RG), x_TBD[start:stop].reshape(-1, D), w_in, out=gates_RG)
         rows = zip(
             range(start, stop),
             gates_KBG.unbind(),
@@ -139,7 +142,7 @@ def _forward(
             if len(lanes := resets[t]):
                 h = torch.index_copy(h, 0, lanes, initial_h[t], out=h_in)
                 c.index_copy_(0, lanes, initial_c[t])  # nobody else sees c
-            gates.addmm_(h, w_rec).sigmoid_()
+            add_product(gates, h, w_rec, out=gates).sigmoid_()
             torch.add(minus_one, g, alpha=2, out=g)
             c = torch.mul(f, c, out=c_out).addcmul_(i, g)
             torch.mul(c, 2, out=tanh_c).sigmoid_()
@@ -174,7 +177,7 @@ class _LstmScan(torch.autograd.Function):
             w_hh.new_empty(spans[0][1], B, H),
         )
         # dL/dy of the step before, which is where the loop below arrives
-        dy_before = [dy_TBH.new_zeros(()), *dy_TBH[:-1].unbind()]
+        dy_before = [torch.zeros_like(dh_BH), *dy_TBH[:-1].unbind()]
         dy_reset = of_steps(of_step_before(dy_TBH, reset_TB), ctx.resets)
         dh, dc = dh_BH + dy_TBH[-1], dc_BH
         for start, stop in reversed(spans):
@@ -198,7 +201,7 @@ class _LstmScan(torch.autograd.Function):
                 d_ifg.mul_(dc.unsqueeze(1))
                 d_o.mul_(dh)
                 dc.mul_(f)
-                dh = torch.addmm(dy_before[t], d, w_hh)
+                dh = add_product(dy_before[t], d, w_hh)
                 if len(lanes := ctx.resets[t]):
                     if dinitial is not None:
                         dinitial.c.add_(dc[lanes].sum(0))
@@ -207,11 +210,11 @@ class _LstmScan(torch.autograd.Function):
             d_RG = d_KBG.view(-1, 4 * H)
             if dinitial is not None:
                 dinitial.h.add_(d_RG[rows_reset].sum(0) @ w_hh)
-            dw_hh_HG.addmm_(h_in_RH.t(), d_RG)
-            dw_ih_DG.addmm_(x_TBD[start:stop].reshape(-1, D).t(), d_RG)
+            dw_hh_HG += product(h_in_RH.t(), d_RG)
+            dw_ih_DG += product(x_TBD[start:stop].reshape(-1, D).t(), d_RG)
             db += d_RG.sum(0)
             if dx_TBD is not None:
-                dx_TBD[start:stop] = (d_RG @ w_ih).view(-1, B, D)
+                dx_TBD[start:stop] = product(d_RG, w_ih).view(-1, B, D)
         return dx_TBD, None, dh, dc, *(dinitial or (None, None)), dw_ih_DG.t(), dw_hh_HG.t(), db, db
 
 

@@ -1,0 +1,146 @@
+"""Products through oneDNN, forced on whatever processor is at hand, beside torch's own in float64."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from controllers import ControllerSettings, build_controller, products
+from controllers.products import Linear, add_product, linear, product
+
+pytestmark = pytest.mark.skipif(not products.one_dnn_works(), reason="this PyTorch has no oneDNN")
+
+
+@pytest.fixture(autouse=True)
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """oneDNN for everything, however small; collects how many rows each of its products had."""
+    rows: list[int] = []
+    one_dnn, sum_of = torch.ops.mkldnn._linear_pointwise, torch.ops.mkldnn._linear_pointwise.binary
+
+    class Counting:
+        def __call__(self, x: Tensor, *rest: object) -> Tensor:
+            rows.append(len(x))
+            return one_dnn(x, *rest)
+
+        def binary(self, x: Tensor, *rest: object) -> Tensor:
+            rows.append(len(x))
+            return sum_of(x, *rest)
+
+    monkeypatch.setattr(products, "_mkl_is_held_back", lambda: True)
+    monkeypatch.setattr(products, "LEAST", 1)
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", Counting())
+    yield rows
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=Generator().manual_seed(seed))
+
+
+def layouts(rows: int, columns: int, seed: int) -> dict[str, Tensor]:
+    """The same kind of matrix, with its numbers lying in different ways."""
+    return {
+        "rows": random(rows, columns, seed=seed),
+        "columns": random(columns, rows, seed=seed).t(),
+        "part of rows": random(rows, columns + 3, seed=seed)[:, 1 : columns + 1],
+        "part of columns": random(columns + 3, rows, seed=seed)[1 : columns + 1].t(),
+        "every other": random(2 * rows, 2 * columns, seed=seed)[::2, ::2],
+        "one row again and again": random(1, columns, seed=seed).expand(rows, -1),
+        "one number": random(1, 1, seed=seed).expand(rows, columns),
+    }
+
+
+@pytest.mark.parametrize("b", layouts(1, 1, 0))
+@pytest.mark.parametrize("a", layouts(1, 1, 0))
+@pytest.mark.parametrize("rows,inputs,outputs", [(37, 5, 7), (1, 5, 7), (37, 1, 7), (37, 5, 1)])
+def test_a_product_is_the_product_however_its_factors_lie(
+    rows: int, inputs: int, outputs: int, a: str, b: str, calls: list[int]
+) -> None:
+    a_RM, b_MN, c_RN = layouts(rows, inputs, 1)[a], layouts(inputs, outputs, 2)[b], layouts(rows, outputs, 3)[a]
+    expected = a_RM.double() @ b_MN.double()
+    torch.testing.assert_close(product(a_RM, b_MN).double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(add_product(c_RN, a_RM, b_MN).double(), c_RN + expected, rtol=1e-5, atol=1e-5)
+    assert calls == [rows, rows]
+
+
+def test_a_sum_can_take_the_place_of_what_was_added_to() -> None:
+    gates, x, w = random(6, 12), random(6, 4, seed=1), random(4, 5, seed=2)
+    part, before = gates[:, 3:8], gates.clone()
+    returned = add_product(part, x, w, out=part)
+    assert returned.data_ptr() == part.data_ptr()
+    torch.testing.assert_close(part, before[:, 3:8] + x @ w)
+    torch.testing.assert_close(gates[:, [0, 1, 2, 8, 9, 10, 11]], before[:, [0, 1, 2, 8, 9, 10, 11]])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(9, 5), (4, 9, 5), (9, 4, 5)])
+def test_a_layer_is_torchs_with_all_its_gradients(shape: tuple[int, ...], bias: bool, calls: list[int]) -> None:
+    x = random(*shape).transpose(0, -2) if shape == (9, 4, 5) else random(*shape)
+    values = [x, random(7, 5, seed=1), *([random(7, seed=2)] if bias else [])]
+    ours = [value.clone().requires_grad_() for value in values]
+    theirs = [value.double().requires_grad_() for value in values]
+    y, expected = linear(*ours), F.linear(*theirs)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
+    for slope in (random(*y.shape, seed=3), torch.ones(()).expand(y.shape)):
+        gradients = torch.autograd.grad(y, ours, slope, retain_graph=True)
+        for gradient, right in zip(
+            gradients, torch.autograd.grad(expected, theirs, slope.double(), retain_graph=True), strict=True
+        ):
+            torch.testing.assert_close(gradient.double(), right, rtol=1e-5, atol=1e-5)
+    assert len(calls) == 1 + 2 * 2
+    with torch.no_grad():
+        torch.testing.assert_close(linear(*ours), y, rtol=0, atol=0)
+
+
+def test_a_pytorch_without_one_dnn_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> Tensor:
+        raise RuntimeError("expected at most 5 arguments")
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", refuse)
+    assert not products.one_dnn_works()
+
+
+def test_what_needs_no_gradient_gets_none() -> None:
+    x, w = random(9, 5), random(7, 5, seed=1).requires_grad_()
+    assert not linear(x, w.detach()).requires_grad
+    assert torch.autograd.grad(linear(x, w).sum(), w)[0].shape == w.shape
+
+
+@pytest.mark.parametrize("why", ["float64", "autocast", "switched off", "no lanes", "small"])
+def test_what_one_dnn_does_not_suit_is_torchs(why: str, calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = Linear(5, 7)
+    x = random(0 if why == "no lanes" else 9, 5)
+    if why == "float64":
+        layer, x = layer.double(), x.double()
+    if why == "small":
+        monkeypatch.setattr(products, "LEAST", 9 * 5 * 7 + 1)
+    if why == "switched off":
+        monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    with torch.autocast("cpu", enabled=why == "autocast"):
+        y = layer(x)
+        assert y.dtype == (torch.bfloat16 if why == "autocast" else x.dtype)
+        torch.testing.assert_close(y, F.linear(x, layer.weight, layer.bias), rtol=0, atol=0)
+        if why != "autocast":
+            product(x, layer.weight.t())
+            add_product(y, x, layer.weight.t())
+    assert not calls
+
+
+@pytest.mark.parametrize("kind", ["mlp", "gru", "lstm", "lru", "mingru", "mamba", "mamba2", "mamba_gru", "transformer"])
+def test_every_controller_is_what_it_is_with_torchs_products(
+    kind: str, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller = build_controller(ControllerSettings(kind=kind, hidden_size=32), 12, 16, Generator().manual_seed(0))
+    x, reset = random(20, 3, 12, seed=1), torch.rand(20, 3, generator=Generator().manual_seed(2)) < 0.1
+
+    def outputs_and_gradients() -> tuple[Tensor, ...]:
+        inputs = [x.clone().requires_grad_(), *controller.parameters()]
+        y, _ = controller.scan(inputs[0], reset, controller.initial_carry(3))
+        gradients = torch.autograd.grad((y * random(*y.shape, seed=3)).sum(), inputs, allow_unused=True)
+        return y, *(gradient for gradient in gradients if gradient is not None)
+
+    with_one_dnn = outputs_and_gradients()
+    assert calls
+    monkeypatch.setattr(products, "_mkl_is_held_back", lambda: False)
+    torch.testing.assert_close(with_one_dnn, outputs_and_gradients(), rtol=2e-4, atol=2e-5)
