@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from controllers.products import add_product, linear, product
+from controllers.products import add_product, product
 from controllers.scans.blocks import blocks
 from controllers.scans.resets import lanes_to_reset, of_step_before, of_steps, with_rows
 
@@ -78,10 +78,9 @@ def _step(x_BD: Tensor, h_BH: Tensor, p: GruParameters) -> Tensor:
     H = h_BH.shape[1]
     x_bias = p.b_ih.clone()
     x_bias[: 2 * H] += p.b_hh[: 2 * H]
-    gates = linear(x_BD, p.w_ih, x_bias)
-    rz = gates[:, : 2 * H]
-    r, z = add_product(rz, h_BH, p.w_hh[: 2 * H].t(), out=rz).sigmoid_().chunk(2, 1)
-    m = linear(h_BH, p.w_hh[2 * H :], p.b_hh[2 * H :])
+    gates = torch.addmm(x_bias, x_BD, p.w_ih.t())
+    r, z = gates[:, : 2 * H].addmm_(h_BH, p.w_hh[: 2 * H].t()).sigmoid_().chunk(2, 1)
+    m = torch.addmm(p.b_hh[2 * H :], h_BH, p.w_hh[2 * H :].t())
     n = gates[:, 2 * H :].addcmul_(r, m).mul_(2).sigmoid_().mul_(2).sub_(1)
     return torch.lerp(n, h_BH, z)
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from controllers.products import add_product, linear, product
+from controllers.products import add_product, product
 from controllers.scans.blocks import blocks
 from controllers.scans.resets import lanes_to_reset, of_step_before, of_steps, with_rows
 
@@ -89,8 +89,7 @@ def _step(x_BD: Tensor, state: LstmState, p: LstmParameters) -> LstmState:
 
     It adds and rounds in the order of `_forward`, as the GRU's does.
     """
-    gates = linear(x_BD, p.w_ih, p.b_ih + p.b_hh)
-    add_product(gates, state.h, p.w_hh.t(), out=gates)
+    gates = torch.addmm(p.b_ih + p.b_hh, x_BD, p.w_ih.t()).addmm_(state.h, p.w_hh.t())
     i, f, g, o = gates.chunk(4, 1)
     g.mul_(2)
     gates.sigmoid_()

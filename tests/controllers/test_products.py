@@ -30,6 +30,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
     monkeypatch.setattr(products, "_mkl_is_held_back", lambda: True)
     monkeypatch.setattr(products, "LEAST", 1)
+    monkeypatch.setattr(products, "LEAST_IN_LOOPS", 1)
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", Counting())
     yield rows
 
@@ -115,6 +116,7 @@ def test_what_one_dnn_does_not_suit_is_torchs(why: str, calls: list[int], monkey
         layer, x = layer.double(), x.double()
     if why == "small":
         monkeypatch.setattr(products, "LEAST", 9 * 5 * 7 + 1)
+        monkeypatch.setattr(products, "LEAST_IN_LOOPS", 9 * 5 * 7 + 1)
     if why == "switched off":
         monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
     with torch.autocast("cpu", enabled=why == "autocast"):
