@@ -37,9 +37,10 @@ def compile_ahead(controller: Controller, kind: str, note: Callable[[str], None]
     if mark.exists() and any(mark.parent.rglob("*.nbi")):
         return
     note(f"compiling the scans of {kind} for this machine, once: up to half a minute")
-    x_TBD, reset_TB = torch.zeros(1, 1, controller.input_size), torch.zeros(1, 1, dtype=torch.bool)
-    y_TBH, _ = controller.scan(x_TBD, reset_TB, controller.initial_carry(1))
-    torch.autograd.grad(y_TBH.sum(), list(controller.parameters()), allow_unused=True)
+    for lanes in (1, 4):  # fewer lanes than tiles have rows take other machine code
+        x_TBD, reset_TB = torch.zeros(1, lanes, controller.input_size), torch.zeros(1, lanes, dtype=torch.bool)
+        y_TBH, _ = controller.scan(x_TBD, reset_TB, controller.initial_carry(lanes))
+        torch.autograd.grad(y_TBH.sum(), list(controller.parameters()), allow_unused=True)
     with suppress(OSError):
         mark.touch()
         _remove_outdated(mark.parent)

@@ -1,5 +1,7 @@
 """Gated recurrent unit (Cho et al. 2014), in torch's convention h' = (1 - z) n + z h."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Generator, Tensor, nn
 
@@ -17,7 +19,11 @@ class GruController(Controller):
         cell_norm: LayerNorm before the gates; the scan then takes about half as long again.
     """
 
-    backends = ("torch", "triton")  # the kernel only where forced, until it has been timed on a GPU
+    backends: Sequence[str] = (
+        "numba",
+        "torch",
+        "triton",
+    )  # the last only where forced, until it has been timed on a GPU
     initial_h: Tensor
 
     def __init__(
@@ -40,6 +46,7 @@ class GruController(Controller):
         self.bias_ih = nn.Parameter(b_ih)
         self.bias_hh = nn.Parameter(torch.zeros(3 * hidden))
         self.gate_gains = nn.Parameter(torch.ones(2, 3 * hidden)) if cell_norm else None
+        self.backends = ("torch",) if cell_norm else type(self).backends
 
     def gru_parameters(self) -> GruParameters:
         return GruParameters(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
@@ -57,7 +64,9 @@ class GruController(Controller):
         arguments = x_TBD, reset_TB, carry["h"], self.initial_h, self.gru_parameters()
         norm = self.gru_norm()
         if norm is None:
-            y_TBH, h_BH = gru_scan(*arguments, self.backend_on(x_TBD.device))
+            acting = len(x_TBD) == 1 and not torch.is_grad_enabled()  # the same with all, and without importing numba
+            backend = "torch" if acting else self.backend_on(x_TBD.device)
+            y_TBH, h_BH = gru_scan(*arguments, backend)
         else:
             y_TBH, h_BH = normed_gru_scan(*arguments, norm)
         return y_TBH, {"h": h_BH}

@@ -1,5 +1,7 @@
 """Long short-term memory (Hochreiter & Schmidhuber 1997; forget gate of Gers et al. 2000)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Generator, Tensor, nn
 
@@ -17,7 +19,11 @@ class LstmController(Controller):
         cell_norm: LayerNorm before the gates and on the memory; the scan then takes about half as long again.
     """
 
-    backends = ("torch", "triton")  # the kernel only where forced, until it has been timed on a GPU
+    backends: Sequence[str] = (
+        "numba",
+        "torch",
+        "triton",
+    )  # the last only where forced, until it has been timed on a GPU
     initial_h: Tensor
     initial_c: Tensor
 
@@ -44,6 +50,7 @@ class LstmController(Controller):
         self.bias_hh = nn.Parameter(torch.zeros(4 * hidden))
         self.gate_gains = nn.Parameter(torch.ones(2, 4 * hidden)) if cell_norm else None
         self.memory_norm = nn.Parameter(torch.tensor([[1.0], [0.0]]).repeat(1, hidden)) if cell_norm else None
+        self.backends = ("torch",) if cell_norm else type(self).backends
 
     def lstm_parameters(self) -> LstmParameters:
         return LstmParameters(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
@@ -64,7 +71,9 @@ class LstmController(Controller):
         arguments = x_TBD, reset_TB, state, initial, self.lstm_parameters()
         norm = self.lstm_norm()
         if norm is None:
-            y_TBH, state = lstm_scan(*arguments, self.backend_on(x_TBD.device))
+            acting = len(x_TBD) == 1 and not torch.is_grad_enabled()  # the same with all, and without importing numba
+            backend = "torch" if acting else self.backend_on(x_TBD.device)
+            y_TBH, state = lstm_scan(*arguments, backend)
         else:
             y_TBH, state = normed_lstm_scan(*arguments, norm)
         return y_TBH, state._asdict()

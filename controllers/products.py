@@ -21,9 +21,6 @@ from torch.autograd.function import once_differentiable
 LEAST = 8_000_000
 """Multiplications below which oneDNN's dearer call costs more than its product saves, on a Zen 5."""
 
-LEAST_IN_LOOPS = LEAST // 4
-"""The same where a call follows its like, and finds all it needs in the cache."""
-
 
 class Linear(nn.Linear):
     """`torch.nn.Linear` through `linear`."""
@@ -34,7 +31,7 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, w_NM: Tensor, b_N: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`: [..., M] -> [..., N]; differentiable, once, in every tensor."""
-    if not _pays(x, w_NM, math.prod(x.shape[:-1]), LEAST) or torch.is_autocast_enabled("cpu"):
+    if not _pays(x, w_NM, math.prod(x.shape[:-1])) or torch.is_autocast_enabled("cpu"):
         return F.linear(x, w_NM, b_N)
     x_RM = x.reshape(-1, x.shape[-1])
     y_RN: Tensor = _Linear.apply(x_RM, w_NM, b_N) if torch.is_grad_enabled() else _one_dnn(x_RM, w_NM, b_N)
@@ -43,15 +40,7 @@ def linear(x: Tensor, w_NM: Tensor, b_N: Tensor | None = None) -> Tensor:
 
 def product(a_RM: Tensor, b_MN: Tensor) -> Tensor:
     """`a_RM @ b_MN`, outside autograd."""
-    return _one_dnn(a_RM, b_MN.t(), None) if _pays(a_RM, b_MN, len(a_RM), LEAST) else a_RM @ b_MN
-
-
-def add_product(c_RN: Tensor, a_RM: Tensor, b_MN: Tensor, out: Tensor | None = None) -> Tensor:
-    """`c_RN + a_RM @ b_MN`, outside autograd, in a loop; `out` may be `c_RN`."""
-    if not _pays(a_RM, b_MN, len(a_RM), LEAST_IN_LOOPS):
-        return torch.addmm(c_RN, a_RM, b_MN, out=out)
-    sum_RN: Tensor = torch.ops.mkldnn._linear_pointwise.binary(_dense(a_RM), c_RN, _dense(b_MN.t()), None, "add")
-    return sum_RN if out is None else out.copy_(sum_RN)
+    return _one_dnn(a_RM, b_MN.t(), None) if _pays(a_RM, b_MN, len(a_RM)) else a_RM @ b_MN
 
 
 class _Linear(torch.autograd.Function):
@@ -79,11 +68,11 @@ def _dense(a_RM: Tensor) -> Tensor:
     return a_RM.t().contiguous().t() if a_RM.stride(0) == 1 else a_RM.contiguous()
 
 
-def _pays(x: Tensor, w: Tensor, rows: int, least: int) -> bool:
+def _pays(x: Tensor, w: Tensor, rows: int) -> bool:
     return (
         _mkl_is_held_back()
         and bool(torch.backends.mkldnn.enabled)
-        and rows * w.numel() >= least
+        and rows * w.numel() >= LEAST
         and x.dtype == w.dtype == torch.float32
         and x.device.type == w.device.type == "cpu"
     )

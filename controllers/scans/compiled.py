@@ -222,6 +222,13 @@ def copy(to, source):
             flat[i] = source_flat[i]
 
 
+@compiled
+def add(to, source):
+    """Add one array to another, [I] each."""
+    for i in range(len(to)):
+        to[i] += source[i]
+
+
 @allocating
 def transposed(table):
     """A copy with rows for columns: [R, C] -> [C, R]."""

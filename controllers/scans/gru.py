@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from controllers.products import add_product, product
 from controllers.scans.blocks import blocks
 from controllers.scans.resets import lanes_to_reset, of_step_before, of_steps, with_rows
 
@@ -58,6 +57,10 @@ def gru_scan(
     if len(x_TBD) == 1 and not torch.is_grad_enabled():
         h_BH = _step(x_TBD[0], torch.where(reset_TB.view(-1, 1), initial_H, h_BH), p)
         return h_BH.unsqueeze(0), h_BH.clone()
+    if backend == "numba":
+        from controllers.scans.compiled_gru import compiled_gru_scan  # here, as not all have numba
+
+        return compiled_gru_scan(x_TBD, reset_TB, h_BH, initial_H, p)
     if backend == "triton":
         from controllers.scans.triton_gru import triton_gru_scan  # here, as triton is not installed everywhere
 
@@ -111,8 +114,7 @@ def _forward(
     for start, stop in spans:
         gates = gates_TBG[start:stop] if keep else gates_TBG[: stop - start]
         gates.copy_(b_G)
-        of_x_RG = gates.view(-1, 4 * H)[:, : 3 * H]
-        add_product(of_x_RG, x_TBD[start:stop].reshape(-1, D), w_in, out=of_x_RG)
+        gates.view(-1, 4 * H)[:, : 3 * H].addmm_(x_TBD[start:stop].reshape(-1, D), w_in)
         n_KBH, r_KBH, z_KBH, m_KBH = gates.split(H, -1)
         rows = zip(
             range(start, stop),
@@ -127,7 +129,7 @@ def _forward(
         for t, n, r, z, m, rz, rzm in rows:
             if len(lanes := resets[t]):
                 h = torch.index_copy(h, 0, lanes, initial_rows[t], out=h_in)
-            add_product(rzm, h, w_rec, out=rzm)
+            rzm.addmm_(h, w_rec)
             rz.sigmoid_()
             n.addcmul_(r, m, value=2).sigmoid_()
             torch.add(minus_one, n, alpha=2, out=n)
@@ -180,17 +182,17 @@ class _GruScan(torch.autograd.Function):
                 lanes = ctx.resets[t]
                 if dinitial_H is not None and len(lanes):  # what the gates pass on to it follows, a block at once
                     dinitial_H += (dh[lanes] * z[lanes]).sum(0)
-                dh = add_product(torch.addcmul(dy_before[t], dh, z), d_rec, w_hh)
+                dh = torch.addcmul(dy_before[t], dh, z).addmm_(d_rec, w_hh)
                 if len(lanes):
                     dh.index_copy_(0, lanes, dy_reset[t])
             d_RG = d_KBG.view(-1, 4 * H)
             if dinitial_H is not None:
                 dinitial_H += d_RG[rows_reset, H:].sum(0) @ w_hh
-            dw_hh_HG += product(h_in_RH.t(), d_RG[:, H:])
-            dw_in_DG += product(x_TBD[start:stop].reshape(-1, D).t(), d_RG[:, : 3 * H])
+            dw_hh_HG.addmm_(h_in_RH.t(), d_RG[:, H:])
+            dw_in_DG.addmm_(x_TBD[start:stop].reshape(-1, D).t(), d_RG[:, : 3 * H])
             db += d_RG.sum(0)
             if dx_TBD is not None:
-                dx_TBD[start:stop] = product(d_RG[:, : 3 * H], w_in).view(-1, B, D)
+                dx_TBD[start:stop] = (d_RG[:, : 3 * H] @ w_in).view(-1, B, D)
         dw_ih = torch.cat([dw_in_DG[:, H:], dw_in_DG[:, :H]], 1).t()
         db_ih = torch.cat([db[H : 3 * H], db[:H]])
         return dx_TBD, None, dh, dinitial_H, dw_ih, dw_hh_HG.t(), db_ih, db[H:]

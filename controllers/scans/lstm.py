@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from controllers.products import add_product, product
 from controllers.scans.blocks import blocks
 from controllers.scans.resets import lanes_to_reset, of_step_before, of_steps, with_rows
 
@@ -73,6 +72,10 @@ def lstm_scan(
         h_BH, c_BH = (torch.where(reset_B1, *pair) for pair in zip(initial, state, strict=True))
         state = _step(x_TBD[0], LstmState(h_BH, c_BH), p)
         return state.h.unsqueeze(0), state._replace(h=state.h.clone())
+    if backend == "numba":
+        from controllers.scans.compiled_lstm import compiled_lstm_scan  # here, as not all have numba
+
+        return compiled_lstm_scan(x_TBD, reset_TB, state, initial, p)
     if backend == "triton":
         from controllers.scans.triton_lstm import triton_lstm_scan  # here, as triton is not installed everywhere
 
@@ -126,8 +129,7 @@ def _forward(
     for start, stop in spans:
         row = slice(start, stop) if keep else slice(stop - start)
         gates_KBG = trace.gates_TBG[row]
-        gates_RG = gates_KBG.view(-1, 4 * H)
-        add_product(b_in.expand_as(gates_RG), x_TBD[start:stop].reshape(-1, D), w_in, out=gates_RG)
+        torch.addmm(b_in, x_TBD[start:stop].reshape(-1, D), w_in, out=gates_KBG.view(-1, 4 * H))
         rows = zip(
             range(start, stop),
             gates_KBG.unbind(),
@@ -141,7 +143,7 @@ def _forward(
             if len(lanes := resets[t]):
                 h = torch.index_copy(h, 0, lanes, initial_h[t], out=h_in)
                 c.index_copy_(0, lanes, initial_c[t])  # nobody else sees c
-            add_product(gates, h, w_rec, out=gates).sigmoid_()
+            gates.addmm_(h, w_rec).sigmoid_()
             torch.add(minus_one, g, alpha=2, out=g)
             c = torch.mul(f, c, out=c_out).addcmul_(i, g)
             torch.mul(c, 2, out=tanh_c).sigmoid_()
@@ -176,7 +178,7 @@ class _LstmScan(torch.autograd.Function):
             w_hh.new_empty(spans[0][1], B, H),
         )
         # dL/dy of the step before, which is where the loop below arrives
-        dy_before = [torch.zeros_like(dh_BH), *dy_TBH[:-1].unbind()]
+        dy_before = [dy_TBH.new_zeros(()), *dy_TBH[:-1].unbind()]
         dy_reset = of_steps(of_step_before(dy_TBH, reset_TB), ctx.resets)
         dh, dc = dh_BH + dy_TBH[-1], dc_BH
         for start, stop in reversed(spans):
@@ -200,7 +202,7 @@ class _LstmScan(torch.autograd.Function):
                 d_ifg.mul_(dc.unsqueeze(1))
                 d_o.mul_(dh)
                 dc.mul_(f)
-                dh = add_product(dy_before[t], d, w_hh)
+                dh = torch.addmm(dy_before[t], d, w_hh)
                 if len(lanes := ctx.resets[t]):
                     if dinitial is not None:
                         dinitial.c.add_(dc[lanes].sum(0))
@@ -209,11 +211,11 @@ class _LstmScan(torch.autograd.Function):
             d_RG = d_KBG.view(-1, 4 * H)
             if dinitial is not None:
                 dinitial.h.add_(d_RG[rows_reset].sum(0) @ w_hh)
-            dw_hh_HG += product(h_in_RH.t(), d_RG)
-            dw_ih_DG += product(x_TBD[start:stop].reshape(-1, D).t(), d_RG)
+            dw_hh_HG.addmm_(h_in_RH.t(), d_RG)
+            dw_ih_DG.addmm_(x_TBD[start:stop].reshape(-1, D).t(), d_RG)
             db += d_RG.sum(0)
             if dx_TBD is not None:
-                dx_TBD[start:stop] = product(d_RG, w_ih).view(-1, B, D)
+                dx_TBD[start:stop] = (d_RG @ w_ih).view(-1, B, D)
         return dx_TBD, None, dh, dc, *(dinitial or (None, None)), dw_ih_DG.t(), dw_hh_HG.t(), db, db
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import torch
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
 from numba import types
@@ -60,6 +61,12 @@ def tile_shape(states_NI: Tensor) -> TileShape:
     """The largest that fits this machine, and divides states [N, I]."""
     states, channels = states_NI.shape
     return TileShape(math.gcd(states, _ROWS), math.gcd(channels, _BYTES // states_NI.element_size()))
+
+
+def product_tiles(rows: int, columns: int, dtype: torch.dtype) -> TileShape:
+    """Those that a product of this size is made of: the largest, but of one row where there are few."""
+    width = min(_BYTES // dtype.itemsize, 2 ** (columns.bit_length() - 1))
+    return TileShape(_ROWS if rows >= _ROWS else 1, width)
 
 
 class _Tile(types.Type):
@@ -192,6 +199,14 @@ def load_column(typing, table, row, column, shape):
     """A tile whose rows are each filled with one of table[row, column : column + R]."""
     return _loading(
         table, shape.rows, shape, lambda place, r, width: _repeated(place.builder, place.load(0, r, 1), width)
+    )
+
+
+@intrinsic
+def load_down(typing, table, row, column, shape):
+    """A tile whose rows are each filled with one of table[row : row + R, column]."""
+    return _loading(
+        table, shape.rows, shape, lambda place, r, width: _repeated(place.builder, place.load(r, 0, 1), width)
     )
 
 

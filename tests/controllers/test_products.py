@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from controllers import ControllerSettings, build_controller, products
-from controllers.products import Linear, add_product, linear, product
+from controllers.products import Linear, linear, product
 
 pytestmark = pytest.mark.skipif(not products.one_dnn_works(), reason="this PyTorch has no oneDNN")
 
@@ -17,21 +17,15 @@ pytestmark = pytest.mark.skipif(not products.one_dnn_works(), reason="this PyTor
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """oneDNN for everything, however small; collects how many rows each of its products had."""
     rows: list[int] = []
-    one_dnn, sum_of = torch.ops.mkldnn._linear_pointwise, torch.ops.mkldnn._linear_pointwise.binary
+    one_dnn = torch.ops.mkldnn._linear_pointwise
 
-    class Counting:
-        def __call__(self, x: Tensor, *rest: object) -> Tensor:
-            rows.append(len(x))
-            return one_dnn(x, *rest)
-
-        def binary(self, x: Tensor, *rest: object) -> Tensor:
-            rows.append(len(x))
-            return sum_of(x, *rest)
+    def counting(x: Tensor, *rest: object) -> Tensor:
+        rows.append(len(x))
+        return one_dnn(x, *rest)
 
     monkeypatch.setattr(products, "_mkl_is_held_back", lambda: True)
     monkeypatch.setattr(products, "LEAST", 1)
-    monkeypatch.setattr(products, "LEAST_IN_LOOPS", 1)
-    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", Counting())
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", counting)
     yield rows
 
 
@@ -58,20 +52,10 @@ def layouts(rows: int, columns: int, seed: int) -> dict[str, Tensor]:
 def test_a_product_is_the_product_however_its_factors_lie(
     rows: int, inputs: int, outputs: int, a: str, b: str, calls: list[int]
 ) -> None:
-    a_RM, b_MN, c_RN = layouts(rows, inputs, 1)[a], layouts(inputs, outputs, 2)[b], layouts(rows, outputs, 3)[a]
+    a_RM, b_MN = layouts(rows, inputs, 1)[a], layouts(inputs, outputs, 2)[b]
     expected = a_RM.double() @ b_MN.double()
     torch.testing.assert_close(product(a_RM, b_MN).double(), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(add_product(c_RN, a_RM, b_MN).double(), c_RN + expected, rtol=1e-5, atol=1e-5)
-    assert calls == [rows, rows]
-
-
-def test_a_sum_can_take_the_place_of_what_was_added_to() -> None:
-    gates, x, w = random(6, 12), random(6, 4, seed=1), random(4, 5, seed=2)
-    part, before = gates[:, 3:8], gates.clone()
-    returned = add_product(part, x, w, out=part)
-    assert returned.data_ptr() == part.data_ptr()
-    torch.testing.assert_close(part, before[:, 3:8] + x @ w)
-    torch.testing.assert_close(gates[:, [0, 1, 2, 8, 9, 10, 11]], before[:, [0, 1, 2, 8, 9, 10, 11]])
+    assert calls == [rows]
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -116,7 +100,6 @@ def test_what_one_dnn_does_not_suit_is_torchs(why: str, calls: list[int], monkey
         layer, x = layer.double(), x.double()
     if why == "small":
         monkeypatch.setattr(products, "LEAST", 9 * 5 * 7 + 1)
-        monkeypatch.setattr(products, "LEAST_IN_LOOPS", 9 * 5 * 7 + 1)
     if why == "switched off":
         monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
     with torch.autocast("cpu", enabled=why == "autocast"):
@@ -125,7 +108,6 @@ def test_what_one_dnn_does_not_suit_is_torchs(why: str, calls: list[int], monkey
         torch.testing.assert_close(y, F.linear(x, layer.weight, layer.bias), rtol=0, atol=0)
         if why != "autocast":
             product(x, layer.weight.t())
-            add_product(y, x, layer.weight.t())
     assert not calls
 
 
