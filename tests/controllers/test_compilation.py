@@ -13,6 +13,8 @@ from controllers import ControllerSettings, build_controller
 from controllers.compilation import compile_ahead
 from controllers.scans import compiled
 
+ACT = "torch.set_grad_enabled(False); built.step(torch.zeros(2, 3), torch.zeros(2).bool(), built.initial_carry(2))"
+
 
 @pytest.fixture
 def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -69,18 +71,19 @@ def test_machine_code_that_has_not_been_added_to_for_months_is_removed(told: lis
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind,backend", [("gru", "auto"), ("mamba", "torch"), ("mamba", "reference")])
+@pytest.mark.parametrize("kind,backend", [("mlp", "auto"), ("gru", "torch"), ("lstm", "reference"), ("mamba", "torch")])
 def test_what_is_not_compiled_is_not_spoken_of(told: list[str], kind: str, backend: str) -> None:
     ahead(kind, told, backend)
     assert not told
 
 
-def test_numba_is_not_imported_for_kinds_that_do_not_need_it() -> None:
+@pytest.mark.parametrize("kind,use", [("mlp", "compile_ahead(built, 'mlp', print)"), ("gru", ACT), ("lstm", ACT)])
+def test_numba_is_not_imported_where_nothing_compiled_runs(kind: str, use: str) -> None:
     program = (
         "import sys, torch; from torch import Generator; "
         "from controllers import ControllerSettings, build_controller; "
         "from controllers.compilation import compile_ahead; "
-        "c = build_controller(ControllerSettings(kind='gru'), 3, 5, Generator()); compile_ahead(c, 'gru', print); "
-        "assert 'numba' not in sys.modules"
+        f"built = build_controller(ControllerSettings(kind='{kind}'), 3, 5, Generator()); {use}; "
+        "assert 'numba.core' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

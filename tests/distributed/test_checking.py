@@ -47,7 +47,7 @@ def test_a_sound_controller_passes_and_is_measured() -> None:
     passed, text = report("gru", SMALL, "layers=2")
     assert passed
     assert text.count(" passed") == len(CHECKS) + 1
-    assert "backend torch" in text
+    assert "backend numba" in text
     assert "parameters" in text and "48 bytes a lane" in text and "torch.nn.GRU(" in text
 
 
@@ -75,7 +75,7 @@ def test_shapes_that_are_wrong_end_the_checks_with_a_sentence() -> None:
         (("gru", "kwargs.slots=3"), "kwargs.slots is 3, but gru has no such setting"),
         (("gru", "hidden_size=0"), "policy.controller.hidden_size is 0"),
         (("gru", "policy.controller.hidden_size=6"), "all of policy.controller; leave that out"),
-        (("gru", "backend=triton"), "does not run on cpu here: it is made for CUDA devices; choose auto or torch"),
+        (("gru", "backend=triton"), "does not run on cpu here: it is made for CUDA devices; choose auto or numba"),
         ((f"{__name__}:HasNoCarry",), "HasNoCarry', which cannot be built with kwargs {}: AttributeError"),
         (
             (f"{__name__}:RaisesWhenBuilt",),

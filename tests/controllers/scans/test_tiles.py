@@ -10,6 +10,7 @@ from controllers.scans.tiles import (
     add_up,
     load,
     load_column,
+    load_down,
     load_row,
     store,
     sum_of_rows,
@@ -42,17 +43,19 @@ def arithmetic(x, y, shape, results):  # type: ignore[no-untyped-def]
     store(results[4], ROW, COLUMN, sum_of_rows(a))
     store(results[5], ROW, COLUMN, exp2(a))
     store(results[6], ROW, COLUMN, zeros(x.dtype, shape))
+    store(results[7], ROW, COLUMN, load_down(y, ROW, COLUMN, shape))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_arithmetic_is_numpys_and_nothing_else_is_touched(shape: TileShape, dtype: type) -> None:
     x, y = table(dtype), table(dtype, seed=1)
-    results = np.full((7, *x.shape), 9, dtype)
+    results = np.full((8, *x.shape), 9, dtype)
     arithmetic(x, y, shape, results)
     a, b = inside(x, shape), inside(y, shape)
     row, column = b[:1], y[ROW, COLUMN : COLUMN + shape.rows, np.newaxis]
-    expected = [a + b, a - row, row * a, a * column, a.sum(0, keepdims=True), np.exp2(a), np.zeros_like(a)]
+    sums, down = a.sum(0, keepdims=True), np.broadcast_to(b[:, :1], b.shape)
+    expected = [a + b, a - row, row * a, a * column, sums, np.exp2(a), np.zeros_like(a), down]
     for result, values in zip(results, expected, strict=True):
         whole = np.full_like(result, 9)
         whole[ROW : ROW + len(values), COLUMN : COLUMN + shape.width] = values

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
 from controllers import Controller, ControllerSettings, build_controller
 from controllers.contract import CHECKS, Check
-from tests.controllers.scans.weighed import with_gradients
+from tests.controllers.scans.weighed import gradients_of_two_layouts, scan_and_loop
 
 KINDS = ("gru", "lstm")
 INPUT = 3
@@ -43,25 +43,6 @@ def controller(kind: str, hidden: int, input_size: int = INPUT, generator: Gener
     return built
 
 
-def both(built: Controller, steps: int, lanes: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Outputs, last carries and all gradients in float64: of the kernels, and of the loop."""
-    generator = Generator().manual_seed(1)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    built = built.double()
-    with torch.no_grad():
-        for parameter in built.parameters():
-            parameter += 0.1 * draw(*parameter.shape)
-    x = draw(steps, lanes, INPUT).requires_grad_()
-    reset = torch.rand(steps, lanes, generator=generator) < 0.3
-    carry = {name: draw(*value.shape).requires_grad_() for name, value in built.initial_carry(lanes).items()}
-    inputs = [x, *carry.values(), *built.parameters()]
-    (y, last), (slow_y, slow_last) = built.scan(x, reset, carry), built.reference_scan(x, reset, carry)
-    return with_gradients([y, *last.values()], inputs), with_gradients([slow_y, *slow_last.values()], inputs)
-
-
 @pytest.mark.parametrize(
     "check",
     [
@@ -80,21 +61,12 @@ def test_programs_that_share_lanes_hand_on_their_states(recurrence: ModuleType, 
     hidden, lanes = max(recurrence.UNITS) + 5, max(recurrence.LANES) + 3
     cut = recurrence.tiles(3, lanes, hidden, hidden, 3, 8, 1)
     assert cut.columns > 1 and cut.lane_blocks > 1 and hidden > cut.inner
-    torch.testing.assert_close(*both(controller(kind, hidden), 3, lanes), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(*scan_and_loop(controller(kind, hidden), 3, lanes), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_that_come_in_another_layout_are_the_same(recurrence: ModuleType, kind: str) -> None:
-    built = controller(kind, 4)
-    x, reset = torch.randn(3, 5, INPUT), torch.zeros(3, 5, dtype=torch.bool)
-    y, last = built.scan(x, reset, built.initial_carry(5))
-    outputs = [y, *last.values()]
-    slopes = [torch.randn_like(value) for value in outputs]
-    turned = [slope.transpose(0, 1).contiguous().transpose(0, 1) for slope in slopes]
-    expected, actual = (
-        torch.autograd.grad(outputs, list(built.parameters()), given, retain_graph=True) for given in (slopes, turned)
-    )
-    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    torch.testing.assert_close(*gradients_of_two_layouts(controller(kind, 4), 3, 5), rtol=0, atol=0)
 
 
 class AtOnce:
@@ -131,7 +103,7 @@ def test_programs_that_run_at_once_wait_for_each_other(
     monkeypatch.setattr(recurrence, "LANES", (4,))
     monkeypatch.setattr(recurrence, "UNITS", (4,))
     try:
-        actual, expected = both(controller(kind, 10), 9, 7)
+        actual, expected = scan_and_loop(controller(kind, 10), 9, 7)
     finally:
         patched.restore()
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
