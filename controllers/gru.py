@@ -16,14 +16,11 @@ class GruController(Controller):
     """Parameters as in `torch.nn.GRUCell` (gates r, z, n); it carries `h` [B, H].
 
     Args:
-        cell_norm: LayerNorm before the gates; the scan then takes about half as long again.
+        cell_norm: LayerNorm before the gates; the scan then takes about three times as long.
     """
 
-    backends: Sequence[str] = (
-        "numba",
-        "torch",
-        "triton",
-    )  # the last only where forced, until it has been timed on a GPU
+    # The last only where forced, until it has been timed on a GPU.
+    backends: Sequence[str] = ("numba", "torch", "triton")
     initial_h: Tensor
 
     def __init__(

@@ -16,14 +16,11 @@ class LstmController(Controller):
     """Parameters as in `torch.nn.LSTMCell` (gates i, f, g, o); it carries `h` and `c` [B, H].
 
     Args:
-        cell_norm: LayerNorm before the gates and on the memory; the scan then takes about half as long again.
+        cell_norm: LayerNorm before the gates and on the memory; the scan then takes about three times as long.
     """
 
-    backends: Sequence[str] = (
-        "numba",
-        "torch",
-        "triton",
-    )  # the last only where forced, until it has been timed on a GPU
+    # The last only where forced, until it has been timed on a GPU.
+    backends: Sequence[str] = ("numba", "torch", "triton")
     initial_h: Tensor
     initial_c: Tensor
 

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 LEAST = 8_000_000
 """Multiplications below which oneDNN's dearer call costs more than its product saves, on a Zen 5."""
@@ -30,35 +29,44 @@ class Linear(nn.Linear):
 
 
 def linear(x: Tensor, w_NM: Tensor, b_N: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear`: [..., M] -> [..., N]; differentiable, once, in every tensor."""
-    if not _pays(x, w_NM, math.prod(x.shape[:-1])) or torch.is_autocast_enabled("cpu"):
+    """`torch.nn.functional.linear`: [..., M] -> [..., N]; torch.func's transforms do not know the larger ones."""
+    fits = x.dim() > 0 and w_NM.dim() == 2 and x.shape[-1] == w_NM.shape[1] and _is_bias_of(w_NM, b_N)
+    if not fits or torch.is_autocast_enabled("cpu") or not _pays(x, w_NM, math.prod(x.shape[:-1])):
         return F.linear(x, w_NM, b_N)
     x_RM = x.reshape(-1, x.shape[-1])
     y_RN: Tensor = _Linear.apply(x_RM, w_NM, b_N) if torch.is_grad_enabled() else _one_dnn(x_RM, w_NM, b_N)
     return y_RN.view(*x.shape[:-1], -1)
 
 
+def _is_bias_of(w_NM: Tensor, b_N: Tensor | None) -> bool:
+    return b_N is None or (b_N.shape == w_NM.shape[:1] and b_N.dtype == w_NM.dtype and b_N.device == w_NM.device)
+
+
 def product(a_RM: Tensor, b_MN: Tensor) -> Tensor:
-    """`a_RM @ b_MN`, outside autograd."""
-    return _one_dnn(a_RM, b_MN.t(), None) if _pays(a_RM, b_MN, len(a_RM)) else a_RM @ b_MN
+    """`a_RM @ b_MN`, outside autograd and autocast."""
+    if _pays(a_RM, b_MN, len(a_RM)):
+        return _one_dnn(a_RM, b_MN.t(), None)
+    with torch.autocast(a_RM.device.type, enabled=False):
+        return a_RM @ b_MN
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_RM: Tensor, w_NM: Tensor, b_N: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x_RM, w_NM)
+        of_x, of_w, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x_RM if of_w else None, w_NM if of_x else None)
         return _one_dnn(x_RM, w_NM, b_N)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy_RN: Tensor) -> tuple[Tensor | None, ...]:
         x_RM, w_NM = ctx.saved_tensors
-        dx_RM = product(dy_RN, w_NM) if ctx.needs_input_grad[0] else None
-        dw_NM = product(x_RM.t(), dy_RN).t() if ctx.needs_input_grad[1] else None
+        dx_RM = None if w_NM is None else linear(dy_RN, w_NM.t())
+        dw_NM = None if x_RM is None else linear(x_RM.t(), dy_RN.t()).t()
         return dx_RM, dw_NM, dy_RN.sum(0) if ctx.needs_input_grad[2] else None
 
 
 def _one_dnn(x_RM: Tensor, w_NM: Tensor, b_N: Tensor | None) -> Tensor:
+    b_N = None if b_N is None else b_N.contiguous()  # its strides are not asked for
     y_RN: Tensor = torch.ops.mkldnn._linear_pointwise(_dense(x_RM), _dense(w_NM), b_N, "none", [], "")
     return y_RN
 
@@ -88,7 +96,7 @@ def _mkl_is_held_back() -> bool:
 
 def one_dnn_works() -> bool:
     """Whether this PyTorch has oneDNN's products, which are no part of its public interface."""
-    one = torch.ones(1, 1)
+    one = torch.ones(1, 1, dtype=torch.float32, device="cpu")
     try:
         return bool(_one_dnn(one, one, None) == 1)
     except (AttributeError, RuntimeError):

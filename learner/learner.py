@@ -229,11 +229,12 @@ class Learner:
         """Sum the shards' gradients in their fixed order, clip, step; returns the norm before clipping."""
         for parameter, parts in zip(self._parameters, zip(*shard_gradients, strict=True), strict=True):
             present = [part for part in parts if part is not None]
-            total = present[0] if present else None
+            # A copy, as autograd may hand out one tensor for two parameters, which clipping would then scale twice; and
+            # one in order, as torch's fused Adam on CPU ignores a gradient's strides.
+            total = present[0].clone(memory_format=torch.contiguous_format) if present else None
             for part in present[1:]:
-                total = total + part
-            # Torch's fused Adam on CPU takes a gradient's memory for granted and ignores its strides.
-            parameter.grad = None if total is None else total.contiguous()
+                total += part
+            parameter.grad = total
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self.settings.max_grad_norm))
         if not math.isfinite(norm):
             raise FloatingPointError(

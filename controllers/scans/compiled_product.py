@@ -22,11 +22,11 @@ def panels(w_MN: Tensor, tiles: TileShape) -> Tensor:
 
 
 @compiled
-def multiply(left, panels, out, tiles):
-    """out [B, N] = left [B, M] times what `panels` [P, M, W] are of."""
+def multiply(left, right, out, tiles):
+    """out [B, N] = left [B, M] times right, in its panels [P, M, W]."""
     (B, N), M = out.shape, left.shape[1]
-    for p in range(len(panels)):
-        panel, column = panels[p], min(p * tiles.width, N - tiles.width)
+    for p in range(len(right)):
+        panel, column = right[p], min(p * tiles.width, N - tiles.width)
         for b in range(0, B, tiles.rows):
             row = min(b, B - tiles.rows)
             tile = zeros(out.dtype, tiles)

@@ -76,7 +76,8 @@ def _step(x_BD: Tensor, h_BH: Tensor, p: GruParameters) -> Tensor:
     """`_forward` for one step in the fewest operations: what acting spends its time in.
 
     It adds and rounds in the order of `_forward`, so that acting and training agree to the last bit wherever the
-    matrix products do; LayerNorm would magnify any difference where states are small.
+    matrix products do; LayerNorm would magnify any difference where states are small. The compiled form, which adds in
+    another order, differs by 6e-8 in float32 on delayed cue at the start of training, and by 2e-5 after a LayerNorm.
     """
     H = h_BH.shape[1]
     x_bias = p.b_ih.clone()

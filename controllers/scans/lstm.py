@@ -90,7 +90,7 @@ def lstm_scan(
 def _step(x_BD: Tensor, state: LstmState, p: LstmParameters) -> LstmState:
     """`_forward` for one step in the fewest operations: what acting spends its time in.
 
-    It adds and rounds in the order of `_forward`, as the GRU's does.
+    It adds and rounds in the order of `_forward`, as the GRU's does; the compiled form differs as much as there.
     """
     gates = torch.addmm(p.b_ih + p.b_hh, x_BD, p.w_ih.t()).addmm_(state.h, p.w_hh.t())
     i, f, g, o = gates.chunk(4, 1)

@@ -2,7 +2,8 @@
 
 By itself LLVM makes vectors of the innermost loop alone. In a recurrence that is the one over channels, so that every
 state comes from memory and goes back at each step. A tile is R rows (states) of W neighbours (channels), in vectors; a
-kernel that works on tiles has its steps innermost, and the states in registers from one to the next.
+kernel that works on tiles has its steps innermost, and the states in registers from one to the next. So does a matrix
+product, whose rows are lanes, and which sums its tiles up.
 
 Arithmetic is element by element, and one row counts for all rows of the other. Products may be fused with what they
 are added to. Unlike those of loops that LLVM makes vectors of, the results do not hang on where arrays lie.

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from controllers import ControllerSettings, build_controller, products
+from controllers import CONTROLLERS, ControllerSettings, build_controller, products
 from controllers.products import Linear, linear, product
 
 pytestmark = pytest.mark.skipif(not products.one_dnn_works(), reason="this PyTorch has no oneDNN")
@@ -30,7 +30,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=Generator().manual_seed(seed))
+    return torch.randn(shape, generator=Generator().manual_seed(seed))
 
 
 def layouts(rows: int, columns: int, seed: int) -> dict[str, Tensor]:
@@ -78,6 +78,54 @@ def test_a_layer_is_torchs_with_all_its_gradients(shape: tuple[int, ...], bias: 
         torch.testing.assert_close(linear(*ours), y, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("bias", ["every other", "one number", "a column"])
+def test_a_bias_is_read_where_it_lies(bias: str, calls: list[int]) -> None:
+    b = {"every other": random(14)[::2], "one number": random(1).expand(7), "a column": random(7, 2)[:, 0]}[bias]
+    x, w = random(9, 5), random(7, 5, seed=1)
+    torch.testing.assert_close(linear(x, w, b), F.linear(x, w, b), rtol=1e-5, atol=1e-5)
+    assert calls
+
+
+def test_the_gradient_has_a_gradient(calls: list[int]) -> None:
+    found = []
+    for layer in (linear, F.linear):
+        values = [random(9, 5), random(7, 5, seed=1), random(7, seed=2)]
+        x, w, b = inputs = [value.requires_grad_() for value in values]
+        (slope,) = torch.autograd.grad(layer(x, w, b).tanh().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(slope.square().sum(), inputs))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+    assert calls
+
+
+@pytest.mark.parametrize(
+    "x,w,b", [((9, 5), (7, 4), None), ((9, 5), (1, 7, 5), None), ((9, 5), (7, 5), (6,)), ((), (7, 5), None)]
+)
+def test_what_does_not_fit_is_refused_by_torch(
+    x: tuple[int, ...], w: tuple[int, ...], b: tuple[int, ...] | None, calls: list[int]
+) -> None:
+    with pytest.raises(RuntimeError):
+        linear(random(*x), random(*w), None if b is None else random(*b))
+    assert not calls
+
+
+@pytest.mark.parametrize("w,b", [((5,), None), ((7, 5), (1,)), ((7, 5), (9, 7))])
+def test_what_torch_takes_besides_is_torchs(w: tuple[int, ...], b: tuple[int, ...] | None, calls: list[int]) -> None:
+    x, w_NM, b_N = random(9, 5), random(*w), None if b is None else random(*b)
+    torch.testing.assert_close(linear(x, w_NM, b_N), F.linear(x, w_NM, b_N), rtol=0, atol=0)
+    assert not calls
+
+
+def test_what_no_gradient_needs_may_change() -> None:
+    x, w = random(9, 5), random(7, 5, seed=1)
+    x_graded, w_graded = x.clone().requires_grad_(), w.clone().requires_grad_()
+    of_x, of_w = linear(x_graded, w), linear(x, w_graded)
+    with torch.no_grad():
+        x_graded += 1
+        w_graded += 1
+    torch.testing.assert_close(torch.autograd.grad(of_x.sum(), x_graded)[0], w.sum(0).expand(9, 5))
+    torch.testing.assert_close(torch.autograd.grad(of_w.sum(), w_graded)[0], x.sum(0).expand(7, 5))
+
+
 def test_a_pytorch_without_one_dnn_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> Tensor:
         raise RuntimeError("expected at most 5 arguments")
@@ -111,7 +159,25 @@ def test_what_one_dnn_does_not_suit_is_torchs(why: str, calls: list[int], monkey
     assert not calls
 
 
-@pytest.mark.parametrize("kind", ["mlp", "gru", "lstm", "lru", "mingru", "mamba", "mamba2", "mamba_gru", "transformer"])
+@pytest.mark.parametrize("least", [1, 1000])
+def test_a_product_keeps_its_type_where_autocast_is_on(least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "LEAST", least)
+    a_RM, b_MN = random(9, 5), random(5, 7)
+    with torch.autocast("cpu"):
+        actual = product(a_RM, b_MN)
+    torch.testing.assert_close(actual, a_RM @ b_MN)
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_a_compiled_recurrence_keeps_its_type_where_autocast_is_on(kind: str) -> None:
+    controller = build_controller(ControllerSettings(kind=kind, hidden_size=4), 3, 5, Generator().manual_seed(0))
+    x, reset = random(6, 2, 3), torch.zeros(6, 2, dtype=torch.bool)
+    with torch.autocast("cpu"):
+        actual, _ = controller.scan(x, reset, controller.initial_carry(2))
+    torch.testing.assert_close(actual, controller.scan(x, reset, controller.initial_carry(2))[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", CONTROLLERS)
 def test_every_controller_is_what_it_is_with_torchs_products(
     kind: str, calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
