@@ -94,14 +94,15 @@ def _acting_gru(gru: nn.GRU, x_1BD: Tensor) -> Callable[[], object]:
 
 
 def best_seconds(*contestants: Callable[[], object]) -> list[float]:
-    """The shortest time that each takes, measured in turn after one round to warm up."""
+    """The shortest time that each takes, measured in turn; each comes after itself, as another leaves it no cache."""
     rounds: list[list[float]] = []
     first = perf_counter()
-    while len(rounds) <= _ROUNDS or perf_counter() - first < _SECONDS:
+    while len(rounds) < _ROUNDS or perf_counter() - first < _SECONDS:
         seconds = []
         for run in contestants:
+            run()
             started = perf_counter()
             run()
             seconds.append(perf_counter() - started)
         rounds.append(seconds)
-    return [min(times) for times in zip(*rounds[1:], strict=True)]
+    return [min(times) for times in zip(*rounds, strict=True)]
