@@ -21,8 +21,8 @@ from controllers.scans.blocks import blocks
 from controllers.scans.compiled import add, arrays, compiled, copy, kernel, sigmoid
 from controllers.scans.compiled_product import multiply, panels
 from controllers.scans.lstm import LstmParameters, LstmState
-from controllers.scans.resets import with_rows
 from controllers.scans.tiles import product_tiles
+from controllers.scans.weight_gradients import WeightGradients
 
 
 def compiled_lstm_scan(
@@ -69,28 +69,19 @@ class _CompiledLstm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy_TBH: Tensor, dh_BH: Tensor, dc_BH: Tensor) -> tuple[Tensor | None, ...]:
         x_TBD, reset_TB, initial_h, initial_c, w_ih, w_hh, h_SBH, c_SBH, *kept = ctx.saved_tensors
-        T, B, D = x_TBD.shape
-        H = w_hh.shape[1]
-        tiles = product_tiles(B, H, w_hh.dtype)
-        spans = blocks(T, B)
-        dw_ih_DG, dw_hh_HG, db_G = w_ih.new_zeros(D, 4 * H), w_hh.new_zeros(H, 4 * H), w_hh.new_zeros(4 * H)
-        dinitial = torch.zeros_like(initial_h), torch.zeros_like(initial_c)
-        dx_TBD = torch.empty_like(x_TBD) if ctx.needs_input_grad[0] else None
+        _, B, H = h_SBH.shape
+        tiles, spans = product_tiles(B, H, w_hh.dtype), blocks(*reset_TB.shape)
+        shared = WeightGradients(x_TBD, reset_TB, initial_h, w_ih, w_hh, ctx.needs_input_grad[0])
         room_KBG = w_hh.new_empty(spans[0][1], B, 4 * H)
         dstate = tuple(value.clone(memory_format=torch.contiguous_format) for value in (dh_BH, dc_BH))
+        dinitial = torch.zeros_like(initial_h), torch.zeros_like(initial_c)
         given = arrays(initial_c, panels(w_hh, tiles))
         for (start, stop), gates_KBG, shown_KBH in reversed(list(zip(spans, kept[::2], kept[1::2], strict=True))):
             d_KBG = room_KBG[: stop - start]
             block = arrays(reset_TB[start:stop], gates_KBG, shown_KBH, c_SBH[start:stop], dy_TBH[start:stop])
             _backward(*given, *block, *arrays(d_KBG, *dstate, *dinitial), tiles)
-            rows_reset = reset_TB[start:stop].reshape(-1).nonzero()[:, 0]
-            h_in_RH, d_RG = with_rows(h_SBH[start:stop].view(-1, H), rows_reset, initial_h), d_KBG.view(-1, 4 * H)
-            dw_hh_HG += product(h_in_RH.t(), d_RG)
-            dw_ih_DG += product(x_TBD[start:stop].reshape(-1, D).t(), d_RG)
-            db_G += d_RG.sum(0)
-            if dx_TBD is not None:
-                dx_TBD[start:stop] = product(d_RG, w_ih).view(-1, B, D)
-        return dx_TBD, None, *dstate, *dinitial, dw_ih_DG.t(), dw_hh_HG.t(), db_G, db_G
+            shared.add(start, stop, h_SBH[start:stop], d_KBG, d_KBG)
+        return shared.x_TBD, None, *dstate, *dinitial, *shared.of_parameters()
 
 
 @compiled

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from controllers.scans.blocks import blocks
-from controllers.scans.resets import lanes_to_reset, of_step_before, of_steps, with_rows
+from controllers.scans.resets import lanes_to_reset, of_step_before, of_steps
+from controllers.scans.weight_gradients import WeightGradients
 
 
 class LstmParameters(NamedTuple):
@@ -166,13 +167,12 @@ class _LstmScan(torch.autograd.Function):
     def backward(ctx: Any, dy_TBH: Tensor, dh_BH: Tensor, dc_BH: Tensor) -> tuple[Tensor | None, ...]:
         x_TBD, reset_TB, initial_h, initial_c, w_ih, w_hh, *saved = ctx.saved_tensors
         trace = _Trace(*saved)
-        T, B, D = x_TBD.shape
+        T, B, _ = x_TBD.shape
         H = w_hh.shape[1]
         spans = blocks(T, B)
-        dw_ih_DG, dw_hh_HG, db = w_ih.new_zeros(D, 4 * H), w_hh.new_zeros(H, 4 * H), w_hh.new_zeros(4 * H)
+        shared = WeightGradients(x_TBD, reset_TB, initial_h, w_ih, w_hh, ctx.needs_input_grad[0])
         learned = ctx.needs_input_grad[4] or ctx.needs_input_grad[5]
         dinitial = LstmState(torch.zeros_like(initial_h), torch.zeros_like(initial_c)) if learned else None
-        dx_TBD = torch.empty_like(x_TBD) if ctx.needs_input_grad[0] else None
         slopes_KBG, memory_slopes_KBH = (
             w_hh.new_empty(spans[0][1], B, 4 * H),
             w_hh.new_empty(spans[0][1], B, H),
@@ -182,8 +182,6 @@ class _LstmScan(torch.autograd.Function):
         dy_reset = of_steps(of_step_before(dy_TBH, reset_TB), ctx.resets)
         dh, dc = dh_BH + dy_TBH[-1], dc_BH
         for start, stop in reversed(spans):
-            rows_reset = reset_TB[start:stop].reshape(-1).nonzero()[:, 0]
-            h_in_RH = with_rows(trace.h_SBH[start:stop].view(-1, H), rows_reset, initial_h)
             gates_KBG, tanh_c_KBH = trace.gates_TBG[start:stop], trace.tanh_c_TBH[start:stop]
             d_KBG, ch_KBH = slopes_KBG[: stop - start], memory_slopes_KBH[: stop - start]
             _slopes(gates_KBG, trace.c_SBH[start:stop], tanh_c_KBH, out=d_KBG, memory_out=ch_KBH)
@@ -208,15 +206,10 @@ class _LstmScan(torch.autograd.Function):
                         dinitial.c.add_(dc[lanes].sum(0))
                     dc.index_fill_(0, lanes, 0)
                     dh.index_copy_(0, lanes, dy_reset[t])
-            d_RG = d_KBG.view(-1, 4 * H)
             if dinitial is not None:
-                dinitial.h.add_(d_RG[rows_reset].sum(0) @ w_hh)
-            dw_hh_HG.addmm_(h_in_RH.t(), d_RG)
-            dw_ih_DG.addmm_(x_TBD[start:stop].reshape(-1, D).t(), d_RG)
-            db += d_RG.sum(0)
-            if dx_TBD is not None:
-                dx_TBD[start:stop] = (d_RG @ w_ih).view(-1, B, D)
-        return dx_TBD, None, dh, dc, *(dinitial or (None, None)), dw_ih_DG.t(), dw_hh_HG.t(), db, db
+                dinitial.h.add_(d_KBG[reset_TB[start:stop]].sum(0) @ w_hh)
+            shared.add(start, stop, trace.h_SBH[start:stop], d_KBG, d_KBG)
+        return shared.x_TBD, None, dh, dc, *(dinitial or (None, None)), *shared.of_parameters()
 
 
 def _slopes(gates_KBG: Tensor, c_in_KBH: Tensor, tanh_c_KBH: Tensor, out: Tensor, memory_out: Tensor) -> None:
