@@ -37,7 +37,7 @@ def compile_ahead(controller: Controller, kind: str, note: Callable[[str], None]
     if mark.exists() and any(mark.parent.rglob("*.nbi")):
         return
     note(f"compiling the scans of {kind} for this machine, once: up to half a minute")
-    for lanes in (1, 4):  # fewer lanes than tiles have rows take other machine code
+    for lanes in (1, 4):  # fewer than tiles have rows take other machine code: see tiles.product_tiles
         x_TBD, reset_TB = torch.zeros(1, lanes, controller.input_size), torch.zeros(1, lanes, dtype=torch.bool)
         y_TBH, _ = controller.scan(x_TBD, reset_TB, controller.initial_carry(lanes))
         torch.autograd.grad(y_TBH.sum(), list(controller.parameters()), allow_unused=True)

@@ -16,7 +16,7 @@ class GruController(Controller):
     """Parameters as in `torch.nn.GRUCell` (gates r, z, n); it carries `h` [B, H].
 
     Args:
-        cell_norm: LayerNorm before the gates; the scan then takes about three times as long.
+        cell_norm: LayerNorm before the gates; the scan then takes two to three times as long.
     """
 
     # The last only where forced, until it has been timed on a GPU.

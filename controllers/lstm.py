@@ -16,7 +16,7 @@ class LstmController(Controller):
     """Parameters as in `torch.nn.LSTMCell` (gates i, f, g, o); it carries `h` and `c` [B, H].
 
     Args:
-        cell_norm: LayerNorm before the gates and on the memory; the scan then takes about three times as long.
+        cell_norm: LayerNorm before the gates and on the memory; the scan then takes two to three times as long.
     """
 
     # The last only where forced, until it has been timed on a GPU.

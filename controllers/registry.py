@@ -80,7 +80,7 @@ def _own(kind: str) -> ControllerFactory:
     except Exception as error:
         raise ValueError(
             f"policy.controller.kind is {kind!r}, which cannot be imported: {error}; "
-            f"modules are looked for where PYTHONPATH says, and with python -m distributed in the present folder"
+            f"modules are looked for in the present folder, and where PYTHONPATH says"
         ) from error
     if not (isinstance(factory, type) and issubclass(factory, Controller)):
         raise ValueError(f"policy.controller.kind is {kind!r}, which is not a subclass of controllers.Controller")

@@ -4,6 +4,7 @@ Every failure is one sentence on stderr and a non-zero status.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ _USAGE_ERROR, _RUN_ERROR, _INTERRUPTED = 2, 1, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the process's exit status."""
+    sys.path.append(os.getcwd())  # where a controller or an environment of one's own may lie
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and ("settings" not in options or any(word.startswith("-") for word in rest)):
@@ -31,10 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     except (ConfigError, CheckpointError) as error:
         return _fail(error, _USAGE_ERROR)
-    except (ServiceError, EnvironmentFailure, ValueError, FloatingPointError, OSError) as error:
+    except ValueError as error:
+        return _fail(error, _RUN_ERROR if options.command in (_train, _suite) else _USAGE_ERROR)
+    except (ServiceError, EnvironmentFailure, FloatingPointError, OSError) as error:
         return _fail(error, _RUN_ERROR)
     except KeyboardInterrupt:
-        return _fail("stopped at once; the checkpoints written so far are whole", _INTERRUPTED)
+        return _fail("stopped at once; whatever checkpoints were written are whole", _INTERRUPTED)
 
 
 def _fail(reason: object, status: int) -> int:
@@ -125,13 +129,19 @@ def _parser() -> argparse.ArgumentParser:
         "dashboard", help="open MLflow on this machine", description="Serve the MLflow store on 127.0.0.1."
     )
     dashboard.add_argument("--store", default=TrackingSettings.uri, help="MLflow store (default %(default)s)")
-    dashboard.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (default %(default)s)")
+    dashboard.add_argument("--port", type=_port, default=5000, help="port on 127.0.0.1 (default %(default)s)")
     dashboard.set_defaults(command=_dashboard)
     return parser
 
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is no port; give a number from 1 to 65535")
+    return int(text)
 
 
 def _settings_help() -> str:

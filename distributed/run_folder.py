@@ -48,9 +48,21 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True)
         except FileExistsError:
-            raise ConfigError(
-                f"{self.path} exists already; choose another name=..., or go on with it: --resume {self.path}"
-            ) from None
+            raise self._taken() from None
+
+    def refuse_if_taken(self) -> None:
+        """What `create` would refuse, before anything has started.
+
+        Raises:
+            ConfigError: the folder exists.
+        """
+        if self.path.exists():
+            raise self._taken()
+
+    def _taken(self) -> ConfigError:
+        return ConfigError(
+            f"{self.path} exists already; choose another name=..., or go on with it: --resume {self.path}"
+        )
 
     def lock(self) -> IO[str]:
         """Hold the folder for this process until the returned file is closed, or the process ends.

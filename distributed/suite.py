@@ -77,6 +77,21 @@ class Results:
                 )
         return [job for job in jobs if job.key not in done]
 
+    def refuse_others(self, overrides: Sequence[str]) -> None:
+        """One table compares runs under the same overrides.
+
+        Raises:
+            ConfigError: what has been done was done under others.
+        """
+        given = sorted(word for word in overrides if not word.startswith(_OF_NO_CONSEQUENCE))
+        before = self.document.setdefault("overrides", given)
+        if self.document["runs"] and before != given:
+            raise ConfigError(
+                f"{self._path} was made with {' '.join(before) or 'no settings besides the presets'}; give the same, "
+                f"or choose another --name"
+            )
+        self.document["overrides"] = given
+
     def declare(self, job: Job) -> None:
         """Note what is known about the job's task beforehand."""
         self.document["tasks"][job.task] = {
@@ -133,6 +148,7 @@ def run_suite(
     jobs = list(_jobs(tasks or TASKS, controllers or tuple(CONTROLLERS), range(seeds), folder, overrides))
     results = Results(folder)
     missing = results.missing(jobs)
+    results.refuse_others(overrides)
     for job in {job.task: job for job in jobs}.values():
         results.declare(job)
     results.document |= provenance()

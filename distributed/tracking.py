@@ -380,12 +380,19 @@ def absolute_uri(uri: str) -> str:
     return uri if database is None else f"sqlite:///{database}{separator}{options}"
 
 
+_STORES = ("file", "sqlite", "postgresql", "mysql", "mssql")
+
+
 def serve_dashboard(store: str, port: int) -> None:
     """Serve MLflow's pages for a store on loopback until interrupted.
 
     Raises:
-        OSError: the port is taken, in one sentence.
+        ValueError: the store is none that MLflow's pages can show.
+        OSError: the port is taken. One sentence each.
     """
+    scheme = store.partition("://")[0].partition("+")[0] if "://" in store else "file"
+    if scheme not in _STORES:
+        raise ValueError(f"--store is {store}; give a folder, sqlite:///FILE, or a URI of {', '.join(_STORES[2:])}")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

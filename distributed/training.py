@@ -170,6 +170,7 @@ def train(config: Config, *, preset: Path | None = None, local: bool = False, di
     """
     config = config.changed("tracking", uri=absolute_uri(config.tracking.uri))
     folder = RunFolder(Path(config.checkpoint.root) / new_run_name(config, preset))
+    folder.refuse_if_taken()
     return _execute(_checked(config, local), folder, None, local, display or Display())
 
 
@@ -194,7 +195,9 @@ def resume(
         raise ConfigError(
             f"{path} is complete at step {saved.run['steps']}; to train for longer, give train.total_steps=N above that"
         )
-    return _execute(_checked(config, local), RunFolder.of(path), saved, local, display)
+    folder = RunFolder.of(path)
+    folder.lock().close()  # in use? It is held from when everything has started
+    return _execute(_checked(config, local), folder, saved, local, display)
 
 
 def _checked(config: Config, local: bool) -> Blueprint:

@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Set
+from contextlib import suppress
 from functools import cache, wraps
 from hashlib import sha256
 from pathlib import Path
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 from llvmlite.binding import get_host_cpu_features, get_host_cpu_name
 from numba import config, njit, types
+from numba.core.caching import FunctionCache
 from numba.extending import overload
 from torch import Tensor
 
@@ -76,14 +78,23 @@ _FUSING = frozenset({"contract"})
 """Products may be fused with what they are added to."""
 
 
+class _Kept(FunctionCache):
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Do without where the disk is full: the code is made again in the next process."""
+        with suppress(OSError):
+            super().save_overload(sig, data)
+
+
 def _machine_code(function: Callable[..., Any], freedom: Set[str], counts: bool) -> Callable[..., Any]:
     """Made when the function is first called for some types of arguments."""
     folder = machine_code_folder()
     before = config.CACHE_DIR
     config.CACHE_DIR = folder or before  # numba looks at it now
     try:
-        options = {"nogil": True, "cache": folder is not None, "fastmath": set(freedom), "error_model": "numpy"}
-        return njit(_nrt=counts, **options)(function)
+        machine_code = njit(_nrt=counts, nogil=True, fastmath=set(freedom), error_model="numpy")(function)
+        if folder is not None:
+            machine_code._cache = _Kept(function)
+        return machine_code
     finally:
         config.CACHE_DIR = before
 

@@ -83,7 +83,7 @@ class _CompiledGru(torch.autograd.Function):
                 tiles,
             )
             shared.add(start, stop, h_SBH[start:stop], d_x_KBG, d_h_KBG)
-        return shared.x_TBD, None, dh_BH, dinitial_H, *shared.of_parameters()
+        return shared.dx_TBD, None, dh_BH, dinitial_H, *shared.of_parameters()
 
 
 @compiled

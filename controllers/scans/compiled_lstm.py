@@ -81,7 +81,7 @@ class _CompiledLstm(torch.autograd.Function):
             block = arrays(reset_TB[start:stop], gates_KBG, shown_KBH, c_SBH[start:stop], dy_TBH[start:stop])
             _backward(*given, *block, *arrays(d_KBG, *dstate, *dinitial), tiles)
             shared.add(start, stop, h_SBH[start:stop], d_KBG, d_KBG)
-        return shared.x_TBD, None, *dstate, *dinitial, *shared.of_parameters()
+        return shared.dx_TBD, None, *dstate, *dinitial, *shared.of_parameters()
 
 
 @compiled

@@ -209,7 +209,7 @@ class _LstmScan(torch.autograd.Function):
             if dinitial is not None:
                 dinitial.h.add_(d_KBG[reset_TB[start:stop]].sum(0) @ w_hh)
             shared.add(start, stop, trace.h_SBH[start:stop], d_KBG, d_KBG)
-        return shared.x_TBD, None, dh, dc, *(dinitial or (None, None)), *shared.of_parameters()
+        return shared.dx_TBD, None, dh, dc, *(dinitial or (None, None)), *shared.of_parameters()
 
 
 def _slopes(gates_KBG: Tensor, c_in_KBH: Tensor, tanh_c_KBH: Tensor, out: Tensor, memory_out: Tensor) -> None:

@@ -91,13 +91,15 @@ def recorded_and_replayed(run: Path, folder: Path) -> str:
         (["train", "--resume", "runs/x", "seed=1"], 2, "only train.total_steps"),
         (["train", "service.address=127.0.0.1:1"], 1, "cannot join the Ray cluster at 127.0.0.1:1"),
         (["evaluate", "/nowhere"], 2, "no usable checkpoint"),
-        (["evaluate", "/nowhere", "--episodes", "0"], 1, "--episodes is 0"),
-        (["evaluate", "/nowhere", "--record", "a.parquet", "--best", "0"], 1, "--best is 0"),
-        (["evaluate", "/nowhere", "--best", "3"], 1, "name a file with --record"),
-        (["evaluate", "/nowhere", "--video-episodes", "0"], 1, "--video-episodes is 0"),
-        (["replay", "/nowhere"], 1, "there is no file /nowhere"),
-        (["replay", "configs/delayed_cue.yaml"], 1, "is no recording"),
+        (["evaluate", "/nowhere", "--episodes", "0"], 2, "--episodes is 0"),
+        (["evaluate", "/nowhere", "--record", "a.parquet", "--best", "0"], 2, "--best is 0"),
+        (["evaluate", "/nowhere", "--best", "3"], 2, "name a file with --record"),
+        (["evaluate", "/nowhere", "--video-episodes", "0"], 2, "--video-episodes is 0"),
+        (["replay", "/nowhere"], 2, "there is no file /nowhere"),
+        (["replay", "configs/delayed_cue.yaml"], 2, "is no recording"),
         (["train", "service.learner_gpus=64"], 1, "asks for 64 GPU and Ray has"),
+        (["dashboard", "--port", "99999"], 2, "99999 is no port; give a number from 1 to 65535"),
+        (["dashboard", "--store", "foo://x"], 2, "--store is foo://x; give a folder, sqlite:///FILE, or a URI of"),
         (["train", "--locla"], 2, "unrecognized arguments: --locla"),
     ],
 )
@@ -108,6 +110,14 @@ def test_what_is_wrong_is_one_sentence(tmp_path: Path, arguments: list[str], sta
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()  # refused before anything was made
+
+
+def test_a_module_of_ones_own_is_found_where_the_command_is_started(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("")
+    command = [Path(sys.executable).parent / "mneme", "check", "mine:Absent"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "module 'mine' has no attribute 'Absent'; modules are looked for in the present folder" in done.stderr
 
 
 def wait_for(path: Path, lines: int, process: subprocess.Popen[str]) -> None:

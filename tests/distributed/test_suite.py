@@ -109,6 +109,8 @@ def test_other_settings_need_another_name(trained: list[Config]) -> None:
     run()
     with pytest.raises(ConfigError, match=r"holds tmaze with mlp under other settings; choose another --name"):
         run(overrides=["learner.gamma=0.5"])
+    with pytest.raises(ConfigError, match="made with no settings besides the presets; give the same, or choose"):
+        run(controllers="gru", overrides=["learner.gamma=0.5"])
     run(overrides=["checkpoint.keep=1"])  # it changes no result
     assert len(trained) == 1
 

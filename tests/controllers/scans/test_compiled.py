@@ -114,6 +114,17 @@ def test_damaged_machine_code_is_made_again(tmp_path: Path) -> None:
             path.write_text(damage)
 
 
+def test_machine_code_that_a_full_disk_cannot_take_runs_all_the_same(tmp_path: Path) -> None:
+    run = (
+        "import resource, numpy, tests.controllers.scans.test_compiled as t; x = numpy.ones(3);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); t.halve(x); print(x)"
+    )
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    for _ in range(2):
+        assert subprocess.check_output([sys.executable, "-c", run], env=environment) == b"[0.5 0.5 0.5]\n"
+    assert not [path for path in tmp_path.rglob("*halve*") if path.is_file()]
+
+
 def test_without_a_folder_nothing_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "mine").touch()
     monkeypatch.chdir(tmp_path)
