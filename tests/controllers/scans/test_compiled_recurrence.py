@@ -20,12 +20,12 @@ def controller(kind: str, hidden: int, input_size: int = 3, backend: str = "numb
 
 
 def drawn(built: Controller, steps: int, lanes: int, resets: float = 0.2) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Inputs, flags and a carry."""
+    """Inputs, flags and a carry: the same numbers for each type."""
     generator = Generator().manual_seed(3)
-    x = torch.randn(steps, lanes, built.input_size, generator=generator, dtype=built.dtype)
+    x = torch.randn(steps, lanes, built.input_size, generator=generator).to(built.dtype)
     reset = torch.rand(steps, lanes, generator=generator) < resets
     carry = {
-        name: torch.randn(value.shape, generator=generator, dtype=built.dtype)
+        name: torch.randn(value.shape, generator=generator).to(built.dtype)
         for name, value in built.initial_carry(lanes).items()
     }
     return x, reset, carry
