@@ -30,7 +30,7 @@ def compile_ahead(controller: Controller, kind: str, note: Callable[[str], None]
     if folder is None:
         note(
             f"no folder can be written where the compiled scans of {kind} could be kept, so that every process "
-            f"compiles them: up to half a minute each; name one in NUMBA_CACHE_DIR"
+            f"compiles them: up to half a minute each; name one that can be in NUMBA_CACHE_DIR"
         )
         return
     mark = Path(folder, f"{kind.replace('/', '_')}.compiled")

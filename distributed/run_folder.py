@@ -17,6 +17,8 @@ from distributed.config import Config, ConfigError
 
 Row = dict[str, float]
 
+_LOCK = ".lock"
+
 
 def new_run_name(config: Config, preset: Path | None) -> str:
     """The name the user chose, or the preset's with the date, the seed and, in the last place, the process."""
@@ -70,13 +72,22 @@ class RunFolder:
         Raises:
             ConfigError: another process holds it.
         """
-        file = (self.path / ".lock").open("w")
+        file = (self.path / _LOCK).open("w")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.close()
             raise ConfigError(f"another process is training in {self.path}; wait for it or stop it") from None
         return file
+
+    def refuse_if_in_use(self) -> None:
+        """What `lock` would refuse, before anything has started; makes nothing where no run has been.
+
+        Raises:
+            ConfigError: another process holds the folder.
+        """
+        if (self.path / _LOCK).exists():
+            self.lock().close()
 
     def write_config(self, config: dict[str, Any]) -> Path:
         """Keep the resolved configuration beside the results."""

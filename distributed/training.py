@@ -187,6 +187,7 @@ def resume(
         CheckpointError: there is no usable checkpoint. Else as `train`.
     """
     display = display or Display()
+    RunFolder.of(path).refuse_if_in_use()
     path, saved = find_checkpoint(path, display.note)
     config = parse_config(saved.run["config"])
     if total_steps is not None:
@@ -195,9 +196,7 @@ def resume(
         raise ConfigError(
             f"{path} is complete at step {saved.run['steps']}; to train for longer, give train.total_steps=N above that"
         )
-    folder = RunFolder.of(path)
-    folder.lock().close()  # in use? It is held from when everything has started
-    return _execute(_checked(config, local), folder, saved, local, display)
+    return _execute(_checked(config, local), RunFolder.of(path), saved, local, display)
 
 
 def _checked(config: Config, local: bool) -> Blueprint:

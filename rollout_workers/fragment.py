@@ -110,9 +110,10 @@ class Fragment:
         if array.dtype.kind != "f" or np.isfinite(array.sum(dtype=np.float64)):
             return
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        of_task = name == "rewards" or name.startswith(_GROUPS["observations"])
+        remedy = "check the environment" if of_task else "lower learner.learning_rate, or mneme check the controller"
         raise FragmentError(
-            f"column {name} of a fragment from {self._origin(where[0])} holds {array[where]} at index {where}; "
-            f"check the environment's rewards and observations and the learning rate"
+            f"column {name} of a fragment from {self._origin(where[0])} holds {array[where]} at index {where}; {remedy}"
         )
 
     def _origin(self, row: int) -> str:
