@@ -30,23 +30,28 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, w_NM: Tensor, b_N: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`: [..., M] -> [..., N]; torch.func's transforms do not know the larger ones."""
-    fits = x.dim() > 0 and w_NM.dim() == 2 and x.shape[-1] == w_NM.shape[1] and _is_bias_of(w_NM, b_N)
-    if not fits or torch.is_autocast_enabled("cpu") or not _pays(x, w_NM, math.prod(x.shape[:-1])):
+    pays = _pays(x, w_NM, math.prod(x.shape[:-1])) and _fit(x, w_NM, b_N) and not torch.is_autocast_enabled("cpu")
+    if not pays:
         return F.linear(x, w_NM, b_N)
     x_RM = x.reshape(-1, x.shape[-1])
     y_RN: Tensor = _Linear.apply(x_RM, w_NM, b_N) if torch.is_grad_enabled() else _one_dnn(x_RM, w_NM, b_N)
     return y_RN.view(*x.shape[:-1], -1)
 
 
-def _is_bias_of(w_NM: Tensor, b_N: Tensor | None) -> bool:
-    return b_N is None or (b_N.shape == w_NM.shape[:1] and b_N.dtype == w_NM.dtype and b_N.device == w_NM.device)
+def _fit(x: Tensor, w: Tensor, b: Tensor | None) -> bool:
+    """Whether they are an input, a matrix and its bias; what else torch takes, and what it refuses, is left to it."""
+    if x.dim() == 0 or w.dim() != 2 or x.shape[-1] != w.shape[1]:
+        return False
+    return b is None or (b.shape == w.shape[:1] and b.dtype == w.dtype and b.device == w.device)
 
 
 def product(a_RM: Tensor, b_MN: Tensor) -> Tensor:
     """`a_RM @ b_MN`, outside autograd and autocast."""
     if _pays(a_RM, b_MN, len(a_RM)):
         return _one_dnn(a_RM, b_MN.t(), None)
-    with torch.autocast(a_RM.device.type, enabled=False):
+    if not torch.is_autocast_enabled(a_RM.device.type):
+        return a_RM @ b_MN
+    with torch.autocast(a_RM.device.type, enabled=False):  # takes as long as a small product
         return a_RM @ b_MN
 
 

@@ -21,7 +21,6 @@ _USAGE_ERROR, _RUN_ERROR, _INTERRUPTED = 2, 1, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the process's exit status."""
-    sys.path.append(os.getcwd())  # where a controller or an environment of one's own may lie
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and ("settings" not in options or any(word.startswith("-") for word in rest)):
@@ -29,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "settings" in options:
         options.settings += rest  # argparse gives up on positionals that follow an option
     try:
+        sys.path.append(os.getcwd())  # where a controller or an environment of one's own may lie
         status: int = options.command(options)
         return status
     except (ConfigError, CheckpointError) as error:

@@ -84,7 +84,7 @@ class Results:
             ConfigError: what has been done was done under others.
         """
         given = sorted(word for word in overrides if not word.startswith(_OF_NO_CONSEQUENCE))
-        before = self.document.setdefault("overrides", given)
+        before = self.document.get("overrides", given)
         if self.document["runs"] and before != given:
             raise ConfigError(
                 f"{self._path} was made with {' '.join(before) or 'no settings besides the presets'}; give the same, "

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from queue import Empty, Full, Queue
 from threading import Event, Thread
@@ -380,7 +381,14 @@ def absolute_uri(uri: str) -> str:
     return uri if database is None else f"sqlite:///{database}{separator}{options}"
 
 
-_STORES = ("file", "sqlite", "postgresql", "mysql", "mssql")
+def _can_be_shown(store: str) -> bool:
+    scheme, separator, _ = store.partition("://")
+    if not separator or scheme in ("file", "sqlite"):
+        return True
+    from mlflow.store.db.db_types import DATABASE_ENGINES  # it takes a second
+
+    plugins = (plugin.name for plugin in entry_points(group="mlflow.tracking_store"))
+    return scheme.partition("+")[0] in (*DATABASE_ENGINES, "databricks") or scheme in plugins
 
 
 def serve_dashboard(store: str, port: int) -> None:
@@ -390,9 +398,8 @@ def serve_dashboard(store: str, port: int) -> None:
         ValueError: the store is none that MLflow's pages can show.
         OSError: the port is taken. One sentence each.
     """
-    scheme = store.partition("://")[0].partition("+")[0] if "://" in store else "file"
-    if scheme not in _STORES:
-        raise ValueError(f"--store is {store}; give a folder, sqlite:///FILE, or a URI of {', '.join(_STORES[2:])}")
+    if not _can_be_shown(store):
+        raise ValueError(f"--store is {store}; give a folder, sqlite:///FILE, or a URI of a database that MLflow knows")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from controllers.scans.blocks import blocks
-from controllers.scans.resets import lanes_to_reset, of_step_before, of_steps, with_rows
+from controllers.scans.resets import lanes_to_reset, of_step_before, of_steps
+from controllers.scans.weight_gradients import WeightGradients
 
 
 class GruParameters(NamedTuple):
@@ -153,22 +154,17 @@ class _GruScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy_TBH: Tensor, dlast_BH: Tensor) -> tuple[Tensor | None, ...]:
         x_TBD, reset_TB, initial_H, w_ih, w_hh, h_SBH, gates_TBG = ctx.saved_tensors
-        T, B, D = x_TBD.shape
-        H = w_hh.shape[1]
-        spans = blocks(T, B)
-        w_in = torch.cat([w_ih[2 * H :], w_ih[: 2 * H]])
-        # transposed: with few inputs, [D, rows] x [rows, 3H] takes a fifth of the time of [3H, rows] x [rows, D]
-        dw_in_DG, dw_hh_HG, db = w_ih.new_zeros(D, 3 * H), w_hh.new_zeros(H, 3 * H), w_hh.new_zeros(4 * H)
+        _, B, H = h_SBH.shape
+        spans = blocks(*reset_TB.shape)
+        # of the gates n, r, z, as they lie here
+        shared = WeightGradients(x_TBD, reset_TB, initial_H, w_ih.roll(H, 0), w_hh, ctx.needs_input_grad[0])
         dinitial_H = torch.zeros_like(initial_H) if ctx.needs_input_grad[3] else None
-        dx_TBD = torch.empty_like(x_TBD) if ctx.needs_input_grad[0] else None
         slopes_KBG = w_hh.new_empty(spans[0][1], B, 4 * H)
         # dL/dy of the step before, which is where the loop below arrives
         dy_before = [dy_TBH.new_zeros(()), *dy_TBH[:-1].unbind()]
         dy_reset = of_steps(of_step_before(dy_TBH, reset_TB), ctx.resets)
         dh = dlast_BH + dy_TBH[-1]
         for start, stop in reversed(spans):
-            rows_reset = reset_TB[start:stop].reshape(-1).nonzero()[:, 0]
-            h_in_RH = with_rows(h_SBH[start:stop].view(-1, H), rows_reset, initial_H)
             d_KBG = slopes_KBG[: stop - start]
             z_KBH = _slopes(gates_TBG[start:stop], h_SBH[start + 1 : stop + 1], out=d_KBG)
             rows = zip(
@@ -186,17 +182,11 @@ class _GruScan(torch.autograd.Function):
                 dh = torch.addcmul(dy_before[t], dh, z).addmm_(d_rec, w_hh)
                 if len(lanes):
                     dh.index_copy_(0, lanes, dy_reset[t])
-            d_RG = d_KBG.view(-1, 4 * H)
             if dinitial_H is not None:
-                dinitial_H += d_RG[rows_reset, H:].sum(0) @ w_hh
-            dw_hh_HG.addmm_(h_in_RH.t(), d_RG[:, H:])
-            dw_in_DG.addmm_(x_TBD[start:stop].reshape(-1, D).t(), d_RG[:, : 3 * H])
-            db += d_RG.sum(0)
-            if dx_TBD is not None:
-                dx_TBD[start:stop] = (d_RG[:, : 3 * H] @ w_in).view(-1, B, D)
-        dw_ih = torch.cat([dw_in_DG[:, H:], dw_in_DG[:, :H]], 1).t()
-        db_ih = torch.cat([db[H : 3 * H], db[:H]])
-        return dx_TBD, None, dh, dinitial_H, dw_ih, dw_hh_HG.t(), db_ih, db[H:]
+                dinitial_H += d_KBG[reset_TB[start:stop]][:, H:].sum(0) @ w_hh
+            shared.add(start, stop, h_SBH[start:stop], d_KBG[..., : 3 * H], d_KBG[..., H:])
+        dw_in, dw_hh, db_in, db_hh = shared.of_parameters()
+        return shared.dx_TBD, None, dh, dinitial_H, dw_in.roll(-H, 0), dw_hh, db_in.roll(-H), db_hh
 
 
 def _slopes(gates_KBG: Tensor, h_KBH: Tensor, out: Tensor) -> Tensor:
