@@ -6,6 +6,7 @@ from controllers.observations import Image, Observation, ObservationPart, OneHot
 from controllers.policy import ACTION_MASK, PREVIOUS_ACTION, Act, Policy, PolicyOutput, PolicySpec, build_policy
 from controllers.registry import CONTROLLERS, build_controller
 from controllers.settings import ControllerSettings, PolicySettings
+from controllers.typed import Settings, hints_of, typed
 from controllers.weights import Weights
 
 __all__ = [
@@ -30,9 +31,12 @@ __all__ = [
     "PolicyOutput",
     "PolicySettings",
     "PolicySpec",
+    "Settings",
     "Vector",
     "Weights",
     "build_controller",
     "build_policy",
+    "hints_of",
     "reset_carry",
+    "typed",
 ]

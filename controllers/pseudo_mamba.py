@@ -5,7 +5,7 @@ Axis letters: T time, B lanes, D input features, M model features, S slot size, 
 
 import math
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor, nn
@@ -17,6 +17,7 @@ from controllers.scans.backends import REFERENCE
 from controllers.scans.resets import all_finite
 from controllers.scans.slots import Rule, Slots, slots_read, slots_scan, slots_write
 from controllers.settings import ControllerSettings, at_least
+from controllers.typed import typed
 
 Query = Literal["input", "state"]
 
@@ -67,9 +68,7 @@ class PseudoMambaController(Controller):
         kwargs, hidden = "policy.controller.kwargs", settings.hidden_size
         at_least(f"{kwargs}.slots", slots, 1)
         at_least(f"{kwargs}.slot_size", slot_size, 1)
-        for name, value, choices in (("rule", rule, get_args(Rule)), ("query", query, get_args(Query))):
-            if value not in choices:
-                raise ValueError(f"{kwargs}.{name} is {value!r}; choose one of {', '.join(choices)}")
+        rule, query = typed(f"{kwargs}.rule", rule, Rule), typed(f"{kwargs}.query", query, Query)
         if not 0 <= decay < 1:
             raise ValueError(f"{kwargs}.decay is {decay}; it must be in [0, 1)")
         if gate_coef < 0:

@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -23,6 +22,7 @@ from controllers.scans.backends import REFERENCE
 from controllers.settings import ControllerSettings
 from controllers.stack import Stack
 from controllers.transformer import TransformerController
+from controllers.typed import typed
 
 ControllerFactory = Callable[..., Controller]
 """Builds one layer from (input_size, settings, horizon, generator); what only this kind has to choose are keyword-only
@@ -57,12 +57,12 @@ def build_controller(settings: ControllerSettings, input_size: int, horizon: int
             f"policy.controller.kind is {settings.kind!r}; choose one of {', '.join(CONTROLLERS)} (nearest: {near!r}), "
             f"or your own as module:Class"
         )
-    _check_kwargs(settings, factory)
+    kwargs = _kwargs(settings, factory)
     horizon = settings.expected_horizon or horizon
     layers: list[Controller] = []
     for _ in range(settings.layers):
         size = layers[-1].output_size if layers else input_size
-        layers.append(_built(factory, size, settings, horizon, generator))
+        layers.append(_built(factory, size, settings, horizon, generator, kwargs))
         layers[-1].backend = settings.backend
     offered = ("auto", *layers[0].backends, REFERENCE)
     if settings.backend not in offered:
@@ -88,37 +88,42 @@ def _own(kind: str) -> ControllerFactory:
     return own
 
 
-def _built(factory: ControllerFactory, size: int, settings: ControllerSettings, *arguments: Any) -> Controller:
+def _built(
+    factory: ControllerFactory,
+    size: int,
+    settings: ControllerSettings,
+    horizon: int,
+    generator: Generator,
+    kwargs: Mapping[str, Any],
+) -> Controller:
     """One layer; what a factory of one's own may raise becomes a sentence."""
     try:
-        layer = factory(size, settings, *arguments, **settings.kwargs)
+        layer = factory(size, settings, horizon, generator, **kwargs)
         layer.initial()
     except ValueError:
         raise
     except Exception as error:
         sentence = " ".join(str(error).split())
         raise ValueError(
-            f"policy.controller.kind is {settings.kind!r}, which cannot be built with kwargs {settings.kwargs}: "
+            f"policy.controller.kind is {settings.kind!r}, which cannot be built with kwargs {kwargs}: "
             f"{type(error).__name__}: {sentence}"
         ) from error
     return layer
 
 
-def _check_kwargs(settings: ControllerSettings, factory: ControllerFactory) -> None:
+def _kwargs(settings: ControllerSettings, factory: ControllerFactory) -> dict[str, Any]:
+    """What the settings give this kind, of the types that its parameters have."""
     try:
         signature = inspect.signature(factory, eval_str=True)  # annotations may be postponed
     except NameError:  # one names what only type checkers import
         signature = inspect.signature(factory)
     accepted = {p.name: p.annotation for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
+    kwargs = {}
     for name, value in settings.kwargs.items():
         if name not in accepted:
             raise ValueError(
                 f"policy.controller.kwargs.{name} is {value!r}, but {settings.kind} has no such setting; "
                 f"it accepts {', '.join(accepted) or 'none'}"
             )
-        if accepted[name] is bool and not isinstance(value, bool):
-            raise ValueError(f"policy.controller.kwargs.{name} is {value!r}; it must be true or false")
-        if accepted[name] is float and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise ValueError(f"policy.controller.kwargs.{name} is {value!r}; it must be a number")
-        if accepted[name] is float and not math.isfinite(value):
-            raise ValueError(f"policy.controller.kwargs.{name} is {value!r}; it must be finite")
+        kwargs[name] = typed(f"policy.controller.kwargs.{name}", value, accepted[name])
+    return kwargs

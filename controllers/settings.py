@@ -1,7 +1,9 @@
 """What a user may choose about the agent's network; every range is checked on construction."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
+
+from controllers.typed import Settings, typed
 
 
 def at_least(name: str, value: Any, least: int) -> int:
@@ -10,18 +12,15 @@ def at_least(name: str, value: Any, least: int) -> int:
     Raises:
         ValueError: it is not a whole number of at least `least`.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name} is {value!r}; it must be a whole number")
-    if value < least:
-        raise ValueError(f"{name} is {value}; it must be at least {least}")
-    return value
+    number: int = typed(name, value, int)
+    if number < least:
+        raise ValueError(f"{name} is {number}; it must be at least {least}")
+    return number
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControllerSettings:
+class ControllerSettings(Settings, section="policy.controller"):
     """The sequence model between the encoder and the heads."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
 
     kind: str = "gru"
     """Which sequence model: mlp (no memory, the control), gru, lstm, lru (linear, complex), mingru (linear, gated),
@@ -54,21 +53,16 @@ class ControllerSettings:
     """Put a LayerNorm between the sequence model and the heads."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least("policy.controller.hidden_size", self.hidden_size, 2)  # a LayerNorm makes nothing of one number
         at_least("policy.controller.layers", self.layers, 1)
-        if self.initial_carry not in ("zero", "learned"):
-            raise ValueError(
-                f"policy.controller.initial_carry is {self.initial_carry!r}; it must be 'zero' or 'learned'"
-            )
         if self.expected_horizon is not None:
             at_least("policy.controller.expected_horizon", self.expected_horizon, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicySettings:
+class PolicySettings(Settings, section="policy"):
     """The whole network: encoder, controller and heads."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
 
     encoder: tuple[int, ...] = ()
     """Widths of the layers between observation and controller; () feeds observations straight in."""
@@ -83,6 +77,7 @@ class PolicySettings:
     """The sequence model."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for position, width in enumerate(self.encoder):
             at_least(f"policy.encoder[{position}]", width, 1)
         at_least("policy.image_features", self.image_features, 1)

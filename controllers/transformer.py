@@ -12,7 +12,9 @@ from controllers.initialisation import linear
 from controllers.scans.attention import attention_scan, attention_step, steps_since_reset
 from controllers.scans.resets import all_finite
 from controllers.settings import ControllerSettings, at_least
+from controllers.typed import typed
 
+Gate = Literal["none", "gru"]
 LONGEST_WINDOW = 512
 """Steps that the window takes from the horizon at most; a longer one has to be asked for."""
 
@@ -44,7 +46,7 @@ class TransformerController(Controller):
         window: int | None = None,
         heads: int | None = None,
         mlp_ratio: int = 2,
-        gate: Literal["none", "gru"] = "none",
+        gate: Gate = "none",
     ) -> None:
         hidden, own = settings.hidden_size, "policy.controller.kwargs"
         longest = min(max(horizon, 1) + 1, LONGEST_WINDOW)
@@ -53,8 +55,7 @@ class TransformerController(Controller):
         at_least(f"{own}.mlp_ratio", mlp_ratio, 1)
         if hidden % heads:
             raise ValueError(f"{own}.heads is {heads}; it must divide policy.controller.hidden_size, {hidden}")
-        if gate not in ("none", "gru"):
-            raise ValueError(f"{own}.gate is {gate!r}; it must be 'none' or 'gru'")
+        gate = typed(f"{own}.gate", gate, Gate)
         width = hidden // heads
         super().__init__(input_size, hidden, {"memory": (window - 1, 2 * width), "past": (1,)}, learn_initial=False)
         self.width = width

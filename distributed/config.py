@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from controllers import PolicySettings
+from controllers import PolicySettings, hints_of, typed
 from distributed.settings import CheckpointSettings, CurriculumSettings, ServiceSettings, TrainSettings
 from distributed.tracking import TrackingSettings
 from envs import EnvSettings
@@ -45,6 +45,17 @@ class Config(BaseModel):
     service: ServiceSettings = ServiceSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     tracking: TrackingSettings = TrackingSettings()
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_typed(cls, value: Any, info: ValidationInfo) -> Any:
+        """What YAML gives is of the types that Python's settings are, by the same rules and in the same words."""
+        assert info.field_name is not None
+        faults: list[str] = []
+        value = _typed(info.field_name, value, hints_of(cls)[info.field_name], faults)
+        if faults:
+            raise ValueError("\n".join(faults))
+        return value
 
     @field_validator("name")
     @classmethod
@@ -106,7 +117,7 @@ def settings() -> Iterator[Setting]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.load(path.read_text(), Loader=_Loader)
     except OSError as error:
         near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.yaml")], n=1)
         hint = f"did you mean {path.with_stem(near[0])}?" if near else "give a YAML file, and settings as key=value"
@@ -122,18 +133,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _parse(override: str, text: str) -> Any:
     try:
-        return yaml.load(text, Loader=_OverrideLoader)
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         raise ConfigError(
             f"cannot read the value in {override!r}; write it as YAML, and quote special characters"
         ) from None
 
 
-class _OverrideLoader(yaml.SafeLoader):
-    """YAML 1.1 takes 3e-3 for a string; on a command line it is a number."""
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 takes 3e-3 for a string; here it is a number."""
 
 
-_OverrideLoader.add_implicit_resolver(
+_Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
 
@@ -148,6 +159,18 @@ def _insert(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[leaf] = value
 
 
+def _typed(key: str, value: Any, hint: Any, faults: list[str]) -> Any:
+    """`value` with everything in it of its declared type; what is not is left alone and said in `faults`."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        hints = hints_of(hint)
+        return {name: _typed(f"{key}.{name}", child, hints.get(name), faults) for name, child in value.items()}
+    try:
+        return typed(key, value, hint)
+    except ValueError as error:
+        faults.append(str(error))
+        return value
+
+
 def _sentence(detail: Any, tree: Mapping[str, Any]) -> str:
     key = ".".join(str(part) for part in detail["loc"])
     value = detail.get("input")
@@ -158,8 +181,6 @@ def _sentence(detail: Any, tree: Mapping[str, Any]) -> str:
         return f"unknown setting {key} (given {value!r}); {hint}"
     if detail["type"] == "value_error":
         return str(detail["ctx"]["error"])
-    if detail["type"] == "literal_error":
-        return f"{key} is {value!r}; use {detail['ctx']['expected']}"
     message = detail["msg"].removeprefix("Input should be ")
     return f"{key} is {value!r}; it must be {message}"
 

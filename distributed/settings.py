@@ -2,14 +2,14 @@
 
 import os
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
+
+from controllers import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings:
+class TrainSettings(Settings, section="train"):
     """How long to train and when to look."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
 
     total_steps: int = 500_000
     """Environment steps to train on."""
@@ -21,6 +21,7 @@ class TrainSettings:
     """Complete episodes in an evaluation."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("total_steps", "evaluate_every", "evaluation_episodes"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -30,10 +31,8 @@ class TrainSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CurriculumSettings:
+class CurriculumSettings(Settings, section="curriculum"):
     """Easier forms of the task to begin with."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
 
     stages: tuple[dict[str, Any], ...] = ()
     """What replaces entries of env.kwargs, stage by stage, easiest first; after the last comes the task itself."""
@@ -43,6 +42,7 @@ class CurriculumSettings:
     """Most recent episodes of a stage over which that share is taken."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.success <= 1:
             raise ValueError(f"curriculum.success is {self.success}; it must lie above 0 and at most at 1")
         if self.episodes < 1:
@@ -50,10 +50,8 @@ class CurriculumSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServiceSettings:
+class ServiceSettings(Settings, section="service"):
     """How rollout actors, replay and learner work together."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
 
     mode: Literal["sync", "async"] = "sync"
     """sync: collect, then learn; reproducible to the bit for a seed. async: both at once, under the lag bound."""
@@ -77,6 +75,7 @@ class ServiceSettings:
     """Serve Ray's dashboard on 127.0.0.1 (when a new Ray is started here)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, low in (("max_lag", 0), ("replay_bytes", 1), ("max_restarts", 0)):
             if getattr(self, name) < low:
                 raise ValueError(f"service.{name} is {getattr(self, name)}; it must be at least {low}")
@@ -93,10 +92,8 @@ class ServiceSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointSettings:
+class CheckpointSettings(Settings, section="checkpoint"):
     """What is kept on disk."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
 
     root: str = "runs"
     """Folder under which each run gets its own."""
@@ -106,6 +103,7 @@ class CheckpointSettings:
     """Newest checkpoints that are kept."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"checkpoint.{name} is {getattr(self, name)}; it must be at least 1")

@@ -20,7 +20,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from queue import Empty, Full, Queue
 from threading import Event, Thread
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+from controllers import Settings
 
 RunStatus = Literal["FINISHED", "KILLED", "FAILED"]
 
@@ -47,10 +49,8 @@ logger = logging.getLogger("mneme")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrackingSettings:
+class TrackingSettings(Settings, section="tracking"):
     """Where runs are recorded."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
 
     uri: str = "sqlite:///runs/mlflow.db"
     """MLflow store: a local SQLite file, artifacts beside it, or the URL of a tracking server."""
@@ -64,6 +64,7 @@ class TrackingSettings:
     """Record the use of CPU, memory, disk, network and GPU on the machine that runs the service."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.uri:
             raise ValueError(
                 "tracking.uri is empty; give a store such as sqlite:///runs/mlflow.db, or set enabled=false"

@@ -1,8 +1,15 @@
 """What a user may set about the task."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+
+from envs.memory_env import whole_number
+
+Vectorization = Literal["auto", "sync", "async"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +24,7 @@ class EnvSettings:
     kwargs: dict[str, Any] = field(default_factory=dict)
     """The task's own settings, such as cues, horizon and noise for delayed cue."""
 
-    vectorization: Literal["auto", "sync", "async"] = "auto"
+    vectorization: Vectorization = "auto"
     """auto takes the task's own vector form where it has one that resets finished lanes by itself, and otherwise does
     as sync: single environments, stepped one after the other. async gives each single environment a subprocess, which
     pays where a step takes milliseconds."""
@@ -33,9 +40,29 @@ class EnvSettings:
     fewer only cut the episodes that they happen in. It counts for single environments."""
 
     def __post_init__(self) -> None:
+        """What `controllers.Settings` does for the others, which this package must do without."""
+        if not isinstance(self.id, str):
+            raise ValueError(f"env.id is {self.id!r}; it must be text")
+        if not isinstance(self.kwargs, Mapping) or not all(isinstance(name, str) for name in self.kwargs):
+            raise ValueError(f"env.kwargs is {self.kwargs!r}; it must be a mapping whose keys are text")
+        if self.vectorization not in get_args(Vectorization):
+            raise ValueError(f"env.vectorization is {self.vectorization!r}; use 'auto', 'sync' or 'async'")
         for name in ("max_episode_steps", "max_failures"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"env.{name} is {value}; it must be at least 1")
-        if self.success_return is not None and not math.isfinite(self.success_return):
-            raise ValueError(f"env.success_return is {self.success_return}; it must be finite")
+            if name == "max_failures" or self.max_episode_steps is not None:
+                self._set(name, _whole_number(f"env.{name}", getattr(self, name)))
+        success = self.success_return
+        if success is not None:
+            number = isinstance(success, (int, float, np.number)) and not isinstance(success, bool)
+            if not (number and math.isfinite(success)):
+                raise ValueError(f"env.success_return is {success!r}; it must be finite")
+            self._set("success_return", float(success))
+
+    def _set(self, name: str, value: float) -> None:
+        object.__setattr__(self, name, value)
+
+
+def _whole_number(name: str, value: Any) -> int:
+    try:
+        return whole_number(name, value, 1)
+    except TypeError as error:
+        raise ValueError(str(error)) from None

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from math import gcd, inf
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
+
+from controllers import Settings
 
 
 class WindowPlan(NamedTuple):
@@ -14,10 +16,8 @@ class WindowPlan(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnerSettings:
+class LearnerSettings(Settings, section="learner"):
     """PPO over windows of recurrent experience."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
 
     mode: Literal["cached", "truncated", "full"] = "full"
     """Backpropagation through time: cached (none), truncated (inside windows) or full (whole sequences)."""
@@ -67,6 +67,7 @@ class LearnerSettings:
     """Where learning runs: auto (a GPU if there is one), cpu, cuda or cuda:N."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, low in (("window", 1), ("burn_in", 0), ("epochs", 1), ("minibatches", 1), ("shards", 1)):
             value = getattr(self, name)
             if value is not None and value < low:

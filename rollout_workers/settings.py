@@ -1,14 +1,13 @@
 """What a user may set about collecting experience."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+
+from controllers import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpaceSettings:
+class SpaceSettings(Settings, section="spaces"):
     """What the agent observes, and how its actions fill the environment's space."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
 
     keys: tuple[str, ...] | None = None
     """Parts of a Dict observation that the agent sees. Unset: all."""
@@ -23,6 +22,7 @@ class SpaceSettings:
     """Squash the actions of a bounded Box with tanh, instead of clipping them."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.features is not None and (not self.features or min(self.features) < 0):
             raise ValueError(f"spaces.features is {list(self.features)}; give one or more numbers from 0")
         if self.keys is not None and not self.keys:
@@ -30,10 +30,8 @@ class SpaceSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutSettings:
+class RolloutSettings(Settings, section="rollout"):
     """How experience is collected."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
 
     lanes: int = 128
     """Parallel environments in all, shared out evenly over the workers."""
@@ -45,6 +43,7 @@ class RolloutSettings:
     """Store the carry every so many steps. Unset: as sparsely as the learner's mode allows."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("lanes", "workers", "length", "carry_stride"):
             value = getattr(self, name)
             if value is not None and value < 1:

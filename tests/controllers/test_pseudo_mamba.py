@@ -78,8 +78,8 @@ def test_a_backend_for_all_steps_at_once_is_refused_where_they_follow_one_anothe
     [
         ({"slots": 0}, r"kwargs.slots is 0; it must be at least 1"),
         ({"slot_size": 1.5}, r"kwargs.slot_size is 1.5; it must be a whole number"),
-        ({"rule": "oldest"}, r"kwargs.rule is 'oldest'; choose one of recent, classic"),
-        ({"query": "output"}, r"kwargs.query is 'output'; choose one of input, state"),
+        ({"rule": "oldest"}, r"kwargs.rule is 'oldest'; use 'recent' or 'classic'"),
+        ({"query": "output"}, r"kwargs.query is 'output'; use 'input' or 'state'"),
         ({"decay": 1.0}, r"kwargs.decay is 1.0; it must be in \[0, 1\)"),
         ({"gate_coef": -1.0}, r"kwargs.gate_coef is -1.0; it must not be negative"),
     ],

@@ -74,7 +74,7 @@ def test_there_are_four_heads_where_that_divides_the_width(hidden: int, heads: i
         ({"heads": 0}, r"kwargs\.heads is 0; it must be at least 1"),
         ({"heads": 3}, r"kwargs\.heads is 3; it must divide policy\.controller\.hidden_size, 8"),
         ({"mlp_ratio": 0}, r"kwargs\.mlp_ratio is 0; it must be at least 1"),
-        ({"gate": "lstm"}, r"kwargs\.gate is 'lstm'; it must be 'none' or 'gru'"),
+        ({"gate": "lstm"}, r"kwargs\.gate is 'lstm'; use 'none' or 'gru'"),
     ],
 )
 def test_what_cannot_be_built_is_refused_in_one_sentence(kwargs: dict[str, Any], sentence: str) -> None:
