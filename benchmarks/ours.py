@@ -12,6 +12,7 @@ from benchmarks import measurement as m
 from distributed.blueprint import make_blueprint
 from distributed.config import Config, load_config
 from distributed.display import Display
+from distributed.records import to_json
 from distributed.training import train
 from envs import make_vector_env
 from learner import Learner
@@ -111,7 +112,7 @@ def main() -> None:
             train(config, display=_Timing(stopwatch))
     blueprint = make_blueprint(config)
     parameters = sum(parameter.numel() for parameter in blueprint.policy().parameters())
-    described = blueprint.config.to_dict() | {"parameters": parameters}
+    described = to_json(blueprint.config.to_dict()) | {"parameters": parameters}
     stopwatch.measurement(described, "ray", "gymnasium", "torch", "numpy").report()
 
 

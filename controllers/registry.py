@@ -3,6 +3,7 @@
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from difflib import get_close_matches
 from typing import Any
 
@@ -98,7 +99,7 @@ def _built(
 ) -> Controller:
     """One layer; what a factory of one's own may raise becomes a sentence."""
     try:
-        layer = factory(size, settings, horizon, generator, **kwargs)
+        layer = factory(size, settings, horizon, generator, **deepcopy(dict(kwargs)))
         layer.initial()
     except ValueError:
         raise

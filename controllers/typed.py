@@ -42,6 +42,8 @@ def typed(name: str, value: Any, hint: Any) -> Any:
     Raises:
         ValueError: it is of another type, or a float that is not finite; one sentence that begins with `name`.
     """
+    if hint is Any:
+        return value
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         value = value.item()
     origin, options = get_origin(hint), get_args(hint)

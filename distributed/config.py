@@ -6,7 +6,6 @@ what is wrong into one sentence that names the key, the value and the remedy.
 
 import dataclasses
 import difflib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from controllers import PolicySettings, hints_of, typed
+from distributed.records import RecordError, read_yaml, refuse_what_changes
 from distributed.settings import CheckpointSettings, CurriculumSettings, ServiceSettings, TrainSettings
 from distributed.tracking import TrackingSettings
 from envs import EnvSettings
@@ -69,8 +69,27 @@ class Config(BaseModel):
         return self.model_copy(update={section: dataclasses.replace(getattr(self, section), **values)})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested dictionaries, as YAML or JSON would hold them."""
-        return self.model_dump(mode="json")
+        """Nested dictionaries and lists; what stands in a free-form mapping is left as it is."""
+        return {name: _plain(value) for name, value in self}
+
+    def as_recorded(self) -> "Config":
+        """This configuration as it will be read back from the run's folder and its checkpoints.
+
+        Raises:
+            ConfigError: a setting would change on the way.
+        """
+        tree = self.to_dict()
+        try:
+            refuse_what_changes(tree)
+        except RecordError as error:
+            raise ConfigError(str(error)) from None
+        return parse_config(tree)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return list(value) if isinstance(value, tuple) else value
 
 
 class Setting(NamedTuple):
@@ -117,7 +136,7 @@ def settings() -> Iterator[Setting]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(path.read_text(), Loader=_Loader)
+        tree = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.yaml")], n=1)
         hint = f"did you mean {path.with_stem(near[0])}?" if near else "give a YAML file, and settings as key=value"
@@ -133,20 +152,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _parse(override: str, text: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)
+        return read_yaml(text)
     except yaml.YAMLError:
         raise ConfigError(
             f"cannot read the value in {override!r}; write it as YAML, and quote special characters"
         ) from None
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 takes 3e-3 for a string; here it is a number."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
 
 
 def _insert(tree: dict[str, Any], key: str, value: Any) -> None:

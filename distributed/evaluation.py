@@ -12,6 +12,7 @@ from controllers.compilation import compile_ahead
 from distributed.blueprint import make_blueprint
 from distributed.checkpoint import CheckpointError, find_checkpoint
 from distributed.config import parse_config
+from distributed.records import from_json
 from envs import make_vector_env
 from rollout_workers import Evaluation, evaluate
 from rollout_workers.recording import recording
@@ -53,7 +54,7 @@ def evaluate_checkpoint(
         raise ValueError(f"--best is {best}, but nothing is recorded; name a file with --record")
     torch.set_num_threads(1)
     _, checkpoint = find_checkpoint(path, _say)
-    blueprint = make_blueprint(parse_config(checkpoint.run["config"]))
+    blueprint = make_blueprint(parse_config(from_json(checkpoint.run["config"])))
     facts = blueprint.facts
     if reset_carry_at is not None and facts and facts.episode_length and reset_carry_at >= facts.episode_length:
         raise ValueError(

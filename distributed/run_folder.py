@@ -9,11 +9,10 @@ import math
 import os
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
-
-import yaml
+from typing import IO
 
 from distributed.config import Config, ConfigError
+from distributed.records import write_yaml
 
 Row = dict[str, float]
 
@@ -89,10 +88,10 @@ class RunFolder:
         if (self.path / _LOCK).exists():
             self.lock().close()
 
-    def write_config(self, config: dict[str, Any]) -> Path:
+    def write_config(self, config: Config) -> Path:
         """Keep the resolved configuration beside the results."""
         target = self.path / "config.yaml"
-        target.write_text(yaml.safe_dump(config, sort_keys=False))
+        target.write_text(write_yaml(config.to_dict()))
         return target
 
     def append(self, step: int, row: Row) -> None:

@@ -23,6 +23,7 @@ from distributed.blueprint import make_blueprint
 from distributed.config import Config, ConfigError, load_config
 from distributed.display import NOTHING, Display, clock
 from distributed.machine import describe_machine
+from distributed.records import to_json
 from distributed.seeds import DEFAULT_TARGET, provenance, run_seed
 from distributed.suite_table import as_markdown
 from envs import TaskFacts
@@ -96,7 +97,7 @@ class Results:
         """Note what is known about the job's task beforehand."""
         self.document["tasks"][job.task] = {
             "id": job.config.env.id,
-            "kwargs": job.config.env.kwargs,
+            "kwargs": to_json(job.config.env.kwargs),
             "target": job.config.train.stop_success or DEFAULT_TARGET,
             "memoryless_return": job.facts.memoryless_return if job.facts else None,
         }
@@ -209,7 +210,7 @@ def _jobs(
     for seed, ((task, controller), (config, facts)) in product(seeds, found.items()):
         config = config.model_copy(update={"seed": seed})
         tree = {key: value for key, value in config.to_dict().items() if key not in _OF_NO_CONSEQUENCE}
-        fingerprint = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
+        fingerprint = hashlib.sha256(json.dumps(to_json(tree), sort_keys=True).encode()).hexdigest()[:16]
         yield Job(task, controller, config, facts, fingerprint)
 
 

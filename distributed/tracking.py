@@ -331,7 +331,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and value and all(isinstance(inner, str) for inner in value):
             flat |= flatten(value, f"{name}.")
         else:
             text = str(value)

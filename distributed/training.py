@@ -16,6 +16,7 @@ from distributed.curves import draw_learning_curve
 from distributed.display import Display
 from distributed.interruption import StopRequest, stopping_on_signals, warnings_noted
 from distributed.meter import Meter, Row, describe_evaluation, evaluation_row
+from distributed.records import from_json, to_json
 from distributed.replay import Replay
 from distributed.run_folder import RunFolder, new_run_name
 from distributed.runners import LocalRunner, Runner, RunState
@@ -120,7 +121,7 @@ class _Run:
             "steps": self.steps,
             "episodes": self.meter.episodes,
             "curriculum": self.curriculum.state(),
-            "config": self.config.to_dict(),
+            "config": to_json(self.config.to_dict()),
             "tracking_run": self.tracker.run_id(timeout=0.0),
             "resumes_exactly": self.config.service.mode == "sync" and None not in state.workers,
         }
@@ -168,7 +169,7 @@ def train(config: Config, *, preset: Path | None = None, local: bool = False, di
     Raises:
         ConfigError, ServiceError, FloatingPointError, OSError: each with one sentence for the user.
     """
-    config = config.changed("tracking", uri=absolute_uri(config.tracking.uri))
+    config = config.changed("tracking", uri=absolute_uri(config.tracking.uri)).as_recorded()
     folder = RunFolder(Path(config.checkpoint.root) / new_run_name(config, preset))
     folder.refuse_if_taken()
     return _execute(_checked(config, local), folder, None, local, display or Display())
@@ -189,7 +190,7 @@ def resume(
     display = display or Display()
     RunFolder.of(path).refuse_if_in_use()
     path, saved = find_checkpoint(path, display.note)
-    config = parse_config(saved.run["config"])
+    config = parse_config(from_json(saved.run["config"]))
     if total_steps is not None:
         config = config.changed("train", total_steps=total_steps)
     if saved.run["steps"] >= config.train.total_steps:
@@ -232,7 +233,7 @@ def _execute(
             params=flat_parameters(blueprint),
         )
         status = stack.enter_context(_closing(tracker))
-        tracker.artifact(folder.write_config(config.to_dict()))
+        tracker.artifact(folder.write_config(config))
         run = _Run(
             blueprint, folder, runner, display, tracker, Meter(config.rollout.workers), Curriculum(config.curriculum)
         )
