@@ -4,8 +4,8 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
+from distributed.episodes import Episodes
 from distributed.settings import CurriculumSettings
-from distributed.workers import Delivery
 
 
 class Curriculum:
@@ -24,11 +24,11 @@ class Curriculum:
         """Whether the task itself is being played."""
         return self.level == len(self._settings.stages)
 
-    def advance(self, deliveries: Iterable[Delivery]) -> bool:
+    def advance(self, episodes: Iterable[Episodes]) -> bool:
         """Count the episodes that were played at the present level; whether a new level begins."""
-        for delivery in deliveries:
-            if delivery.stats is not None and delivery.level == self.level:
-                self._recent.extend(bool(success) for success in delivery.stats.successes)
+        for played in episodes:
+            if played.level == self.level:
+                self._recent.extend(bool(success) for success in played.successes)
         enough = len(self._recent) == self._settings.episodes
         mastered = enough and sum(self._recent) >= self._settings.success * len(self._recent)
         if self.complete or not mastered:

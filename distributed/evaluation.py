@@ -84,7 +84,7 @@ def evaluate_checkpoint(
         with closing(make_vector_env(settings, min(lanes, episodes))) as env:
             return evaluate(
                 env, policy, episodes=episodes, success_return=settings.success_return, weights_version=version,
-                recorder=recorder, **how,
+                recorder=recorder, max_episode_steps=blueprint.config.train.evaluation_max_steps, **how,
             )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from distributed.blueprint import Blueprint
 from distributed.runners import Arrival, ServiceError, episode_shares
 from distributed.workers import RolloutWorker, State
-from rollout_workers import Evaluation
+from rollout_workers import Evaluation, EvaluationError
 
 _REASON_CHARACTERS = 300
 
@@ -38,6 +38,7 @@ class RolloutFleet:
         self._actor_class: Any = ray.remote(num_cpus=service.worker_cpus)(RolloutWorker)
         self._blueprint = ray.put(blueprint)
         self._timeout, self._max_restarts = service.collect_timeout, service.max_restarts
+        self._evaluation_timeout = blueprint.config.train.evaluation_timeout
         self._note = note
         self._incarnations = [0] * blueprint.config.rollout.workers
         self._failures = [0] * blueprint.config.rollout.workers
@@ -115,18 +116,39 @@ class RolloutFleet:
         return self._actor_class.remote(self._blueprint, worker, self._incarnations[worker])
 
     def evaluate(self, weights: Any, episodes: int, seed: int) -> Evaluation:
-        """Greedy complete episodes, shared out over the actors; an actor that fails is replaced and asked again."""
+        """Greedy complete episodes, shared out over the actors; one that is lost is replaced and asked once more.
+
+        Raises:
+            EvaluationError: no result, for a reason that asking again would not change.
+        """
         share = episode_shares(episodes, len(self))
-        refs = [actor.evaluate.remote(weights, share, seed) for actor in self._actors]
-        parts: list[Evaluation] = []
+        parts: list[Evaluation | EvaluationError] = []
+        refs = [actor.evaluate.remote(weights, share, seed, self._evaluation_timeout) for actor in self._actors]
+        deadline = monotonic() + self._evaluation_timeout + self._timeout
         for worker, ref in enumerate(refs):
-            while len(parts) == worker:
-                try:
-                    parts.append(ray.get(ref, timeout=self._timeout))
-                except RayError as error:
-                    self._replace(worker, failure_reason(error))
-                    ref = self._actors[worker].evaluate.remote(weights, share, seed)
-        return Evaluation.joined(parts)
+            part = self._evaluated(worker, ref, deadline)
+            if part is None:
+                again = self._actors[worker].evaluate.remote(weights, share, seed, self._evaluation_timeout)
+                part = self._evaluated(worker, again, monotonic() + self._evaluation_timeout + self._timeout)
+            parts.append(part or EvaluationError(f"rollout actor {worker} was lost twice"))
+        for part in parts:  # only now, so that no actor is still busy with it
+            if isinstance(part, EvaluationError):
+                raise part
+        return Evaluation.joined([part for part in parts if isinstance(part, Evaluation)])
+
+    def _evaluated(self, worker: int, ref: Any, deadline: float) -> "Evaluation | EvaluationError | None":
+        """An actor's share of an evaluation, why there is none, or None if the actor was lost and has been replaced."""
+        try:
+            evaluation: Evaluation = ray.get(ref, timeout=max(0.0, deadline - monotonic()))
+        except RayTaskError as error:
+            return EvaluationError(str(error.cause))
+        except GetTimeoutError as error:
+            self._replace(worker, failure_reason(error))
+            return EvaluationError(f"rollout actor {worker} did not answer within {self._evaluation_timeout:g} seconds")
+        except RayError as error:
+            self._replace(worker, failure_reason(error))
+            return None
+        return evaluation
 
     def states(self) -> list[State | None]:
         """The workers' states, after what they have in flight."""

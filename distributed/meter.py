@@ -1,10 +1,12 @@
 """From what a service loop reports to the numbers that people look at."""
 
 import math
+from collections.abc import Sequence
 from time import perf_counter
 
 import numpy as np
 
+from distributed.episodes import Episodes
 from distributed.service import Update
 from rollout_workers import Evaluation
 
@@ -30,14 +32,16 @@ class Meter:
         """Leave the time since the last row out of the next row's speed (evaluation, checkpoints)."""
         self._last = perf_counter()
 
-    def row(self, update: Update) -> Row:
-        """The metrics of one update. What was not measured, such as the return when no episode ended, is NaN."""
+    def row(self, update: Update, episodes: Sequence[Episodes]) -> Row:
+        """The metrics of one update, and of the episodes that are counted with it. What was not measured, such as the
+        return when there was none, is NaN."""
         now = perf_counter()
         wall, self._last = now - self._last, now
         report, stats = update.report, [d.stats for d in update.deliveries if d.stats is not None]
-        returns = np.concatenate([s.returns for s in stats]) if stats else np.empty(0)
-        successes = np.concatenate([s.successes for s in stats]) if stats else np.empty(0)
-        lengths = np.concatenate([s.lengths for s in stats]) if stats else np.empty(0)
+        returns, lengths, successes = (
+            np.concatenate([np.empty(0), *(getattr(played, name) for played in episodes)])
+            for name in ("returns", "lengths", "successes")
+        )
         spent = dict(report.seconds)
         for key in ("env", "inference", "recording", "broadcast"):
             spent[key] = spent.get(key, 0.0) + sum(s.seconds[key] for s in stats) / self._workers
@@ -63,31 +67,36 @@ class Meter:
         }
 
 
-def evaluation_row(evaluation: Evaluation) -> Row:
-    """The metrics of an evaluation."""
-    row = {"evaluation/return": evaluation.mean_return, "evaluation/episodes": float(evaluation.episodes)}
+def evaluation_row(evaluation: Evaluation, prefix: str) -> Row:
+    """The metrics of an evaluation, named with a prefix such as "evaluation/"."""
+    row = {
+        "return": evaluation.mean_return,
+        "episodes": float(evaluation.episodes),
+        "distinct_episodes": float(evaluation.distinct),
+        "episode_length": float(evaluation.lengths.mean()),
+    }
+    if evaluation.return_interval is not None:
+        row["return_low"], row["return_high"] = evaluation.return_interval
     if not math.isnan(evaluation.normalized_return):
-        row["evaluation/normalized_return"] = evaluation.normalized_return
+        row["normalized_return"] = evaluation.normalized_return
     if evaluation.success_rate is not None and evaluation.success_interval is not None:
-        low, high = evaluation.success_interval
-        row |= {
-            "evaluation/success": evaluation.success_rate,
-            "evaluation/success_low": low,
-            "evaluation/success_high": high,
-        }
-    return row
+        row["success"] = evaluation.success_rate
+        row["success_low"], row["success_high"] = evaluation.success_interval
+    return {f"{prefix}{name}": value for name, value in row.items()}
 
 
 def describe_evaluation(evaluation: Evaluation) -> str:
-    """One line: return and success with their 95 % intervals and n, and how much of what memory can gain was gained."""
-    low, high = evaluation.return_interval
-    text = f"return {evaluation.mean_return:.3f} [{low:.3f}, {high:.3f}]"
+    """One line: return and success with their 95 % intervals and n, how much of what memory can gain was gained, and
+    how many of the episodes differ."""
+    interval = evaluation.return_interval
+    text = f"return {evaluation.mean_return:.3f} "
+    text += "(all equal)" if interval is None else f"[{interval[0]:.3f}, {interval[1]:.3f}]"
     if not math.isnan(evaluation.normalized_return):
-        text += f" (normalised {evaluation.normalized_return:.2f})"
+        text += f", normalised {evaluation.normalized_return:.2f}"
     if evaluation.success_rate is not None and evaluation.success_interval is not None:
         low, high = evaluation.success_interval
         text += f", success {evaluation.success_rate:.1%} [{low:.1%}, {high:.1%}]"
-    return f"{text} over {evaluation.episodes} episodes"
+    return f"{text} over {evaluation.episodes} episodes, {evaluation.distinct} of them distinct"
 
 
 def _mean(values: np.ndarray) -> float:

@@ -1,6 +1,7 @@
 """Where a run's parts live: all in this process, or as Ray actors. The service loops see only the `Runner`."""
 
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
 from controllers import Weights
@@ -58,7 +59,11 @@ class Runner(Protocol):
         """
 
     def evaluate(self, episodes: int, seed: int) -> Evaluation:
-        """Greedy complete episodes under the newest weights, shared out over the workers."""
+        """Greedy complete episodes under the newest weights, shared out over the workers.
+
+        Raises:
+            EvaluationError: it came to no result within its limits; training may go on.
+        """
 
     def state(self) -> RunState:
         """See `RunState`."""
@@ -81,6 +86,7 @@ class LocalRunner:
     def __init__(self, blueprint: Blueprint, note: Callable[[str], None]) -> None:
         self.level = 0
         self._note = note
+        self._evaluation_timeout = blueprint.config.train.evaluation_timeout
         self._learner = LearnerWorker(blueprint)
         self._workers = [RolloutWorker(blueprint, worker) for worker in range(blueprint.config.rollout.workers)]
         self._weights: Weights = self._learner.weights()
@@ -105,7 +111,10 @@ class LocalRunner:
 
     def evaluate(self, episodes: int, seed: int) -> Evaluation:
         share = episode_shares(episodes, len(self._workers))
-        return Evaluation.joined([worker.evaluate(self._weights, share, seed) for worker in self._workers])
+        deadline = monotonic() + self._evaluation_timeout
+        return Evaluation.joined(
+            [worker.evaluate(self._weights, share, seed, deadline - monotonic()) for worker in self._workers]
+        )
 
     def state(self) -> RunState:
         return RunState(self._learner.state(), [worker.state() for worker in self._workers])

@@ -9,6 +9,7 @@ from distributed.display import Display
 from distributed.evaluation import evaluate_checkpoint
 from distributed.machine import describe_machine, versions
 from distributed.training import train
+from rollout_workers import EvaluationError
 
 DEFAULT_TARGET = 0.99
 """Success rate that counts as solved, where `train.stop_success` is unset."""
@@ -35,6 +36,9 @@ def run_seed(config: Config, *, local: bool = False, display: Display | None = N
     Args:
         config: of an environment that says what success is.
         local, display: as for `train`.
+
+    Raises:
+        EvaluationError: the evaluation at the end came to no result. Else as `train`.
     """
     started = perf_counter()
     result = train(config, local=local, display=display)
@@ -42,7 +46,9 @@ def run_seed(config: Config, *, local: bool = False, display: Display | None = N
     if result.interrupted:
         return None
     evaluation = result.evaluation
-    assert evaluation is not None and evaluation.success_rate is not None and evaluation.success_interval is not None
+    if evaluation is None:
+        raise EvaluationError(f"the evaluation at the end of {result.folder} came to no result")
+    assert evaluation.success_rate is not None and evaluation.success_interval is not None
     forgetful = evaluate_checkpoint(
         result.folder, episodes=512, lanes=128, seed=config.seed, reset_carry_at=int(evaluation.lengths.max()) // 2
     )

@@ -14,18 +14,25 @@ class TrainSettings(Settings, section="train"):
     total_steps: int = 500_000
     """Environment steps to train on."""
     stop_success: float | None = None
-    """Stop early once an evaluation's success rate reaches this. Unset: train for total_steps."""
+    """Stop early once the success rates of two evaluations in a row, on different episodes, reach this. Unset: train
+    for total_steps."""
     evaluate_every: int | None = None
     """Evaluate greedily every so many environment steps. Unset: at the end, and when stop_success seems reached."""
     evaluation_episodes: int = 512
     """Complete episodes in an evaluation."""
+    evaluation_max_steps: int = 100_000
+    """Steps after which an evaluation gives up on an episode; training goes on."""
+    evaluation_timeout: float = 1800.0
+    """Seconds after which an evaluation is given up; training goes on."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("total_steps", "evaluate_every", "evaluation_episodes"):
+        for name in ("total_steps", "evaluate_every", "evaluation_episodes", "evaluation_max_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"train.{name} is {value}; it must be at least 1")
+        if not self.evaluation_timeout > 0:
+            raise ValueError(f"train.evaluation_timeout is {self.evaluation_timeout}; it must be above 0")
         if self.stop_success is not None and not 0 < self.stop_success <= 1:
             raise ValueError(f"train.stop_success is {self.stop_success}; it must lie above 0 and at most at 1")
 

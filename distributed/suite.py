@@ -27,6 +27,7 @@ from distributed.records import to_json
 from distributed.seeds import DEFAULT_TARGET, provenance, run_seed
 from distributed.suite_table import as_markdown
 from envs import TaskFacts
+from rollout_workers import EvaluationError
 
 TASKS = ("delayed_cue", "copy_memory", "associative_recall", "tmaze")
 """Presets under configs/, the suite unless others are named."""
@@ -222,7 +223,7 @@ def _run(job: Job, local: bool, log: IO[str]) -> dict[str, Any] | None:
     }  # fmt: skip
     try:
         outcome = run_seed(job.config, local=local, display=Display(Console(file=log)))
-    except FloatingPointError as error:
+    except (FloatingPointError, EvaluationError) as error:
         seconds = round(perf_counter() - started, 1)
         return run | {"seed": job.config.seed, "seconds": seconds, "solved": False, "failure": str(error)}
     if outcome is None:

@@ -3,9 +3,12 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from controllers.compilation import compile_ahead
 from distributed.blueprint import Blueprint, flat_parameters, make_blueprint
@@ -14,6 +17,7 @@ from distributed.config import Config, ConfigError, parse_config
 from distributed.curriculum import Curriculum
 from distributed.curves import draw_learning_curve
 from distributed.display import Display
+from distributed.episodes import EpisodeOrder
 from distributed.interruption import StopRequest, stopping_on_signals, warnings_noted
 from distributed.meter import Meter, Row, describe_evaluation, evaluation_row
 from distributed.records import from_json, to_json
@@ -23,11 +27,22 @@ from distributed.runners import LocalRunner, Runner, RunState
 from distributed.service import Update, asynchronous, synchronous
 from distributed.tracking import RunStatus, Tracker, absolute_uri
 from learner import resolve_device
-from rollout_workers import Evaluation
+from rollout_workers import Evaluation, EvaluationError
 
 _EXPLORATION = 0.03  # success that sampled actions may cost a policy whose greedy form succeeds
 _ENDLESS = 1000  # steps of each lane after which an environment of which no episode has ended is suspicious
-_EVALUATION_SEED = 1_000_003  # added to the run's seed, so that evaluation never repeats training episodes
+
+
+class Look(IntEnum):
+    """What an evaluation is for; each look of a run has episodes of its own."""
+
+    EVALUATION = 0  # how far training is
+    CONFIRMATION = 1  # whether what the first look saw is seen again
+    RESULT = 2  # what the run reports; decides nothing
+
+    def seed(self, run_seed: int, steps: int) -> int:
+        """Seed of the look after `steps` environment steps."""
+        return int(np.random.SeedSequence([run_seed, steps, int(self)]).generate_state(1)[0])
 
 
 class Result(NamedTuple):
@@ -35,7 +50,7 @@ class Result(NamedTuple):
 
     folder: Path
     steps: int  # environment steps trained on, since the run's very beginning
-    evaluation: Evaluation | None  # the last one; None if the run was interrupted
+    evaluation: Evaluation | None  # at the end; None if the run was interrupted, or it came to no result
     interrupted: bool
     meter: Meter
 
@@ -51,9 +66,9 @@ class _Run:
     tracker: Tracker
     meter: Meter
     curriculum: Curriculum
+    episodes: EpisodeOrder = field(default_factory=EpisodeOrder)
     steps: int = 0
-    evaluation: Evaluation | None = None
-    evaluated_at: int = -1
+    saved_at: int | None = None  # step of the newest checkpoint of this process
     rows_lost: bool = False
     endless: bool = False  # whether it was said that no episode ends
 
@@ -99,18 +114,35 @@ class _Run:
         what = "the task itself" if self.curriculum.complete else self.config.curriculum.stages[level]
         self.display.note(f"step {self.steps:,}: level {level} begins, {what}")
 
-    def evaluate(self) -> Evaluation | None:
-        """Run complete episodes, unless none has ended so far."""
+    def solved(self) -> bool:
+        """Whether an evaluation and, on other episodes, a second one reach `train.stop_success`; if that is unset, one
+        evaluation takes place all the same."""
+        if self.saved_at is None:
+            self.checkpoint()  # evaluation runs the user's code under a new policy: what was learned is saved first
+        return self._reached(Look.EVALUATION) and self._reached(Look.CONFIRMATION)
+
+    def _reached(self, look: Look) -> bool:
+        evaluation, target = self.evaluate(look), self.config.train.stop_success
+        success = None if evaluation is None else evaluation.success_rate
+        return target is not None and success is not None and success >= target
+
+    def evaluate(self, look: Look) -> Evaluation | None:
+        """Run complete episodes, unless none has ended so far; None, with a note, where that came to no result."""
         if self.seems_endless():
             return None
-        self.evaluation = self.runner.evaluate(
-            self.config.train.evaluation_episodes, self.config.seed + _EVALUATION_SEED
-        )
-        self.evaluated_at = self.steps
-        self.record(evaluation_row(self.evaluation))
-        self.display.note(f"evaluation at step {self.steps:,}: {describe_evaluation(self.evaluation)}")
-        self.meter.skip_pause()
-        return self.evaluation
+        name = look.name.lower()
+        try:
+            evaluation = self.runner.evaluate(
+                self.config.train.evaluation_episodes, look.seed(self.config.seed, self.steps)
+            )
+        except EvaluationError as error:
+            self.display.note(f"{name} at step {self.steps:,} came to no result: {error}")
+            return None
+        finally:
+            self.meter.skip_pause()
+        self.record(evaluation_row(evaluation, "confirmation/" if look is Look.CONFIRMATION else "evaluation/"))
+        self.display.note(f"{name} at step {self.steps:,}: {describe_evaluation(evaluation)}")
+        return evaluation
 
     def checkpoint(self) -> None:
         """Save; a disk that is full costs this checkpoint, not the run."""
@@ -121,6 +153,7 @@ class _Run:
             "steps": self.steps,
             "episodes": self.meter.episodes,
             "curriculum": self.curriculum.state(),
+            "waiting_episodes": self.episodes.state(),
             "config": to_json(self.config.to_dict()),
             "tracking_run": self.tracker.run_id(timeout=0.0),
             "resumes_exactly": self.config.service.mode == "sync" and None not in state.workers,
@@ -133,6 +166,7 @@ class _Run:
                 f"checkpoints before it are whole"
             )
         else:
+            self.saved_at = self.steps
             self.tracker.artifact(path, "checkpoints")
         self.meter.skip_pause()
 
@@ -243,12 +277,12 @@ def _execute(
         stop = stack.enter_context(stopping_on_signals(display.note))
         run.meter.skip_pause()
         complete = _loop(run, stop)
-        run.checkpoint()
-        if complete and run.evaluated_at != run.steps:
-            run.evaluate()
+        if run.saved_at != run.steps:
+            run.checkpoint()
+        evaluation = run.evaluate(Look.RESULT) if complete else None
         run.draw()
         status.value = "FINISHED" if complete else "KILLED"
-    return Result(folder.path, run.steps, run.evaluation if complete else None, not complete, run.meter)
+    return Result(folder.path, run.steps, evaluation, not complete, run.meter)
 
 
 def _loop(run: _Run, stop: StopRequest) -> bool:
@@ -258,29 +292,28 @@ def _loop(run: _Run, stop: StopRequest) -> bool:
     next_evaluation = _next_multiple(run.steps, train.evaluate_every)
     for update in _updates(run):
         run.steps += update.report.steps
-        row = run.meter.row(update)
+        episodes = run.episodes.release(update.deliveries)
+        row = run.meter.row(update, episodes)
         if run.config.curriculum.stages:
             row["curriculum/level"] = float(run.curriculum.level)
         run.record(row)
         run.show(update, row)
         run.seems_endless()
-        if run.curriculum.advance(update.deliveries):  # before any return, as the last checkpoint holds its counts
+        if run.curriculum.advance(episodes):  # before any return, as the last checkpoint holds its counts
             run.enter_level()
         if run.steps >= train.total_steps:
             return True
         if stop.made:
             return False
-        solved = math.inf if train.stop_success is None else train.stop_success - _EXPLORATION
-        seems_solved = run.curriculum.complete and row["success"] >= solved
-        if seems_solved or run.steps >= next_evaluation:
-            next_evaluation = _next_multiple(run.steps, train.evaluate_every)
-            evaluation = run.evaluate()
-            success = evaluation.success_rate if evaluation else None
-            if train.stop_success is not None and success is not None and success >= train.stop_success:
-                return True
         if run.steps >= next_checkpoint:
             next_checkpoint = _next_multiple(run.steps, every)
             run.checkpoint()
+        promising = math.inf if train.stop_success is None else train.stop_success - _EXPLORATION
+        seems_solved = run.curriculum.complete and row["success"] >= promising
+        if seems_solved or run.steps >= next_evaluation:
+            next_evaluation = _next_multiple(run.steps, train.evaluate_every)
+            if run.solved():
+                return True
     raise AssertionError("a service loop never ends by itself")
 
 
@@ -315,6 +348,7 @@ def _restore(run: _Run, saved: Checkpoint) -> None:
     run.steps = saved.run["steps"]
     run.meter.episodes = saved.run["episodes"]
     run.curriculum.set_state(saved.run["curriculum"])
+    run.episodes.set_state(saved.run.get("waiting_episodes", ()))
     run.runner.level = run.curriculum.level
     run.folder.rewind(run.steps)
     set_aside_after(run.folder.checkpoints, run.steps)

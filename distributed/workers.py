@@ -1,5 +1,6 @@
 """The two kinds of worker as plain classes: the local runner calls them, the Ray runner makes actors of them."""
 
+from contextlib import closing
 from time import perf_counter
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from controllers import Weights
 from distributed.blueprint import Blueprint
 from envs import make_vector_env
 from learner import Learner, UpdateReport
-from rollout_workers import Collector, EpisodeStats, Evaluation, FragmentError, evaluate
+from rollout_workers import Collector, EpisodeStats, Evaluation, EvaluationError, FragmentError, evaluate
 
 State = dict[str, np.ndarray]
 
@@ -68,24 +69,25 @@ class RolloutWorker:
         )
         return delivery, batch
 
-    def evaluate(self, weights: Weights, episodes: int, seed: int, reset_carry_at: int | None = None) -> Evaluation:
-        """Greedy complete episodes in environments of their own; the training lanes are not touched."""
+    def evaluate(self, weights: Weights, episodes: int, seed: int, timeout: float) -> Evaluation:
+        """Greedy complete episodes in environments of their own; the training lanes are not touched.
+
+        Raises:
+            EvaluationError: an episode did not end, `timeout` seconds have passed, or something failed on the way.
+        """
         self._load(weights)
-        first_lane = self._worker * self._blueprint.lanes_per_worker
-        env = make_vector_env(self._blueprint.config.env, self._blueprint.lanes_per_worker)
+        config, lanes = self._blueprint.config, self._blueprint.lanes_per_worker
         try:
-            return evaluate(
-                env,
-                self._policy,
-                episodes=episodes,
-                seed=seed,
-                first_lane=first_lane,
-                reset_carry_at=reset_carry_at,
-                spaces=self._blueprint.config.spaces,
-                success_return=self._blueprint.config.env.success_return,
-            )
-        finally:
-            env.close()
+            with closing(make_vector_env(config.env, lanes)) as env:
+                return evaluate(
+                    env, self._policy, episodes=episodes, seed=seed, first_lane=self._worker * lanes,
+                    spaces=config.spaces, success_return=config.env.success_return,
+                    max_episode_steps=config.train.evaluation_max_steps, timeout=timeout,
+                )  # fmt: skip
+        except EvaluationError:
+            raise
+        except Exception as error:
+            raise EvaluationError(f"{type(error).__name__}: {error}".partition("\n")[0]) from error
 
     def state(self) -> State | None:
         """See `Collector.state`; the level besides."""

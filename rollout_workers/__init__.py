@@ -2,7 +2,7 @@
 
 from rollout_workers.collector import Collector
 from rollout_workers.episodes import EpisodeStats
-from rollout_workers.evaluation import Evaluation, evaluate
+from rollout_workers.evaluation import Evaluation, EvaluationError, evaluate
 from rollout_workers.fragment import Fragment, FragmentError
 from rollout_workers.settings import RolloutSettings, SpaceSettings
 from rollout_workers.spaces import policy_spec
@@ -11,6 +11,7 @@ __all__ = [
     "Collector",
     "EpisodeStats",
     "Evaluation",
+    "EvaluationError",
     "Fragment",
     "FragmentError",
     "RolloutSettings",

@@ -272,6 +272,7 @@ class Collector:
         _, self._noise_keys = self._lane_keys()
         for name in _STATE:
             setattr(self, f"_{name}", state[name].copy())
+        self._episodes.step = self._step
         self._episodes.return_B, self._episodes.step_B = state["return"].copy(), state["episode_step"].copy()
         self._observation = {name: state[f"observation.{name}"].copy() for name in self._observation}
         self._carry = {name: torch.from_numpy(state[f"carry.{name}"].copy()) for name in self._carry}

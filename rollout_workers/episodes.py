@@ -17,6 +17,9 @@ class EpisodeStats(NamedTuple):
     returns: np.ndarray  # [E] float64
     lengths: np.ndarray  # [E] int64
     successes: np.ndarray  # [E] bool; empty where nothing says what success is
+    starts: np.ndarray  # [E] int64, the lane's step at which each began
+    oldest: int  # the lane's step at which the oldest of the episodes under way began
+    step: int  # steps of each lane so far
     failures: tuple[str, ...]  # one sentence for each episode that an environment's failure cut short; not among the E
     seconds: dict[str, float]  # "env", "inference" and, for the rest, "recording", wall clock
 
@@ -29,24 +32,29 @@ class EpisodeCounter:
     """
 
     def __init__(self, lanes: int) -> None:
+        self.step = 0  # of each lane so far
         self.return_B = np.zeros(lanes)
         self.step_B = np.zeros(lanes, dtype=np.int64)
-        self._ended: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._ended: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
 
     def count(self, reward_B: np.ndarray, done_B: np.ndarray, reset_B: np.ndarray) -> None:
         """One step of all lanes: those of `done_B` end an episode, those of `reset_B`, done or not, start one."""
+        self.step += 1
         self.return_B += reward_B
         self.step_B += 1
         if reset_B.any():
             lanes = np.flatnonzero(done_B)
-            self._ended.append((lanes, self.return_B[lanes], self.step_B[lanes]))
+            length = self.step_B[lanes]
+            self._ended.append((lanes, self.return_B[lanes], length, self.step - length))
             self.return_B[reset_B] = 0.0
             self.step_B[reset_B] = 0
 
     def stats(self, success_return: float | None, failures: tuple[str, ...], seconds: dict[str, float]) -> EpisodeStats:
         """The episodes that ended since this was last asked; they succeed when they reach `success_return`."""
-        empty = (np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))
-        lanes, returns, lengths = (np.concatenate(column) for column in zip(empty, *self._ended, strict=True))
+        none = np.empty(0, np.int64)
+        columns = zip((none, np.empty(0), none, none), *self._ended, strict=True)
+        lanes, returns, lengths, starts = (np.concatenate(column) for column in columns)
         self._ended = []
         successes = np.empty(0, np.bool_) if success_return is None else returns >= success_return - _ROUNDING
-        return EpisodeStats(lanes, returns, lengths, successes, failures, seconds)
+        oldest = self.step - int(self.step_B.max())
+        return EpisodeStats(lanes, returns, lengths, successes, starts, oldest, self.step, failures, seconds)

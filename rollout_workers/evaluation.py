@@ -1,6 +1,7 @@
 """Evaluation: complete episodes through the training collector, and what may be concluded from them."""
 
 import math
+from time import monotonic
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -9,6 +10,7 @@ import numpy as np
 from controllers import Policy
 from envs import TaskFacts, facts_of
 from rollout_workers.collector import Collector
+from rollout_workers.digests import EpisodeDigests
 from rollout_workers.recording import Recorder
 from rollout_workers.settings import SpaceSettings
 
@@ -16,8 +18,15 @@ _DEFAULT_CHUNK = 128  # steps between looks at the finished episodes, where the 
 _LONGEST_CHUNK = 1024  # steps held in memory at once
 _RECORDED_CHUNK = 2**28  # bytes of carries held in memory at once where those of every step are recorded
 
+_RESAMPLES = 2000  # of the bootstrap
+_RESAMPLED = 2**22  # numbers held at once by it
+
 LONGEST_EPISODE = 100_000
 """Steps after which an episode is taken for one that never ends."""
+
+
+class EvaluationError(ValueError):
+    """An evaluation came to no result; the message is for the user."""
 
 
 class Evaluation(NamedTuple):
@@ -26,6 +35,7 @@ class Evaluation(NamedTuple):
     returns: np.ndarray  # [n] float64
     lengths: np.ndarray  # [n] int64
     successes: np.ndarray  # [n] bool; empty where nothing says what success is
+    digests: np.ndarray  # [n] uint64, see `EpisodeDigests`
     facts: TaskFacts | None = None  # about the task
 
     @property
@@ -44,10 +54,15 @@ class Evaluation(NamedTuple):
         return self.facts.normalized_return(self.mean_return) if self.facts else math.nan
 
     @property
-    def return_interval(self) -> tuple[float, float]:
-        """95 % normal-approximation interval of the mean return."""
-        half = 1.96 * float(self.returns.std(ddof=1)) / math.sqrt(self.episodes) if self.episodes > 1 else math.inf
-        return self.mean_return - half, self.mean_return + half
+    def distinct(self) -> int:
+        """How many of the episodes differ in what the environment showed or paid."""
+        return len(np.unique(self.digests))
+
+    @property
+    def return_interval(self) -> tuple[float, float] | None:
+        """95 % bootstrap interval of the mean return; None where all returns are equal, which says nothing about how
+        far others may be."""
+        return bootstrap_interval(self.returns)
 
     @property
     def success_rate(self) -> float | None:
@@ -68,6 +83,7 @@ class Evaluation(NamedTuple):
             np.concatenate([part.returns for part in parts]),
             np.concatenate([part.lengths for part in parts]),
             np.concatenate([part.successes for part in parts]),
+            np.concatenate([part.digests for part in parts]),
             parts[0].facts,
         )
 
@@ -80,14 +96,29 @@ def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def bootstrap_interval(values: np.ndarray) -> tuple[float, float] | None:
+    """95 % percentile interval of the mean of `values` [n] (Efron 1979), the same at every call; None where all are
+    equal, as resampling them shows no spread."""
+    if not len(values) or (values == values[0]).all():
+        return None
+    generator = np.random.default_rng(0)
+    rows = max(1, min(_RESAMPLES, _RESAMPLED // len(values)))
+    means = [
+        generator.choice(values, (min(rows, _RESAMPLES - done), len(values))).mean(axis=1)
+        for done in range(0, _RESAMPLES, rows)
+    ]
+    low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
+    return float(low), float(high)
+
+
 def check_progress(steps: int, episodes: int, longest: int = LONGEST_EPISODE) -> None:
     """Give up on a lane that has run `longest` steps for each of its `episodes` so far, the present one included.
 
     Raises:
-        ValueError: it has.
+        EvaluationError: it has.
     """
     if steps > longest * episodes:
-        raise ValueError(
+        raise EvaluationError(
             f"the environment did not finish {episodes} episode{'s' * (episodes > 1)} of a lane in {steps:,} steps; "
             f"limit its episodes with env.max_episode_steps"
         )
@@ -105,6 +136,7 @@ def evaluate(
     spaces: SpaceSettings | None = None,
     success_return: float | None = None,
     max_episode_steps: int = LONGEST_EPISODE,
+    timeout: float = math.inf,
     weights_version: int = 0,
     recorder: Recorder | None = None,
 ) -> Evaluation:
@@ -112,12 +144,18 @@ def evaluate(
 
     A `recorder` is given the episodes that count; it changes nothing about them.
 
+    Args:
+        max_episode_steps: steps after which an episode is taken for one that never ends.
+        timeout: seconds that all of them may take.
+
     Raises:
-        ValueError: an episode did not end within `max_episode_steps` steps, or the recorder holds too much.
+        EvaluationError: an episode did not end, or time was up.
+        ValueError: the recorder holds too much.
     """
+    deadline = monotonic() + timeout
     per_lane = -(-episodes // env.num_envs)
     facts = facts_of(env)
-    length = min((facts.episode_length if facts else None) or _DEFAULT_CHUNK, _LONGEST_CHUNK)
+    length = min((facts.episode_length if facts else None) or _DEFAULT_CHUNK, _LONGEST_CHUNK, max_episode_steps)
     carry_stride = length
     if recorder is not None:
         initial = {name: c[0].detach().numpy() for name, c in policy.initial_carry(1).items()}
@@ -127,19 +165,26 @@ def evaluate(
         env, policy, length, carry_stride=carry_stride, seed=seed, first_lane=first_lane, greedy=greedy,
         reset_carry_at=reset_carry_at, spaces=spaces or SpaceSettings(), success_return=success_return,
     )  # fmt: skip
+    digests = EpisodeDigests(env.num_envs)
     finished = np.zeros(env.num_envs, dtype=np.int64)
     parts: list[Evaluation] = []
     steps = 0
     while finished.min() < per_lane:
         check_progress(steps, int(finished.min()) + 1, max_episode_steps)
+        if monotonic() > deadline:
+            raise EvaluationError(
+                f"{int(np.minimum(finished, per_lane).sum())} of {per_lane * env.num_envs} episodes were finished "
+                f"after {timeout:g} seconds; ask for fewer, or allow more time"
+            )
         fragment, stats = collector.collect(weights_version)
         if recorder is not None:
             recorder.add(fragment, np.maximum(0, per_lane - finished), initial)
         steps += length
+        seen = digests.add(fragment)
         counted = np.zeros(len(stats.lanes), dtype=np.bool_)
         for i, lane in enumerate(stats.lanes):
             counted[i] = finished[lane] < per_lane
             finished[lane] += 1
         successes = stats.successes[counted] if len(stats.successes) else stats.successes
-        parts.append(Evaluation(stats.returns[counted], stats.lengths[counted], successes, facts))
+        parts.append(Evaluation(stats.returns[counted], stats.lengths[counted], successes, seen[counted], facts))
     return Evaluation.joined(parts)

@@ -12,46 +12,46 @@ from distributed.blueprint import make_blueprint
 from distributed.checkpoint import list_checkpoints, load_checkpoint
 from distributed.config import Config, load_config
 from distributed.curriculum import Curriculum
+from distributed.episodes import Episodes
 from distributed.settings import CurriculumSettings
 from distributed.training import resume, train
-from distributed.workers import Delivery, LearnerWorker, RolloutWorker
-from rollout_workers import EpisodeStats, Fragment
+from distributed.workers import LearnerWorker, RolloutWorker
+from rollout_workers import Fragment
 
 
-def delivery(successes: list[bool], level: int) -> Delivery:
+def played(successes: list[bool], level: int) -> Episodes:
     n = len(successes)
-    stats = EpisodeStats(np.zeros(n, np.int64), np.zeros(n), np.ones(n, np.int64), np.array(successes), (), {})
-    return Delivery(0, 0, 1, 1, 0, level, stats)
+    return Episodes(level, np.zeros(n), np.ones(n, np.int64), np.array(successes))
 
 
 def test_a_level_ends_once_enough_of_the_latest_episodes_succeed() -> None:
     curriculum = Curriculum(CurriculumSettings(stages=({"a": 1}, {"a": 2}), success=0.75, episodes=4))
-    assert not curriculum.advance([delivery([True] * 3, 0)])  # too few to judge
-    assert not curriculum.advance([delivery([False, False, True], 0)])  # T F F T
-    assert not curriculum.advance([delivery([True], 0)])  # F F T T
-    assert curriculum.advance([delivery([True], 0)])  # F T T T
+    assert not curriculum.advance([played([True] * 3, 0)])  # too few to judge
+    assert not curriculum.advance([played([False, False, True], 0)])  # T F F T
+    assert not curriculum.advance([played([True], 0)])  # F F T T
+    assert curriculum.advance([played([True], 0)])  # F T T T
     assert (curriculum.level, curriculum.complete) == (1, False)
-    assert not curriculum.advance([delivery([True] * 4, 0)])  # of the level before: still under way then
-    assert curriculum.advance([delivery([True] * 2, 1), delivery([False, True], 1)])
+    assert not curriculum.advance([played([True] * 4, 0)])  # of the level before: still under way then
+    assert curriculum.advance([played([True] * 2, 1), played([False, True], 1)])
     assert (curriculum.level, curriculum.complete) == (2, True)
-    assert not curriculum.advance([delivery([True] * 100, 2)])
+    assert not curriculum.advance([played([True] * 100, 2)])
 
 
 def test_without_stages_the_task_itself_is_played() -> None:
     curriculum = Curriculum(CurriculumSettings())
     assert curriculum.complete
-    assert not curriculum.advance([delivery([True] * 1000, 0)])
+    assert not curriculum.advance([played([True] * 1000, 0)])
 
 
 def test_its_state_survives_json() -> None:
     settings = CurriculumSettings(stages=({"a": 1}, {"a": 2}), success=1.0, episodes=3)
     curriculum = Curriculum(settings)
-    curriculum.advance([delivery([True] * 3, 0)])
-    curriculum.advance([delivery([True] * 2, 1)])
+    curriculum.advance([played([True] * 3, 0)])
+    curriculum.advance([played([True] * 2, 1)])
     again = Curriculum(settings)
     again.set_state(json.loads(json.dumps(curriculum.state())))
     assert again.level == 1
-    assert again.advance([delivery([True], 1)])
+    assert again.advance([played([True], 1)])
 
 
 @pytest.mark.parametrize(
