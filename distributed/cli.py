@@ -13,6 +13,7 @@ from textwrap import fill
 from distributed.checkpoint import CheckpointError
 from distributed.config import ConfigError, load_config, settings
 from distributed.runners import ServiceError
+from distributed.streams import forgiving_output
 from distributed.tracking import TrackingSettings, serve_dashboard
 from envs import EnvironmentFailure
 
@@ -21,12 +22,21 @@ _USAGE_ERROR, _RUN_ERROR, _INTERRUPTED = 2, 1, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the process's exit status."""
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    if rest and ("settings" not in options or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if "settings" in options:
-        options.settings += rest  # argparse gives up on positionals that follow an option
+    with forgiving_output() as output:
+        parser = _parser()
+        options, rest = parser.parse_known_args(arguments)
+        if rest and ("settings" not in options or any(word.startswith("-") for word in rest)):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        if "settings" in options:
+            options.settings += rest  # argparse gives up on positionals that follow an option
+        status = _run(options)
+        output.flush()
+        if status == 0 and options.command in _PRINTING and output.error and not isinstance(output.error, _ENOUGH):
+            return _fail(f"the result could not be printed: {output.error}", _RUN_ERROR)
+        return status
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
         sys.path.append(os.getcwd())  # where a controller or an environment of one's own may lie
         status: int = options.command(options)
@@ -39,6 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, _RUN_ERROR)
     except KeyboardInterrupt:
         return _fail("stopped at once; whatever checkpoints were written are whole", _INTERRUPTED)
+    except SystemExit as error:
+        return _fail(
+            f"something that was run called sys.exit({error.code!r}), which ends no run well; whatever checkpoints "
+            f"were written are whole",
+            _RUN_ERROR,
+        )
 
 
 def _fail(reason: object, status: int) -> int:
@@ -230,3 +246,7 @@ def _suite(options: argparse.Namespace) -> int:
 def _dashboard(options: argparse.Namespace) -> int:
     serve_dashboard(options.store, options.port)
     return 0
+
+
+_PRINTING = (_evaluate, _replay)  # whose result is what they print
+_ENOUGH = BrokenPipeError  # whoever read had read enough

@@ -1,10 +1,11 @@
 """Progress in the terminal: a live view where one can be drawn, else one plain line per update."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from time import perf_counter
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import IO, NamedTuple, Self, cast
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -12,7 +13,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from distributed.streams import Forgiving
+
 NOTHING = "–"
+_WIDTHS = range(20, 1000)  # columns that a terminal may have; what says otherwise is not believed
+_USUAL_WIDTH = 80
 
 
 class Quantity(NamedTuple):
@@ -40,12 +45,17 @@ QUANTITIES = (
 class Display:
     """Shows one run; a context manager, so that the terminal is left tidy whatever happens.
 
+    A terminal that fails costs what would have been shown, never the run: no method raises.
+
     Args:
         console: where to draw; standard output by default.
     """
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False)
+        self._console.file = cast(IO[str], Forgiving(self._console.file))
+        if self._console.width not in _WIDTHS:
+            self._console.width = _USUAL_WIDTH
         self._live: Live | None = None
         self._bar = Progress(
             BarColumn(bar_width=None, complete_style="cyan", finished_style="green"),
@@ -74,9 +84,10 @@ class Display:
         if not self._console.is_terminal:
             self._write(f"{title}: {total_steps:,} steps")
             return
-        self._bar.add_task("", total=total_steps, steps=self._progress(0), eta=NOTHING)
-        self._live = Live(self._view({}), console=self._console, refresh_per_second=4)
-        self._live.start()
+        with self._costing_only_itself():
+            self._bar.add_task("", total=total_steps, steps=self._progress(0), eta=NOTHING)
+            self._live = Live(self._view({}), console=self._console, refresh_per_second=4)
+            self._live.start()
 
     def update(self, row: Mapping[str, float | int], step: int) -> None:
         """Show the latest values; what is missing, None or not a number appears as a dash.
@@ -88,8 +99,9 @@ class Display:
         texts = {quantity.key: _text(quantity, row.get(quantity.key)) for quantity in QUANTITIES}
         eta = self._eta(row, step)
         if self._live:
-            self._bar.update(self._bar.task_ids[0], completed=step, steps=self._progress(step), eta=eta)
-            self._live.update(self._view(texts))
+            with self._costing_only_itself():
+                self._bar.update(self._bar.task_ids[0], completed=step, steps=self._progress(step), eta=eta)
+                self._live.update(self._view(texts))
             return
         percent = f"{min(100, 100 * step // self._total):>3} %"
         values = [q.in_line.format(texts[q.key]) for q in QUANTITIES if q.in_line]
@@ -98,14 +110,24 @@ class Display:
     def note(self, message: str) -> None:
         """Show an event or a warning above the live view, or as a line of its own. Any thread may call it."""
         if self._console.is_terminal:
-            self._console.print(Text.assemble(("• ", "yellow"), message))
+            with self._costing_only_itself():
+                self._console.print(Text.assemble(("• ", "yellow"), message))
         else:
             self._write(message)
 
     def close(self) -> None:
         """Leave the last view standing and give the terminal back."""
         if self._live:
-            self._live.stop()
+            with self._costing_only_itself():
+                self._live.stop()
+            self._live = None
+
+    @contextmanager
+    def _costing_only_itself(self) -> Iterator[None]:
+        """Without a live view from now on, where drawing fails."""
+        try:
+            yield
+        except Exception:
             self._live = None
 
     def _write(self, line: str) -> None:

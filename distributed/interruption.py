@@ -1,11 +1,15 @@
 """What reaches a run from outside its loops: signals that ask it to stop, and warnings that its user should see."""
 
 import logging
+import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from time import monotonic
 from types import FrameType
+
+_SAME_WISH = 0.5  # seconds; timeout(1) sends its signal twice at once, to the process and to its group
 
 
 @dataclass
@@ -19,18 +23,26 @@ class StopRequest:
 def stopping_on_signals(note: Callable[[str], None]) -> Iterator[StopRequest]:
     """Ctrl-C and SIGTERM ask for a stop after the update at hand; a second one interrupts at once.
 
-    Outside the main thread signals belong to somebody else, and no request is ever made.
+    So does SIGHUP, a terminal that was closed, once or often, unless nohup has it ignored. Outside the main thread
+    signals belong to somebody else, and no request is ever made.
     """
-    request = StopRequest()
+    request, pressed = StopRequest(), math.inf
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if request.made:
-            raise KeyboardInterrupt
-        request.made = True
-        note("stopping after the update at hand; once more to stop at once, without a checkpoint")
+        nonlocal pressed
+        if number != signal.SIGHUP:
+            if monotonic() - pressed > _SAME_WISH:
+                raise KeyboardInterrupt
+            pressed = min(pressed, monotonic())
+        if not request.made:
+            request.made = True
+            note("stopping after the update at hand; once more to stop at once, without a checkpoint")
 
+    wished = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        wished.append(signal.SIGHUP)
     try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, ask) for number in wished}
     except ValueError:
         yield request
         return
