@@ -23,7 +23,7 @@ from distributed.settings import ServiceSettings
 from distributed.training import resume, train
 from learner.batch import SequenceBatch
 from learner.windows import cut
-from rollout_workers import Fragment
+from rollout_workers import EvaluationError, Fragment
 
 pytestmark = pytest.mark.ray
 
@@ -193,6 +193,34 @@ def test_an_actor_that_keeps_dying_ends_the_run_with_a_sentence(runner: tuple[Ra
         for _ in range(10):
             ray.kill(service.fleet._actors[1])
             service.collect()
+
+
+@pytest.mark.parametrize("runner", [["train.evaluation_timeout=1e-6"]], indirect=True)
+def test_an_evaluation_that_fails_for_certain_is_not_asked_for_again(runner: tuple[RayRunner, list[str]]) -> None:
+    service, notes = runner
+    with pytest.raises(EvaluationError, match="episodes were finished after"):
+        service.evaluate(20, seed=0)
+    assert service.fleet.restarts == 0
+    assert notes == []
+    assert len(service.collect()) == 2  # and the actors are at work again
+
+
+def test_an_evaluation_may_take_longer_than_a_fragment(runner: tuple[RayRunner, list[str]]) -> None:
+    service, _ = runner
+    service.fleet._timeout = 0.0
+    assert service.evaluate(20, seed=0).episodes == 20
+    assert service.fleet.restarts == 0
+
+
+def test_an_actor_lost_in_an_evaluation_is_replaced_and_asked_once_more(runner: tuple[RayRunner, list[str]]) -> None:
+    service, notes = runner
+    expected = service.evaluate(20, seed=0)
+    ray.kill(service.fleet._actors[1])
+    found = service.evaluate(20, seed=0)
+    np.testing.assert_array_equal(found.returns, expected.returns)
+    np.testing.assert_array_equal(found.digests, expected.digests)
+    assert service.fleet.restarts == 1
+    assert any("rollout actor 1 was lost" in note for note in notes)
 
 
 def test_a_lost_learner_ends_the_run_with_a_sentence(runner: tuple[RayRunner, list[str]]) -> None:
