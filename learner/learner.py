@@ -120,8 +120,10 @@ class Learner:
         if anchor is not None:
             batch = replace(batch, log_probs=anchor.log_probs, values=anchor.values, carries=anchor.carries)
         metrics |= _value_metrics(batch, returns)
+        advantages = returns.advantages
         if self.settings.normalize_advantages:
-            returns = returns._replace(advantages=normalized(returns.advantages, batch.valid))
+            advantages = normalized(advantages, batch.valid)
+        returns = returns._replace(advantages=returns.weights * advantages)
         seconds["returns"] = perf_counter() - clock
 
         metrics[f"backend/{self.policy.controller.backend_on(self.device)}"] = 1.0

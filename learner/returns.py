@@ -16,8 +16,9 @@ from torch import Tensor
 class Returns(NamedTuple):
     """What the losses need of the future."""
 
-    advantages: Tensor  # [B, T]
+    advantages: Tensor  # [B, T], without the weights: what is normalised
     targets: Tensor  # [B, T] of the value function
+    weights: Tensor  # [B, T] by which a step's policy loss counts: clipped importance weights, or 1
 
 
 def next_values(values_BT1: Tensor, final_values_BT: Tensor, terminated_BT: Tensor, truncated_BT: Tensor) -> Tensor:
@@ -47,7 +48,7 @@ def gae(
     delta_BT = torch.where(valid_BT, rewards_BT + gamma * after_BT - values_BT1[:, :-1], 0.0)
     going_on_BT = (valid_BT & ~(terminated_BT | truncated_BT)).to(delta_BT.dtype)
     advantages = _backward_sum(delta_BT, gamma * lam * going_on_BT)
-    return Returns(advantages, advantages + values_BT1[:, :-1])
+    return Returns(advantages, advantages + values_BT1[:, :-1], torch.ones_like(advantages))
 
 
 def vtrace(
@@ -66,22 +67,23 @@ def vtrace(
 ) -> Returns:
     """V-trace targets and advantages (Espeholt et al. 2018, eq. 1 and remark 2), for fragments of older weights.
 
-    At lam = 1 these are the paper's: the targets v_t, and rho_t (r_t + gamma v_{t+1} - V_t) for the advantages. At any
-    lam, equal policies give exactly GAE's advantages and the lambda-return.
+    At lam = 1 these are the paper's: the targets v_t, the advantages A_t = r_t + gamma v_{t+1} - V_t, and the weights
+    rho_t of the policy loss, clipped. At any lam, equal policies give exactly GAE's advantages, the lambda-return, and
+    weights of 1. Weights of later steps are inside A_t, by way of v_{t+1}; a step's own is kept apart, as A_t is
+    normalised before it is weighted: a constant taken from rho_t A_t would not be a baseline, but an advantage for
+    whatever the older policy did too often.
 
     Args:
         log_ratios_BT: log pi(a|x) - log mu(a|x), current policy over behaviour policy.
     """
     rho_BT = log_ratios_BT.exp()
-    clipped_rho_BT = rho_BT.clamp(max=rho_clip)
+    weights_BT = rho_BT.clamp(max=rho_clip)
     after_BT = next_values(values_BT1, final_values_BT, terminated_BT, truncated_BT)
-    delta_BT = torch.where(valid_BT, clipped_rho_BT * (rewards_BT + gamma * after_BT - values_BT1[:, :-1]), 0.0)
-    going_on_BT = (valid_BT & ~(terminated_BT | truncated_BT)).to(delta_BT.dtype)
-    excess_BT = _backward_sum(delta_BT, gamma * lam * rho_BT.clamp(max=c_clip) * going_on_BT)
-    targets_BT = excess_BT + values_BT1[:, :-1]
+    delta_BT = torch.where(valid_BT, rewards_BT + gamma * after_BT - values_BT1[:, :-1], 0.0)
+    decay_BT = gamma * lam * (valid_BT & ~(terminated_BT | truncated_BT)).to(delta_BT.dtype)
+    excess_BT = _backward_sum(weights_BT * delta_BT, decay_BT * rho_BT.clamp(max=c_clip))
     following_BT = torch.cat([excess_BT[:, 1:], torch.zeros_like(excess_BT[:, :1])], dim=1)
-    advantages_BT = delta_BT + clipped_rho_BT * gamma * lam * going_on_BT * following_BT
-    return Returns(advantages_BT, targets_BT)
+    return Returns(delta_BT + decay_BT * following_BT, excess_BT + values_BT1[:, :-1], weights_BT)
 
 
 def _backward_sum(delta_BT: Tensor, decay_BT: Tensor) -> Tensor:

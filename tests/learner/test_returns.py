@@ -74,6 +74,7 @@ def test_vtrace_with_equal_policies_is_gae(lam: float) -> None:
     got = vtrace(torch.zeros_like(c["rewards"]), *c.values(), gamma=0.97, lam=lam, rho_clip=1.0, c_clip=1.0)
     torch.testing.assert_close(got.advantages, on_policy.advantages, atol=1e-12, rtol=0)
     torch.testing.assert_close(got.targets, on_policy.targets, atol=1e-12, rtol=0)
+    assert torch.equal(got.weights, on_policy.weights)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -102,6 +103,6 @@ def test_vtrace_matches_the_papers_sum(seed: int) -> None:
         for t in range(T):
             assert float(got.targets[b, t]) == pytest.approx(target(b, t), abs=1e-10)
             following = after(c, b, t) if ends(c, b, t) or t == T - 1 else target(b, t + 1)
-            rho = min(rho_clip, float(ratio[b, t])) * bool(c["valid"][b, t])
-            advantage = rho * float(c["rewards"][b, t] + gamma * following - c["values"][b, t])
+            advantage = float(c["rewards"][b, t] + gamma * following - c["values"][b, t]) * bool(c["valid"][b, t])
             assert float(got.advantages[b, t]) == pytest.approx(advantage, abs=1e-10)
+            assert float(got.weights[b, t]) == min(rho_clip, float(ratio[b, t]))
