@@ -99,9 +99,17 @@ class Controller(nn.Module, ABC):
         """What else the outputs of a scan say, [T, B] a name, for metrics and for a penalty."""
         return {}
 
-    def penalty(self, signals: Mapping[str, Tensor], valid_TB: Tensor) -> Tensor | None:
-        """What these signals [T, B] add to the loss of each step, [T, B], or nothing; what is not valid is padding."""
+    def penalty(self, means_N: Mapping[str, Tensor]) -> Tensor | None:
+        """What is added to the loss of each step of N sequences whose signals have these means, [N], or nothing.
+
+        A mean is over all valid steps of a sequence, so that the penalty is the same however the sequence is cut.
+        """
         return None
+
+    @property
+    def penalises(self) -> bool:
+        """Whether `penalty` says anything."""
+        return type(self).penalty is not Controller.penalty
 
     def initial(self) -> Carry:
         """What one lane starts from: the learned parameters or zeros, [...] a name, without the lane axis."""
@@ -127,6 +135,20 @@ class Controller(nn.Module, ABC):
         """
         self._check(x_TBD, reset_TB, carry)
         return self.run(x_TBD, reset_TB, carry)
+
+    def scan_with_signals(
+        self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry
+    ) -> tuple[Tensor, Carry, dict[str, Tensor]]:
+        """`scan`, and what its outputs say besides."""
+        self._check(x_TBD, reset_TB, carry)
+        return self.run_with_signals(x_TBD, reset_TB, carry)
+
+    def run_with_signals(
+        self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry
+    ) -> tuple[Tensor, Carry, dict[str, Tensor]]:
+        """`scan_with_signals` on checked arguments."""
+        y_TBH, carry = self.run(x_TBD, reset_TB, carry)
+        return y_TBH, carry, self.signals(y_TBH)
 
     def run(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """`scan` on checked arguments, by the backend that was chosen."""

@@ -96,23 +96,26 @@ class Policy(nn.Module):
         Raises:
             ValueError: an observation's name, shape or dtype, or one of the other arguments, does not fit.
         """
-        y_TBH, parameters_TBA, value_TB, carry = self._run(observations, reset_TB, carry)
-        return PolicyOutput(parameters_TBA, value_TB, carry, self.controller.signals(y_TBH))
+        return self._run(observations, reset_TB, carry, with_signals=True)
 
-    def _run(self, observations: Observation, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Tensor, Carry]:
-        """What the controller gives [T, B, H], and what `PolicyOutput` says of it but for the signals."""
+    def _run(self, observations: Observation, reset_TB: Tensor, carry: Carry, *, with_signals: bool) -> PolicyOutput:
         self._check(observations, reset_TB.shape)
         features = self.observations(observations)
         if self.spec.previous_action:
             previous = self.action_head.features(observations[PREVIOUS_ACTION])
             features.append(previous.masked_fill(reset_TB.unsqueeze(-1), 0.0))
         x_TBF = features[0] if len(features) == 1 else torch.cat(features, -1)
-        y_TBH, carry = self.controller.scan(self.encoder(x_TBF), reset_TB, carry)
+        arguments = self.encoder(x_TBF), reset_TB, carry
+        signals: dict[str, Tensor] = {}
+        if with_signals:
+            y_TBH, carry, signals = self.controller.scan_with_signals(*arguments)
+        else:
+            y_TBH, carry = self.controller.scan(*arguments)
         normed_TBH = self.norm(y_TBH)
         parameters_TBA = self.policy_head(normed_TBH)
         if self.spec.masked:
             parameters_TBA = self.action_head.masked(parameters_TBA, observations[ACTION_MASK])
-        return y_TBH, parameters_TBA, self.value_head(normed_TBH).squeeze(-1), carry
+        return PolicyOutput(parameters_TBA, self.value_head(normed_TBH).squeeze(-1), carry, signals)
 
     @torch.no_grad()
     def act(
@@ -140,8 +143,8 @@ class Policy(nn.Module):
     def _step(self, observations: Observation, reset_B: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Carry]:
         """`scan` with T = 1: parameters [B, A], values [B], and the carry."""
         observations = {name: x.unsqueeze(0) for name, x in observations.items()}
-        _, parameters_TBA, value_TB, carry = self._run(observations, reset_B.unsqueeze(0), carry)
-        return parameters_TBA[0], value_TB[0], carry
+        out = self._run(observations, reset_B.unsqueeze(0), carry, with_signals=False)
+        return out.parameters_TBA[0], out.value_TB[0], out.carry
 
     def _check(self, observations: Observation, leading: Size) -> None:
         """Compare names, shapes and types only, never values: cheap enough for the step path."""

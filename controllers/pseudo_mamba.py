@@ -36,7 +36,7 @@ class PseudoMambaController(Controller):
             once. "state": the query is made of h one step before, what was read joins Mamba-2's input and the gate's,
             as published; then steps follow one another, and `h` [B, M] is carried too.
         decay: how much of a slot is lost at a write, besides what is replaced.
-        gate_coef: weight of the penalty (mean gate - 1 / horizon)^2, the mean taken over each lane's steps.
+        gate_coef: weight of the penalty (mean gate - 1 / horizon)^2, the mean taken over each sequence's steps.
         mamba2: the rest is Mamba-2's.
     """
 
@@ -142,10 +142,8 @@ class PseudoMambaController(Controller):
     def signals(self, y_TBH: Tensor) -> dict[str, Tensor]:
         return {"gate": self._gate_logit(y_TBH).sigmoid()}
 
-    def penalty(self, signals: Mapping[str, Tensor], valid_TB: Tensor) -> Tensor:
-        valid_TB = valid_TB.to(signals["gate"].dtype)
-        mean_B = (signals["gate"] * valid_TB).sum(0) / valid_TB.sum(0).clamp(min=1)
-        return (self.gate_coef * (mean_B - self.gate_target).square()).expand_as(valid_TB)
+    def penalty(self, means_N: Mapping[str, Tensor]) -> Tensor:
+        return self.gate_coef * (means_N["gate"] - self.gate_target).square()
 
     def _query(self, x: Tensor) -> Tensor:
         """[..., S], scaled as in Vaswani et al. 2017, so that scores do not grow with the slot size."""

@@ -11,7 +11,7 @@ _Run = Callable[[Controller, Tensor, Carry], tuple[Tensor, Carry]]
 
 
 class Stack(Controller):
-    """It carries what its layers carry, each name with the layer's number behind it.
+    """It carries what its layers carry and says what they say, each name with the layer's number behind it.
 
     Args:
         layers: from the bottom up; each takes what the one below gives.
@@ -37,11 +37,31 @@ class Stack(Controller):
     def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         return self._through(x_TBD, carry, lambda layer, x, c: layer.run(x, reset_TB, c))
 
-    def signals(self, y_TBH: Tensor) -> dict[str, Tensor]:
-        return self._each()[-1].signals(y_TBH)
+    def run_with_signals(
+        self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry
+    ) -> tuple[Tensor, Carry, dict[str, Tensor]]:
+        said: list[dict[str, Tensor]] = []
 
-    def penalty(self, signals: Mapping[str, Tensor], valid_TB: Tensor) -> Tensor | None:
-        return self._each()[-1].penalty(signals, valid_TB)
+        def run(layer: Controller, x: Tensor, own: Carry) -> tuple[Tensor, Carry]:
+            y, after, signals = layer.run_with_signals(x, reset_TB, own)
+            said.append(signals)
+            return y, after
+
+        y_TBH, carry = self._through(x_TBD, carry, run)
+        return y_TBH, carry, {f"{name}_{i}": signal for i, own in enumerate(said) for name, signal in own.items()}
+
+    def penalty(self, means_N: Mapping[str, Tensor]) -> Tensor | None:
+        """The sum of what the layers add."""
+        total: Tensor | None = None
+        for i, layer in enumerate(self._each()):
+            own = {name.removesuffix(f"_{i}"): mean for name, mean in means_N.items() if name.endswith(f"_{i}")}
+            term = layer.penalty(own)
+            total = term if total is None else total if term is None else total + term
+        return total
+
+    @property
+    def penalises(self) -> bool:
+        return any(layer.penalises for layer in self._each())
 
     def _each(self) -> list[Controller]:
         return list(self.layers)  # type: ignore[arg-type]

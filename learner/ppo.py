@@ -1,6 +1,6 @@
-"""PPO on one shard of one minibatch: cut into windows, scan, loss, gradient.
+"""PPO on one shard of one minibatch: cut into windows, scan, loss, gradient, one piece after the other.
 
-Legend: N sequences, T steps, K window steps, W windows.
+Legend: n sequences, K window steps, W windows.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,10 @@ from torch import Tensor
 from controllers import Policy
 from learner.batch import SequenceBatch
 from learner.losses import clipped_policy_loss, masked_sum, value_loss
+from learner.penalty import Penalty, SignalSums
 from learner.returns import Returns
 from learner.settings import LearnerSettings
-from learner.windows import cut, window_carries
+from learner.windows import Piece, pieces, taken, windows_of
 
 
 class ShardResult(NamedTuple):
@@ -27,55 +28,108 @@ class ShardResult(NamedTuple):
     seconds: tuple[float, float, float]  # windows, forward, backward
 
 
+class _PieceResult(NamedTuple):
+    """One piece's share of a shard; as there, still on the device."""
+
+    gradients: Sequence[Tensor | None]
+    sums: dict[str, Tensor]
+    ratio_error: Tensor
+    seconds: tuple[float, float, float]
+
+
 def shard_gradients(
     policy: Policy, s: LearnerSettings, batch: SequenceBatch, returns: Returns, rows: Tensor, count: int
 ) -> ShardResult:
     """Loss and gradients of the sequences `rows` [n], as their share of a minibatch of `count` steps.
 
-    The shares of a minibatch's shards add up to its mean loss and its gradient.
+    The shares of a minibatch's shards add up to its mean loss and its gradient, and so do those of a shard's pieces.
     """
-    T = batch.length
-    plan = s.plan(T)
-    K = plan.window
+    gradients: list[Tensor | None] = [None] * len(list(policy.parameters()))
+    sums: dict[str, Tensor] = {}
+    ratio_errors, seconds = [], [0.0, 0.0, 0.0]
+    for group in pieces(policy, s.plan(batch.length), rows, batch.length):
+        started = perf_counter()
+        penalty = _penalty(policy, s, batch, group) if policy.controller.penalises and len(group) > 1 else None
+        seconds[1] += perf_counter() - started
+        for piece in group:
+            part = _piece_gradients(policy, s, batch, returns, piece, count, penalty)
+            gradients = [_sum(total, gradient) for total, gradient in zip(gradients, part.gradients, strict=True)]
+            sums = {name: sums[name] + x if name in sums else x for name, x in part.sums.items()}
+            ratio_errors.append(part.ratio_error)
+            seconds = [total + spent for total, spent in zip(seconds, part.seconds, strict=True)]
+            penalty = penalty and penalty._replace(
+                total=torch.zeros_like(penalty.total)
+            )  # counted with the first piece
+    return ShardResult(
+        gradients,
+        dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True)),
+        float(torch.stack(ratio_errors).max()),
+        (seconds[0], seconds[1], seconds[2]),
+    )
+
+
+def _piece_gradients(
+    policy: Policy,
+    s: LearnerSettings,
+    batch: SequenceBatch,
+    returns: Returns,
+    piece: Piece,
+    count: int,
+    penalty: Penalty | None,
+) -> _PieceResult:
+    """Without a penalty it is that of the piece itself, which then holds whole sequences."""
+    plan = s.plan(batch.length)
+    K, T = plan.window, batch.length
     started = perf_counter()
-    part = batch.rows(rows)
-    observations_NT = {name: x[:, :T] for name, x in part.observations.items()}
-    resets_NT = part.resets[:, :T]
-    carry = window_carries(policy, plan, observations_NT, resets_NT, part.carries, part.carry_stride)
-    mask = cut(part.valid, K)
-    observations = {name: cut(x, K) for name, x in observations_NT.items()}
-    resets, actions = cut(resets_NT, K), cut(part.actions, K)
-    old_log_probs, old_values = cut(part.log_probs, K), cut(part.values[:, :T], K)
-    advantages, targets = cut(returns.advantages[rows], K), cut(returns.targets[rows], K)
+    windows = windows_of(policy, plan, batch, piece)
+    mask, actions, old_log_probs = windows.mask, taken(batch.actions, piece, K), taken(batch.log_probs, piece, K)
+    old_values = taken(batch.values[:, :T], piece, K)
+    advantages, targets = taken(returns.advantages, piece, K), taken(returns.targets, piece, K)
     cut_done = perf_counter()
 
-    out = policy.scan(observations, resets, carry)
+    out = policy.scan(windows.observations, windows.resets, windows.carry)
     log_probs = policy.action_head.log_prob(out.parameters_TBA, actions)
     surrogate = clipped_policy_loss(log_probs, old_log_probs, advantages, s.clip)
-    errors = value_loss(out.value_TB, old_values, targets, s.value_clip)
-    entropy = policy.action_head.entropy(out.parameters_TBA)
     terms = {
         "policy_loss": surrogate.loss,
-        "value_loss": errors,
-        "entropy": entropy,
+        "value_loss": value_loss(out.value_TB, old_values, targets, s.value_clip),
+        "entropy": policy.action_head.entropy(out.parameters_TBA),
         "kl": surrogate.kl,
         "clip_fraction": surrogate.clipped,
         **out.signals,
     }
-    penalty = policy.controller.penalty(out.signals, mask)
-    if penalty is not None:
-        terms["penalty"] = penalty
     sums = {name: masked_sum(term, mask) for name, term in terms.items()}
     loss = sums["policy_loss"] + s.value_coef * sums["value_loss"] - s.entropy_coef * sums["entropy"]
-    loss = (loss + sums.get("penalty", 0.0)) / count
+    if policy.controller.penalises:
+        said = SignalSums.of(out.signals, mask, len(piece.rows))
+        penalty = penalty or Penalty.at(policy.controller, said)
+        sums["penalty"] = penalty.total
+        loss = loss + penalty.total + penalty.through(said)
     forward_done = perf_counter()
 
-    gradients = torch.autograd.grad(loss, list(policy.parameters()), allow_unused=True)
+    gradients = torch.autograd.grad(loss / count, list(policy.parameters()), allow_unused=True)
     with torch.no_grad():
         difference = torch.where(mask, (log_probs - old_log_probs).exp() - 1, 0.0)
-    return ShardResult(
+    return _PieceResult(
         gradients,
-        dict(zip(sums, torch.stack(list(sums.values())).detach().tolist(), strict=True)),
-        float(difference.abs().max()),
+        {name: total.detach() for name, total in sums.items()},
+        difference.abs().max(),
         (cut_done - started, forward_done - cut_done, perf_counter() - forward_done),
     )
+
+
+def _penalty(policy: Policy, s: LearnerSettings, batch: SequenceBatch, group: Sequence[Piece]) -> Penalty:
+    """That of sequences worked on in several pieces, from a pass over all of them without gradient."""
+    plan, whole = s.plan(batch.length), None
+    for piece in group:
+        windows = windows_of(policy, plan, batch, piece)
+        with torch.no_grad():
+            signals = policy.scan(windows.observations, windows.resets, windows.carry).signals
+        said = SignalSums.of(signals, windows.mask, len(piece.rows))
+        whole = said if whole is None else whole.plus(said)
+    assert whole is not None
+    return Penalty.at(policy.controller, whole)
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b

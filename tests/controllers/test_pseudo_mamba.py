@@ -47,12 +47,10 @@ def test_the_gate_is_said_by_the_output_and_starts_at_one_write_a_horizon(query:
     torch.testing.assert_close(carry["usage"][:, 0], total)
 
 
-def test_the_penalty_is_that_of_each_lanes_mean_gate_over_valid_steps() -> None:
+def test_the_penalty_is_that_of_each_sequences_mean_gate() -> None:
     controller = build(gate_coef=2.0)
-    gate = torch.tensor([[0.1, 0.4], [0.3, 0.9]])
-    valid = torch.tensor([[True, True], [True, False]])
-    expected = torch.tensor([2 * (0.2 - 0.1) ** 2, 2 * (0.4 - 0.1) ** 2]).expand(2, 2)
-    torch.testing.assert_close(controller.penalty({"gate": gate}, valid), expected)
+    expected = torch.tensor([2 * (0.2 - 0.1) ** 2, 2 * (0.4 - 0.1) ** 2])
+    torch.testing.assert_close(controller.penalty({"gate": torch.tensor([0.2, 0.4])}), expected)
 
 
 def test_the_published_reading_reaches_the_state_and_the_parallel_one_does_not() -> None:

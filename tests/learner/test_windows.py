@@ -1,13 +1,14 @@
 """The window engine: cutting, the carries that windows start from, and how far a gradient reaches."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
 from learner.batch import SequenceBatch
 from learner.settings import LearnerSettings, WindowPlan
-from learner.windows import cut, stored_carries, window_carries
+from learner.windows import Piece, cut, pieces, stored_carries, window_carries, windows_of
 from rollout_workers import Collector
 
 CPU = torch.device("cpu")
@@ -43,17 +44,25 @@ def test_modes_are_windows_of_the_same_engine() -> None:
     assert LearnerSettings(mode="truncated", window=100, burn_in=4).plan(65) == WindowPlan(65, 0, 65)
 
 
-def test_a_missing_carry_is_an_error_not_zeros() -> None:
-    carries = {"h": torch.zeros(2, 3, 4)}
+def whole_of(batch: SequenceBatch, plan: WindowPlan) -> Piece:
+    """All windows of all sequences."""
+    return Piece(torch.arange(batch.sequences), range(-(-batch.length // plan.window)))
+
+
+def test_a_missing_carry_is_an_error_not_zeros(counting_collector: Callable[..., Collector]) -> None:
+    collector = counting_collector(LearnerSettings(mode="truncated", window=8), length=20)
+    batch = SequenceBatch.from_fragments([collector.collect()[0]], CPU)
     with pytest.raises(ValueError, match="set rollout.carry_stride to a divisor of 4"):
-        stored_carries(carries, stored_stride=8, length=20, stride=4)
+        window_carries(collector.policy, WindowPlan(4, 0, 4), batch, whole_of(batch, WindowPlan(4, 0, 4)))
 
 
-def test_stored_carries_are_thinned_to_the_steps_where_windows_start() -> None:
-    carries = {"h": torch.arange(10.0).reshape(1, 10, 1)}  # stored every 2 steps of 20
-    thinned = stored_carries(carries, stored_stride=2, length=20, stride=6)["h"]
-    assert thinned.flatten().tolist() == [0.0, 3.0, 6.0, 9.0]  # before steps 0, 6, 12, 18
-    assert stored_carries(carries, stored_stride=2, length=20, stride=20)["h"].flatten().tolist() == [0.0]
+def test_stored_carries_are_those_of_the_steps_where_windows_start(
+    counting_collector: Callable[..., Collector],
+) -> None:
+    collector = counting_collector(LearnerSettings(mode="truncated", window=2), length=20)
+    batch = SequenceBatch.from_fragments([collector.collect()[0]], CPU)
+    rows, steps = torch.tensor([4, 1]), torch.tensor([6, 12])
+    assert torch.equal(stored_carries(batch, rows, steps, 6)["h"], batch.carries["h"][rows][:, [3, 6]])
 
 
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
@@ -71,9 +80,8 @@ def test_windows_join_to_one_pass(
     resets = batch.resets[:, :T]
     first = {name: c[:, 0] for name, c in batch.carries.items()}
     whole = policy.scan({name: x.transpose(0, 1) for name, x in observations.items()}, resets.transpose(0, 1), first)
-    carry = window_carries(policy, plan, observations, resets, batch.carries, batch.carry_stride)
-    windowed = {name: cut(x, plan.window) for name, x in observations.items()}
-    windows = policy.scan(windowed, cut(resets, plan.window), carry)
+    cut_up = windows_of(policy, plan, batch, whole_of(batch, plan))
+    windows = policy.scan(cut_up.observations, cut_up.resets, cut_up.carry)
     torch.testing.assert_close(join(windows.value_TB, T), whole.value_TB.t(), atol=1e-5, rtol=0)
     torch.testing.assert_close(join(windows.parameters_TBA, T), whole.parameters_TBA.transpose(0, 1), atol=1e-5, rtol=0)
 
@@ -87,13 +95,11 @@ def test_gradient_reaches_back_to_the_windows_start_and_no_further(
     collector = counting_collector(settings, length=length, lanes=1)
     batch = SequenceBatch.from_fragments([collector.collect()[0]], CPU)
     plan = settings.plan(length)
-    observation = batch.observations["observation"][:, :length].clone().requires_grad_()
-    resets = torch.zeros_like(batch.resets[:, :length])  # nothing but the window may stop the gradient
-    carry = window_carries(
-        collector.policy, plan, {"observation": observation}, resets, batch.carries, batch.carry_stride
-    )
-    windows = {"observation": cut(observation, K)}
-    values = join(collector.policy.scan(windows, cut(resets, K), carry).value_TB, length)
+    observation = batch.observations["observation"].clone().requires_grad_()
+    resets = torch.zeros_like(batch.resets)  # nothing but the window may stop the gradient
+    batch = replace(batch, observations={"observation": observation}, resets=resets)
+    windows = windows_of(collector.policy, plan, batch, whole_of(batch, plan))
+    values = join(collector.policy.scan(windows.observations, windows.resets, windows.carry).value_TB, length)
     (gradient,) = torch.autograd.grad(values[0, 2 * K - 1], observation)  # the last step of the second window
     reached = gradient[0].abs().sum(-1) > 0
     assert reached[K : 2 * K].all()
@@ -107,13 +113,31 @@ def test_stale_carries_are_refreshed_by_burn_in(counting_collector: Callable[...
     collector = counting_collector(settings, length=24, lanes=1)  # lane 0: episodes of 3 steps
     batch = SequenceBatch.from_fragments([collector.collect()[0]], CPU)
     plan = settings.plan(24)
-    observations = {name: x[:, :24] for name, x in batch.observations.items()}
-    arguments = (collector.policy, plan, observations, batch.resets[:, :24])
-    clean = window_carries(*arguments, batch.carries, batch.carry_stride)
+    clean = window_carries(collector.policy, plan, batch, whole_of(batch, plan))
     garbage = {name: carry.clone() for name, carry in batch.carries.items()}
     for carry in garbage.values():
         carry[:, 1:] += 100.0
-    burnt = window_carries(*arguments, garbage, batch.carry_stride)
+    burnt = window_carries(collector.policy, plan, replace(batch, carries=garbage), whole_of(batch, plan))
     for name in clean:
         assert torch.equal(clean[name][:2], burnt[name][:2])  # windows 0 and 1: burnt in from the true first carry
         torch.testing.assert_close(clean[name], burnt[name])
+
+
+@pytest.mark.parametrize("kind", ["mlp", "gru", "transformer"])
+@pytest.mark.parametrize("sequences", [1, 5])
+@pytest.mark.parametrize(("window", "burn_in"), [(1, 0), (4, 0), (5, 5), (23, 0)])
+def test_pieces_hold_every_window_once_and_carries_of_no_more_numbers_than_outputs(
+    counting_collector: Callable[..., Collector], kind: str, sequences: int, window: int, burn_in: int
+) -> None:
+    policy, T, C = counting_collector(kind=kind).policy, 23, -(-23 // window)
+    rows = torch.arange(10, 10 + sequences)
+    groups = pieces(policy, WindowPlan(window, burn_in, 1), rows, T)
+    seen = [(int(row), c) for group in groups for piece in group for row in piece.rows for c in piece.windows]
+    assert sorted(seen) == [(row, c) for row in range(10, 10 + sequences) for c in range(C)]
+    for group in groups:
+        assert [c for piece in group for c in piece.windows] == list(range(C))
+        assert all(torch.equal(piece.rows, group[0].rows) for piece in group)
+        for piece in group:
+            many = len(piece.rows) * len(piece.windows)
+            numbers = many * sum(x.numel() for x in policy.controller.initial().values())
+            assert window == T or many == 1 or numbers <= sequences * T * policy.controller.output_size

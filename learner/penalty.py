@@ -1,0 +1,60 @@
+"""A controller's penalty, a function of its signals' means over whole sequences, for windows that see parts of them.
+
+Its gradient is that of the signals' sums times the penalty's slopes at the sums over whole sequences: a sum over steps
+like any other loss, whatever is worked on at once.
+
+Legend: N sequences, K window steps, W windows.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from controllers import Controller
+
+
+class SignalSums(NamedTuple):
+    """Over the valid steps of N sequences, or of a part of them."""
+
+    signals: Mapping[str, Tensor]  # name -> [N]
+    steps: Tensor  # [N] how many they are
+
+    @classmethod
+    def of(cls, signals_KW: Mapping[str, Tensor], mask_KW: Tensor, sequences: int) -> "SignalSums":
+        """Of windows that lie sequence by sequence, as many of each."""
+
+        def summed(x_KW: Tensor) -> Tensor:
+            return x_KW.sum(0).view(sequences, -1).sum(1)
+
+        return cls({name: summed(torch.where(mask_KW, s, 0.0)) for name, s in signals_KW.items()}, summed(mask_KW))
+
+    def plus(self, other: "SignalSums") -> "SignalSums":
+        """Those of two parts."""
+        return SignalSums({name: s + other.signals[name] for name, s in self.signals.items()}, self.steps + other.steps)
+
+
+class Penalty(NamedTuple):
+    """What some sequences add to the loss, summed over their valid steps, and how it grows with each signal's sum."""
+
+    total: Tensor  # its gradient is that of what the penalty itself may learn
+    slopes: Mapping[str, Tensor]  # name -> [N]
+
+    @classmethod
+    def at(cls, controller: Controller, whole: SignalSums) -> "Penalty":
+        """That of sequences with these sums."""
+        leaves = {name: s.detach().requires_grad_() for name, s in whole.signals.items()}
+        steps = whole.steps.clamp(min=1)
+        added_N = controller.penalty({name: s / steps for name, s in leaves.items()})
+        total = torch.zeros((), device=steps.device) if added_N is None else (added_N * whole.steps).sum()
+        if not total.requires_grad:
+            return cls(total, {})
+        slopes = torch.autograd.grad(total, list(leaves.values()), retain_graph=True, materialize_grads=True)
+        return cls(total, dict(zip(leaves, slopes, strict=True)))
+
+    def through(self, part: SignalSums) -> Tensor:
+        """A term of value 0 whose gradient is the penalty's by way of the signals in a part of the sequences."""
+        sums = {name: part.signals[name] for name in self.slopes}
+        terms = [(self.slopes[name] * (x - x.detach())).sum() for name, x in sums.items()]
+        return torch.stack(terms).sum() if terms else torch.zeros_like(self.total)
