@@ -17,6 +17,7 @@ from distributed.streams import forgiving_output
 from distributed.tracking import TrackingSettings, serve_dashboard
 from envs import EnvironmentFailure
 
+_TRUST = "import the modules that the run names, whoever wrote them, and look for them in the present folder too"
 _USAGE_ERROR, _RUN_ERROR, _INTERRUPTED = 2, 1, 130
 
 
@@ -38,7 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     try:
-        sys.path.append(os.getcwd())  # where a controller or an environment of one's own may lie
+        if _uses_own_code(options):
+            sys.path.append(os.getcwd())  # where a controller or an environment of one's own may lie
+        else:
+            os.environ.setdefault("PYTHONSAFEPATH", "1")  # nor do processes that are started from here look there
         status: int = options.command(options)
         return status
     except (ConfigError, CheckpointError) as error:
@@ -55,6 +59,12 @@ def _run(options: argparse.Namespace) -> int:
             f"were written are whole",
             _RUN_ERROR,
         )
+
+
+def _uses_own_code(options: argparse.Namespace) -> bool:
+    """Whether the user's own words name the code to be run, not somebody's run."""
+    own = options.command in (_train, _check, _suite) and not getattr(options, "resume", None)
+    return own or getattr(options, "trust", False)
 
 
 def _fail(reason: object, status: int) -> int:
@@ -79,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--resume", metavar="PATH", type=Path, help="go on with a run: its folder, or one of its checkpoints"
     )
+    train.add_argument("--trust", action="store_true", help=_TRUST)
     train.set_defaults(command=_train)
 
     evaluate = commands.add_parser(
@@ -104,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         "--video", metavar="FOLDER", type=Path, help="film the first episodes: an animation and a strip of frames each"
     )
     evaluate.add_argument("--video-episodes", type=int, default=3, metavar="N", help="episodes to film (default 3)")
+    evaluate.add_argument("--trust", action="store_true", help=_TRUST)
     evaluate.set_defaults(command=_evaluate)
 
     replay = commands.add_parser(
@@ -183,7 +195,7 @@ def _train(options: argparse.Namespace) -> int:
         if preset or any(not override.startswith("train.total_steps=") for override in overrides):
             raise ConfigError("--resume goes on with the run's own settings; besides it, give only train.total_steps=N")
         total = load_config(None, overrides).train.total_steps if overrides else None
-        result = resume(options.resume, total_steps=total, local=options.local)
+        result = resume(options.resume, total_steps=total, local=options.local, trust=options.trust)
     if result.interrupted:
         print(f"interrupted at step {result.steps:,}; go on with: mneme train --resume {result.folder}")
         return _INTERRUPTED
@@ -206,6 +218,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         best=options.best,
         video=options.video,
         video_episodes=options.video_episodes,
+        trust=options.trust,
     )
     print(describe_evaluation(evaluation))
     return 0

@@ -56,7 +56,8 @@ def draw_learning_curve(
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(STYLE):  # a bare Figure draws with Agg and leaves pyplot's global state alone
+    with mpl.rc_context():  # a bare Figure draws with Agg and leaves pyplot's global state alone
+        use_style(mpl)
         figure = Figure(figsize=(10, 6), dpi=150, layout="constrained")
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         with_success = any("success" in row or "evaluation/success" in row for row in history)
@@ -96,6 +97,12 @@ def draw_learning_curve(
                 axes[name].legend(fontsize=8)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
+
+
+def use_style(mpl: Any) -> None:
+    """Ours on matplotlib's defaults: a matplotlibrc, which may lie in the present folder, has no say."""
+    mpl.rcdefaults()
+    mpl.rcParams.update(STYLE)
 
 
 def _training(panel: "Axes", history: Sequence[Mapping[str, float]], key: str, title: str) -> None:

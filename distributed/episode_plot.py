@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from distributed.curves import BLUE, GREEN, GREY, STYLE
+from distributed.curves import BLUE, GREEN, GREY, use_style
 from rollout_workers import Fragment
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def draw_episode(episode: Fragment, path: Path, title: str) -> None:
     actions = entries_of(episode.actions[0])
     carries = {name: entries_of(carry[0]) for name, carry in episode.carries.items()}
     heights = [*map(_height, parts.values()), 1.2, 1.6, *map(_height, carries.values())]
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context():
+        use_style(mpl)
         figure = Figure(figsize=(10, 1 + sum(heights) + 0.5 * len(heights)), dpi=120, layout="constrained")
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         panels = list(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights))

@@ -13,6 +13,8 @@ from distributed.blueprint import make_blueprint
 from distributed.checkpoint import CheckpointError, find_checkpoint
 from distributed.config import parse_config
 from distributed.records import from_json
+from distributed.run_folder import RunFolder
+from distributed.trust import refuse_foreign_code
 from envs import make_vector_env
 from rollout_workers import Evaluation, evaluate
 from rollout_workers.recording import recording
@@ -31,9 +33,11 @@ def evaluate_checkpoint(
     best: int | None = None,
     video: Path | None = None,
     video_episodes: int = 3,
+    trust: bool = False,
 ) -> Evaluation:
     """Run complete episodes; write them to the new file `record`, or the `best` of them, and films of the first
-    `video_episodes` into the folder `video`, where these are given.
+    `video_episodes` into the folder `video`, where these are given. With `trust`, what the run names is imported,
+    whoever wrote it.
 
     Raises:
         CheckpointError: there is no usable checkpoint, or its weights do not fit its configuration.
@@ -53,8 +57,11 @@ def evaluate_checkpoint(
     if best is not None and record is None:
         raise ValueError(f"--best is {best}, but nothing is recorded; name a file with --record")
     torch.set_num_threads(1)
-    _, checkpoint = find_checkpoint(path, _say)
-    blueprint = make_blueprint(parse_config(from_json(checkpoint.run["config"])))
+    path, checkpoint = find_checkpoint(path, _say)
+    config = parse_config(from_json(checkpoint.run["config"]))
+    if not trust:
+        refuse_foreign_code(config, path, RunFolder.of(path).path)
+    blueprint = make_blueprint(config)
     facts = blueprint.facts
     if reset_carry_at is not None and facts and facts.episode_length and reset_carry_at >= facts.episode_length:
         raise ValueError(

@@ -4,12 +4,14 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ray
 from ray._private import ray_constants
 from ray.exceptions import ObjectLostError, RayError
+from ray.job_config import JobConfig
 
 from distributed.blueprint import Blueprint
 from distributed.fleet import RolloutFleet, failure_reason
@@ -33,6 +35,10 @@ def start_ray(service: ServiceSettings, workers: int) -> bool:
         ServiceError: no such cluster, or Ray did not start.
     """
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if os.getcwd() not in map(os.path.abspath, sys.path):
+        # Ray puts the present folder in front of the workers' path, though this process itself does not look there.
+        quiet["job_config"] = JobConfig()
+        quiet["job_config"]._py_driver_sys_path = _NoFolders()
     if ray.is_initialized():
         return False
     address = service.cluster()
@@ -62,6 +68,11 @@ def _check_reachable(address: str) -> None:
     host, separator, port = address.removeprefix("ray://").rpartition(":")
     if separator and port.isdigit():
         socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+
+
+class _NoFolders(list[str]):
+    def extend(self, folders: Iterable[str]) -> None:
+        """Leave them out."""
 
 
 class RayRunner:

@@ -26,6 +26,7 @@ from distributed.run_folder import RunFolder, new_run_name
 from distributed.runners import LocalRunner, Runner, RunState
 from distributed.service import Update, asynchronous, synchronous
 from distributed.tracking import RunStatus, Tracker, absolute_uri
+from distributed.trust import refuse_foreign_code
 from learner import resolve_device
 from rollout_workers import Evaluation, EvaluationError
 
@@ -210,13 +211,19 @@ def train(config: Config, *, preset: Path | None = None, local: bool = False, di
 
 
 def resume(
-    path: Path, *, total_steps: int | None = None, local: bool = False, display: Display | None = None
+    path: Path,
+    *,
+    total_steps: int | None = None,
+    local: bool = False,
+    trust: bool = False,
+    display: Display | None = None,
 ) -> Result:
     """Go on with a run under its own configuration, in its own folder and its own tracking run.
 
     Args:
         path: a run folder or one of its checkpoints.
         total_steps: train for this many environment steps in all instead of the configured number.
+        trust: import what the run names, whoever wrote it.
 
     Raises:
         CheckpointError: there is no usable checkpoint. Else as `train`.
@@ -225,6 +232,8 @@ def resume(
     RunFolder.of(path).refuse_if_in_use()
     path, saved = find_checkpoint(path, display.note)
     config = parse_config(from_json(saved.run["config"]))
+    if not trust:
+        refuse_foreign_code(config, path, RunFolder.of(path).path)
     if total_steps is not None:
         config = config.changed("train", total_steps=total_steps)
     if saved.run["steps"] >= config.train.total_steps:
