@@ -7,6 +7,7 @@ import fcntl
 import json
 import math
 import os
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import IO
@@ -38,7 +39,7 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.curve = path / "curve.png"
-        self._metrics = path / "metrics.jsonl"
+        self.metrics = path / "metrics.jsonl"
 
     def create(self) -> None:
         """Make the folder of a new run.
@@ -95,15 +96,22 @@ class RunFolder:
         return target
 
     def append(self, step: int, row: Row) -> None:
-        """Add one line of metrics; values that are not finite are left out."""
+        """Add one line of metrics with the time, in seconds since 1970; values that are not finite are left out.
+
+        A line that was cut off, by a full disk or a kill, does not spoil the one behind it.
+        """
         finite = {key: value for key, value in row.items() if math.isfinite(value)}
-        with self._metrics.open("a") as file:
-            file.write(json.dumps({"step": step, **finite}) + "\n")
+        line = json.dumps({"step": step, "time": round(time.time(), 3), **finite}).encode()
+        with self.metrics.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else b"\n" + line
+            file.write(line + b"\n")
 
     def history(self) -> list[Row]:
         """The metrics so far, oldest first; a line cut off by a crash is passed over."""
         rows = []
-        for line in self._metrics.read_text().splitlines() if self._metrics.exists() else []:
+        for line in self.metrics.read_text().splitlines() if self.metrics.exists() else []:
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError:
@@ -113,7 +121,9 @@ class RunFolder:
     def rewind(self, step: int) -> None:
         """Forget metrics after `step`, which the resumed run will write again."""
         rows = [row for row in self.history() if row["step"] <= step]
-        self._metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        part = self.metrics.with_suffix(".part")
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        os.replace(part, self.metrics)
 
     @classmethod
     def of(cls, path: Path) -> "RunFolder":

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from distributed.replay import Replay
 from distributed.run_folder import RunFolder, new_run_name
 from distributed.runners import LocalRunner, Runner, RunState
 from distributed.service import Update, asynchronous, synchronous
-from distributed.tracking import RunStatus, Tracker, absolute_uri
+from distributed.tracking import Identity, RunStatus, Tracker, absolute_uri
 from distributed.trust import refuse_foreign_code
 from learner import resolve_device
 from rollout_workers import Evaluation, EvaluationError
@@ -65,6 +66,7 @@ class _Run:
     runner: Runner
     display: Display
     tracker: Tracker
+    key: str  # by which the tracking store finds the run again
     meter: Meter
     curriculum: Curriculum
     episodes: EpisodeOrder = field(default_factory=EpisodeOrder)
@@ -79,10 +81,10 @@ class _Run:
 
     def record(self, row: Row) -> None:
         """Keep a row of metrics; a disk that is full costs rows, not the run."""
-        self.tracker.log(row, self.steps)
         try:
             self.folder.append(self.steps, row)
         except OSError as error:
+            self.tracker.log(row, self.steps)
             if not self.rows_lost:
                 self.display.note(f"metrics cannot be written to {self.folder.path} ({error}); training goes on")
             self.rows_lost = True
@@ -156,7 +158,7 @@ class _Run:
             "curriculum": self.curriculum.state(),
             "waiting_episodes": self.episodes.state(),
             "config": to_json(self.config.to_dict()),
-            "tracking_run": self.tracker.run_id(timeout=0.0),
+            "tracking_run": self.key,
             "resumes_exactly": self.config.service.mode == "sync" and None not in state.workers,
         }
         try:
@@ -270,19 +272,18 @@ def _execute(
             folder.create()
         stack.enter_context(folder.lock())
         # The runner's parts start in the background, and so does tracking.
+        key = (saved.run["tracking_run"] if saved else None) or uuid4().hex
         tracker = Tracker(
-            replace(config.tracking, run_name=config.tracking.run_name or name),
-            run_id=saved.run["tracking_run"] if saved else None,
-            params=flat_parameters(blueprint),
+            config.tracking, Identity(key, folder.path.resolve(), saved is not None), params=flat_parameters(blueprint)
         )
         status = stack.enter_context(_closing(tracker))
         tracker.artifact(folder.write_config(config))
-        run = _Run(
-            blueprint, folder, runner, display, tracker, Meter(config.rollout.workers), Curriculum(config.curriculum)
-        )
+        meter, curriculum = Meter(config.rollout.workers), Curriculum(config.curriculum)
+        run = _Run(blueprint, folder, runner, display, tracker, key, meter, curriculum)
         runner.start()
         if saved is not None:
             _restore(run, saved)
+        tracker.follow(folder.metrics, run.steps if saved else None)
         stop = stack.enter_context(stopping_on_signals(display.note))
         run.meter.skip_pause()
         complete = _loop(run, stop)
