@@ -15,12 +15,13 @@ from rollout_workers import policy_spec
 
 _DEFAULT_LENGTH = 128  # steps in a sequence where the task's episodes have no fixed length
 _STALENESS_PROBES = 4  # carries stored a sequence where the mode needs only the first but staleness is measured
+_WARM_UP = 64  # steps of its past that a sequence brings along where its first carry is stale
 
 
 class Blueprint(NamedTuple):
     """Enough to build every part of a run, on any machine, alike."""
 
-    config: Config  # with rollout.length, rollout.carry_stride and learner.shards filled in
+    config: Config  # with what is left open in rollout and learner.shards filled in
     spec: PolicySpec
     horizon: int  # steps over which the task asks to remember
     facts: TaskFacts | None
@@ -41,6 +42,12 @@ class Blueprint(NamedTuple):
         """Steps between stored carries."""
         assert self.config.rollout.carry_stride is not None
         return self.config.rollout.carry_stride
+
+    @property
+    def warm_up(self) -> int:
+        """Steps of its past that a sequence brings along."""
+        assert self.config.rollout.warm_up is not None
+        return self.config.rollout.warm_up
 
     def env(self, level: int) -> EnvSettings:
         """The task at a level of the curriculum; the highest level is the task itself."""
@@ -74,9 +81,12 @@ def make_blueprint(config: Config) -> Blueprint:
                 "anchor pass finds; use learner.anchor=auto"
             )
         blueprint = Blueprint(
-            config.changed("rollout", length=length, carry_stride=_carry_stride(config, length)).changed(
-                "learner", shards=config.learner.shards or default_shards()
-            ),
+            config.changed(
+                "rollout",
+                length=length,
+                carry_stride=_carry_stride(config, length),
+                warm_up=_warm_up(config, length, facts),
+            ).changed("learner", shards=config.learner.shards or default_shards()),
             spec,
             config.policy.controller.expected_horizon or (max(1, facts.memory_horizon) if facts else length),
             facts,
@@ -148,6 +158,19 @@ def _carry_stride(config: Config, length: int) -> int:
             f"use a divisor of {plan.carry_stride}, or leave it unset"
         )
     return min(chosen, length)
+
+
+def _warm_up(config: Config, length: int, facts: TaskFacts | None) -> int:
+    chosen, asynchronous = config.rollout.warm_up, config.service.mode == "async"
+    if chosen is None:
+        whole = facts is not None and facts.episode_length and length % facts.episode_length == 0
+        return 0 if not asynchronous or (whole and not config.curriculum.stages) else _WARM_UP
+    if chosen and not asynchronous and config.learner.anchor != "always":
+        raise ValueError(
+            f"rollout.warm_up is {chosen}, but nothing replays those steps: in synchronous service the anchor pass "
+            f"runs only with learner.anchor=always; set that, or leave rollout.warm_up unset"
+        )
+    return chosen
 
 
 def flat_parameters(blueprint: Blueprint) -> dict[str, Any]:

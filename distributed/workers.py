@@ -122,6 +122,7 @@ class RolloutWorker:
             self._policy,
             length=self._blueprint.length,
             carry_stride=self._blueprint.carry_stride,
+            warm_up=self._blueprint.warm_up,
             seed=config.seed,
             incarnation=self._incarnation,
             worker=self._worker,

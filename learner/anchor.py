@@ -1,17 +1,19 @@
 """The anchor pass: one scan without gradient over whole sequences under the current weights, before the epochs.
 
-It yields refreshed carries, reference log-probabilities (so that the first ratio is exactly 1) and values, and, against
-what was stored, how stale the stored carries were.
+It yields refreshed carries, reference log-probabilities (so that the first ratio is exactly 1) and values, those of the
+true final observations of episodes that were cut short included.
 
-Legend: N sequences, T steps, S carries, one every `batch.carry_stride` steps.
+Legend: N sequences, T steps, S carries, one every `batch.carry_stride` steps, M final observations, L steps at most
+from a carry or a reset to one of them.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from controllers import Carry, Policy
+from controllers import Carry, Observation, Policy
 from learner.batch import SequenceBatch
 
 
@@ -20,24 +22,31 @@ class Anchor(NamedTuple):
 
     log_probs: Tensor  # [N, T] of the actions taken
     values: Tensor  # [N, T + 1]
+    final_values: Tensor  # [N, T] of the true final observation where an episode was cut short, else 0
     carries: Carry  # name -> [N, S, ...], incoming, at the steps where they were stored
 
-
-class Staleness(NamedTuple):
-    """How far stored carries are from those that the current weights give; NaN where only the first was stored."""
-
-    distance: float  # mean over carries of ||stored - recomputed|| / ||recomputed||
-    kl: float  # mean KL(policy from the recomputed carry || policy from the stored one), nats
+    @classmethod
+    def joined(cls, parts: "Sequence[Anchor]") -> "Anchor":
+        """The anchors of parts of a batch as the whole batch's."""
+        return cls(
+            torch.cat([part.log_probs for part in parts]),
+            torch.cat([part.values for part in parts]),
+            torch.cat([part.final_values for part in parts]),
+            {name: torch.cat([part.carries[name] for part in parts]) for name in parts[0].carries},
+        )
 
 
 @torch.no_grad()
 def anchor_pass(policy: Policy, batch: SequenceBatch) -> Anchor:
-    """Scan each sequence from its first stored carry, in chunks that end where a carry was stored.
+    """Scan each sequence from its first carry, in chunks that end where a carry was stored.
 
-    The first carry itself cannot be refreshed: what led to it did not travel along.
+    The first carry is renewed from the steps of the past, where the batch has them; otherwise it stays as stored.
     """
     T, stride = batch.length, batch.carry_stride
     carry = {name: c[:, 0] for name, c in batch.carries.items()}
+    if batch.past is not None:
+        past = {name: x.transpose(0, 1) for name, x in batch.past.observations.items()}
+        carry = policy.scan(past, batch.past.resets.t(), batch.past.carries).carry
     carries: dict[str, list[Tensor]] = {name: [] for name in carry}
     log_probs, values = [], []
     for start in range(0, T, stride):
@@ -51,26 +60,35 @@ def anchor_pass(policy: Policy, batch: SequenceBatch) -> Anchor:
         values.append(out.value_TB)
     last = {name: x[:, T] for name, x in batch.observations.items()}
     values.append(policy.value(last, batch.resets[:, T], carry)[None])
-    return Anchor(
-        torch.cat(log_probs).t(),
-        torch.cat(values).t(),
-        {name: torch.stack(c, 1) for name, c in carries.items()},
-    )
+    stacked = {name: torch.stack(c, 1) for name, c in carries.items()}
+    return Anchor(torch.cat(log_probs).t(), torch.cat(values).t(), _final_values(policy, batch, stacked), stacked)
 
 
-@torch.no_grad()
-def measure_staleness(policy: Policy, batch: SequenceBatch, anchor: Anchor) -> Staleness:
-    """Compare the carries stored after a sequence's first step with the anchored ones at the same steps."""
-    stored = {name: carry[:, 1:].flatten(0, 1) for name, carry in batch.carries.items()}  # [N * (S - 1), ...]
-    recomputed = {name: carry[:, 1:].flatten(0, 1) for name, carry in anchor.carries.items()}
-    if not stored or len(next(iter(stored.values()))) == 0:
-        return Staleness(float("nan"), float("nan"))
-    flat_stored = torch.cat([carry.flatten(1) for carry in stored.values()], dim=1)
-    flat_recomputed = torch.cat([carry.flatten(1) for carry in recomputed.values()], dim=1)
-    distance = ((flat_stored - flat_recomputed).norm(dim=1) / flat_recomputed.norm(dim=1).clamp_min(1e-8)).mean()
+def _final_values(policy: Policy, batch: SequenceBatch, carries_NS: Carry) -> Tensor:
+    """[N, T] values of the true final observations, each read with the carry that its lane had there.
 
-    stride, T = batch.carry_stride, batch.length
-    observations = {name: x[:, stride:T:stride].flatten(0, 1)[None] for name, x in batch.observations.items()}
-    resets = batch.resets[:, stride:T:stride].flatten(0, 1)[None]
-    fresh, stale = (policy.scan(observations, resets, carry).parameters_TBA for carry in (recomputed, stored))
-    return Staleness(float(distance), float(policy.action_head.kl(fresh, stale).mean()))
+    That carry stands nowhere, as the episode after it resets it. So what led to it, from the last stored carry or, if
+    that is nearer, from the episode's start, is scanned once more with the final observation behind it.
+    """
+    values_NT = torch.zeros_like(batch.final_values)
+    n, t = batch.cut_short.nonzero(as_tuple=True)  # [M]
+    if not len(n):
+        return values_NT
+    T, stride = batch.length, batch.carry_stride
+    steps_T = torch.arange(T, device=n.device)
+    opened_NT = torch.where(batch.resets[:, :T], steps_T, 0).cummax(1).values  # the last step that opened an episode
+    stored = t // stride
+    start = torch.maximum(stored * stride, opened_NT[n, t])
+    count = t - start + 1  # steps before the final observation, L at most
+    m = torch.arange(len(n), device=n.device)
+    steps_LM = torch.minimum(start + torch.arange(int(count.max()) + 1, device=n.device)[:, None], t)
+
+    observations: Observation = {}
+    for name, x in batch.observations.items():
+        observations[name] = x[n, steps_LM]  # [L + 1, M, ...]
+        observations[name][count, m] = batch.final_observations[name][batch.final_index[n, t]]
+    resets_LM = batch.resets[n, steps_LM]
+    resets_LM[count, m] = False
+    out = policy.scan(observations, resets_LM, {name: c[n, stored] for name, c in carries_NS.items()})
+    values_NT[n, t] = out.value_TB[count, m]
+    return values_NT

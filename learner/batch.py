@@ -1,11 +1,11 @@
 """Fragments put together: one batch of N whole sequences as tensors on the learner's device.
 
-Legend: N sequences, T steps, S stored carries.
+Legend: N sequences, T steps, S stored carries, F final observations, P steps of the past.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,14 @@ from torch import Tensor
 
 from controllers import Carry, Observation
 from rollout_workers.fragment import Fragment
+
+
+class PastBatch(NamedTuple):
+    """What came before N sequences; see `Past`."""
+
+    observations: Observation  # part -> [N, P, ...]
+    resets: Tensor  # [N, P] bool
+    carries: Carry  # name -> [N, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +32,8 @@ class SequenceBatch:
     log_probs: Tensor  # [N, T]
     values: Tensor  # [N, T + 1]
     final_values: Tensor  # [N, T]
+    final_observations: Observation  # part -> [F, ...], of these sequences and perhaps of others
+    final_index: Tensor  # [N, T] int64, which of them a step that was cut short has; elsewhere without meaning
     rewards: Tensor  # [N, T]
     terminated: Tensor  # [N, T] bool
     truncated: Tensor  # [N, T] bool
@@ -33,6 +43,7 @@ class SequenceBatch:
     carry_stride: int
     lane: Tensor  # [N] int64
     first_step: Tensor  # [N] int64
+    past: PastBatch | None
 
     @property
     def sequences(self) -> int:
@@ -49,33 +60,61 @@ class SequenceBatch:
         """Valid steps, at most N * T."""
         return int(self.valid.sum())
 
+    @property
+    def cut_short(self) -> Tensor:
+        """[N, T] bool; see `Fragment.cut_short`."""
+        return self.truncated & ~self.terminated
+
     def rows(self, index: Tensor) -> "SequenceBatch":
         """The sequences that `index` [n] names."""
         changes: dict[str, Any] = {}
         for name, x in vars(self).items():
             if isinstance(x, Tensor):
                 changes[name] = x[index]
-            elif isinstance(x, dict):
-                changes[name] = {key: part[index] for key, part in x.items()}
+            elif isinstance(x, dict) and name != "final_observations":
+                changes[name] = _indexed(x, index)
+        if self.past is not None:
+            observations, resets, carries = self.past
+            changes["past"] = PastBatch(_indexed(observations, index), resets[index], _indexed(carries, index))
         return replace(self, **changes)
 
     @classmethod
     def from_fragments(cls, fragments: Sequence[Fragment], device: torch.device) -> "SequenceBatch":
-        """Stack fragments of equal length and carry stride along their lanes."""
+        """Stack fragments of equal length, carry stride and warm-up along their lanes."""
 
-        def stacked(name: str) -> Tensor:
-            return _to_device([getattr(fragment, name) for fragment in fragments], device)
+        def stacked(arrays: Sequence[np.ndarray]) -> Tensor:
+            # Stacking copies, so the tensor is writable although fragments are read-only views of the object store.
+            return torch.from_numpy(np.concatenate(arrays)).to(device)
 
-        def stacked_group(name: str) -> dict[str, Tensor]:
-            groups = [getattr(fragment, name) for fragment in fragments]
-            return {key: _to_device([group[key] for group in groups], device) for key in groups[0]}
+        def group(mappings: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Tensor]:
+            return {name: stacked([mapping[name] for mapping in mappings]) for name in mappings[0]}
 
-        grouped, plain = ("observations", "carries"), {field.name for field in fields(cls)}
-        columns: dict[str, Any] = {name: stacked(name) for name in plain - {*grouped, "carry_stride"}}
-        columns |= {name: stacked_group(name) for name in grouped}
-        return cls(carry_stride=fragments[0].carry_stride, **columns)
+        cut_NT = np.concatenate([fragment.cut_short for fragment in fragments])
+        pasts = [fragment.past for fragment in fragments if fragment.past is not None]
+        alike: dict[str, Any] = {
+            name: (group if name in _GROUPS else stacked)([getattr(fragment, name) for fragment in fragments])
+            for name in (*_ARRAYS, *_GROUPS)
+        }
+        return cls(
+            **alike,
+            final_index=torch.from_numpy(cut_NT.ravel().cumsum().reshape(cut_NT.shape) - 1).to(device),
+            carry_stride=fragments[0].carry_stride,
+            past=PastBatch(
+                group([past.observations for past in pasts]),
+                stacked([past.resets for past in pasts]),
+                group([past.carries for past in pasts]),
+            )
+            if pasts
+            else None,
+        )
 
 
-def _to_device(arrays: list[np.ndarray], device: torch.device) -> Tensor:
-    # Stacking copies, so the tensor is writable although fragments are read-only views of the object store.
-    return torch.from_numpy(np.concatenate(arrays)).to(device)
+_GROUPS = ("observations", "final_observations", "carries")
+_ARRAYS = (
+    "actions", "log_probs", "values", "final_values", "rewards", "terminated", "truncated", "valid", "resets",
+    "lane", "first_step",
+)  # fmt: skip
+
+
+def _indexed(group: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+    return {name: x[index] for name, x in group.items()}

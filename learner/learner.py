@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from controllers import Policy, Weights
-from learner.anchor import Anchor, anchor_pass, measure_staleness
+from learner.anchor import Anchor, anchor_pass
 from learner.batch import SequenceBatch
 from learner.losses import normalized
 from learner.ppo import ShardResult, shard_gradients
 from learner.returns import Returns, gae, vtrace
 from learner.reward_scale import RewardScale
 from learner.settings import LearnerSettings
+from learner.staleness import Staleness, measure_staleness
 from rollout_workers.fragment import Fragment, FragmentError
 
 _MAX_SHARDS = 4
@@ -108,9 +109,8 @@ class Learner:
         clock = perf_counter()
         anchor = None
         if self._anchors:
-            anchor = self._anchor(batch)
-            staleness = measure_staleness(self.policy, batch, anchor)
-            metrics |= {"staleness": staleness.distance, "staleness_kl": staleness.kl}
+            anchor, staleness = self._anchor(batch)
+            metrics |= staleness.metrics()
         seconds["anchor"] = perf_counter() - clock
 
         clock = perf_counter()
@@ -118,7 +118,7 @@ class Learner:
             batch = replace(batch, rewards=self._reward_scale.scaled(batch))
         returns = self._returns(batch, anchor)
         if anchor is not None:
-            batch = replace(batch, log_probs=anchor.log_probs, values=anchor.values, carries=anchor.carries)
+            batch = replace(batch, log_probs=anchor.log_probs, values=anchor.values, carries=anchor.carries, past=None)
         metrics |= _value_metrics(batch, returns)
         advantages = returns.advantages
         if self.settings.normalize_advantages:
@@ -146,13 +146,9 @@ class Learner:
                         f"a fragment claims weights version {fragment.weights_version.max()} but the learner is at "
                         f"{self.version}; do not mix the fragments of two runs"
                     )
-                if accepted and (fragment.length, fragment.carry_stride) != (
-                    accepted[0].length,
-                    accepted[0].carry_stride,
-                ):
+                if accepted and _sizes(fragment) != _sizes(accepted[0]):
                     raise FragmentError(
-                        f"a fragment has {fragment.length} steps with a carry every {fragment.carry_stride}, others "
-                        f"have {accepted[0].length} with one every {accepted[0].carry_stride}; use one setting"
+                        f"a fragment has {_sizes(fragment)}, others have {_sizes(accepted[0])}; use one setting"
                     )
             except FragmentError as error:
                 refused.append(str(error))
@@ -160,19 +156,21 @@ class Learner:
                 accepted.append(fragment)
         return accepted, refused
 
-    def _anchor(self, batch: SequenceBatch) -> Anchor:
+    def _anchor(self, batch: SequenceBatch) -> tuple[Anchor, Staleness]:
         chunks = min(batch.sequences, max(self.shards, self.settings.minibatches))
-        rows = torch.arange(batch.sequences, device=self.device).tensor_split(chunks)
-        parts = list(self._pool.map(lambda r: anchor_pass(self.policy, batch.rows(r)), rows))
-        return Anchor(
-            torch.cat([part.log_probs for part in parts]),
-            torch.cat([part.values for part in parts]),
-            {name: torch.cat([part.carries[name] for part in parts]) for name in batch.carries},
-        )
+
+        def work(rows: Tensor) -> tuple[Anchor, Staleness]:
+            part = batch.rows(rows)
+            anchor = anchor_pass(self.policy, part)
+            return anchor, measure_staleness(self.policy, part, anchor)
+
+        parts = list(self._pool.map(work, torch.arange(batch.sequences, device=self.device).tensor_split(chunks)))
+        return Anchor.joined([anchor for anchor, _ in parts]), Staleness.joined([staleness for _, staleness in parts])
 
     def _returns(self, batch: SequenceBatch, anchor: Anchor | None) -> Returns:
         s = self.settings
-        ends = (batch.final_values, batch.terminated, batch.truncated, batch.valid)
+        final_values = batch.final_values if anchor is None else anchor.final_values
+        ends = (final_values, batch.terminated, batch.truncated, batch.valid)
         if anchor is None:
             return gae(batch.rewards, batch.values, *ends, gamma=s.gamma, lam=s.gae_lambda)
         if not self._asynchronous:
@@ -292,6 +290,13 @@ class Learner:
 def default_shards() -> int:
     """Threads for a minibatch where the settings leave it open: one a core, four at most."""
     return min(os.cpu_count() or 1, _MAX_SHARDS)
+
+
+def _sizes(fragment: Fragment) -> str:
+    """What the fragments of an update must share, in words."""
+    return (
+        f"{fragment.length} steps with a carry every {fragment.carry_stride} and {fragment.warm_up} steps of its past"
+    )
 
 
 def _value_metrics(batch: SequenceBatch, returns: Returns) -> dict[str, float]:

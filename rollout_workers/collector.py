@@ -2,7 +2,7 @@
 
 Training and evaluation both run through it, so the carry is reset at the same moments in both.
 
-Legend: B lanes, T steps of a fragment, S stored carries.
+Legend: B lanes, T steps of a fragment.
 """
 
 from dataclasses import dataclass, field
@@ -17,8 +17,10 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from controllers import ACTION_MASK, Act, Carry, DonatedCarry, Policy
 from envs import EnvironmentFailure, MemoryVectorEnv, facts_of, failures_in, reset_failures_in
 from envs.lane_random import lane_keys, lane_noise
+from rollout_workers.draft import Draft
 from rollout_workers.episodes import EpisodeCounter, EpisodeStats
 from rollout_workers.fragment import Fragment
+from rollout_workers.history import History
 from rollout_workers.settings import SpaceSettings
 from rollout_workers.spaces import Parts, SpaceAdapter
 
@@ -35,7 +37,7 @@ class _Transition(NamedTuple):
     truncated_B: np.ndarray  # bool, false where not valid
     valid_B: np.ndarray  # bool, see `Fragment`
     cut: np.ndarray  # [n] lanes that were truncated and not terminated
-    final_values: np.ndarray  # [n] float32, of the true final observations of those lanes
+    finals: Parts  # [n, ...] the true final observations of those lanes; empty where there are none
     failures: dict[int, str]  # lane -> sentence
 
 
@@ -56,6 +58,7 @@ class Collector:
         spaces: how observations and actions pass between the two.
         success_return: an episode succeeds when its return reaches this; unset: what the environment declares.
         greedy: take the most probable action.
+        warm_up: steps of the past that each fragment brings along, P.
         reset_carry_at: replace the carry by the initial one at this step of every episode (an ablation: an agent that
             needs its memory fails). The fragment's reset flags do not show it, so never train on such fragments.
     """
@@ -72,6 +75,7 @@ class Collector:
     success_return: float | None = None
     greedy: bool = False
     reset_carry_at: int | None = None
+    warm_up: int = 0
     _step: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -93,6 +97,7 @@ class Collector:
         with torch.no_grad():
             self._carry: Carry = self.policy.initial_carry(B)
         self._episodes = EpisodeCounter(B)
+        self._history = History(self.warm_up, self.length, self._observation, self._carry) if self.warm_up else None
 
     def _env_seeds(self, key_B: np.ndarray) -> Any:
         """One seed a lane, as large as the environment surely takes; or one for all where it takes no more."""
@@ -114,7 +119,8 @@ class Collector:
             EnvironmentFailure: the environment raised, or returned what does not fit its spaces.
         """
         T = self.length
-        fragment = self._empty_fragment(weights_version)
+        draft, past = self._draft(weights_version), self._history.past() if self._history else None
+        fragment = draft.fragment
         noise = lane_noise(self._noise_keys, self._step, T, self.policy.action_head.noise_size).astype(np.float32)
         noise_TBN = torch.from_numpy(noise.swapaxes(0, 1))
         failures: list[str] = []
@@ -122,7 +128,9 @@ class Collector:
         started = perf_counter()
 
         for t in range(T):
-            self._record_state(fragment, t)
+            draft.state(t, self._observation, self._reset, self._carry)
+            if self._history and t == self._history.due:
+                self._history.keep(self._carry)
             before = perf_counter()
             act = self._act(noise_TBN[t])
             inference += perf_counter() - before
@@ -138,16 +146,21 @@ class Collector:
                 step = self._transition(*results)
             except Exception as error:
                 raise self._failure(error, self._step + t) from error
-            fragment.rewards[:, t], fragment.final_values[step.cut, t] = step.reward_B, step.final_values
+            if len(step.cut):
+                draft.finals(t, step.cut, step.finals, self._values_of(step.cut, step.finals))
+            fragment.rewards[:, t] = step.reward_B
             fragment.terminated[:, t], fragment.truncated[:, t] = step.terminated_B, step.truncated_B
             fragment.valid[:, t] = step.valid_B
             failures += step.failures.values()
             self._episodes.count(step.reward_B, step.terminated_B | step.truncated_B, self._reset)
 
-        self._record_state(fragment, T)
+        draft.state(T, self._observation, self._reset, self._carry)
         fragment.values[:, T] = self.policy.value(
             _tensors(self._observation), torch.from_numpy(self._reset), self._carry
         ).numpy()
+        fragment = draft.finished(past)
+        if self._history:
+            self._history.extend(fragment)
         self._step += T
         recording = perf_counter() - started - inference - stepping
         seconds = {"env": stepping, "inference": inference, "recording": recording}
@@ -182,9 +195,9 @@ class Collector:
             terminated_B, truncated_B = terminated_B & valid_B, truncated_B & valid_B
             reward_B = np.where(valid_B, reward_B, 0.0)
         self._reward_B = reward_B
-        cut, final_values = _NO_LANES, _NO_VALUES
+        cut, finals = _NO_LANES, {}
         if truncated_B.any() and len(cut := np.flatnonzero(truncated_B & ~terminated_B)):
-            final_values = self._final_values(cut, observation, info)
+            finals = self._adapter.observe_final(observation, info, cut, self._action_B, self._reward_B)
         self._reset = terminated_B | truncated_B
         if self._next_step:
             self._filler = self._reset
@@ -193,7 +206,7 @@ class Collector:
         if self._reset.any():
             self._reward_B = np.where(self._reset, 0.0, reward_B)
         self._observation = self._observed(observation, info)
-        return _Transition(reward_B, terminated_B, truncated_B, valid_B, cut, final_values, failures)
+        return _Transition(reward_B, terminated_B, truncated_B, valid_B, cut, finals, failures)
 
     def _observed(self, observation: Any, info: dict[str, Any]) -> Parts:
         """The policy's view of what the environment has just returned."""
@@ -204,11 +217,10 @@ class Collector:
             self._adapter.check_mask(parts[ACTION_MASK])
         return parts
 
-    def _final_values(self, lanes: np.ndarray, observation: Any, info: dict[str, Any]) -> np.ndarray:
+    def _values_of(self, lanes: np.ndarray, finals: Parts) -> np.ndarray:
         """Values of the true final observations of truncated lanes, read with the carry those lanes had then."""
-        parts = self._adapter.observe_final(observation, info, lanes, self._action_B, self._reward_B)
         carry = {name: c[lanes] for name, c in self._carry.items()}
-        return self.policy.value(_tensors(parts), torch.zeros(len(lanes), dtype=torch.bool), carry).numpy()
+        return self.policy.value(_tensors(finals), torch.zeros(len(lanes), dtype=torch.bool), carry).numpy()
 
     def _failure(self, error: Exception, step: int) -> EnvironmentFailure:
         if isinstance(error, EnvironmentFailure):
@@ -220,38 +232,14 @@ class Collector:
             f"{type(error).__name__}: {error}; mend it, or wrap it so that it keeps to its spaces"
         )
 
-    def _empty_fragment(self, weights_version: int) -> Fragment:
-        """A fragment of this collector's next T steps, still to be filled."""
-        B, T = self.env.num_envs, self.length
-        stored = -(-T // self.carry_stride)
-
-        def empty(steps: int, like: np.ndarray) -> np.ndarray:
-            return np.empty((B, steps, *like.shape[1:]), like.dtype)
-
-        def flags(steps: int) -> np.ndarray:
-            return np.empty((B, steps), np.bool_)
-
-        def numbers(steps: int) -> np.ndarray:
-            return np.empty((B, steps), np.float32)
-
-        return Fragment(
-            observations={name: empty(T + 1, part) for name, part in self._observation.items()},
-            actions=empty(T, self._action_B), log_probs=numbers(T), values=numbers(T + 1),
-            final_values=np.zeros((B, T), np.float32), rewards=numbers(T),
-            terminated=flags(T), truncated=flags(T), valid=flags(T), resets=flags(T + 1),
-            carries={name: empty(stored, c.numpy()) for name, c in self._carry.items()},
-            carry_stride=self.carry_stride, weights_version=np.full(B, weights_version), worker=np.full(B, self.worker),
-            lane=self._lanes.copy(), first_step=np.full(B, self._step), seed=self._noise_keys.copy(),
+    def _draft(self, weights_version: int) -> Draft:
+        """Room for this collector's next T steps."""
+        B = self.env.num_envs
+        return Draft(
+            self._observation, self._action_B, self._carry, self.length, self.carry_stride,
+            weights_version=np.full(B, weights_version), worker=np.full(B, self.worker), lane=self._lanes.copy(),
+            first_step=np.full(B, self._step), seed=self._noise_keys.copy(),
         )  # fmt: skip
-
-    def _record_state(self, fragment: Fragment, t: int) -> None:
-        """What step t starts from: observation, reset flag and, where one is due, carry."""
-        for name, part in self._observation.items():
-            fragment.observations[name][:, t] = part
-        fragment.resets[:, t] = self._reset
-        if t < self.length and t % self.carry_stride == 0:
-            for name, c in self._carry.items():
-                fragment.carries[name][:, t // self.carry_stride] = c.numpy()
 
     def state(self) -> State | None:
         """Everything that the next fragment depends on besides the weights, or None where the environment's own state
@@ -264,7 +252,8 @@ class Collector:
         observation = {f"observation.{name}": part for name, part in self._observation.items()}
         carry = {f"carry.{name}": c.numpy() for name, c in self._carry.items()}
         env = {f"env.{name}": array for name, array in self.env.unwrapped.get_state().items()}
-        return {name: np.array(array) for name, array in (own | observation | carry | env).items()}
+        past = self._history.state() if self._history else {}
+        return {name: np.array(array) for name, array in (own | observation | carry | past | env).items()}
 
     def set_state(self, state: State) -> None:
         """Continue exactly where `state()` was taken."""
@@ -276,12 +265,14 @@ class Collector:
         self._episodes.return_B, self._episodes.step_B = state["return"].copy(), state["episode_step"].copy()
         self._observation = {name: state[f"observation.{name}"].copy() for name in self._observation}
         self._carry = {name: torch.from_numpy(state[f"carry.{name}"].copy()) for name in self._carry}
+        if self._history:
+            self._history.set_state(state)
         self.env.unwrapped.set_state(
             {name.removeprefix("env."): array for name, array in state.items() if name.startswith("env.")}
         )
 
 
-_NO_LANES, _NO_VALUES = np.empty(0, np.intp), np.empty(0, np.float32)
+_NO_LANES = np.empty(0, np.intp)
 _STATE = ("reset", "filler")  # attributes that a state holds
 
 

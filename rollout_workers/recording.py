@@ -180,8 +180,11 @@ def cut(fragment: Fragment, row: int, start: int, stop: int) -> Fragment:
     """A copy of the steps from `start` to before `stop` of one row of a fragment whose carry_stride is 1: [1, L]."""
     provenance: dict[str, Any] = {name: getattr(fragment, name)[row : row + 1].copy() for name in _ROWS}
     provenance["first_step"] += start
+    rows, steps = np.nonzero(fragment.cut_short)
+    inside = (rows == row) & (start <= steps) & (steps < stop)
     return replace(
-        fragment, **provenance,
+        fragment, **provenance, past=None,
+        final_observations={name: part[inside] for name, part in fragment.final_observations.items()},
         **_combined([fragment], lambda arrays, extra: arrays[0][row : row + 1, start : stop + extra].copy()),
     )  # fmt: skip
 
@@ -192,7 +195,7 @@ def _joined(pieces: list[Fragment]) -> Fragment:
     def join(arrays: list[np.ndarray], extra: int) -> np.ndarray:
         return np.concatenate([*(array[:, : array.shape[1] - extra] for array in arrays[:-1]), arrays[-1]], axis=1)
 
-    return replace(pieces[0], **_combined(pieces, join))
+    return replace(pieces[0], **_combined(pieces, join), final_observations=_all_finals(pieces))
 
 
 def _stacked(episodes: list[Fragment], T: int) -> Fragment:
@@ -207,9 +210,18 @@ def _stacked(episodes: list[Fragment], T: int) -> Fragment:
     provenance: dict[str, Any] = {
         name: np.concatenate([getattr(episode, name) for episode in episodes]) for name in _ROWS
     }
-    fragment = replace(episodes[0], **_combined(episodes, stack), **provenance)
+    fragment = replace(
+        episodes[0], **_combined(episodes, stack), **provenance, final_observations=_all_finals(episodes)
+    )
     fragment.resets[:, 1:] = fragment.terminated | fragment.truncated | ~fragment.valid
     return fragment
+
+
+def _all_finals(fragments: list[Fragment]) -> dict[str, np.ndarray]:
+    return {
+        name: np.concatenate([fragment.final_observations[name] for fragment in fragments])
+        for name in fragments[0].final_observations
+    }
 
 
 def _combined(fragments: list[Fragment], combine: Combine) -> dict[str, Any]:

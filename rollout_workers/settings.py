@@ -41,6 +41,9 @@ class RolloutSettings(Settings, section="rollout"):
     """Steps in one sequence. Unset: the task's episode length where it has a fixed one, else 128."""
     carry_stride: int | None = None
     """Store the carry every so many steps. Unset: as sparsely as the learner's mode allows."""
+    warm_up: int | None = None
+    """Steps of its past that each sequence brings along; the anchor pass replays them to renew the carry that enters
+    the sequence. Unset: 64 in asynchronous service, but none where every sequence begins with an episode; else 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,6 +51,8 @@ class RolloutSettings(Settings, section="rollout"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"rollout.{name} is {value}; it must be at least 1")
+        if self.warm_up is not None and self.warm_up < 0:
+            raise ValueError(f"rollout.warm_up is {self.warm_up}; it must be at least 0")
         if self.lanes % self.workers:
             raise ValueError(
                 f"rollout.lanes is {self.lanes}, which {self.workers} workers cannot share evenly; "

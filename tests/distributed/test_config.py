@@ -88,6 +88,7 @@ def test_several_mistakes_give_several_sentences() -> None:
         (["policy.controller.kind=gur"], "gru"),
         (["rollout.lanes=2", "learner.minibatches=4"], "lower learner.minibatches or raise rollout.lanes"),
         (["learner.mode=truncated", "learner.window=8", "rollout.carry_stride=5"], "use a divisor of 8"),
+        (["rollout.warm_up=8"], "rollout.warm_up is 8, but nothing replays those steps"),
         (["env.id=CartPole-v1", "spaces.features=[4]"], "names feature 4, but the observation has 4"),
         (["curriculum.stages=[{cues: 2}]"], "curriculum.stages[0] is {'cues': 2}, which changes the observations"),
         (["curriculum.stages=[{horizons: 2}]"], "no such setting"),
@@ -116,6 +117,25 @@ def test_what_is_left_open_follows_from_the_task() -> None:
     stale = make_blueprint(load_config(None, ["env.kwargs.horizon=20", "service.mode=async"]))
     assert stale.carry_stride == 6  # a few carries to measure staleness against
     assert make_blueprint(load_config(None, ["env.id=CartPole-v1"])).length == 128
+
+
+@pytest.mark.parametrize(
+    ("overrides", "warm_up"),
+    [
+        ([], 0),
+        (["service.mode=async"], 0),  # every sequence is an episode
+        (["service.mode=async", "rollout.length=30"], 64),
+        (["service.mode=async", "rollout.length=40"], 0),
+        (["service.mode=async", "curriculum.stages=[{horizon: 4}]"], 64),
+        (["service.mode=async", "env.id=CartPole-v1", "env.kwargs={}"], 64),
+        (["service.mode=async", "rollout.warm_up=5"], 5),
+        (["service.mode=async", "rollout.length=30", "rollout.warm_up=0"], 0),
+        (["learner.anchor=always", "rollout.warm_up=5"], 5),
+    ],
+)
+def test_a_warm_up_is_brought_along_where_the_first_carry_is_stale(overrides: list[str], warm_up: int) -> None:
+    config = load_config(None, ["env.kwargs.horizon=19", *overrides])
+    assert make_blueprint(config).warm_up == warm_up
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,10 @@ def test_the_ratio_test_can_fail(counting_collector: Callable[..., Collector]) -
     fragment, _ = collector.collect()
     late = np.roll(fragment.resets, 1, axis=1)
     ends = late[:, 1:].copy()
-    broken = replace(fragment, resets=late, terminated=ends, truncated=np.zeros_like(ends))
+    no_finals = {name: part[:0] for name, part in fragment.final_observations.items()}
+    broken = replace(
+        fragment, resets=late, terminated=ends, truncated=np.zeros_like(ends), final_observations=no_finals
+    )
     assert make_learner(collector, settings).update([broken.to_arrow()]).metrics["ratio_error"] > 1e-3
 
 

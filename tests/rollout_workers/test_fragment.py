@@ -1,7 +1,7 @@
 """Fragments: Arrow round trip without copies, Parquet, and refusal of what must not reach a loss."""
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,16 @@ from rollout_workers import Collector, Fragment, FragmentError
 
 @pytest.fixture(params=["mlp", "gru", "lstm"])
 def fragment(request: pytest.FixtureRequest, counting_collector: Callable[..., Collector]) -> Fragment:
-    return counting_collector(kind=request.param).collect(weights_version=0)[0]
+    return counting_collector(kind=request.param, warm_up=4).collect(weights_version=0)[0]
 
 
 def assert_equal(a: Fragment, b: Fragment) -> None:
-    for field in fields(Fragment):
-        x, y = getattr(a, field.name), getattr(b, field.name)
-        if isinstance(x, dict):
-            assert x.keys() == y.keys()
-            for name in x:
-                np.testing.assert_array_equal(x[name], y[name])
-        elif field.name == "carry_stride":
-            assert x == y
-        else:
-            np.testing.assert_array_equal(x, y)
-            assert x.dtype == y.dtype
+    assert a.carry_stride == b.carry_stride
+    x, y = a._columns(), b._columns()
+    assert x.keys() == y.keys()
+    for name in x:
+        np.testing.assert_array_equal(x[name], y[name])
+        assert x[name].dtype == y[name].dtype
 
 
 def test_arrow_round_trip_keeps_every_bit(fragment: Fragment) -> None:
@@ -41,8 +36,15 @@ def test_arrow_round_trip_keeps_every_bit(fragment: Fragment) -> None:
 def test_reading_copies_nothing(fragment: Fragment) -> None:
     batch = fragment.to_arrow()
     again = Fragment.from_arrow(batch)
-    for name, array in (("observation.observation", again.observations["observation"]), ("resets", again.resets)):
-        storage = batch.column(name).storage.flatten().buffers()[1]
+    final = again.final_observations["observation"]
+    assert len(final) > 6
+    for name, array in (
+        ("observation.observation", again.observations["observation"]),
+        ("resets", again.resets),
+        ("final.observation", final),
+    ):
+        column = batch.column(name)
+        storage = (column.storage if isinstance(column, pa.ExtensionArray) else column).flatten().buffers()[1]
         assert storage.address <= array.ctypes.data < storage.address + storage.size
         assert not array.flags.owndata
 
@@ -88,9 +90,16 @@ def test_every_kind_of_array_comes_back_with_its_type(counting_collector: Callab
         "action_mask": rng.integers(0, 2, (B, T + 1, 7)).astype(np.bool_),
         "count": rng.integers(0, 9, (B, T + 1, 1)),
     }
-    fragment = replace(fragment, observations=parts, actions=rng.random((B, T, 2), dtype=np.float32))
+    finals = {name: part[fragment.cut_short.nonzero()] for name, part in parts.items()}
+    fragment = replace(
+        fragment, observations=parts, final_observations=finals, actions=rng.random((B, T, 2), dtype=np.float32)
+    )
     fragment.validate()
     assert_equal(fragment, Fragment.from_arrow(fragment.to_arrow()))
+
+
+def finals_of(fragment: Fragment) -> np.ndarray:
+    return fragment.final_observations["observation"]
 
 
 @pytest.mark.parametrize(
@@ -105,14 +114,28 @@ def test_every_kind_of_array_comes_back_with_its_type(counting_collector: Callab
         (lambda f: {"resets": np.zeros_like(f.resets)}, "reset flags .* disagree"),
         (lambda f: {"valid": ~f.valid}, "reset flags .* disagree"),
         (lambda f: {"valid": ~f.valid, "resets": np.ones_like(f.resets)}, "no valid step"),
+        (lambda f: {"rewards": f.rewards.astype(np.float64)}, "column rewards .* type float64; it must be"),
+        (lambda f: {"worker": f.worker[:0]}, "column worker of a fragment from an unknown worker has shape"),
+        (lambda f: {"actions": f.actions[:, :0]}, "actions of a fragment are int64 of shape"),
+        (lambda f: {"final_observations": {}}, r"columns final.\* for \[\]; they must be for \['observation'\]"),
+        (lambda f: {"final_observations": finals_of(f)[:-1]}, r"column final.observation .* has shape \(\d+, 3\)"),
+        (lambda f: {"final_observations": finals_of(f)[:, :2]}, "column final.observation .* has shape"),
+        (lambda f: {"final_observations": finals_of(f).astype(int)}, "column final.observation .* type int64"),
+        (lambda f: {"truncated": f.truncated & False, "terminated": f.truncated | f.terminated}, "column final.obs"),
+        (lambda f: {"past": f.past._replace(resets=f.past.resets[:, 1:])}, "column past.observation.obs.* has shape"),
+        (lambda f: {"past": f.past._replace(resets=f.past.resets[0])}, "column past"),
+        (lambda f: {"past": f.past._replace(carries={})}, r"columns past.carry.\* for \[\]; they must be for \['h'\]"),
     ],
 )
 def test_shapes_and_flags_that_disagree_are_refused(
     counting_collector: Callable[..., Collector], changes: Callable[[Fragment], dict[str, Any]], sentence: str
 ) -> None:
-    fragment = counting_collector().collect()[0]
+    fragment = counting_collector(warm_up=4).collect()[0]
+    changed = changes(fragment)
+    if isinstance(finals := changed.get("final_observations"), np.ndarray):
+        changed = {"final_observations": {"observation": finals}}
     with pytest.raises(FragmentError, match=sentence):
-        replace(fragment, **changes(fragment)).validate()
+        replace(fragment, **changed).validate()
 
 
 def test_another_schema_is_refused(counting_collector: Callable[..., Collector]) -> None:
@@ -121,3 +144,57 @@ def test_another_schema_is_refused(counting_collector: Callable[..., Collector])
         Fragment.from_arrow(batch.replace_schema_metadata({"schema_version": "99", "carry_stride": "1"}))
     with pytest.raises(FragmentError, match="lacks columns \\['rewards'\\]"):
         Fragment.from_arrow(batch.drop_columns(["rewards"]).replace_schema_metadata(batch.schema.metadata))
+
+
+@pytest.mark.parametrize(
+    ("column", "sentence"),
+    [
+        (pa.LargeListArray.from_arrays([0, 3, 3, 3, 3, 3, 3], pa.array(np.zeros(3, np.float32))), "holds lists of"),
+        (pa.array([None] * 6, pa.large_list(pa.float32())), "holds lists of"),
+        (pa.array(["text"] * 6), "cannot be read"),
+        (pa.array(np.zeros(6, np.float32)), "cannot be read"),
+    ],
+)
+def test_a_column_of_lists_that_is_none_is_refused(
+    counting_collector: Callable[..., Collector], column: pa.Array, sentence: str
+) -> None:
+    batch = counting_collector().collect()[0].to_arrow()
+    at = batch.schema.get_field_index("final.observation")
+    with pytest.raises(FragmentError, match=f"{sentence}.*run the same release of Mneme everywhere"):
+        Fragment.from_arrow(batch.set_column(at, pa.field("final.observation", column.type), column))
+
+
+@pytest.mark.parametrize("stride", ["0", "-3", "many"])
+def test_a_carry_stride_that_is_none_is_refused(counting_collector: Callable[..., Collector], stride: str) -> None:
+    batch = counting_collector().collect()[0].to_arrow()
+    metadata = batch.schema.metadata | {b"carry_stride": stride}
+    with pytest.raises(FragmentError, match="cannot be read"):
+        Fragment.from_arrow(batch.replace_schema_metadata(metadata))
+
+
+def test_any_rows_of_a_batch_keep_their_final_observations(fragment: Fragment) -> None:
+    batch, lanes = fragment.to_arrow(), np.nonzero(fragment.cut_short)[0]
+    for first, count in ((0, 6), (2, 3), (5, 1)):
+        rows = Fragment.from_arrow(batch.slice(first, count))
+        rows.validate()
+        np.testing.assert_array_equal(finals_of(rows), finals_of(fragment)[(first <= lanes) & (lanes < first + count)])
+
+
+def test_a_final_observation_that_is_not_finite_is_its_lanes(counting_collector: Callable[..., Collector]) -> None:
+    fragment = counting_collector().collect()[0]
+    finals = finals_of(fragment).copy()
+    row = int(np.flatnonzero(np.nonzero(fragment.cut_short)[0] == 2)[0])
+    finals[row, 1] = np.nan
+    with pytest.raises(
+        FragmentError, match=rf"column final.observation .*lane 2.* at index \({row}, 1\); check the env"
+    ):
+        replace(fragment, final_observations={"observation": finals}).validate()
+
+
+def test_final_observations_cost_next_to_nothing_where_there_are_none(
+    counting_collector: Callable[..., Collector],
+) -> None:
+    fragment = counting_collector(length=2).collect()[0]  # no episode is as short
+    assert not fragment.cut_short.any()
+    batch = fragment.to_arrow()
+    assert batch.nbytes - batch.drop_columns(["final.observation"]).nbytes <= 8 * (6 + 1)

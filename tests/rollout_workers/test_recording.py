@@ -105,6 +105,10 @@ def test_each_row_is_one_episode_in_order(tmp_path: Path, chunks: None) -> None:
         assert not rows.rewards[b, L:].any()
         ends.append((int(rows.first_step[b]) + L, int(rows.lane[b])))
     assert ends == sorted(ends)
+    cut = np.nonzero(rows.cut_short)
+    expected = [(t + 1, rows.lane[b], rows.observations["observation"][b, 0, 2]) for b, t in zip(*cut, strict=True)]
+    assert list(map(tuple, rows.final_observations["observation"])) == expected
+    assert len(expected) >= 6
     assert sorted(rows.lane.tolist()) == sorted([*range(6)] * 3)
 
 
