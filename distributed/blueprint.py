@@ -15,7 +15,7 @@ from rollout_workers import policy_spec
 
 _DEFAULT_LENGTH = 128  # steps in a sequence where the task's episodes have no fixed length
 _STALENESS_PROBES = 4  # carries stored a sequence where the mode needs only the first but staleness is measured
-_WARM_UP = 64  # steps of its past that a sequence brings along where its first carry is stale
+_WARM_UP = 64  # least steps of its past that a sequence brings along where its first carry is stale
 
 
 class Blueprint(NamedTuple):
@@ -161,10 +161,14 @@ def _carry_stride(config: Config, length: int) -> int:
 
 
 def _warm_up(config: Config, length: int, facts: TaskFacts | None) -> int:
+    """Twice as long as the task asks to remember, and 64 steps at least, but no longer than a sequence."""
     chosen, asynchronous = config.rollout.warm_up, config.service.mode == "async"
     if chosen is None:
         whole = facts is not None and facts.episode_length and length % facts.episode_length == 0
-        return 0 if not asynchronous or (whole and not config.curriculum.stages) else _WARM_UP
+        if not asynchronous or (whole and not config.curriculum.stages):
+            return 0
+        horizon = config.policy.controller.expected_horizon or (facts.memory_horizon if facts else 0)
+        return min(length, max(_WARM_UP, 2 * horizon))
     if chosen and not asynchronous and config.learner.anchor != "always":
         raise ValueError(
             f"rollout.warm_up is {chosen}, but nothing replays those steps: in synchronous service the anchor pass "

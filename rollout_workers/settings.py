@@ -43,7 +43,8 @@ class RolloutSettings(Settings, section="rollout"):
     """Store the carry every so many steps. Unset: as sparsely as the learner's mode allows."""
     warm_up: int | None = None
     """Steps of its past that each sequence brings along; the anchor pass replays them to renew the carry that enters
-    the sequence. Unset: 64 in asynchronous service, but none where every sequence begins with an episode; else 0."""
+    the sequence. Unset, in asynchronous service: twice the task's horizon, 64 at least and one sequence at most, but 0
+    where every sequence begins with an episode. Unset, in synchronous service: 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

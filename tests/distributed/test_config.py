@@ -124,9 +124,12 @@ def test_what_is_left_open_follows_from_the_task() -> None:
     [
         ([], 0),
         (["service.mode=async"], 0),  # every sequence is an episode
-        (["service.mode=async", "rollout.length=30"], 64),
-        (["service.mode=async", "rollout.length=40"], 0),
-        (["service.mode=async", "curriculum.stages=[{horizon: 4}]"], 64),
+        (["service.mode=async", "rollout.length=30"], 30),
+        (["service.mode=async", "rollout.length=90"], 64),
+        (["service.mode=async", "rollout.length=90", "env.kwargs.horizon=40"], 80),
+        (["service.mode=async", "rollout.length=90", "policy.controller.expected_horizon=200"], 90),
+        (["service.mode=async", "rollout.length=80"], 0),
+        (["service.mode=async", "rollout.length=80", "curriculum.stages=[{horizon: 4}]"], 64),
         (["service.mode=async", "env.id=CartPole-v1", "env.kwargs={}"], 64),
         (["service.mode=async", "rollout.warm_up=5"], 5),
         (["service.mode=async", "rollout.length=30", "rollout.warm_up=0"], 0),
