@@ -16,9 +16,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from distributed.paths import CHECKPOINT_PREFIX, CHECKPOINTS, MANIFEST, locate
+
 FORMAT = 2  # 1: Mamba-2 carried [B, H, P, N], and mamba and mamba2 were fed with a bias
-_PREFIX = "step-"
-_MANIFEST = "manifest.json"
 _RUN = "run.json"
 
 Arrays = Mapping[str, np.ndarray]
@@ -41,7 +41,7 @@ def save_checkpoint(root: Path, step: int, run: Mapping[str, Any], parts: Mappin
     Raises:
         OSError: the disk is full or not writable; the checkpoints before it are untouched.
     """
-    final = root / f"{_PREFIX}{step:012d}"
+    final = root / f"{CHECKPOINT_PREFIX}{step:012d}"
     partial = root / f".partial-{step:012d}-{os.getpid()}"
     root.mkdir(parents=True, exist_ok=True)
     try:
@@ -50,7 +50,7 @@ def save_checkpoint(root: Path, step: int, run: Mapping[str, Any], parts: Mappin
             _save_arrays(arrays, partial / f"{part}.safetensors")
         (partial / _RUN).write_text(json.dumps({"format": FORMAT, **run}, indent=2))
         sums = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
-        (partial / _MANIFEST).write_text(json.dumps(sums, indent=2))
+        (partial / MANIFEST).write_text(json.dumps(sums, indent=2))
         for path in [*partial.iterdir(), partial]:
             _flush(path)
         replaced = root / f".replaced-{step:012d}-{os.getpid()}"
@@ -69,7 +69,7 @@ def save_checkpoint(root: Path, step: int, run: Mapping[str, Any], parts: Mappin
 def set_aside_after(root: Path, step: int) -> None:
     """Rename the checkpoints after `step` to abandoned-*, as the run goes on from `step` another time."""
     for path in list_checkpoints(root):
-        if int(path.name.removeprefix(_PREFIX)) > step:
+        if int(path.name.removeprefix(CHECKPOINT_PREFIX)) > step:
             aside = path.with_name(f"abandoned-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
@@ -77,7 +77,7 @@ def set_aside_after(root: Path, step: int) -> None:
 
 def list_checkpoints(root: Path) -> list[Path]:
     """The checkpoints under `root`, oldest first, damaged ones included."""
-    return sorted(path for path in root.glob(f"{_PREFIX}*") if path.is_dir())
+    return sorted(path for path in root.glob(f"{CHECKPOINT_PREFIX}*") if path.is_dir())
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -89,7 +89,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not path.is_dir():
         raise CheckpointError(f"there is no checkpoint at {path}; give a run folder or one of its checkpoints")
     try:
-        sums = json.loads((path / _MANIFEST).read_text())
+        sums = json.loads((path / MANIFEST).read_text())
         if not {_RUN, "learner.safetensors"} <= set(sums):
             raise CheckpointError(f"the checkpoint {path} is damaged: its manifest does not name every part")
         for name, expected in sums.items():
@@ -108,16 +108,21 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def find_checkpoint(path: Path, note: Callable[[str], None]) -> tuple[Path, Checkpoint]:
-    """The newest whole checkpoint of a run folder, or the one that `path` names.
+    """The newest whole checkpoint of the run that `path` names, or the very one, if it names that; see `locate`.
 
     Where a run's newest is damaged, the one before it is used, and `note` is told.
 
     Raises:
         CheckpointError: there is none.
     """
-    if (path / _MANIFEST).exists() or path.name.startswith(_PREFIX):
-        return path, load_checkpoint(path)
-    root = path if path.name == "checkpoints" else path / "checkpoints"
+    try:
+        run, named = locate(path)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    if named is not None:
+        return named, load_checkpoint(named)
+    assert run is not None
+    root = run / CHECKPOINTS
     candidates = list_checkpoints(root)
     for candidate in reversed(candidates):
         try:

@@ -12,6 +12,7 @@ from textwrap import fill
 
 from distributed.checkpoint import CheckpointError
 from distributed.config import ConfigError, load_config, settings
+from distributed.paths import local_path
 from distributed.runners import ServiceError
 from distributed.streams import forgiving_output
 from distributed.tracking import TrackingSettings, serve_dashboard
@@ -87,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("settings", nargs="*", metavar="key=value", help="settings that replace the preset's")
     train.add_argument("--local", action="store_true", help="one process, without Ray")
     train.add_argument(
-        "--resume", metavar="PATH", type=Path, help="go on with a run: its folder, or one of its checkpoints"
+        "--resume", metavar="PATH", type=_path, help="go on with a run: its folder, or one of its checkpoints"
     )
     train.add_argument("--trust", action="store_true", help=_TRUST)
     train.set_defaults(command=_train)
@@ -98,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Run complete episodes through the training collector; print return and success, with 95 %% "
         "intervals.",
     )
-    evaluate.add_argument("checkpoint", type=Path, help="a run folder, or one of its checkpoints")
+    evaluate.add_argument("checkpoint", type=_path, help="a run folder, or one of its checkpoints")
     evaluate.add_argument("--episodes", type=int, default=512, help="complete episodes (default 512)")
     evaluate.add_argument("--lanes", type=int, default=128, help="parallel environments (default 128)")
     evaluate.add_argument("--seed", type=int, default=0, help="seed of the episodes (default 0)")
@@ -108,11 +109,11 @@ def _parser() -> argparse.ArgumentParser:
         help="forget everything at step T of every episode: an agent that needs its memory then falls to chance",
     )  # fmt: skip
     evaluate.add_argument(
-        "--record", metavar="FILE", type=Path, help="write the episodes, memory included, to a new Parquet file"
+        "--record", metavar="FILE", type=_path, help="write the episodes, memory included, to a new Parquet file"
     )
     evaluate.add_argument("--best", type=int, metavar="N", help="record only the N episodes of highest return")
     evaluate.add_argument(
-        "--video", metavar="FOLDER", type=Path, help="film the first episodes: an animation and a strip of frames each"
+        "--video", metavar="FOLDER", type=_path, help="film the first episodes: an animation and a strip of frames each"
     )
     evaluate.add_argument("--video-episodes", type=int, default=3, metavar="N", help="episodes to film (default 3)")
     evaluate.add_argument("--trust", action="store_true", help=_TRUST)
@@ -121,9 +122,9 @@ def _parser() -> argparse.ArgumentParser:
     replay = commands.add_parser(
         "replay", help="show a recorded episode", description="Print an episode of a recording, step by step."
     )
-    replay.add_argument("recording", type=Path, help="what mneme evaluate --record wrote")
+    replay.add_argument("recording", type=_path, help="what mneme evaluate --record wrote")
     replay.add_argument("--episode", type=int, default=0, metavar="I", help="which, counted from 0 (default 0)")
-    replay.add_argument("--plot", metavar="FILE.png", type=Path, help="draw it too, with its memory over time")
+    replay.add_argument("--plot", metavar="FILE.png", type=_path, help="draw it too, with its memory over time")
     replay.set_defaults(command=_replay)
 
     check = commands.add_parser(
@@ -164,6 +165,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
+
+
+def _path(text: str) -> Path:
+    try:
+        return local_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _port(text: str) -> int:

@@ -108,11 +108,12 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
         ConfigError: one sentence for each thing that is wrong.
     """
     tree = _read_yaml(path) if path is not None else {}
+    texts = {setting.key for setting in settings() if setting.type == "text"} if overrides else set()
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
             raise ConfigError(f"cannot read the override {override!r}; write it as key=value, such as seed=1")
-        _insert(tree, key.strip(), _parse(override, text))
+        _insert(tree, key.strip(), _parse(override, text, key.strip() in texts))
     return parse_config(tree)
 
 
@@ -150,13 +151,25 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _parse(override: str, text: str) -> Any:
+def _parse(override: str, text: str, verbatim: bool) -> Any:
+    """The value of an override, read as a whole: what YAML would take for a comment belongs to it.
+
+    A setting that is a text (`verbatim`) is what stands there, unless it is quoted or null.
+    """
+    if verbatim and not text.startswith(("'", '"')):
+        return None if text in ("", "null") else text
     try:
-        return read_yaml(text)
+        value = read_yaml(text)
+        return text if _has_comment(text) else value
     except yaml.YAMLError:
         raise ConfigError(
             f"cannot read the value in {override!r}; write it as YAML, and quote special characters"
         ) from None
+
+
+def _has_comment(text: str) -> bool:
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    return "#" in (text if node is None else text[node.end_mark.index :])
 
 
 def _insert(tree: dict[str, Any], key: str, value: Any) -> None:

@@ -23,6 +23,7 @@ from distributed.blueprint import make_blueprint
 from distributed.config import Config, ConfigError, load_config
 from distributed.display import NOTHING, Display, clock
 from distributed.machine import describe_machine
+from distributed.paths import checked_name
 from distributed.records import to_json
 from distributed.seeds import DEFAULT_TARGET, provenance, run_seed
 from distributed.suite_table import as_markdown
@@ -189,9 +190,10 @@ def show_suite(name: str, console: Console | None = None) -> None:
 
 
 def _folder(name: str) -> Path:
-    if not name.strip(".") or "/" in name or "\\" in name:
-        raise ConfigError(f"--name is {name!r}; it names a folder inside {ROOT}, so it holds no slashes")
-    return ROOT / name
+    try:
+        return ROOT / checked_name("--name", name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _jobs(

@@ -23,7 +23,7 @@ from distributed.interruption import StopRequest, stopping_on_signals, warnings_
 from distributed.meter import Meter, Row, describe_evaluation, evaluation_row
 from distributed.records import from_json, to_json
 from distributed.replay import Replay
-from distributed.run_folder import RunFolder, new_run_name
+from distributed.run_folder import RunFolder
 from distributed.runners import LocalRunner, Runner, RunState
 from distributed.service import Update, asynchronous, synchronous
 from distributed.tracking import Identity, RunStatus, Tracker, absolute_uri
@@ -207,8 +207,7 @@ def train(config: Config, *, preset: Path | None = None, local: bool = False, di
         ConfigError, ServiceError, FloatingPointError, OSError: each with one sentence for the user.
     """
     config = config.changed("tracking", uri=absolute_uri(config.tracking.uri)).as_recorded()
-    folder = RunFolder(Path(config.checkpoint.root) / new_run_name(config, preset))
-    folder.refuse_if_taken()
+    folder = RunFolder.new(config, preset)
     return _execute(_checked(config, local), folder, None, local, display or Display())
 
 
@@ -231,7 +230,8 @@ def resume(
         CheckpointError: there is no usable checkpoint. Else as `train`.
     """
     display = display or Display()
-    RunFolder.of(path).refuse_if_in_use()
+    folder = RunFolder.of(path)
+    folder.refuse_if_in_use()
     path, saved = find_checkpoint(path, display.note)
     config = parse_config(from_json(saved.run["config"]))
     if not trust:
@@ -242,7 +242,7 @@ def resume(
         raise ConfigError(
             f"{path} is complete at step {saved.run['steps']}; to train for longer, give train.total_steps=N above that"
         )
-    return _execute(_checked(config, local), RunFolder.of(path), saved, local, display)
+    return _execute(_checked(config, local), folder, saved, local, display)
 
 
 def _checked(config: Config, local: bool) -> Blueprint:
@@ -270,7 +270,7 @@ def _execute(
         stack.callback(runner.close)
         if saved is None:
             folder.create()
-        stack.enter_context(folder.lock())
+        stack.enter_context(folder.lock(display.note))
         # The runner's parts start in the background, and so does tracking.
         key = (saved.run["tracking_run"] if saved else None) or uuid4().hex
         tracker = Tracker(

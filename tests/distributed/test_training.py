@@ -242,7 +242,7 @@ def test_resuming_an_older_checkpoint_sets_the_abandoned_future_aside(tmp_path: 
 
 def test_one_folder_is_trained_in_by_one_process(tmp_path: Path) -> None:
     run = train(small(tmp_path), local=True)
-    with RunFolder(run.folder).lock(), pytest.raises(ConfigError, match="another process is training in"):
+    with RunFolder(run.folder).lock(print), pytest.raises(ConfigError, match="another process is training in"):
         resume(run.folder, total_steps=2240, local=True)
 
 
