@@ -53,9 +53,9 @@ def build_controller(settings: ControllerSettings, input_size: int, horizon: int
     """
     factory = _own(settings.kind) if ":" in settings.kind else CONTROLLERS.get(settings.kind)
     if factory is None:
-        near = get_close_matches(settings.kind, CONTROLLERS, n=1, cutoff=0.0)[0]
+        nearest = f" (nearest: {near!r})" if (near := _nearest(settings.kind)) else ""
         raise ValueError(
-            f"policy.controller.kind is {settings.kind!r}; choose one of {', '.join(CONTROLLERS)} (nearest: {near!r}), "
+            f"policy.controller.kind is {settings.kind!r}; choose one of {', '.join(CONTROLLERS)}{nearest}, "
             f"or your own as module:Class"
         )
     kwargs = _kwargs(settings, factory)
@@ -72,6 +72,14 @@ def build_controller(settings: ControllerSettings, input_size: int, horizon: int
             f"choose one of {', '.join(offered)}"
         )
     return layers[0] if len(layers) == 1 else Stack(layers)
+
+
+def _nearest(kind: str) -> str | None:
+    """The kind that another spelling may mean, capitals and punctuation aside."""
+    plain = {name.replace("_", ""): name for name in CONTROLLERS}
+    letters = "".join(letter for letter in kind.lower() if letter.isalnum())
+    near = get_close_matches(letters, plain, n=1)
+    return plain[near[0]] if near else None
 
 
 def _own(kind: str) -> ControllerFactory:

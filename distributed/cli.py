@@ -4,15 +4,18 @@ Every failure is one sentence on stderr and a non-zero status.
 """
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from textwrap import fill
 
 from distributed.checkpoint import CheckpointError
-from distributed.config import ConfigError, load_config, settings
+from distributed.config import ConfigError, load_config, settings, suggest
 from distributed.paths import local_path
+from distributed.presets import described_presets, find_preset
 from distributed.runners import ServiceError
 from distributed.streams import forgiving_output
 from distributed.tracking import TrackingSettings, serve_dashboard
@@ -28,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser = _parser()
         options, rest = parser.parse_known_args(arguments)
         if rest and ("settings" not in options or any(word.startswith("-") for word in rest)):
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+            hint = _hint(sys.argv[1:] if arguments is None else arguments, rest) if "settings" in options else ""
+            parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
         if "settings" in options:
             options.settings += rest  # argparse gives up on positionals that follow an option
         status = _run(options)
@@ -68,6 +72,18 @@ def _uses_own_code(options: argparse.Namespace) -> bool:
     return own or getattr(options, "trust", False)
 
 
+def _hint(arguments: Sequence[str], unknown: Sequence[str]) -> str:
+    """How settings are written, where one was given as an option."""
+    option = next((word for word in unknown if word.startswith("--")), "")
+    given, separator, value = option.partition("=")
+    key = given.lstrip("-").replace("-", "_")
+    near = [key] if key in {setting.key for setting in settings()} else suggest(key) if key else []
+    if not separator and option in arguments:
+        behind = [*arguments[arguments.index(option) + 1 :], "-"][0]
+        value = "" if behind.startswith("-") or "=" in behind else behind
+    return f"; settings are written without dashes: {near[0]}={value or 'VALUE'}" if near else ""
+
+
 def _fail(reason: object, status: int) -> int:
     print(f"mneme: {reason}", file=sys.stderr)
     return status
@@ -75,16 +91,17 @@ def _fail(reason: object, status: int) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mneme", description="Reinforcement learning for agents that must remember.")
+    parser.add_argument("--version", action="version", version=f"mneme {_version()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     train = commands.add_parser(
         "train",
         help="train an agent",
         description="Train an agent through Ray rollout actors and a learner actor, or in one process with --local.",
-        epilog=_settings_help(),
+        epilog=f"{_presets_help()}\n\n{_settings_help()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    train.add_argument("preset", nargs="?", help="a YAML file such as configs/delayed_cue.yaml")
+    train.add_argument("preset", nargs="?", help="a preset such as delayed_cue, or a YAML file")
     train.add_argument("settings", nargs="*", metavar="key=value", help="settings that replace the preset's")
     train.add_argument("--local", action="store_true", help="one process, without Ray")
     train.add_argument(
@@ -96,12 +113,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser(
         "evaluate",
         help="run complete episodes with a trained agent",
-        description="Run complete episodes through the training collector; print return and success, with 95 %% "
+        description="Run complete episodes through the training collector; print return and success, with 95 % "
         "intervals.",
     )
     evaluate.add_argument("checkpoint", type=_path, help="a run folder, or one of its checkpoints")
+    evaluate.add_argument(
+        "settings", nargs="*", metavar="env.key=value", help="play a changed task, such as env.kwargs.horizon=128"
+    )
     evaluate.add_argument("--episodes", type=int, default=512, help="complete episodes (default 512)")
-    evaluate.add_argument("--lanes", type=int, default=128, help="parallel environments (default 128)")
+    evaluate.add_argument("--lanes", type=int, help="parallel environments (default: as many as the run had)")
     evaluate.add_argument("--seed", type=int, default=0, help="seed of the episodes (default 0)")
     evaluate.add_argument("--sample", action="store_true", help="sample actions instead of taking the most probable")
     evaluate.add_argument(
@@ -117,14 +137,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--video-episodes", type=int, default=3, metavar="N", help="episodes to film (default 3)")
     evaluate.add_argument("--trust", action="store_true", help=_TRUST)
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object instead of a sentence")
     evaluate.set_defaults(command=_evaluate)
 
     replay = commands.add_parser(
-        "replay", help="show a recorded episode", description="Print an episode of a recording, step by step."
+        "replay",
+        help="show recorded episodes",
+        description="List the episodes of a recording, or print one of them step by step.",
     )
     replay.add_argument("recording", type=_path, help="what mneme evaluate --record wrote")
-    replay.add_argument("--episode", type=int, default=0, metavar="I", help="which, counted from 0 (default 0)")
-    replay.add_argument("--plot", metavar="FILE.png", type=_path, help="draw it too, with its memory over time")
+    replay.add_argument("--episode", type=int, metavar="I", help="show this one, counted from 0")
+    replay.add_argument(
+        "--plot", metavar="FILE.png", type=_path, help="draw it, with its memory over time (unless chosen: the first)"
+    )
     replay.set_defaults(command=_replay)
 
     check = commands.add_parser(
@@ -180,6 +205,20 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _version() -> str:
+    try:
+        return version("mneme-rl")
+    except PackageNotFoundError:
+        return "of a folder that is not installed"
+
+
+def _presets_help() -> str:
+    lines = ["presets (by name from any folder; a file of that name in the present folder comes first):", ""]
+    for name, description in described_presets():
+        lines += [f"  {name}", fill(description, width=100, initial_indent="      ", subsequent_indent="      ")]
+    return "\n".join(lines)
+
+
 def _settings_help() -> str:
     lines = ["settings (in YAML as sections, on the command line as key=value):", ""]
     for setting in settings():
@@ -196,7 +235,7 @@ def _train(options: argparse.Namespace) -> int:
     files, overrides = [w for w in words if "=" not in w], [w for w in words if "=" in w]
     if len(files) > 1:
         raise ConfigError(f"got {len(files)} presets ({', '.join(files)}); give one, and settings as key=value")
-    preset = Path(files[0]) if files else None
+    preset = find_preset(files[0]) if files else None
     if options.resume is None:
         result = train(load_config(preset, overrides), preset=preset, local=options.local)
     else:
@@ -213,10 +252,11 @@ def _train(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from distributed.evaluation import evaluate_checkpoint
-    from distributed.meter import describe_evaluation
+    from distributed.meter import describe_evaluation, json_evaluation
 
     evaluation = evaluate_checkpoint(
         options.checkpoint,
+        changes=options.settings,
         episodes=options.episodes,
         lanes=options.lanes,
         seed=options.seed,
@@ -228,7 +268,12 @@ def _evaluate(options: argparse.Namespace) -> int:
         video_episodes=options.video_episodes,
         trust=options.trust,
     )
-    print(describe_evaluation(evaluation))
+    if options.json:
+        asked = {"seed": options.seed, "greedy": not options.sample, "reset_carry_at": options.reset_carry_at}
+        print(json.dumps({"changes": options.settings} | asked | json_evaluation(evaluation), allow_nan=False))
+        return 0
+    changed = f" of a changed task ({' '.join(options.settings)})" if options.settings else ""
+    print(f"{describe_evaluation(evaluation)}{changed}")
     return 0
 
 
@@ -239,9 +284,8 @@ def _replay(options: argparse.Namespace) -> int:
     recording = Recording(options.recording)
     show(recording, options.episode)
     if options.plot is not None:
-        draw_episode(
-            recording.episode(options.episode), options.plot, f"episode {options.episode}: {recording.description}"
-        )
+        index = options.episode or 0
+        draw_episode(recording.episode(index), options.plot, f"episode {index}: {recording.description}")
     return 0
 
 

@@ -5,8 +5,8 @@ what is wrong into one sentence that names the key, the value and the remedy.
 """
 
 import dataclasses
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from controllers import PolicySettings, hints_of, typed
+from distributed.hints import suggestions
 from distributed.records import RecordError, read_yaml, refuse_what_changes
 from distributed.settings import CheckpointSettings, CurriculumSettings, ServiceSettings, TrainSettings
 from distributed.tracking import TrackingSettings
@@ -34,7 +35,7 @@ class Config(BaseModel):
     seed: int = Field(default=0, ge=0)
     """Seed of everything random in the run."""
     name: str | None = None
-    """Name of the run and of its folder. Unset: the preset's name with the date and the seed."""
+    """Name of the run and of its folder. Unset: the preset's name, the controller's kind, the date and the seed."""
     env: EnvSettings = EnvSettings()
     spaces: SpaceSettings = SpaceSettings()
     policy: PolicySettings = PolicySettings()
@@ -107,12 +108,26 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
     Raises:
         ConfigError: one sentence for each thing that is wrong.
     """
-    tree = _read_yaml(path) if path is not None else {}
+    return _overridden(_read_yaml(path) if path is not None else {}, overrides)
+
+
+def override(config: Config, overrides: Sequence[str]) -> Config:
+    """A configuration, changed by `key=value` overrides.
+
+    Raises:
+        ConfigError: one sentence for each thing that is wrong.
+    """
+    return _overridden(deepcopy(config.to_dict()), overrides)
+
+
+def _overridden(tree: dict[str, Any], overrides: Sequence[str]) -> Config:
     texts = {setting.key for setting in settings() if setting.type == "text"} if overrides else set()
     for override in overrides:
         key, separator, text = override.partition("=")
-        if not separator:
-            raise ConfigError(f"cannot read the override {override!r}; write it as key=value, such as seed=1")
+        if not separator or not key.strip():
+            raise ConfigError(
+                f"cannot read the override {override!r}; write it as key=value without spaces, such as seed=1"
+            )
         _insert(tree, key.strip(), _parse(override, text, key.strip() in texts))
     return parse_config(tree)
 
@@ -126,7 +141,7 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(dict.fromkeys(_sentence(detail, tree) for detail in error.errors()))) from None
+        raise ConfigError("\n".join(dict.fromkeys(_sentence(detail) for detail in error.errors()))) from None
 
 
 def settings() -> Iterator[Setting]:
@@ -139,9 +154,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
-        near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.yaml")], n=1)
-        hint = f"did you mean {path.with_stem(near[0])}?" if near else "give a YAML file, and settings as key=value"
-        raise ConfigError(f"cannot read {path}: {error.strerror}; {hint}") from None
+        raise ConfigError(
+            f"cannot read {path}: {error.strerror}; give a YAML file, and settings as key=value"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if tree is None:
@@ -194,18 +209,38 @@ def _typed(key: str, value: Any, hint: Any, faults: list[str]) -> Any:
         return value
 
 
-def _sentence(detail: Any, tree: Mapping[str, Any]) -> str:
+def _sentence(detail: Any) -> str:
     key = ".".join(str(part) for part in detail["loc"])
     value = detail.get("input")
     if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        known = [setting.key for setting in settings()]
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else "see mneme train --help for all settings"
-        return f"unknown setting {key} (given {value!r}); {hint}"
+        return "\n".join(_unknown(key, value))
     if detail["type"] == "value_error":
         return str(detail["ctx"]["error"])
     message = detail["msg"].removeprefix("Input should be ")
     return f"{key} is {value!r}; it must be {message}"
+
+
+def _unknown(key: str, value: Any) -> Iterator[str]:
+    """A sentence for each setting that is given under a name which is not ours."""
+    if isinstance(value, Mapping) and value:
+        for name, child in value.items():
+            yield from _unknown(f"{key}.{name}", child)
+        return
+    section, _, rest = key.partition(".")
+    if near := suggest(key):
+        hint = f"did you mean {' or '.join(near)}?"
+    elif section in Config.model_fields:
+        hint = "see mneme train --help for all settings"
+    else:
+        sections = [name for name, kind in hints_of(Config).items() if dataclasses.is_dataclass(kind)]
+        of_task = "" if rest else f", and what the task itself takes is env.kwargs.{key}"
+        hint = f"the sections are {', '.join(sections)}{of_task}"
+    yield f"unknown setting {key} (given {value!r}); {hint}"
+
+
+def suggest(key: str) -> list[str]:
+    """The settings that may be meant by a name which is none."""
+    return suggestions(key, [setting.key for setting in settings()])
 
 
 def _leaves(node: Mapping[str, Any], root: Mapping[str, Any], prefix: str) -> Iterator[Setting]:

@@ -18,6 +18,7 @@ from distributed.streams import Forgiving
 NOTHING = "–"
 _WIDTHS = range(20, 1000)  # columns that a terminal may have; what says otherwise is not believed
 _USUAL_WIDTH = 80
+_GAP = 2  # columns between two quantities
 
 
 class Quantity(NamedTuple):
@@ -152,11 +153,31 @@ class Display:
         return clock(max(0, self._total - step) / speed)
 
     def _view(self, texts: Mapping[str, str]) -> Group:
-        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-        for quantity in QUANTITIES:
-            table.add_column(quantity.name, justify="right", no_wrap=True)
-        table.add_row(*(texts.get(quantity.key, NOTHING) for quantity in QUANTITIES))
-        return Group(Text(self._title, style="bold"), self._bar, table)
+        shown = {quantity.name: texts.get(quantity.key, NOTHING) for quantity in QUANTITIES}
+        tables = [_table(part) for part in _broken(shown, self._console.width)]
+        return Group(Text(self._title, style="bold"), self._bar, *tables)
+
+
+def _broken(shown: Mapping[str, str], width: int) -> list[dict[str, str]]:
+    """Names and their texts in as many parts as it takes for none to be wider than `width` columns."""
+    parts: list[dict[str, str]] = [{}]
+    left = width
+    for name, text in shown.items():
+        needed = max(len(name), len(text))
+        if needed > left and parts[-1]:
+            parts.append({})
+            left = width
+        parts[-1][name] = text
+        left -= needed + _GAP
+    return parts
+
+
+def _table(shown: Mapping[str, str]) -> Table:
+    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="dim")
+    for name in shown:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_row(*shown.values())
+    return table
 
 
 def clock(duration: float) -> str:

@@ -65,7 +65,7 @@ def draw_episode(episode: Fragment, path: Path, title: str) -> None:
         remaining = iter(panels)
         for name, part in parts.items():
             _heat_map(next(remaining), part, name, signed=False)
-        _actions(next(remaining), actions)
+        _actions(next(remaining), actions, whole=episode.actions.dtype.kind != "f")
         _earnings(next(remaining), episode)
         for name, carry in carries.items():
             _heat_map(next(remaining), carry, f"carry before the step: {name}", signed=True)
@@ -92,13 +92,16 @@ def _heat_map(panel: "Axes", entries: Entries, title: str, *, signed: bool) -> N
     panel.figure.colorbar(image, ax=panel, pad=0.01)
 
 
-def _actions(panel: "Axes", actions: Entries) -> None:
+def _actions(panel: "Axes", actions: Entries, *, whole: bool) -> None:
     shown = len(actions.index_N)
     panel.set_title(
         "action" if shown == actions.size else f"action (the {shown} of {actions.size} numbers that vary most)"
     )
     for index, values_L in zip(actions.index_N, actions.values_NL, strict=True):
         panel.plot(values_L, ".-", linewidth=0.8, markersize=4, label=str(index))
+    if whole:
+        panel.set_ylim(actions.values_NL.min() - 0.5, actions.values_NL.max() + 0.5)
+        panel.locator_params(axis="y", integer=True, min_n_ticks=1)
     if 1 < shown <= _MOST_LABELS:
         panel.legend(fontsize=6, ncols=shown, loc="upper right")
 

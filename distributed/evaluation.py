@@ -1,6 +1,7 @@
 """Evaluating a checkpoint, without Ray."""
 
 import sys
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,14 @@ import torch
 
 from controllers import Weights
 from controllers.compilation import compile_ahead
-from distributed.blueprint import make_blueprint
+from distributed.blueprint import Blueprint, make_blueprint
 from distributed.checkpoint import CheckpointError, find_checkpoint
-from distributed.config import parse_config
+from distributed.config import ConfigError, override, parse_config
 from distributed.records import from_json
 from distributed.run_folder import RunFolder
 from distributed.trust import refuse_foreign_code
-from envs import make_vector_env
-from rollout_workers import Evaluation, evaluate
+from envs import EnvSettings, TaskFacts, facts_of, make_vector_env
+from rollout_workers import Evaluation, evaluate, policy_spec
 from rollout_workers.recording import recording
 from rollout_workers.video import film_episodes
 
@@ -25,8 +26,9 @@ def evaluate_checkpoint(
     path: Path,
     *,
     episodes: int,
-    lanes: int,
     seed: int,
+    lanes: int | None = None,
+    changes: Sequence[str] = (),
     greedy: bool = True,
     reset_carry_at: int | None = None,
     record: Path | None = None,
@@ -39,7 +41,16 @@ def evaluate_checkpoint(
     `video_episodes` into the folder `video`, where these are given. With `trust`, what the run names is imported,
     whoever wrote it.
 
+    Args:
+        path: a run folder, or one of its checkpoints.
+        episodes: how many at least; each lane plays equally many.
+        seed: of the episodes.
+        lanes: parallel environments; unset: as many as the run had.
+        changes: settings of the task as `env.key=value`, which replace the run's. The policy stays what it is, so that
+            observations and actions must be alike.
+
     Raises:
+        ConfigError: a change is none of the task, or the policy does not fit the changed task.
         CheckpointError: there is no usable checkpoint, or its weights do not fit its configuration.
         ValueError: an argument is out of range, or the environment does not render.
         OSError: the recording or the films cannot be written.
@@ -62,7 +73,10 @@ def evaluate_checkpoint(
     if not trust:
         refuse_foreign_code(config, path, RunFolder.of(path).path)
     blueprint = make_blueprint(config)
-    facts = blueprint.facts
+    env_settings, facts = blueprint.config.env, blueprint.facts
+    if changes:
+        env_settings, facts = _changed_task(blueprint, changes)
+        _say(f"the task is changed: {' '.join(changes)}")
     if reset_carry_at is not None and facts and facts.episode_length and reset_carry_at >= facts.episode_length:
         raise ValueError(
             f"--reset-carry-at is {reset_carry_at}, beyond the episode's last step {facts.episode_length - 1}; "
@@ -77,7 +91,7 @@ def evaluate_checkpoint(
         Weights(version, weights).load_into(policy)
     except ValueError as error:
         raise CheckpointError(f"the checkpoint's arrays do not fit its configuration: {error}") from None
-    settings, spaces = blueprint.config.env, blueprint.config.spaces
+    settings, spaces = env_settings, blueprint.config.spaces
     how: dict[str, Any] = {"seed": seed, "greedy": greedy, "reset_carry_at": reset_carry_at, "spaces": spaces}
     description = (
         f"{settings.id}, weights {version}, seed {seed}, {'greedy' if greedy else 'sampled'}"
@@ -88,11 +102,29 @@ def evaluate_checkpoint(
         if video is not None:
             with closing(make_vector_env(settings, 1, render_mode="rgb_array")) as env:
                 film_episodes(env, policy, video, episodes=video_episodes, **how)
-        with closing(make_vector_env(settings, min(lanes, episodes))) as env:
+        with closing(make_vector_env(settings, min(lanes or blueprint.config.rollout.lanes, episodes))) as env:
             return evaluate(
                 env, policy, episodes=episodes, success_return=settings.success_return, weights_version=version,
                 recorder=recorder, max_episode_steps=blueprint.config.train.evaluation_max_steps, **how,
             )  # fmt: skip
+
+
+def _changed_task(blueprint: Blueprint, changes: Sequence[str]) -> tuple[EnvSettings, TaskFacts | None]:
+    for change in changes:
+        if not change.startswith("env."):
+            raise ConfigError(f"{change} is no setting of the task; an evaluation changes only env.key=value")
+    settings = override(blueprint.config, changes).env
+    try:
+        with closing(make_vector_env(settings, 1)) as env:
+            spec, facts = policy_spec(env, blueprint.config.spaces), facts_of(env)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if spec != blueprint.spec:
+        raise ConfigError(
+            f"{' '.join(changes)} changes the observations or actions, which the policy does not fit; change only what "
+            f"leaves them alike"
+        )
+    return settings, facts
 
 
 def _say(sentence: str) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -97,6 +98,20 @@ def describe_evaluation(evaluation: Evaluation) -> str:
         low, high = evaluation.success_interval
         text += f", success {evaluation.success_rate:.1%} [{low:.1%}, {high:.1%}]"
     return f"{text} over {evaluation.episodes} episodes, {evaluation.distinct} of them distinct"
+
+
+def json_evaluation(evaluation: Evaluation) -> dict[str, Any]:
+    """The same as JSON holds it: numbers, pairs for 95 % intervals, and null for what is not known."""
+    return {
+        "episodes": evaluation.episodes,
+        "distinct_episodes": evaluation.distinct,
+        "return": evaluation.mean_return,
+        "return_interval": evaluation.return_interval,
+        "normalized_return": evaluation.normalized_return if math.isfinite(evaluation.normalized_return) else None,
+        "success": evaluation.success_rate,
+        "success_interval": evaluation.success_interval,
+        "mean_length": float(evaluation.lengths.mean()),
+    }
 
 
 def _mean(values: np.ndarray) -> float:

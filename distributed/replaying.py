@@ -80,20 +80,24 @@ class Recording:
             ) from None
 
 
-def show(recording: Recording, index: int, console: Console | None = None) -> None:
-    """Print what the file holds, and the steps of one episode.
+def show(recording: Recording, index: int | None, console: Console | None = None) -> None:
+    """Print the steps of one episode, or, where none is chosen, what the file holds.
 
     Raises:
         ValueError: there is no such episode, or it is damaged.
     """
-    episode = recording.episode(index)
     console = console or Console(highlight=False)
     if not console.is_terminal:
         console.width = _WIDTH
-    console.print(Text(f"{len(recording.returns)} episodes: {recording.description}"))
-    summaries = zip(recording.returns, recording.lengths, strict=True)
-    console.print(Columns([Text(f"{i}: return {r:.4g}, {n:,} steps") for i, (r, n) in enumerate(summaries)]))
-    console.print(Text(f"\nepisode {index}, lane {episode.lane[0]}", style="bold"))
+    title = Text(f"{len(recording.returns)} episodes: {recording.description}")
+    if index is None:
+        console.print(title)
+        summaries = zip(recording.returns, recording.lengths, strict=True)
+        console.print(Columns([Text(f"{i}: return {r:.4g}, {n:,} steps") for i, (r, n) in enumerate(summaries)]))
+        return
+    episode = recording.episode(index)
+    console.print(title)
+    console.print(Text(f"episode {index}, lane {episode.lane[0]}, return {recording.returns[index]:.4g}", style="bold"))
     console.print(episode_table(episode))
 
 
@@ -103,22 +107,24 @@ def episode_table(episode: Fragment) -> Table:
     A carry has two columns: the norm of what enters the step, and of its change since the step before.
     """
     discrete = episode.actions.dtype.kind != "f"
-    columns = {"step": [str(t) for t in range(episode.length)]}
-    columns |= {_printable(name): _cells(part[0, :-1]) for name, part in episode.observations.items()}
-    columns["action"] = _cells(episode.actions[0])
-    columns["reward"] = [f"{reward:.4g}" for reward in episode.rewards[0]]
-    columns["value"] = [f"{value:.3f}" for value in episode.values[0, :-1]]
     likelihoods = np.exp(episode.log_probs[0]) if discrete else episode.log_probs[0]
-    columns["probability" if discrete else "log-density"] = [f"{p:.3f}" for p in likelihoods]
+    columns = [
+        ("step", [str(t) for t in range(episode.length)]),
+        *((_printable(name), _cells(part[0, :-1])) for name, part in episode.observations.items()),
+        ("action", _cells(episode.actions[0])),
+        ("reward", [f"{reward:.4g}" for reward in episode.rewards[0]]),
+        ("value", [f"{value:.3f}" for value in episode.values[0, :-1]]),
+        ("probability" if discrete else "log-density", [f"{p:.3f}" for p in likelihoods]),
+    ]
     for name, carry in episode.carries.items():
         entries = carry[0].reshape(episode.length, -1).astype(np.float64)
-        columns[f"|{_printable(name)}|"] = [f"{norm:.3f}" for norm in np.linalg.norm(entries, axis=1)]
+        columns.append((f"|{_printable(name)}|", [f"{norm:.3f}" for norm in np.linalg.norm(entries, axis=1)]))
         changes = np.linalg.norm(np.diff(entries, axis=0), axis=1)
-        columns[f"Δ{_printable(name)}"] = [NOTHING, *(f"{change:.3f}" for change in changes)]
+        columns.append((f"Δ{_printable(name)}", [NOTHING, *(f"{change:.3f}" for change in changes)]))
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for name in columns:
+    for name, _ in columns:
         table.add_column(Text(name), justify="right")
-    for row in zip(*columns.values(), strict=True):
+    for row in zip(*(cells for _, cells in columns), strict=True):
         table.add_row(*map(Text, row))
     return table
 

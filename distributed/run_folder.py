@@ -25,11 +25,12 @@ _PROBE_BYTES = 16_384  # a disk without room for these is full
 
 
 def new_run_name(config: Config, preset: Path | None) -> str:
-    """The name the user chose, or the preset's with the date, the seed and, in the last place, the process."""
+    """The name the user chose, or one of the preset, controller, date, seed and, in the last place, the process."""
     if config.name:
         return config.name
     stem = preset.stem if preset else config.env.id.rpartition("/")[2]
-    return f"{stem}-{datetime.now():%Y%m%d-%H%M%S}-seed{config.seed}-{os.getpid()}"
+    kind = config.policy.controller.kind.rpartition(":")[2]
+    return f"{stem}-{kind}-{datetime.now():%Y%m%d-%H%M%S}-seed{config.seed}-{os.getpid()}"
 
 
 class RunFolder:

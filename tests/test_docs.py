@@ -10,6 +10,7 @@ import pytest
 
 from distributed.cli import _parser
 from distributed.config import Config, load_config, settings
+from distributed.presets import find_preset
 from tests.third_party.test_environments import TASKS as THIRD_PARTY_TASKS
 
 ROOT = Path(__file__).parents[1]
@@ -108,7 +109,7 @@ def test_commands_parse(document: Path) -> None:
         given = [word for word in (options.preset, *options.settings, *rest) if word is not None]
         presets = [word for word in given if "=" not in word]
         assert not (presets and options.resume), f"{document.name}: {words}"
-        load_config(ROOT / presets[0] if presets else None, [word for word in given if "=" in word])
+        load_config(find_preset(presets[0]) if presets else None, [word for word in given if "=" in word])
 
 
 def test_commands_are_found() -> None:

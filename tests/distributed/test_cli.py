@@ -1,5 +1,6 @@
 """The command line as a user meets it: its own process, its exit status, its words."""
 
+import json
 import os
 import shutil
 import signal
@@ -41,6 +42,25 @@ def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None
         assert setting.help.split()[0] in text
 
 
+@pytest.mark.parametrize("command", ["", "train", "evaluate", "replay", "check", "suite", "dashboard"])
+def test_help_reads_well(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"] if command else ["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert "%%" not in text
+    assert "%(" not in text
+    if command == "train":
+        assert "  delayed_cue\n      The main job" in text
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.startswith("mneme ")
+
+
 def test_train_evaluate_and_what_a_run_leaves_behind(tmp_path: Path) -> None:
     preset = ROOT / "configs" / "delayed_cue.yaml"
     trained = mneme(
@@ -58,6 +78,12 @@ def test_train_evaluate_and_what_a_run_leaves_behind(tmp_path: Path) -> None:
     assert "success" in evaluated.stdout
     assert "over 64 episodes" in evaluated.stdout
     assert recorded_and_replayed(run, tmp_path) == evaluated.stdout
+    changed = mneme("evaluate", str(run), "--episodes", "64", "--json", "env.kwargs.horizon=12")
+    assert changed.returncode == 0, changed.stderr
+    told = json.loads(changed.stdout)
+    assert (told["changes"], told["episodes"], told["mean_length"]) == (["env.kwargs.horizon=12"], 64, 13)
+    assert told["success_interval"][0] <= told["success"] <= told["success_interval"][1]
+    assert "the task is changed: env.kwargs.horizon=12" in changed.stderr
     sampled = mneme("evaluate", str(list_checkpoints(run / "checkpoints")[-1]), "--episodes", "64", "--sample")
     assert sampled.returncode == 0, sampled.stderr
 
@@ -83,7 +109,7 @@ def recorded_and_replayed(run: Path, folder: Path) -> str:
     ("arguments", "status", "sentence"),
     [
         (["train", "learner.mod=full"], 2, "did you mean learner.mode?"),
-        (["train", "configs/delayed_que.yaml"], 2, "did you mean configs/delayed_cue.yaml?"),
+        (["train", "configs/delayed_que.yaml"], 2, "did you mean delayed_cue?"),
         (["train", "env.id=mneme/DelayedQue-v0"], 2, "mneme/DelayedCue-v0"),
         (["train", "a.yaml", "b.yaml"], 2, "got 2 presets"),
         (["train", "--local", "service.mode=async"], 2, "set service.mode=sync"),
@@ -100,6 +126,9 @@ def recorded_and_replayed(run: Path, folder: Path) -> str:
         (["train", "service.learner_gpus=64"], 1, "asks for 64 GPU and Ray has"),
         (["dashboard", "--port", "99999"], 2, "99999 is no port; give a number from 1 to 65535"),
         (["dashboard", "--store", "foo://x"], 2, "--store is foo://x; give a folder, sqlite:///FILE, or a URI of"),
+        (["train", "--seed", "3"], 2, "--seed; settings are written without dashes: seed=3"),
+        (["train", "--learning-rate=1e-3"], 2, "settings are written without dashes: learner.learning_rate=1e-3"),
+        (["evaluate", "/nowhere", "--lanes", "0"], 2, "--lanes is 0"),
         (["train", "--locla"], 2, "unrecognized arguments: --locla"),
     ],
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from distributed.blueprint import make_blueprint
-from distributed.config import Config, ConfigError, load_config, parse_config, settings
+from distributed.config import Config, ConfigError, load_config, override, parse_config, settings
 
 PRESETS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -61,7 +61,7 @@ def test_every_setting_is_explained() -> None:
         ("name=../elsewhere", ["name is '../elsewhere'", "no slashes"]),
         ("service.learner_gpus=-1", ["service.learner_gpus is -1"]),
         ("learner.learning_rate=.inf", ["learner.learning_rate is inf; it must be finite"]),
-        ("nonsense", ["cannot read the override 'nonsense'; write it as key=value"]),
+        ("nonsense", ["cannot read the override 'nonsense'; write it as key=value without spaces"]),
         ("seed=[", ["cannot read the value"]),
     ],
 )
@@ -71,6 +71,36 @@ def test_what_is_wrong_is_named_with_its_value_and_a_remedy(override: str, sente
     for sentence in sentences:
         assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("optimizer.lr=3", "unknown setting optimizer.lr (given 3); did you mean learner.learning_rate?"),
+        ("optimizer={lr: 3}", "unknown setting optimizer.lr (given 3); did you mean learner.learning_rate?"),
+        ("horizon=3", "unknown setting horizon (given 3); the sections are env, spaces, policy"),
+        ("horizon=3", "what the task itself takes is env.kwargs.horizon"),
+        ("learner.qqq=1", "unknown setting learner.qqq (given 1); see mneme train --help for all settings"),
+    ],
+)
+def test_a_setting_that_is_unknown_is_met_with_a_hint(override: str, sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [override])
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("001", "001"), ("run #3", "run #3"), ("[red] x?", "[red] x?"), ("'quoted: 1'", "quoted: 1"), ("null", None)],
+)
+def test_a_text_is_what_was_typed(text: str, name: str | None) -> None:
+    assert load_config(None, [f"name={text}"]).name == name
+
+
+def test_an_override_of_a_configuration_leaves_the_configuration_alone() -> None:
+    config = load_config(None, ["env.kwargs.horizon=3"])
+    assert override(config, ["env.kwargs.horizon=5", "seed=2"]).env.kwargs == {"horizon": 5}
+    assert (config.env.kwargs, config.seed) == ({"horizon": 3}, 0)
 
 
 def test_several_mistakes_give_several_sentences() -> None:
@@ -85,7 +115,9 @@ def test_several_mistakes_give_several_sentences() -> None:
         (["env.id=mneme/DelayedCu-v0"], "mneme/DelayedCue-v0"),
         (["env.kwargs.horizont=3"], "horizont"),
         (["env.kwargs.horizon=0"], "horizon is 0"),
-        (["policy.controller.kind=gur"], "gru"),
+        (["policy.controller.kind=gur"], "(nearest: 'gru')"),
+        (["policy.controller.kind=GRU"], "(nearest: 'gru')"),
+        (["policy.controller.kind=PseudoMamba"], "(nearest: 'pseudo_mamba')"),
         (["rollout.lanes=2", "learner.minibatches=4"], "lower learner.minibatches or raise rollout.lanes"),
         (["learner.mode=truncated", "learner.window=8", "rollout.carry_stride=5"], "use a divisor of 8"),
         (["rollout.warm_up=8"], "rollout.warm_up is 8, but nothing replays those steps"),
@@ -152,8 +184,8 @@ def test_files_that_cannot_be_read(tmp_path: Path, text: str, sentence: str) -> 
         load_config(path)
 
 
-def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "delayed_cue.yaml").write_text("")
-    with pytest.raises(ConfigError, match="did you mean .*delayed_cue.yaml"):
+    with pytest.raises(ConfigError, match="cannot read .*delayed_que.yaml: No such file"):
         load_config(tmp_path / "delayed_que.yaml")
     assert load_config(tmp_path / "delayed_cue.yaml") == Config()

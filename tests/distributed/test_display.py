@@ -104,6 +104,21 @@ def test_a_terminal_gets_a_live_view() -> None:
     assert "\x1b[?25h" in text, "the cursor is given back"
 
 
+@pytest.mark.parametrize("width", [60, 72, 80, 100])
+def test_the_live_view_is_whole_however_narrow_the_terminal(width: int) -> None:
+    console, file = console_of(terminal=True, width=width)
+    with Display(console) as display:
+        display.start(50_000_000, "delayed_cue-mamba2-20260301-101500-seed0-4711")
+        display.update(ROW | {"return": -1_234_567.0}, 25_000_000)
+    text = file.getvalue()
+    final = text[text.rindex("delayed_cue") :]
+    for name in (quantity.name for quantity in QUANTITIES):
+        assert name in final
+    for value in ("-1,234,567", "31.2 %", "0.0042", "1.234", "0.0567", "44,120", "7", NOTHING):
+        assert value in final
+    assert "…" not in final
+
+
 def test_an_error_gives_the_terminal_back() -> None:
     console, file = console_of(terminal=True)
     with pytest.raises(RuntimeError), Display(console) as display:

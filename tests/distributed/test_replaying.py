@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from controllers import ControllerSettings, PolicySettings, build_policy
+from distributed.episode_plot import _actions as draw_actions
 from distributed.episode_plot import draw_episode, entries_of
 from distributed.replaying import Recording, _cell, episode_table, show
 from envs import EnvSettings, make_vector_env
@@ -29,7 +30,7 @@ def recorded(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
     return tmp_path / "r.parquet"
 
 
-def shown(path: Path, index: int) -> list[str]:
+def shown(path: Path, index: int | None) -> list[str]:
     console = Console(highlight=False, width=200)
     with console.capture() as capture:
         show(Recording(path), index, console)
@@ -49,8 +50,7 @@ def test_a_recording_knows_its_episodes(recorded: Path) -> None:
 
 def test_an_episode_is_printed_step_by_step(recorded: Path) -> None:
     lines = shown(recorded, 4)
-    assert lines[0] == "6 episodes: Counting, ?[31mred"  # nothing in a file steers the terminal
-    assert "4: return 6, 4 steps" in " ".join(lines[1:3])
+    assert lines[:2] == ["6 episodes: Counting, ?[31mred", "episode 4, lane 1, return 6"]  # nothing steers the terminal
     episode = Recording(recorded).episode(4)
     (header,) = (i for i, line in enumerate(lines) if line.startswith("step"))
     assert lines[header].split() == [
@@ -83,6 +83,37 @@ def test_an_episode_is_printed_step_by_step(recorded: Path) -> None:
 )
 def test_an_array_is_told_in_a_few_words(array: np.ndarray, text: str) -> None:
     assert _cell(array) == text
+
+
+def test_without_a_choice_the_episodes_are_listed(recorded: Path) -> None:
+    lines = shown(recorded, None)
+    assert lines[0] == "6 episodes: Counting, ?[31mred"
+    assert "4: return 6, 4 steps" in " ".join(lines[1:])
+    assert not any(line.startswith("step") for line in lines)
+
+
+def test_a_part_of_the_observation_may_be_called_what_a_column_is(recorded: Path) -> None:
+    from dataclasses import replace
+
+    episode = Recording(recorded).episode(0)
+    seen = dict.fromkeys(("action", "reward", "|h|"), episode.observations["observation"])
+    table = episode_table(replace(episode, observations=seen))
+    names = [str(column.header) for column in table.columns]
+    assert names == [
+        "step", "action", "reward", "|h|", "action", "reward", "value", "probability", "|h|", "Δh", "|c|", "Δc"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("actions", [[0, 1, 1], [2, 2, 2]])
+def test_the_axis_of_categories_has_whole_numbers(actions: list[int]) -> None:
+    from matplotlib.figure import Figure
+
+    panel = Figure().subplots()
+    draw_actions(panel, entries_of(np.array(actions)), whole=True)
+    low, high = panel.get_ylim()
+    ticks = [tick for tick in panel.get_yticks() if low <= tick <= high]
+    assert ticks
+    assert all(float(tick).is_integer() for tick in ticks)
 
 
 def test_a_density_is_not_called_a_probability(recorded: Path) -> None:

@@ -1,0 +1,83 @@
+"""What somebody may have meant who names a setting that does not exist."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+
+OTHER_NAMES: Mapping[str, str] = {
+    "seed": "random_seed",
+    "env.id": "env_id env_name task env.name",
+    "env.kwargs": "env_kwargs",
+    "env.max_episode_steps": "time_limit max_steps",
+    "spaces.keys": "obs_keys",
+    "policy.encoder": "net_arch fcnet_hiddens",
+    "policy.normalize_observations": "norm_obs normalize_obs",
+    "policy.controller.kind": "controller model cell rnn rnn_type core",
+    "policy.controller.hidden_size": "hidden hidden_dim hidden_units lstm_hidden_size lstm_cell_size d_model",
+    "policy.controller.layers": "num_layers n_layers n_lstm_layers",
+    "rollout.lanes": "n_envs num_envs nenvs envs batch_size train_batch_size",
+    "rollout.workers": "n_workers num_workers num_env_runners num_rollout_workers actors",
+    "rollout.length": "n_steps num_steps unroll_length seq_len max_seq_len sequence_length rollout_fragment_length",
+    "learner.mode": "bptt",
+    "learner.window": "bptt bptt_steps truncation window_size window_length burn_in_steps",
+    "learner.burn_in": "burnin burn_in_steps",
+    "learner.epochs": "n_epochs num_epochs update_epochs ppo_epochs num_sgd_iter",
+    "learner.minibatches": "batch_size minibatch_size num_minibatches n_minibatches sgd_minibatch_size",
+    "learner.learning_rate": "lr alpha step_size",
+    "learner.anneal": "anneal_lr lr_schedule",
+    "learner.gamma": "discount discount_factor",
+    "learner.gae_lambda": "lambda lam gae",
+    "learner.normalize_advantages": "norm_adv normalize_advantage",
+    "learner.normalize_rewards": "norm_reward norm_rewards",
+    "learner.clip": "clip_range clip_coef clip_param clip_epsilon",
+    "learner.value_coef": "vf_coef vf_loss_coeff value_loss_coef",
+    "learner.value_clip": "clip_range_vf clip_vloss vf_clip_param",
+    "learner.entropy_coef": "ent_coef entropy_coeff entropy",
+    "learner.max_grad_norm": "grad_clip grad_norm clip_grad clip_grad_norm gradient_clip",
+    "learner.target_kl": "kl_target",
+    "learner.shards": "threads num_threads",
+    "train.total_steps": "total_timesteps timesteps steps max_steps",
+    "train.evaluate_every": "eval_freq eval_every",
+    "train.evaluation_episodes": "eval_episodes n_eval_episodes",
+    "service.learner_gpus": "gpus num_gpus num_gpus_per_learner",
+    "checkpoint.every": "save_freq save_every",
+    "checkpoint.root": "log_dir logdir output_dir",
+}
+"""What other libraries, and people, call our settings."""
+
+_CLOSE = 0.75
+
+
+def suggestions(key: str, known: Iterable[str]) -> list[str]:
+    """The settings among `known` that `key`, dotted, most probably means; the likeliest first, none if nothing is near.
+
+    The same name in other letters or in another section comes first, then what other libraries call it, then what is
+    spelt alike in the same section; then a name under its `kwargs`, and at last what is spelt alike anywhere.
+    """
+    known, key = list(known), key.replace("-", "_").lower()
+    section, _, leaf = key.rpartition(".")
+    own = [f"{section}.kwargs.{leaf}"] if f"{section}.kwargs" in known else []
+    if called := _called(key):
+        return called
+    if named := [setting for setting in known if _leaf(setting) == leaf]:
+        return sorted(named, key=lambda setting: -_likeness(setting, key)) + own
+    if called := _called(leaf):
+        return called
+    within = [setting for setting in known if setting.rpartition(".")[0] == section]
+    return _alike(leaf, within) or own or _alike(leaf, known)
+
+
+def _called(name: str) -> list[str]:
+    return [setting for setting, names in OTHER_NAMES.items() if name in names.split()]
+
+
+def _alike(leaf: str, settings: Iterable[str]) -> list[str]:
+    leaves = {_leaf(setting): setting for setting in settings}
+    return [leaves[near] for near in difflib.get_close_matches(leaf, leaves, n=1, cutoff=_CLOSE)]
+
+
+def _leaf(setting: str) -> str:
+    return setting.rpartition(".")[2]
+
+
+def _likeness(a: str, b: str) -> float:
+    return difflib.SequenceMatcher(None, a, b).ratio()
