@@ -16,6 +16,7 @@ from statistics import mean
 from time import perf_counter
 from typing import IO, Any, NamedTuple
 
+import yaml
 from rich.console import Console
 
 from controllers import CONTROLLERS
@@ -35,6 +36,13 @@ TASKS = ("delayed_cue", "copy_memory", "associative_recall", "tmaze")
 
 ROOT = Path("runs/suites")
 _CONFIGS = Path(__file__).parents[1] / "configs"
+_OWN = {
+    "policy.controller.kind": "name kinds with --controllers",
+    "env.id": "name presets with --tasks",
+    "seed": "give the number of seeds with --seeds",
+    "name": "name the suite with --name",
+    "checkpoint.root": "name the suite with --name, and begin it in the folder where runs/ shall be",
+}  # settings that tell the runs of a suite apart, and where they come from
 _OF_NO_CONSEQUENCE = ("seed", "name", "checkpoint", "tracking")  # what may differ between runs that are compared
 
 
@@ -139,7 +147,7 @@ def run_suite(
         seeds: runs of each controller on each task, with seeds from 0.
         name: of the suite; the same name goes on with it.
         local: train in this process, without Ray.
-        overrides: `key=value` settings for every run.
+        overrides: `key=value` settings for every run, which is not tracked unless one of them is about tracking.
 
     Raises:
         ConfigError: a setting is wrong, in any of the runs; nothing has been started then.
@@ -200,11 +208,16 @@ def _jobs(
     tasks: Sequence[str], controllers: Sequence[str], seeds: range, folder: Path, overrides: Sequence[str]
 ) -> Iterator[Job]:
     """Seed after seed, so that a suite that is stopped early has compared everything."""
+    given = list(_settings_in(overrides))
+    for key in given:
+        if key in _OWN:
+            raise ConfigError(f"{key} is what a suite sets by itself; {_OWN[key]}")
+    untracked = [] if any(key.startswith("tracking.") for key in given) else ["tracking.enabled=false"]
     found = {}
     for task, controller in product(tasks, controllers):
         own = _CONFIGS / f"{task}_{controller}.yaml"
         preset = own if own.exists() else _CONFIGS / f"{task}.yaml"
-        fixed = (f"policy.controller.kind={controller}", "tracking.enabled=false", f"checkpoint.root={folder}")
+        fixed = [f"policy.controller.kind={controller}", f"checkpoint.root={folder}", *untracked]
         config = load_config(preset, [*overrides, *fixed])
         facts = make_blueprint(config).facts
         if facts is None and config.env.success_return is None:
@@ -215,6 +228,25 @@ def _jobs(
         tree = {key: value for key, value in config.to_dict().items() if key not in _OF_NO_CONSEQUENCE}
         fingerprint = hashlib.sha256(json.dumps(to_json(tree), sort_keys=True).encode()).hexdigest()[:16]
         yield Job(task, controller, config, facts, fingerprint)
+
+
+def _settings_in(overrides: Sequence[str]) -> Iterator[str]:
+    """The dotted name of every setting that is given, be it alone or within a section."""
+
+    def leaves(key: str, value: object) -> Iterator[str]:
+        if isinstance(value, dict) and value:
+            for inner, child in value.items():
+                yield from leaves(f"{key}.{inner}", child)
+        else:
+            yield key
+
+    for override in overrides:
+        key, _, text = override.partition("=")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:  # whatever it is, it is no section
+            value = text
+        yield from leaves(key.strip(), value)
 
 
 def _run(job: Job, local: bool, log: IO[str]) -> dict[str, Any] | None:

@@ -105,6 +105,15 @@ def test_training_that_diverges_is_a_failure_in_the_table(monkeypatch: pytest.Mo
     assert list(table_rows(document())) == [("tmaze", "mlp", "–", "0 of 1", "–", "–", "failed", "–", "0.50", "–")]
 
 
+def test_runs_are_tracked_if_a_setting_says_so(trained: list[Config]) -> None:
+    run()
+    run(seeds=2, overrides=["tracking.experiment=compared"])
+    run(seeds=3, overrides=["tracking={experiment: compared, enabled: false}"])
+    assert [(c.tracking.enabled, c.tracking.experiment) for c in trained] == [
+        (False, "mneme"), (True, "compared"), (False, "compared"),
+    ]  # fmt: skip
+
+
 def test_other_settings_need_another_name(trained: list[Config]) -> None:
     run()
     with pytest.raises(ConfigError, match=r"holds tmaze with mlp under other settings; choose another --name"):
@@ -140,6 +149,16 @@ def test_the_suites_presets_say_when_a_task_is_solved(task: str) -> None:
         (["--seeds", "0"], "--seeds is 0; it must be at least 1"),
         (["--name", "a/b"], "--name is 'a/b'"),
         (["learner.mod=full"], "did you mean learner.mode?"),
+        (
+            ["policy.controller.kind=gru"],
+            "policy.controller.kind is what a suite sets by itself; name kinds with",
+        ),
+        (["policy={controller: {kind: gru}}"], "policy.controller.kind is what a suite sets by itself"),
+        (["env.id=mneme/TMaze-v0"], "env.id is what a suite sets by itself; name presets with --tasks"),
+        (["env={kwargs: {}, id: CartPole-v1}"], "env.id is what a suite sets by itself"),
+        (["seed=3"], "seed is what a suite sets by itself; give the number of seeds with --seeds"),
+        (["name=x"], "name is what a suite sets by itself; name the suite with --name"),
+        (["checkpoint.root=elsewhere"], "checkpoint.root is what a suite sets by itself"),
         (["--table"], "holds no results"),
     ],
 )
