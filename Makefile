@@ -11,8 +11,6 @@ BENCH_VENV := .venv-bench
 PYTHON ?= $(shell for candidate in python3.11 python3.12 python3; do \
 	$$candidate -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
 	&& echo $$candidate && break; done)
-TRITON := triton==3.9.0
-MAMBA := mamba-ssm==2.3.2.post1
 CONFIG ?= configs/delayed_cue.yaml
 ARGS ?=
 PACKAGES := envs controllers rollout_workers learner distributed
@@ -22,7 +20,7 @@ PACKAGES := envs controllers rollout_workers learner distributed
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.installed ## Create .venv from requirements.lock (the other targets do it when needed)
+setup: $(VENV)/.installed ## Create .venv from the lock files (the other targets do it when needed)
 
 train: $(VENV)/.installed ## Train the preset CONFIG=configs/delayed_cue.yaml; ARGS="..." overrides settings
 	$(VENV)/bin/python -m distributed train $(if $(findstring --resume,$(ARGS)),,$(CONFIG)) $(ARGS)
@@ -62,23 +60,26 @@ clean: ## Remove caches and builds (.venv and runs stay)
 	find $(PACKAGES) benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # Written last, the stamp says that an environment is complete; an interrupted set-up is simply run again.
-$(VENV)/.installed: requirements.lock pyproject.toml
+$(VENV)/.installed: requirements.lock requirements-linux.lock pyproject.toml
 	$(call install,$(VENV),requirements.lock)
 	$(VENV)/bin/python -m pip install --no-deps --no-build-isolation --editable .
 	@# Torch for CUDA brings the triton it wants; torch for CPUs brings none, and the tests interpret our kernels.
 	@$(VENV)/bin/python -c 'import triton' 2>/dev/null || [ "$$(uname -s)" != Linux ] || \
-		$(VENV)/bin/python -m pip install --disable-pip-version-check $(TRITON)
+		$(VENV)/bin/python -m pip install --disable-pip-version-check $(call locked,triton)
 	@# Without its CUDA extensions it builds in seconds. The tests compare with it, and Mamba-2 can run its Triton kernels.
 	@$(VENV)/bin/python -c 'from importlib.util import find_spec; raise SystemExit(not find_spec("mamba_ssm"))' || \
 		[ "$$(uname -s)" != Linux ] || \
 		MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE $(VENV)/bin/python -m pip install --disable-pip-version-check \
-			--no-build-isolation --no-deps $(MAMBA) || \
+			--no-build-isolation --no-deps $(call locked,mamba-ssm) || \
 		echo "mamba-ssm could not be built, so the tests that compare with it will be skipped." >&2
 	@touch $@
 
 $(BENCH_VENV)/.installed: benchmarks/requirements.lock
 	$(call install,$(BENCH_VENV),benchmarks/requirements.lock)
 	@touch $@
+
+# A package of requirements-linux.lock with its version.
+locked = $(shell grep '^$(1)==' requirements-linux.lock)
 
 define install
 	@if [ ! -x $(1)/bin/python ]; then \

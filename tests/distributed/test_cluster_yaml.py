@@ -1,6 +1,7 @@
 """cluster.yaml: Ray accepts it, it has what the service asks for, and nothing is open to the world."""
 
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,17 @@ def test_every_option_of_ray_start_exists(cluster: dict[str, Any], kind: str) ->
     assert {word.partition("=")[0] for word in words} <= known
 
 
-def test_nodes_get_the_lock_file_and_every_package(cluster: dict[str, Any]) -> None:
+def test_nodes_are_set_up_as_a_laptop_is_with_every_package(cluster: dict[str, Any]) -> None:
     mounts = {local.removeprefix("./") for local in cluster["file_mounts"].values()}
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"benchmarks", "tests"}
     assert packages <= mounts
-    assert {"requirements.lock", "pyproject.toml"} <= mounts
-    assert any("requirements.lock" in command for command in cluster["setup_commands"])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {"Makefile", "pyproject.toml", project["readme"], *project["license-files"]} <= mounts
+    assert {path.name for path in ROOT.glob("requirements*.lock")} <= mounts
+    (setup,) = (
+        command
+        for command in cluster["setup_commands"]
+        if "mneme" in command and "bashrc" not in command and "pip" not in command
+    )
+    assert shlex.split(setup)[:4] == ["make", "-C", "~/mneme", "setup"]
+    assert not any("pip install" in command for command in cluster["setup_commands"]), "two lists would part"
