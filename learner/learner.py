@@ -20,6 +20,7 @@ from torch import Tensor
 
 from controllers import Policy, Weights
 from learner.anchor import Anchor, anchor_pass
+from learner.arrival import accepted
 from learner.batch import SequenceBatch
 from learner.losses import normalized
 from learner.ppo import ShardResult, shard_gradients
@@ -27,7 +28,7 @@ from learner.returns import Returns, gae, vtrace
 from learner.reward_scale import RewardScale
 from learner.settings import LearnerSettings
 from learner.staleness import Staleness, measure_staleness
-from rollout_workers.fragment import Fragment, FragmentError
+from rollout_workers.fragment import FragmentError
 
 _MAX_SHARDS = 4
 _ADAM_EPSILON = 1e-5
@@ -97,14 +98,14 @@ class Learner:
             FloatingPointError: a gradient is not finite; the weights are those of the last finite minibatch.
         """
         clock = perf_counter()
-        accepted, refused = self._accept(batches)
-        if not accepted:
+        fragments, refused = accepted(batches, self.policy, self.version)
+        if not fragments:
             raise FragmentError(refused[0] if refused else "an update was asked for without any fragment")
-        batch = SequenceBatch.from_fragments(accepted, self.device)
+        batch = SequenceBatch.from_fragments(fragments, self.device)
         seconds = dict.fromkeys(("batch", "anchor", "returns", "windows", "forward", "backward", "optimizer"), 0.0)
         seconds["batch"] = perf_counter() - clock
 
-        lags = [float(self.version - f.weights_version.min()) for f in accepted]
+        lags = [float(self.version - f.weights_version.min()) for f in fragments]
         metrics = {"lag": fmean(lags), "lag_max": max(lags)}
         clock = perf_counter()
         anchor = None
@@ -133,28 +134,6 @@ class Learner:
         self.version += 1
         self.env_steps += batch.steps
         return UpdateReport(self.version, batch.steps, metrics, seconds, tuple(refused))
-
-    def _accept(self, batches: Iterable[pa.RecordBatch]) -> tuple[list[Fragment], list[str]]:
-        accepted: list[Fragment] = []
-        refused: list[str] = []
-        for batch in batches:
-            try:
-                fragment = Fragment.from_arrow(batch)
-                fragment.validate()
-                if (fragment.weights_version > self.version).any():
-                    raise FragmentError(
-                        f"a fragment claims weights version {fragment.weights_version.max()} but the learner is at "
-                        f"{self.version}; do not mix the fragments of two runs"
-                    )
-                if accepted and _sizes(fragment) != _sizes(accepted[0]):
-                    raise FragmentError(
-                        f"a fragment has {_sizes(fragment)}, others have {_sizes(accepted[0])}; use one setting"
-                    )
-            except FragmentError as error:
-                refused.append(str(error))
-            else:
-                accepted.append(fragment)
-        return accepted, refused
 
     def _anchor(self, batch: SequenceBatch) -> tuple[Anchor, Staleness]:
         chunks = min(batch.sequences, max(self.shards, self.settings.minibatches))
@@ -290,13 +269,6 @@ class Learner:
 def default_shards() -> int:
     """Threads for a minibatch where the settings leave it open: one a core, four at most."""
     return min(os.cpu_count() or 1, _MAX_SHARDS)
-
-
-def _sizes(fragment: Fragment) -> str:
-    """What the fragments of an update must share, in words."""
-    return (
-        f"{fragment.length} steps with a carry every {fragment.carry_stride} and {fragment.warm_up} steps of its past"
-    )
 
 
 def _value_metrics(batch: SequenceBatch, returns: Returns) -> dict[str, float]:

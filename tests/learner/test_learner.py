@@ -1,5 +1,6 @@
 """The learner: identities between modes, the first ratio, shards, refusals, exact state."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -219,6 +220,46 @@ def test_a_bad_fragment_is_refused_counted_and_training_goes_on(
     assert all(np.isfinite(array).all() for array in learner.weights().arrays.values())
     with pytest.raises(FragmentError, match="rewards"):
         learner.update([replace(good, rewards=rewards).to_arrow()])
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (lambda f: {"carries": {"h": f.carries["h"][..., :-1]}}, "carry 'h' is torch.float32 of shape"),
+        (lambda f: {"carries": {"h": f.carries["h"].astype(np.float64)}}, "carry 'h' is torch.float64"),
+        (lambda f: {"carries": {"c": f.carries["h"]}}, r"the carry holds \['c'\]"),
+        (lambda f: {"actions": f.actions.astype(np.float32)}, "an action is torch.float32 of shape"),
+        (lambda f: {"actions": f.actions[..., None]}, r"an action is torch.int64 of shape \[1\]"),
+        (
+            lambda f: {
+                name: {"observation": getattr(f, name)["observation"][..., :2]}
+                for name in ("observations", "final_observations")
+            },
+            "observation 'observation' is torch.float32 of shape",
+        ),
+    ],
+)
+def test_a_fragment_that_another_policy_made_is_refused_and_training_goes_on(
+    counting_collector: Callable[..., Collector], changes: Callable[[Fragment], dict[str, Any]], sentence: str
+) -> None:
+    settings = LearnerSettings(mode="full", minibatches=1)
+    collector = counting_collector(settings)
+    good, _ = collector.collect()
+    report = make_learner(collector, settings).update([replace(good, **changes(good)).to_arrow(), good.to_arrow()])
+    assert report.steps == good.steps
+    (refused,) = report.refused
+    assert re.search(f"a fragment does not fit the policy: {sentence}", refused)
+
+
+@pytest.mark.parametrize("options", [{"length": 11}, {"warm_up": 3}])
+def test_fragments_of_other_sizes_are_refused(
+    counting_collector: Callable[..., Collector], options: dict[str, Any]
+) -> None:
+    settings = LearnerSettings(mode="full", minibatches=1)
+    collector = counting_collector(settings)
+    fragments = [c.collect()[0].to_arrow() for c in (collector, counting_collector(settings, **options))]
+    (refused,) = make_learner(collector, settings).update(fragments).refused
+    assert refused.endswith("others have 23 steps with a carry every 23 and 0 steps of its past; use one setting")
 
 
 def test_a_fragment_from_the_future_is_refused(counting_collector: Callable[..., Collector]) -> None:
