@@ -6,6 +6,7 @@ leaves the ones before it as they were. A manifest of SHA-256 sums tells a whole
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -16,10 +17,13 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from distributed.paths import CHECKPOINT_PREFIX, CHECKPOINTS, MANIFEST, locate
+from distributed.paths import CHECKPOINT_PREFIX, CHECKPOINTS, MANIFEST, UNSUPPORTED, locate
 
 FORMAT = 2  # 1: Mamba-2 carried [B, H, P, N], and mamba and mamba2 were fed with a bias
 _RUN = "run.json"
+
+logger = logging.getLogger("mneme")
+_unflushed: list[Path] = []  # the first path that could not be flushed, for which it was said
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -55,8 +59,8 @@ def save_checkpoint(root: Path, step: int, run: Mapping[str, Any], parts: Mappin
             _flush(path)
         replaced = root / f".replaced-{step:012d}-{os.getpid()}"
         if final.exists():
-            final.rename(replaced)
-        partial.rename(final)
+            _put(final, replaced)
+        _put(partial, final)
         _flush(root)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -72,7 +76,7 @@ def set_aside_after(root: Path, step: int) -> None:
         if int(path.name.removeprefix(CHECKPOINT_PREFIX)) > step:
             aside = path.with_name(f"abandoned-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
+            _put(path, aside)
 
 
 def list_checkpoints(root: Path) -> list[Path]:
@@ -148,9 +152,37 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _put(partial: Path, final: Path) -> None:
+    """Move a written checkpoint to its place; where folders cannot be renamed it is copied, its manifest last."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        partial.rename(final)
+    except OSError:
+        final.mkdir()
+        try:
+            for path in sorted(partial.iterdir(), key=lambda path: path.name == MANIFEST):
+                shutil.copyfile(path, final / path.name)
+                _flush(final / path.name)
+        except BaseException:
+            shutil.rmtree(final, ignore_errors=True)
+            raise
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Have a file or a folder reach the disk; a file system that does not know how to is noted once."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        if not _unflushed:
+            _unflushed.append(path)
+            logger.warning(
+                "the file system of %s does not flush %s to the disk (%s): after a power cut the newest checkpoint may "
+                "be damaged, and the one before it is then used",
+                path, "folders" if path.is_dir() else "files", error.strerror,
+            )  # fmt: skip

@@ -108,6 +108,8 @@ class CheckpointSettings(Settings, section="checkpoint"):
     """Environment steps between checkpoints; one is always written at the end and on Ctrl-C."""
     keep: int = 3
     """Newest checkpoints that are kept."""
+    fallback: str | None = None
+    """Folder for the last checkpoint where that cannot be written below root. Unset: the system's temporary folder."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,6 +25,7 @@ from distributed.records import from_json, to_json
 from distributed.replay import Replay
 from distributed.run_folder import RunFolder
 from distributed.runners import LocalRunner, Runner, RunState
+from distributed.saving import save_last
 from distributed.service import Update, asynchronous, synchronous
 from distributed.tracking import Identity, RunStatus, Tracker, absolute_uri
 from distributed.trust import refuse_foreign_code
@@ -149,6 +150,31 @@ class _Run:
 
     def checkpoint(self) -> None:
         """Save; a disk that is full costs this checkpoint, not the run."""
+        try:
+            path = self._snapshot()(self.folder.checkpoints)
+        except OSError as error:
+            self.display.note(
+                f"the checkpoint at step {self.steps:,} could not be written ({error}); training goes on, and the "
+                f"checkpoints before it are whole"
+            )
+        else:
+            self.saved_at = self.steps
+            self.tracker.artifact(path, "checkpoints")
+        self.meter.skip_pause()
+
+    def last_checkpoint(self, stop: StopRequest) -> str | None:
+        """Save what the run ends with, unless that was done; what went wrong, if it is not in the run's folder."""
+        if self.saved_at == self.steps:
+            return None
+        path, fault = save_last(self._snapshot(), self.folder, self.config, self.display.note, stop)
+        if path is not None:
+            self.tracker.artifact(path, "checkpoints")
+        if fault is not None:
+            self.display.note(fault)
+        return fault
+
+    def _snapshot(self) -> Callable[[Path], Path]:
+        """The state now, as what writes it under a folder of checkpoints."""
         state = self.runner.state()
         parts = {"learner": state.learner}
         parts |= {f"worker-{i}": worker for i, worker in enumerate(state.workers) if worker is not None}
@@ -161,17 +187,7 @@ class _Run:
             "tracking_run": self.key,
             "resumes_exactly": self.config.service.mode == "sync" and None not in state.workers,
         }
-        try:
-            path = save_checkpoint(self.folder.checkpoints, self.steps, run, parts, self.config.checkpoint.keep)
-        except OSError as error:
-            self.display.note(
-                f"the checkpoint at step {self.steps:,} could not be written ({error}); training goes on, and the "
-                f"checkpoints before it are whole"
-            )
-        else:
-            self.saved_at = self.steps
-            self.tracker.artifact(path, "checkpoints")
-        self.meter.skip_pause()
+        return lambda root: save_checkpoint(root, self.steps, run, parts, self.config.checkpoint.keep)
 
     def draw(self) -> None:
         facts = self.blueprint.facts
@@ -287,10 +303,11 @@ def _execute(
         stop = stack.enter_context(stopping_on_signals(display.note))
         run.meter.skip_pause()
         complete = _loop(run, stop)
-        if run.saved_at != run.steps:
-            run.checkpoint()
+        fault = run.last_checkpoint(stop)
         evaluation = run.evaluate(Look.RESULT) if complete else None
         run.draw()
+        if fault is not None:
+            raise OSError(fault)  # with this the run has failed, whatever it learned
         status.value = "FINISHED" if complete else "KILLED"
     return Result(folder.path, run.steps, evaluation, not complete, run.meter)
 

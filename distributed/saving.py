@@ -1,0 +1,94 @@
+"""A run's last checkpoint, without which the run was for nothing: written to its folder, or else elsewhere."""
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import chain, repeat
+from pathlib import Path
+from time import sleep
+
+from distributed.config import Config
+from distributed.interruption import StopRequest
+from distributed.paths import local_path
+from distributed.run_folder import RunFolder
+
+PAUSES = (1, 2, 4, 8, 15)  # seconds between tries, after which a run that nobody watches gives up
+_WATCHED_PAUSE = 15  # while somebody at a terminal may make room
+
+
+def save_last(
+    write: Callable[[Path], Path],
+    folder: RunFolder,
+    config: Config,
+    note: Callable[[str], None],
+    stop: StopRequest,
+) -> tuple[Path | None, str | None]:
+    """Write the state that a run ends with.
+
+    Tries the run's folder, then a folder of its own under `checkpoint.fallback`, which is a run's folder too. Where
+    neither can be written it tries again: some times, and on a terminal until it is asked to stop.
+
+    Args:
+        write: writes the checkpoint under a folder of checkpoints; raises OSError where it cannot.
+
+    Returns:
+        Where it is, if anywhere; and what went wrong, if it is not in the run's folder, for the user.
+    """
+    stopped_before = stop.made
+    elsewhere = RunFolder(_fallback(config) / f"mneme-{folder.path.name}-{os.getpid()}")
+    reasons = ""
+    for pause in _pauses():
+        try:
+            return write(folder.checkpoints), None
+        except OSError as error:
+            reason = str(error)
+        try:
+            path = _write_elsewhere(write, folder, elsewhere, config)
+            return path, (
+                f"the last checkpoint could not be written to {folder.checkpoints} ({reason}); it is whole in "
+                f"{elsewhere.path}: evaluate it there, or go on with: mneme train --resume {elsewhere.path}"
+            )
+        except OSError as error:
+            reasons = f"{folder.checkpoints} ({reason}) nor to {elsewhere.path} ({error})"
+        note(f"the last checkpoint could be written neither to {reasons}; make room: trying again in {pause} s")
+        try:
+            for _ in range(pause):
+                sleep(1)
+                if stop.made and not stopped_before:
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            break
+    return None, (
+        f"the last checkpoint could be written neither to {reasons}, so what was learned since the one before is lost; "
+        f"make room, or name another folder in checkpoint.fallback"
+    )
+
+
+def _pauses() -> Iterator[int]:
+    with suppress(Exception):
+        if sys.stdin.isatty() and sys.stdout.isatty():
+            return chain(PAUSES, repeat(_WATCHED_PAUSE))
+    return iter(PAUSES)
+
+
+def _fallback(config: Config) -> Path:
+    try:
+        return local_path(config.checkpoint.fallback or tempfile.gettempdir())
+    except (ValueError, OSError):  # no temporary folder can be written: the attempt will say so
+        return Path(config.checkpoint.fallback or "/tmp")
+
+
+def _write_elsewhere(write: Callable[[Path], Path], folder: RunFolder, elsewhere: RunFolder, config: Config) -> Path:
+    try:
+        elsewhere.path.mkdir(parents=True, mode=0o700)  # the temporary folder is everybody's
+        path = write(elsewhere.checkpoints)
+        elsewhere.write_config(config)
+    except OSError:
+        shutil.rmtree(elsewhere.path, ignore_errors=True)
+        raise
+    with suppress(OSError):
+        shutil.copyfile(folder.metrics, elsewhere.metrics)
+    return path
