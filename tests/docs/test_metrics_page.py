@@ -1,0 +1,70 @@
+"""docs/metrics.md: every key that a run writes is on the page, and the page names none that no run writes."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from distributed.config import load_config
+from distributed.run_folder import Row, RunFolder
+from distributed.training import train
+
+PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+
+SMALL = [
+    "name=run", "rollout.lanes=8", "rollout.workers=2", "rollout.length=6", "env.kwargs.horizon=6",
+    "policy.controller.kind=pseudo_mamba", "policy.controller.hidden_size=8", "policy.controller.backend=torch",
+    "learner.minibatches=1", "learner.epochs=1", "learner.shards=1", "learner.mode=truncated", "learner.window=2",
+    "train.total_steps=192", "train.evaluation_episodes=16", "tracking.enabled=false",
+]  # fmt: skip
+STALE = ["learner.anchor=always", "policy.controller.layers=2"]
+STAGED = ["curriculum.stages=[{horizon: 3}]", "train.evaluate_every=48", "train.stop_success=1e-9"]
+
+
+def named() -> dict[str, re.Pattern[str]]:
+    """The keys on the page, with what each stands for."""
+    rows = re.findall(r"^\| (`[^|]*`) \|", PAGE, re.MULTILINE)
+    keys = [key for row in rows for key in re.findall(r"`([^`]+)`", row)]
+    assert len(keys) == len(set(keys)), "a key is explained twice"
+    return {key: re.compile(re.sub(r"[A-Z]{1,}|…", ".+", re.escape(key))) for key in keys}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The keys of all rows of runs that together do everything, those that were not measured included."""
+    keys: set[str] = set()
+    append = RunFolder.append
+
+    def seen(self: RunFolder, step: int, row: Row) -> None:
+        keys.update(row)
+        append(self, step, row)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "append", seen)
+        for extra in (STALE, STAGED):
+            folder = tmp_path_factory.mktemp("runs")
+            train(load_config(None, [*SMALL, *extra, f"checkpoint.root={folder}"]), local=True)
+    return keys
+
+
+def test_every_key_that_a_run_writes_is_on_the_page(written: set[str]) -> None:
+    page = named()
+    assert {key for key in written if not any(pattern.fullmatch(key) for pattern in page.values())} == set()
+
+
+def test_the_page_names_no_key_that_no_run_writes(written: set[str]) -> None:
+    ours = {key: pattern for key, pattern in named().items() if not key.startswith("system/")}
+    assert {key for key, pattern in ours.items() if not any(map(pattern.fullmatch, written))} == set()
+
+
+@pytest.mark.slow
+def test_the_keys_of_the_machine_are_mlflows() -> None:
+    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+    from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+    found = set()
+    for monitor in (CPUMonitor(), DiskMonitor(), NetworkMonitor()):
+        monitor.collect_metrics()
+        found |= {f"system/{name}" for name in monitor.aggregate_metrics()}
+    assert found == {key for key in named() if key.startswith("system/") and "…" not in key}
