@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from controllers import Carry, Observation
+from learner.carries import StoredCarries
 from rollout_workers.fragment import Fragment
 
 
@@ -39,7 +40,7 @@ class SequenceBatch:
     truncated: Tensor  # [N, T] bool
     valid: Tensor  # [N, T] bool
     resets: Tensor  # [N, T + 1] bool
-    carries: Carry  # name -> [N, S, ...]
+    stored: StoredCarries  # S of each
     carry_stride: int
     lane: Tensor  # [N] int64
     first_step: Tensor  # [N] int64
@@ -65,12 +66,19 @@ class SequenceBatch:
         """[N, T] bool; see `Fragment.cut_short`."""
         return self.truncated & ~self.terminated
 
+    @property
+    def carries(self) -> Carry:
+        """The stored carries, name -> [N, S, ...]: a copy."""
+        return self.stored.every()
+
     def rows(self, index: Tensor) -> "SequenceBatch":
         """The sequences that `index` [n] names."""
         changes: dict[str, Any] = {}
         for name, x in vars(self).items():
             if isinstance(x, Tensor):
                 changes[name] = x[index]
+            elif isinstance(x, StoredCarries):
+                changes[name] = x.rows(index)
             elif isinstance(x, dict) and name != "final_observations":
                 changes[name] = _indexed(x, index)
         if self.past is not None:
@@ -97,6 +105,7 @@ class SequenceBatch:
         }
         return cls(
             **alike,
+            stored=StoredCarries([fragment.carries for fragment in fragments], device),
             final_index=torch.from_numpy(cut_NT.ravel().cumsum().reshape(cut_NT.shape) - 1).to(device),
             carry_stride=fragments[0].carry_stride,
             past=PastBatch(
@@ -109,7 +118,7 @@ class SequenceBatch:
         )
 
 
-_GROUPS = ("observations", "final_observations", "carries")
+_GROUPS = ("observations", "final_observations")
 _ARRAYS = (
     "actions", "log_probs", "values", "final_values", "rewards", "terminated", "truncated", "valid", "resets",
     "lane", "first_step",

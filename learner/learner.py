@@ -22,12 +22,14 @@ from controllers import Policy, Weights
 from learner.anchor import Anchor, anchor_pass
 from learner.arrival import accepted
 from learner.batch import SequenceBatch
+from learner.carries import StoredCarries
 from learner.losses import normalized
 from learner.ppo import ShardResult, shard_gradients
 from learner.returns import Returns, gae, vtrace
 from learner.reward_scale import RewardScale
 from learner.settings import LearnerSettings
 from learner.staleness import Staleness, measure_staleness
+from learner.windows import pieces
 from rollout_workers.fragment import FragmentError
 
 _MAX_SHARDS = 4
@@ -119,7 +121,8 @@ class Learner:
             batch = replace(batch, rewards=self._reward_scale.scaled(batch))
         returns = self._returns(batch, anchor)
         if anchor is not None:
-            batch = replace(batch, log_probs=anchor.log_probs, values=anchor.values, carries=anchor.carries, past=None)
+            stored = StoredCarries.of(anchor.carries, self.device)
+            batch = replace(batch, log_probs=anchor.log_probs, values=anchor.values, stored=stored, past=None)
         metrics |= _value_metrics(batch, returns)
         advantages = returns.advantages
         if self.settings.normalize_advantages:
@@ -136,14 +139,18 @@ class Learner:
         return UpdateReport(self.version, batch.steps, metrics, seconds, tuple(refused))
 
     def _anchor(self, batch: SequenceBatch) -> tuple[Anchor, Staleness]:
+        """Of as many sequences at once as a minibatch has, or of fewer where their carries are large."""
         chunks = min(batch.sequences, max(self.shards, self.settings.minibatches))
+        plan = self.settings.plan(batch.length)
+        shares = torch.arange(batch.sequences, device=self.device).tensor_split(chunks)
+        rows = [group[0].rows for share in shares for group in pieces(self.policy, plan, share, batch.length)]
 
         def work(rows: Tensor) -> tuple[Anchor, Staleness]:
             part = batch.rows(rows)
             anchor = anchor_pass(self.policy, part)
             return anchor, measure_staleness(self.policy, part, anchor)
 
-        parts = list(self._pool.map(work, torch.arange(batch.sequences, device=self.device).tensor_split(chunks)))
+        parts = list(self._pool.map(work, rows))
         return Anchor.joined([anchor for anchor, _ in parts]), Staleness.joined([staleness for _, staleness in parts])
 
     def _returns(self, batch: SequenceBatch, anchor: Anchor | None) -> Returns:

@@ -67,9 +67,9 @@ def measure_staleness(policy: Policy, batch: SequenceBatch, anchor: Anchor) -> S
     if batch.past is None:
         used_NS[:, 0] = False
     M = int(used_NS.sum())
-    if not M or not batch.carries:
-        return Staleness(0, math.nan, math.nan, {}, {})
     stored = {name: c[used_NS] for name, c in batch.carries.items()}  # [M, ...]
+    if not M or not stored:
+        return Staleness(0, math.nan, math.nan, {}, {})
     recomputed = {name: c[used_NS] for name, c in anchor.carries.items()}
     distance = {name: _distance(stored[name], recomputed[name]) for name in stored}
     sizes = {name: c[0].numel() for name, c in stored.items()}

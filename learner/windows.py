@@ -18,8 +18,8 @@ from controllers import Carry, Observation, Policy
 from learner.batch import SequenceBatch
 from learner.settings import WindowPlan
 
-_SHARE = 0.5  # of the memory that whole sequences take; the rest is for what does not shrink with the piece
-_CARRY_COST = 1.0  # how many steps' activations a carry of a controller's output size costs
+_SHARE = 0.7  # of the memory that whole sequences take
+_CARRY_COST = 0.35  # how many steps' activations a carry of as many numbers as an output costs, gradients included
 
 
 class Piece(NamedTuple):
@@ -53,7 +53,7 @@ def _windows_at_once(policy: Policy, plan: WindowPlan, sequences: int, length: i
         return sequences
     controller = policy.controller
     carry = sum(value.numel() for value in controller.initial().values()) / controller.output_size
-    steps = plan.window + plan.burn_in + _CARRY_COST * carry
+    steps = plan.window + _CARRY_COST * carry
     return max(1, int(_SHARE * sequences * length / steps))
 
 
@@ -84,19 +84,19 @@ def windows_of(policy: Policy, plan: WindowPlan, batch: SequenceBatch, piece: Pi
     )
 
 
-def stored_carries(batch: SequenceBatch, rows: Tensor, steps: Tensor, stride: int) -> Carry:
-    """The carries stored before some steps [S], multiples of `stride`, of some sequences [n]: name -> [n, S, ...].
+def stored_carries(batch: SequenceBatch, rows: Tensor, steps: range) -> Carry:
+    """The carries stored before these steps of some sequences [n]: name -> [n, len(steps), ...].
 
     Raises:
         ValueError: no carry was stored at some of those steps; it would be wrong to start there from zeros.
     """
-    if stride % batch.carry_stride and stride < batch.length:
+    stride = batch.carry_stride
+    if any(step % stride for step in (steps.start, steps.step if len(steps) > 1 else 0)):
         raise ValueError(
-            f"carries are stored every {batch.carry_stride} steps but windows start every {stride}; "
-            f"set rollout.carry_stride to a divisor of {stride}"
+            f"carries are stored every {stride} steps but windows start every {steps.step}; "
+            f"set rollout.carry_stride to a divisor of {steps.step}"
         )
-    at = rows[:, None], steps // batch.carry_stride
-    return {name: carry[at] for name, carry in batch.carries.items()}
+    return batch.stored.at(rows, slice(steps.start // stride, steps[-1] // stride + 1, max(1, steps.step // stride)))
 
 
 def window_carries(policy: Policy, plan: WindowPlan, batch: SequenceBatch, piece: Piece) -> Carry:
@@ -105,23 +105,27 @@ def window_carries(policy: Policy, plan: WindowPlan, batch: SequenceBatch, piece
     A sequence's first window starts from its stored carry: nothing before it travelled along.
     """
     rows, windows = piece
-    starts = torch.arange(windows.start, windows.stop, device=rows.device) * plan.window
-    burn_in = plan.burn_in
+    K, burn_in = plan.window, plan.burn_in
     unburnt = len(windows) if not burn_in else int(windows.start == 0)
-    carries = [stored_carries(batch, rows, starts[:unburnt], plan.window)] if unburnt else []
+    carries = [stored_carries(batch, rows, _first_steps(windows[:unburnt], K, 0))] if unburnt else []
     if unburnt < len(windows):
-        begin = starts[unburnt:] - burn_in
-        steps = begin[:, None] + torch.arange(burn_in, device=rows.device)  # [windows, burn_in]
+        begin = _first_steps(windows[unburnt:], K, -burn_in)
+        starts = torch.tensor(begin, device=rows.device)
+        steps = starts[:, None] + torch.arange(burn_in, device=rows.device)  # [windows, burn_in]
 
         def replayed(x_NT: Tensor) -> Tensor:
             return x_NT[rows[:, None, None], steps].flatten(0, 1).transpose(0, 1)  # [burn_in, windows of all, ...]
 
         observations = {name: replayed(x) for name, x in batch.observations.items()}
-        stored = stored_carries(batch, rows, begin, plan.carry_stride)
+        entering = {name: c.flatten(0, 1) for name, c in stored_carries(batch, rows, begin).items()}
         with torch.no_grad():
-            entering = {name: c.flatten(0, 1) for name, c in stored.items()}
             burnt = policy.scan(observations, replayed(batch.resets), entering).carry
         carries.append({name: c.unflatten(0, (len(rows), len(begin))) for name, c in burnt.items()})
     if len(carries) == 1:
         return {name: c.flatten(0, 1) for name, c in carries[0].items()}
     return {name: torch.cat([part[name] for part in carries], 1).flatten(0, 1) for name in carries[0]}
+
+
+def _first_steps(windows: range, window: int, shift: int) -> range:
+    """Where these windows begin, and so many steps from there."""
+    return range(windows.start * window + shift, windows.stop * window + shift, window)

@@ -13,6 +13,7 @@ from controllers.mlp import MlpController
 from envs import EnvSettings, make_vector_env
 from learner import LearnerSettings
 from learner.batch import SequenceBatch
+from learner.carries import StoredCarries
 from learner.ppo import shard_gradients
 from learner.returns import Returns
 from rollout_workers import Collector, policy_spec
@@ -66,7 +67,8 @@ def collected(controller: str) -> tuple[Policy, SequenceBatch, Returns]:
     batch = SequenceBatch.from_fragments([collector.collect()[0]], torch.device("cpu"))
     valid = torch.arange(LANES * LENGTH).view(LANES, LENGTH) % 7 > 0
     batch = replace(batch, valid=valid, log_probs=batch.log_probs.double(), values=batch.values.double())
-    batch = replace(batch, carries={name: x.double() for name, x in batch.carries.items()})
+    carries = {name: x.double() for name, x in batch.carries.items()}
+    batch = replace(batch, stored=StoredCarries.of(carries, batch.valid.device))
     torch.set_default_dtype(torch.float64)
     policy.double().encoder = Doubled()
     noise = torch.randn(2, LANES, LENGTH, generator=torch.Generator().manual_seed(1))

@@ -11,6 +11,7 @@ from controllers import Policy
 from learner import Learner, LearnerSettings
 from learner.anchor import Anchor, anchor_pass
 from learner.batch import SequenceBatch
+from learner.carries import StoredCarries
 from learner.staleness import Staleness, measure_staleness
 from rollout_workers import Collector, Fragment
 from tests.learner.test_anchor import batch_of, counting, moved
@@ -109,7 +110,7 @@ def test_where_there_should_be_nothing_what_there_is_counts_as_one() -> None:
     nothing = {name: torch.zeros_like(c) for name, c in batch.carries.items()}
     anchor = anchor_pass(collector.policy, batch)
     assert measure_staleness(collector.policy, batch, anchor._replace(carries=nothing)).distance == 1.0
-    empty = replace(batch, carries=nothing)
+    empty = replace(batch, stored=StoredCarries.of(nothing, torch.device("cpu")))
     assert measure_staleness(collector.policy, empty, anchor._replace(carries=nothing)).distance == 0.0
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from learner.batch import SequenceBatch
+from learner.carries import StoredCarries
 from learner.settings import LearnerSettings, WindowPlan
 from learner.windows import Piece, cut, pieces, stored_carries, window_carries, windows_of
 from rollout_workers import Collector
@@ -61,8 +62,9 @@ def test_stored_carries_are_those_of_the_steps_where_windows_start(
 ) -> None:
     collector = counting_collector(LearnerSettings(mode="truncated", window=2), length=20)
     batch = SequenceBatch.from_fragments([collector.collect()[0]], CPU)
-    rows, steps = torch.tensor([4, 1]), torch.tensor([6, 12])
-    assert torch.equal(stored_carries(batch, rows, steps, 6)["h"], batch.carries["h"][rows][:, [3, 6]])
+    rows = torch.tensor([4, 1])
+    assert torch.equal(stored_carries(batch, rows, range(6, 18, 6))["h"], batch.carries["h"][rows][:, [3, 6]])
+    assert torch.equal(stored_carries(batch, rows, range(0, 20, 20))["h"], batch.carries["h"][rows][:, :1])
 
 
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
@@ -117,7 +119,9 @@ def test_stale_carries_are_refreshed_by_burn_in(counting_collector: Callable[...
     garbage = {name: carry.clone() for name, carry in batch.carries.items()}
     for carry in garbage.values():
         carry[:, 1:] += 100.0
-    burnt = window_carries(collector.policy, plan, replace(batch, carries=garbage), whole_of(batch, plan))
+    burnt = window_carries(
+        collector.policy, plan, replace(batch, stored=StoredCarries.of(garbage, CPU)), whole_of(batch, plan)
+    )
     for name in clean:
         assert torch.equal(clean[name][:2], burnt[name][:2])  # windows 0 and 1: burnt in from the true first carry
         torch.testing.assert_close(clean[name], burnt[name])
@@ -126,7 +130,7 @@ def test_stale_carries_are_refreshed_by_burn_in(counting_collector: Callable[...
 @pytest.mark.parametrize("kind", ["mlp", "gru", "transformer"])
 @pytest.mark.parametrize("sequences", [1, 5])
 @pytest.mark.parametrize(("window", "burn_in"), [(1, 0), (4, 0), (5, 5), (23, 0)])
-def test_pieces_hold_every_window_once_and_carries_of_no_more_numbers_than_outputs(
+def test_pieces_hold_every_window_once_and_carries_of_at_most_twice_as_many_numbers_as_outputs(
     counting_collector: Callable[..., Collector], kind: str, sequences: int, window: int, burn_in: int
 ) -> None:
     policy, T, C = counting_collector(kind=kind).policy, 23, -(-23 // window)
@@ -140,4 +144,4 @@ def test_pieces_hold_every_window_once_and_carries_of_no_more_numbers_than_outpu
         for piece in group:
             many = len(piece.rows) * len(piece.windows)
             numbers = many * sum(x.numel() for x in policy.controller.initial().values())
-            assert window == T or many == 1 or numbers <= sequences * T * policy.controller.output_size
+            assert window == T or many == 1 or numbers <= 2 * sequences * T * policy.controller.output_size

@@ -1,0 +1,115 @@
+"""Measure what one update costs in memory, in every mode: `python -m benchmarks.memory`.
+
+The peak is what the process held at most during an update beyond what it held before, the fragment included: numbers of
+the operating system, so that every library's memory counts. Linux only. One thread, one minibatch in four, the second
+update, when code is compiled and Adam has its moments.
+"""
+
+import argparse
+import ctypes
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from time import process_time
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from controllers import CONTROLLERS, ControllerSettings, PolicySettings, build_policy
+from envs import EnvSettings, make_vector_env
+from learner import Learner, LearnerSettings
+from rollout_workers import Collector, policy_spec
+
+MODES: dict[str, dict[str, Any]] = {
+    "full": {"mode": "full"},
+    "truncated 16": {"mode": "truncated", "window": 16},
+    "truncated 16, burn-in 16": {"mode": "truncated", "window": 16, "burn_in": 16},
+    "cached": {"mode": "cached"},
+}
+MIB = 2**20
+
+
+class Cost(NamedTuple):
+    """What one update costs."""
+
+    peak: int  # bytes
+    seconds: float  # of the processor
+    fragment: int  # bytes
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kinds", nargs="+", choices=list(CONTROLLERS), default=list(CONTROLLERS))
+    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
+    parser.add_argument("--length", type=int, default=512, help="steps in a sequence")
+    parser.add_argument("--lanes", type=int, default=64, help="sequences")
+    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    table = Table(title="Peak memory of one update, MiB, and its seconds")
+    table.add_column("kind")
+    for name in arguments.modes:
+        table.add_column(name, justify="right")
+        table.add_column("fragment", justify="right")
+    for kind in arguments.kinds:
+        cells = []
+        for name in arguments.modes:
+            cost = update_cost(
+                kind, MODES[name], arguments.length, arguments.lanes, arguments.hidden, arguments.repeats
+            )
+            cells += [f"{cost.peak / MIB:,.0f}, {cost.seconds:.2f} s", f"{cost.fragment / MIB:,.0f}"]
+            print(kind, name, *cells[-2:], file=sys.stderr)
+        table.add_row(kind, *cells)
+    Console(width=180).print(table)
+    return 0
+
+
+def update_cost(kind: str, mode: dict[str, Any], length: int, lanes: int, hidden: int, repeats: int = 1) -> Cost:
+    """What an update in this mode costs; the median of the repeats' seconds, the highest of their peaks."""
+    settings = LearnerSettings(**mode, epochs=1, shards=1)
+    env = make_vector_env(EnvSettings(id="mneme/DelayedCue-v0", kwargs={"horizon": length - 1}), lanes)
+    controller = ControllerSettings(kind=kind, hidden_size=hidden)
+    policy = build_policy(policy_spec(env), PolicySettings(controller=controller), length - 1, seed=0)
+    collector = Collector(env, policy, length, settings.plan(length).carry_stride, seed=0)
+    batch = collector.collect()[0].to_arrow()
+    learner = Learner(policy, settings, seed=0, total_steps=10**9)
+
+    def update() -> None:
+        learner.update([batch])
+
+    update()
+    peaks, seconds = [], []
+    for _ in range(repeats):
+        clock = process_time()
+        peaks.append(peak_bytes(update))
+        seconds.append(process_time() - clock)
+    return Cost(max(peaks), median(seconds), batch.nbytes)
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """What the process held at most during the work, in bytes, beyond what it held before.
+
+    Raises:
+        OSError: this system does not say.
+    """
+    libc = ctypes.CDLL(None)
+    libc.mallopt(-3, 2**16)  # M_MMAP_THRESHOLD: what is large goes back as soon as it is let go, not when heaps shrink
+    libc.malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is held now
+    before = _held("VmRSS")
+    work()
+    return _held("VmHWM") - before
+
+
+def _held(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""The carries of a batch, left where they lie: one before every window is many times what a batch holds besides.
+
+They are copied, and moved to the learner's device, only where they are taken. Legend: N sequences, S stored carries.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from controllers import Carry
+
+
+class StoredCarries:
+    """Of N sequences, S carries each.
+
+    Args:
+        parts: of some of the sequences each, one part after the other: name -> [n, S, ...].
+        device: where they go when they are taken.
+        rows: which sequences of all the parts' these are, [N]; all of them by default.
+    """
+
+    def __init__(
+        self, parts: Sequence[Mapping[str, np.ndarray]], device: torch.device, rows: np.ndarray | None = None
+    ) -> None:
+        self._parts, self._device = parts, device
+        sizes = [len(next(iter(part.values()))) if part else 0 for part in parts]
+        self._starts = np.cumsum([0, *sizes])
+        self._rows = np.arange(self._starts[-1]) if rows is None else rows
+
+    @classmethod
+    def of(cls, carries_NS: Carry, device: torch.device) -> "StoredCarries":
+        """Carries that are tensors."""
+        return cls([{name: carry.cpu().numpy() for name, carry in carries_NS.items()}], device)
+
+    def rows(self, index: Tensor) -> "StoredCarries":
+        """Those of the sequences that `index` [n] names; nothing is copied."""
+        if not self._parts[0]:
+            return self
+        return StoredCarries(self._parts, self._device, self._rows[index.cpu().numpy()])
+
+    def every(self) -> Carry:
+        """All of them, name -> [N, S, ...]."""
+        return self._taken(self._rows, slice(None))
+
+    def at(self, index: Tensor, which: slice) -> Carry:
+        """Some of each of some sequences [n]: name -> [n, s, ...]."""
+        return self._taken(self._rows[index.cpu().numpy()], which) if self._parts[0] else {}
+
+    def _taken(self, rows: np.ndarray, which: slice) -> Carry:
+        part_of = np.searchsorted(self._starts, rows, side="right") - 1
+        own = rows - self._starts[part_of]
+        taken: Carry = {}
+        for name, first in self._parts[0].items():
+            found = np.empty((len(rows), *first[:0, which].shape[1:]), first.dtype)
+            for number in np.unique(part_of):
+                here = part_of == number
+                found[here] = self._parts[number][name][:, which][own[here]]
+            taken[name] = torch.from_numpy(found).to(self._device)
+        return taken
