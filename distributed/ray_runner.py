@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import socket
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from ray.job_config import JobConfig
 
 from distributed.blueprint import Blueprint
 from distributed.fleet import RolloutFleet, failure_reason
+from distributed.ray_access import check_address, keep_token_private, saying_that_it_goes_on
 from distributed.runners import Arrival, FragmentRef, FragmentsLost, RunState, ServiceError
 from distributed.settings import ServiceSettings
 from distributed.workers import LearnerWorker
@@ -22,10 +22,12 @@ from learner import UpdateReport
 from rollout_workers import Evaluation
 
 LOOPBACK = "127.0.0.1"
-_CONNECT_SECONDS = 10.0
 
 
-def start_ray(service: ServiceSettings, workers: int) -> bool:
+_log = logging.getLogger("mneme").info
+
+
+def start_ray(service: ServiceSettings, workers: int, note: Callable[[str], None] = _log) -> bool:
     """Join the cluster that the settings or RAY_ADDRESS name, or start a Ray of our own on loopback.
 
     Returns:
@@ -46,28 +48,38 @@ def start_ray(service: ServiceSettings, workers: int) -> bool:
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     try:
         if address:
-            _check_reachable(address)
-            ray.init(address=address, **quiet)
+            check_address(address, "service.address" if service.address else "RAY_ADDRESS")
+            with saying_that_it_goes_on(f"joining the Ray cluster at {address}", note):
+                ray.init(address=address, **quiet)
             return False
+        keep_token_private(note)
         # Ray's own switch to loopback for machines that are no cluster. Without it Ray listens on every address of the
         # machine, and even `_node_ip_address="127.0.0.1"` is turned into the machine's outward one.
         ray_constants.ENABLE_RAY_CLUSTER = False
         os.environ.setdefault("RAY_worker_niceness", "0")  # training is what this Ray is for, not a background chore
         cpus = max(os.cpu_count() or 1, math.ceil(workers * service.worker_cpus))
-        ray.init(
-            address="local", num_cpus=cpus, include_dashboard=service.dashboard, dashboard_host=LOOPBACK, **quiet
-        )  # fmt: skip
+        with saying_that_it_goes_on("starting Ray", note):
+            ray.init(
+                address="local", num_cpus=cpus, include_dashboard=service.dashboard, dashboard_host=LOOPBACK, **quiet
+            )  # fmt: skip
         return True
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # Ray raises Exception itself where it takes too long
         where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
-        raise ServiceError(f"cannot {where}: {' '.join(str(error).split())}; or train without Ray: --local") from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ServiceError(
+            f"cannot {where}: {reason}{_remedy(error, address)}; or train without Ray: --local"
+        ) from None
 
 
-def _check_reachable(address: str) -> None:
-    """Ray itself tries for minutes."""
-    host, separator, port = address.removeprefix("ray://").rpartition(":")
-    if separator and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+def _remedy(error: Exception, address: str | None) -> str:
+    if address:
+        asked = "RAY_AUTH_MODE" in os.environ or isinstance(error, (ValueError, OSError))
+        return "" if asked else "; if the cluster asks for a token, set RAY_AUTH_MODE=token"
+    if "timed out" in str(error).lower():
+        return " The machine is busy or short of memory: try again when it is less so, with fewer rollout.workers"
+    if isinstance(error, OSError) and error.filename is not None:
+        return "; Ray writes to /tmp/ray: name another folder that can be written, with a short path, in RAY_TMPDIR"
+    return ""
 
 
 class _NoFolders(list[str]):
@@ -82,7 +94,7 @@ class RayRunner:
         service = blueprint.config.service
         self.level = 0
         self._note = note
-        self._owns_ray = start_ray(service, blueprint.config.rollout.workers)
+        self._owns_ray = start_ray(service, blueprint.config.rollout.workers, note)
         gpus = service.learner_gpus
         if gpus is None:
             gpus = min(1.0, ray.cluster_resources().get("GPU", 0.0))
@@ -114,9 +126,10 @@ class RayRunner:
         return self._version
 
     def start(self) -> None:
-        self._call(self.weights)
-        started = self.fleet.started()
-        ray.wait(started, num_returns=len(started), timeout=None)  # a failure shows when the first fragment is due
+        with saying_that_it_goes_on("starting the actors", self._note):
+            self._call(self.weights)
+            started = self.fleet.started()
+            ray.wait(started, num_returns=len(started), timeout=None)  # a failure shows when the first fragment is due
 
     def collect(self) -> list[Arrival]:
         for worker in self.fleet.idle:
