@@ -11,7 +11,7 @@ from threading import Event, Thread
 from time import monotonic
 
 _CONNECT_SECONDS = 10.0
-_SILENCE = 5.0  # seconds after which a start is said to take long, and between such words
+_SILENCE = 10.0  # seconds after which a start is said to take long, and between such words
 _TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
 _FORMS = "use auto, HOST:6379 or ray://HOST:10001, or unset it for a Ray of your own"
 

@@ -380,6 +380,12 @@ def _restore(run: _Run, saved: Checkpoint) -> None:
     run.folder.rewind(run.steps)
     set_aside_after(run.folder.checkpoints, run.steps)
     run.display.note(f"resuming {run.folder.path} from step {run.steps:,}")
+    total = run.config.train.total_steps
+    if run.config.learner.anneal and saved.run["config"]["train"]["total_steps"] != total:
+        run.display.note(
+            f"train.total_steps was {saved.run['config']['train']['total_steps']:,}: learner.anneal goes on from the "
+            f"learning rate of the last update and falls to zero at step {total:,}"
+        )
     if None in workers:
         run.display.note("this run resumes with new episodes: the state of its environment cannot be read")
     elif not saved.run["resumes_exactly"]:

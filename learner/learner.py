@@ -20,6 +20,7 @@ from torch import Tensor
 
 from controllers import Policy, Weights
 from learner.anchor import Anchor, anchor_pass
+from learner.annealing import Annealing
 from learner.arrival import accepted
 from learner.batch import SequenceBatch
 from learner.carries import StoredCarries
@@ -73,7 +74,7 @@ class Learner:
         self.version = 0
         self.env_steps = 0
         self._seed = seed
-        self._total_steps = total_steps
+        self._annealing = Annealing(0.0, 1.0, float(total_steps), 1.0)
         self._asynchronous = asynchronous
         self._anchors = settings.anchor == "always" or (settings.anchor == "auto" and asynchronous)
         self._parameters = list(self.policy.parameters())
@@ -232,9 +233,10 @@ class Learner:
         return norm
 
     def _set_learning_rate(self) -> None:
-        left = 1.0 - min(1.0, self.env_steps / self._total_steps) if self.settings.anneal else 1.0
+        if self.settings.anneal:
+            self._annealing = self._annealing.at(self.env_steps)
         for group in self._optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * left
+            group["lr"] = self.settings.learning_rate * self._annealing.share
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything the next update depends on besides the fragments: weights, Adam's moments, counters."""
@@ -244,6 +246,8 @@ class Learner:
                 state[f"adam.{key}.{name}"] = value.detach().cpu().numpy().copy()
         if self._reward_scale is not None:
             state |= {f"reward_scale.{name}": array for name, array in self._reward_scale.state().items()}
+        if self.settings.anneal:
+            state["annealing"] = np.array(self._annealing)
         return state | {"version": np.array(self.version), "env_steps": np.array(self.env_steps)}
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
@@ -271,6 +275,9 @@ class Learner:
                 }
             )
         self.version, self.env_steps = int(state["version"]), int(state["env_steps"])
+        if "annealing" in state:
+            saved = Annealing(*map(float, state["annealing"]))
+            self._annealing = saved.until(self._annealing.end, self.env_steps)
 
 
 def default_shards() -> int:

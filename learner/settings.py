@@ -32,7 +32,7 @@ class LearnerSettings(Settings, section="learner"):
     learning_rate: float = 3e-3
     """Adam's step size at the start."""
     anneal: bool = False
-    """Lower the learning rate linearly to zero over the run."""
+    """Lower the learning rate linearly to zero over the run. A run that is extended goes on from its last rate."""
     gamma: float = 0.99
     """Discount per step."""
     gae_lambda: float = 0.95

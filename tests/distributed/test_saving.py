@@ -144,3 +144,15 @@ def test_a_tiny_disk_really_fills(tmp_path: Path) -> None:
         assert len(list_checkpoints(spare / "checkpoints")) == 1
     finally:
         subprocess.run(["umount", str(runs)], check=True)
+
+
+def test_an_annealed_run_that_is_extended_never_learns_faster_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(small(tmp_path, "learner.anneal=true", "train.total_steps=128"), local=True)
+    resume(run.folder, total_steps=256, local=True)
+    assert "learner.anneal goes on from the learning rate of the last update" in capsys.readouterr().out
+    rates = [row["learning_rate"] for row in RunFolder(run.folder).history() if "learning_rate" in row]
+    assert len(rates) == 8
+    assert rates == sorted(rates, reverse=True)
+    assert rates[3] == rates[4] == pytest.approx(rates[0] / 4)
