@@ -9,7 +9,7 @@ import torch
 
 from controllers import Controller, Policy, PolicySpec, build_policy
 from distributed.config import Config, ConfigError
-from envs import EnvironmentFailure, EnvSettings, TaskFacts, facts_of, make_vector_env
+from envs import EnvironmentFailure, EnvSettings, Place, TaskFacts, facts_of, make_vector_env
 from learner import default_shards
 from rollout_workers import policy_spec
 
@@ -53,6 +53,16 @@ class Blueprint(NamedTuple):
         """The task at a level of the curriculum; the highest level is the task itself."""
         return list(_levels(self.config))[level]
 
+    def place(self, worker: int, seed: int, incarnation: int = 0, copy: int = 0) -> Place:
+        """Where a worker's lanes stand among all that may be open at once: those of training (copy 0), of its
+        evaluation (1) and of an evaluation by itself (2) are numbered one after the other."""
+        rollout = self.config.rollout
+        return Place(
+            copy * rollout.lanes + worker * self.lanes_per_worker,
+            copy * rollout.workers + worker,
+            (seed, incarnation),
+        )
+
     def policy(self) -> Policy:
         """The policy that the run starts from."""
         return build_policy(self.spec, self.config.policy, self.horizon, self.config.seed)
@@ -75,6 +85,11 @@ def make_blueprint(config: Config) -> Blueprint:
         if facts is None and config.env.success_return is None:
             _refuse_success(config)
         _check_stages(config, spec)
+        if config.train.evaluation_environments == "training" and config.curriculum.stages:
+            raise ValueError(
+                "train.evaluation_environments is training, but the environments of curriculum.stages are not those of "
+                "the task; use own, or leave out curriculum.stages"
+            )
         if config.service.mode == "async" and config.learner.anchor == "never":
             raise ValueError(
                 "learner.anchor is never, but service.mode=async corrects fragments of older weights from what the "

@@ -100,9 +100,10 @@ def evaluate_checkpoint(
     recorded = nullcontext() if record is None else recording(record, description, best)
     with recorded as recorder:
         if video is not None:
-            with closing(make_vector_env(settings, 1, render_mode="rgb_array")) as env:
+            with closing(make_vector_env(settings, 1, "rgb_array", blueprint.place(0, seed, copy=2))) as env:
                 film_episodes(env, policy, video, episodes=video_episodes, **how)
-        with closing(make_vector_env(settings, min(lanes or blueprint.config.rollout.lanes, episodes))) as env:
+        count = min(lanes or blueprint.config.rollout.lanes, episodes)
+        with closing(make_vector_env(settings, count, place=blueprint.place(0, seed, copy=2))) as env:
             return evaluate(
                 env, policy, episodes=episodes, success_return=settings.success_return, weights_version=version,
                 recorder=recorder, max_episode_steps=blueprint.config.train.evaluation_max_steps, **how,

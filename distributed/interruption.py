@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,10 +27,14 @@ def stopping_on_signals(note: Callable[[str], None]) -> Iterator[StopRequest]:
     So does SIGHUP, a terminal that was closed, once or often, unless nohup has it ignored. Outside the main thread
     signals belong to somebody else, and no request is ever made.
     """
-    request, pressed = StopRequest(), math.inf
+    request, pressed, home = StopRequest(), math.inf, os.getpid()
 
     def ask(number: int, frame: FrameType | None) -> None:
         nonlocal pressed
+        if os.getpid() != home:  # a process that an environment has forked off
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         if number != signal.SIGHUP:
             if monotonic() - pressed > _SAME_WISH:
                 raise KeyboardInterrupt

@@ -24,6 +24,9 @@ class TrainSettings(Settings, section="train"):
     """Steps after which an evaluation gives up on an episode; training goes on."""
     evaluation_timeout: float = 1800.0
     """Seconds after which an evaluation is given up; training goes on."""
+    evaluation_environments: Literal["own", "training"] = "own"
+    """own: an evaluation opens environments of its own beside those of training. training: it borrows those of
+    training, where a second set cannot be opened; their episodes are then broken off, and begin anew afterwards."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -185,7 +185,9 @@ class _Run:
             "waiting_episodes": self.episodes.state(),
             "config": to_json(self.config.to_dict()),
             "tracking_run": self.key,
-            "resumes_exactly": self.config.service.mode == "sync" and None not in state.workers,
+            "resumes_exactly": self.config.service.mode == "sync"
+            and self.config.train.evaluation_environments == "own"
+            and None not in state.workers,
         }
         return lambda root: save_checkpoint(root, self.steps, run, parts, self.config.checkpoint.keep)
 
@@ -388,6 +390,11 @@ def _restore(run: _Run, saved: Checkpoint) -> None:
         )
     if None in workers:
         run.display.note("this run resumes with new episodes: the state of its environment cannot be read")
+    elif run.config.train.evaluation_environments == "training":
+        run.display.note(
+            "this run resumes with the episodes at the checkpoint, which an evaluation after it may have broken off: "
+            "train.evaluation_environments is training"
+        )
     elif not saved.run["resumes_exactly"]:
         run.display.note(
             "this run resumes without the fragments that were under way: asynchronous service is not exact"

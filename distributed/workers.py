@@ -1,20 +1,23 @@
 """The two kinds of worker as plain classes: the local runner calls them, the Ray runner makes actors of them."""
 
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 import pyarrow as pa
 import torch
 
 from controllers import Weights
 from distributed.blueprint import Blueprint
-from envs import make_vector_env
+from envs import EnvironmentFailure, make_vector_env
 from learner import Learner, UpdateReport
 from rollout_workers import Collector, EpisodeStats, Evaluation, EvaluationError, FragmentError, evaluate
 
 State = dict[str, np.ndarray]
+VectorEnv = gym.vector.VectorEnv[Any, Any, Any]
 
 
 class Delivery(NamedTuple):
@@ -41,7 +44,7 @@ class RolloutWorker:
         self._policy = blueprint.policy()
         self._version = -1
         self._level = 0
-        self._collector = self._fresh_collector()
+        self._collector = self._fresh_collector(self._fresh_env())
 
     def ready(self) -> bool:
         """True once the worker is built."""
@@ -70,7 +73,8 @@ class RolloutWorker:
         return delivery, batch
 
     def evaluate(self, weights: Weights, episodes: int, seed: int, timeout: float) -> Evaluation:
-        """Greedy complete episodes in environments of their own; the training lanes are not touched.
+        """Greedy complete episodes in environments of their own, so that the training lanes are not touched; or in the
+        training lanes, which start new episodes afterwards (`train.evaluation_environments`).
 
         Raises:
             EvaluationError: an episode did not end, `timeout` seconds have passed, or something failed on the way.
@@ -78,7 +82,7 @@ class RolloutWorker:
         self._load(weights)
         config, lanes = self._blueprint.config, self._blueprint.lanes_per_worker
         try:
-            with closing(make_vector_env(config.env, lanes)) as env:
+            with self._evaluation_env(seed) as env:
                 return evaluate(
                     env, self._policy, episodes=episodes, seed=seed, first_lane=self._worker * lanes,
                     spaces=config.spaces, success_return=config.env.success_return,
@@ -88,6 +92,24 @@ class RolloutWorker:
             raise
         except Exception as error:
             raise EvaluationError(f"{type(error).__name__}: {error}".partition("\n")[0]) from error
+
+    @contextmanager
+    def _evaluation_env(self, seed: int) -> Iterator[VectorEnv]:
+        config, lanes = self._blueprint.config, self._blueprint.lanes_per_worker
+        if config.train.evaluation_environments == "own":
+            place = self._blueprint.place(self._worker, seed, copy=1)
+            with closing(make_vector_env(config.env, lanes, place=place)) as env:
+                yield env
+            return
+        env = self._collector.env
+        try:
+            yield env
+        finally:
+            self._incarnation += 1
+            try:
+                self._collector = self._fresh_collector(env)
+            except EnvironmentFailure:
+                self.restart(self._incarnation)
 
     def state(self) -> State | None:
         """See `Collector.state`; the level besides."""
@@ -104,7 +126,7 @@ class RolloutWorker:
         """New episodes, unlike those of any lower incarnation."""
         self._incarnation = incarnation
         self.close()
-        self._collector = self._fresh_collector()
+        self._collector = self._fresh_collector(self._fresh_env())
 
     def close(self) -> None:
         """Let the environments go, subprocesses included."""
@@ -115,10 +137,14 @@ class RolloutWorker:
             weights.load_into(self._policy)
             self._version = weights.version
 
-    def _fresh_collector(self) -> Collector:
+    def _fresh_env(self) -> VectorEnv:
+        place = self._blueprint.place(self._worker, self._blueprint.config.seed, self._incarnation)
+        return make_vector_env(self._blueprint.env(self._level), self._blueprint.lanes_per_worker, place=place)
+
+    def _fresh_collector(self, env: VectorEnv) -> Collector:
         config, lanes = self._blueprint.config, self._blueprint.lanes_per_worker
         return Collector(
-            make_vector_env(self._blueprint.env(self._level), lanes),
+            env,
             self._policy,
             length=self._blueprint.length,
             carry_stride=self._blueprint.carry_stride,

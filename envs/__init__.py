@@ -13,7 +13,9 @@ from envs.guard import EnvironmentFailure, failures_in, reset_failures_in
 from envs.make import make_vector_env
 from envs.memory_chain import MemoryChain
 from envs.memory_env import MemoryVectorEnv, SingleEnv
+from envs.place import Place
 from envs.repeat_previous import RepeatPrevious
+from envs.resumable import Resumable
 from envs.settings import EnvSettings
 from envs.tmaze import TMaze
 
@@ -26,7 +28,9 @@ __all__ = [
     "EnvironmentFailure",
     "MemoryChain",
     "MemoryVectorEnv",
+    "Place",
     "RepeatPrevious",
+    "Resumable",
     "SingleEnv",
     "TMaze",
     "TaskFacts",

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from gymnasium.vector import SyncVectorEnv
+
 
 @dataclass(frozen=True)
 class TaskFacts:
@@ -43,5 +45,4 @@ def facts_of(env: Any) -> TaskFacts | None:
     facts = getattr(base, "facts", None)
     if isinstance(facts, TaskFacts):
         return facts
-    singles = getattr(base, "envs", None)  # where gymnasium.vector.SyncVectorEnv keeps its environments
-    return facts_of(singles[0]) if singles else None
+    return facts_of(base.envs[0]) if isinstance(base, SyncVectorEnv) else None

@@ -1,21 +1,24 @@
 """The guard: what goes wrong in one lane cuts that lane's episode and leaves the others alone."""
 
+import inspect
 import traceback
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-ACTION_MASK = "action_mask"
-"""Where an environment's info says which actions are allowed."""
+from envs.global_random import seed_process
+from envs.masks import ACTION_MASK, Masks
+from envs.told import tell_once
 
 ARRAYS = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 """Spaces whose values are arrays of one shape."""
 
-_FAILURE, _RESET_FAILURE = "failure", "reset_failure"
-_LARGEST = float(np.finfo(np.float32).max)
+_FAILURE, _RESET_FAILURE = "mneme.failure", "mneme.reset_failure"  # in `info`, where others have keys of their own
+_LARGEST_REWARD = float(np.finfo(np.float32).max)
 _FITTING = {"f": "fiub", "i": "iub", "u": "iub", "b": "b"}  # kinds of numbers that a kind of space may be filled with
 
 
@@ -26,12 +29,12 @@ class EnvironmentFailure(RuntimeError):
 class Guard(gym.Wrapper[Any, Any, Any, Any]):
     """Keeps a single environment to its word, and a failing one from taking others down.
 
-    A failure is an exception; an observation that does not fit its space in structure, shape or kind of number, or
-    is not finite; a reward that is not a finite number; an `info` whose action mask comes, goes, changes shape or, of a
-    Discrete action, allows nothing.
-    A failing step returns the last good observation, reward 0, truncated, and `info["failure"]`, one sentence. A
-    failing reset is tried again, where a seed was given with another one below 2**31, which all simulators accept, and
-    told in `info["reset_failure"]`.
+    A failure is an exception, `sys.exit()` included; an observation that does not fit its space in structure, shape or
+    kind of number, or is not finite; a reward that is not a finite number; an action mask that comes, goes, does not
+    fit the actions, or leaves nothing to choose.
+    A failing step returns the last good observation, reward 0, truncated, and one sentence in `info`, which
+    `failures_in` finds. A failing reset is tried again, where a seed was given with another one below 2**31, which all
+    simulators accept, and told; `reset_failures_in` finds it. A failing `close` is told, and costs nothing.
 
     Observations are copies in the type of the space, so an environment may reuse its arrays. Of `info`, the action
     mask alone is passed on (boolean): Gymnasium cannot join what differs from lane to lane.
@@ -40,28 +43,40 @@ class Guard(gym.Wrapper[Any, Any, Any, Any]):
         env: the environment; its spaces of other kinds than Box, Discrete, MultiDiscrete, MultiBinary, and Dict and
             Tuple of these are not checked.
         max_failures: so many in a row, with no episode between them that ended by itself, raise.
+        alone: it has its process to itself, so a seed is the seed of the process's generators too.
 
     Raises:
         EnvironmentFailure: one sentence, and below it the traceback as text, as no chain survives a subprocess.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], max_failures: int) -> None:
+    def __init__(self, env: gym.Env[Any, Any], max_failures: int, alone: bool = False) -> None:
         super().__init__(env)
-        self.metadata = dict(env.metadata)  # vectorisers write into it
+        self.metadata = dict(env.metadata or {})  # vectorisers write into it
+        self._name = self.spec.id if self.spec is not None else type(self.unwrapped).__name__
+        self._masks = Masks(env, self._name)
         self._max_failures = max_failures
+        self._alone = alone
+        self._own_spaces = _own_spaces(self.unwrapped)
         self._failures = 0
         self._step = 0
         self._observation: Any = None
-        self._mask_shapes: dict[str, tuple[int, ...]] | None = None
+        self._masked: bool | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode."""
         failures: list[str] = []
         while True:
+            if seed is not None and self._alone:
+                seed_process(seed)
             try:
+                for space in self._own_spaces if seed is not None else ():
+                    space.seed(seed)  # many environments draw samples of them
                 observation, info = self.env.reset(seed=seed, options=options)
-                self._observation, mask = _fitted(self.observation_space, observation), self._mask(info)
-            except Exception as error:
+                observation = _fitted(self.observation_space, observation)
+                self._observation, mask = observation, self._mask(info, observation)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
                 failures.append(self._failed(error, "in reset"))
                 seed = None if seed is None else int(np.random.SeedSequence(seed).generate_state(1)[0] >> 1)
             else:
@@ -73,37 +88,41 @@ class Guard(gym.Wrapper[Any, Any, Any, Any]):
         try:
             observation, reward, terminated, truncated, info = self.env.step(action)
             observation, reward = _fitted(self.observation_space, observation), _finite(reward)
-            ended = bool(terminated or truncated)
-            mask = {} if ended else self._mask(info)
-        except Exception as error:
+            terminated, truncated = _flag("terminated", terminated), _flag("truncated", truncated)
+            ended = terminated or truncated
+            mask = {} if ended else self._mask(info, observation)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             sentence = self._failed(error, f"at step {self._step} of an episode")
             return self._observation, 0.0, False, True, {_FAILURE: sentence}
         self._step += 1
         self._observation = observation
         if ended:
             self._failures = 0
-        return observation, reward, bool(terminated), bool(truncated), mask
+        return observation, reward, terminated, truncated, mask
 
-    def _mask(self, info: Mapping[str, Any]) -> dict[str, Any]:
-        mask = {ACTION_MASK: np.array(info[ACTION_MASK]).astype(np.bool_)} if ACTION_MASK in info else {}
-        shapes = {name: array.shape for name, array in mask.items()}
-        if self._mask_shapes is None:
-            self._mask_shapes = shapes
-        if shapes != self._mask_shapes:
-            raise ValueError(f"info has {shapes or 'no action mask'}, but had {self._mask_shapes or 'none'} before")
-        if mask and isinstance(self.action_space, spaces.Discrete) and not mask[ACTION_MASK].any():
-            raise ValueError(f"the action mask allows none of {self.action_space.n} actions")
-        return mask
+    def close(self) -> None:
+        """Let the environment go."""
+        close_quietly(self.env, self._name)
 
-    def _failed(self, error: Exception, where: str) -> str:
+    def _mask(self, info: Mapping[str, Any], observation: Any) -> dict[str, Any]:
+        mask_N = self._masks.read(info)
+        if self._masked is None:
+            self._masked = mask_N is not None
+        if self._masked != (mask_N is not None):
+            raise ValueError(f"there is {'no' if self._masked else 'an'} action mask, unlike before")
+        self._masks.check(mask_N, observation)
+        return {} if mask_N is None else {ACTION_MASK: mask_N}
+
+    def _failed(self, error: BaseException, where: str) -> str:
         """Count a failure; returns its sentence.
 
         Raises:
             EnvironmentFailure: it was one too many.
         """
         self._failures += 1
-        name = self.spec.id if self.spec is not None else type(self.unwrapped).__name__
-        sentence = f"the environment {name} failed {where}: {one_line(error)}"
+        sentence = f"the environment {self._name} failed {where}: {one_line(error)}"
         if self._failures < self._max_failures:
             return sentence
         raise EnvironmentFailure(
@@ -132,9 +151,27 @@ def reset_failures_in(info: Mapping[str, Any]) -> list[str]:
     return list(info[_RESET_FAILURE][info[f"_{_RESET_FAILURE}"]])
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """The kind of an error and what it says, without line breaks."""
     return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def close_quietly(env: Any, name: str) -> None:
+    """Close an environment, single or vector; that it fails is told and costs nothing."""
+    try:
+        env.close()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        tell_once(f"the environment {name} failed to close: {one_line(error)}; what it held may still be in use")
+
+
+def _own_spaces(env: Any) -> list[gym.Space[Any]]:
+    """The environment's spaces; those that its class holds for all of them are copied, as they draw random samples."""
+    for name in ("observation_space", "action_space"):
+        if name not in vars(env) and isinstance(shared := inspect.getattr_static(env, name, None), gym.Space):
+            setattr(env, name, deepcopy(shared))
+    return [env.observation_space, env.action_space]
 
 
 def _fitted(space: gym.Space[Any], value: Any, name: str = "the observation") -> Any:
@@ -158,6 +195,8 @@ def _fitted(space: gym.Space[Any], value: Any, name: str = "the observation") ->
 def _fitted_array(space: gym.Space[Any], value: Any, name: str) -> np.ndarray:
     array = np.asarray(value)
     assert space.dtype is not None
+    if isinstance(space, spaces.Discrete) and array.size == 1:
+        array = array.reshape(())
     if array.shape != space.shape or array.dtype.kind not in _FITTING[space.dtype.kind]:
         raise ValueError(
             f"{name} has shape {array.shape} and type {array.dtype}, but its space has {space.shape} and {space.dtype}"
@@ -174,8 +213,15 @@ def _fitted_array(space: gym.Space[Any], value: Any, name: str) -> np.ndarray:
     return fitted
 
 
+def _flag(name: str, value: Any) -> bool:
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} is {value!r}; it must be true or false")
+    return bool(array.item())
+
+
 def _finite(reward: Any) -> float:
     array = np.asarray(reward)
-    if array.size != 1 or array.dtype.kind not in "biuf" or not abs(array.item()) <= _LARGEST:
+    if array.size != 1 or array.dtype.kind not in "biuf" or not abs(array.item()) <= _LARGEST_REWARD:
         raise ValueError(f"the reward is {reward!r}; it must be a finite number")
     return float(array.item())

@@ -3,8 +3,9 @@
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable
-from dataclasses import replace
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -12,18 +13,22 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from envs.enclosed import Enclosed, VectorEnv
+from envs.global_random import GlobalStreams, seed_process
 from envs.guard import Guard, one_line
-from envs.memory_env import whole_number
+from envs.memory_env import MemoryVectorEnv, whole_number
+from envs.place import Place, resolved, speaks_of_lanes
+from envs.plain import Creator, accepts, made_plain
 from envs.settings import EnvSettings
 from envs.subprocesses import Subprocesses
 
-VectorEnv = gym.vector.VectorEnv[Any, Any, Any]
-Creator = Callable[..., Any]
-
-_GIVEN_ELSEWHERE = ("num_envs", "render_mode", "max_episode_steps")  # parameters that are not the task's own
+_OF_GYMNASIUM = ("num_envs", "render_mode", "max_episode_steps")  # which Gymnasium gives to a vector form
+_SETTINGS = {"num_envs": "rollout.lanes", "max_episode_steps": "env.max_episode_steps"}
 
 
-def make_vector_env(settings: EnvSettings, num_envs: int, render_mode: str | None = None) -> VectorEnv:
+def make_vector_env(
+    settings: EnvSettings, num_envs: int, render_mode: str | None = None, place: Place | None = None
+) -> VectorEnv:
     """A vector environment of `num_envs` lanes that resets finished lanes by itself.
 
     `metadata["autoreset_mode"]` says when: in the same step, as always where it is made of single environments (each
@@ -33,12 +38,14 @@ def make_vector_env(settings: EnvSettings, num_envs: int, render_mode: str | Non
         settings: which task, and how it is vectorised.
         num_envs: lanes.
         render_mode: such as "rgb_array", for `render()`; unset: nothing is rendered.
+        place: where the lanes stand among all, for settings that speak of it; unset: they are the first.
 
     Raises:
         ValueError: the id or a setting is unknown or refused, or the task cannot be loaded or made; the message says
             why, or what is accepted.
     """
     whole_number("num_envs", num_envs, 1)
+    place = place or Place()
     package, registered = _find_spec(settings.id)
     spec = replace(
         registered,
@@ -50,18 +57,24 @@ def make_vector_env(settings: EnvSettings, num_envs: int, render_mode: str | Non
     creator = native if obstacle is None else _load(spec, spec.entry_point)
     if creator is None:
         raise ValueError(f"env.id is {settings.id!r}, which has no single form, and {obstacle}; choose another task")
-    _check_names(settings, creator)
+    resolved(settings.kwargs, place.first_lane, place.worker)  # or refused, before it is taken for the task's refusal
+    _check_names(settings, creator, _OF_GYMNASIUM if obstacle is None else ())
     if not _renders(creator, render_mode):
         raise ValueError(f"{settings.id} does not render as {render_mode!r}; choose another task, or render nothing")
     try:
         if obstacle is None:
-            return gym.make_vec(spec, num_envs, vectorization_mode="vector_entry_point")
-        single = partial(_make_single, spec, package, settings.max_failures)
-        env = (Subprocesses if settings.vectorization == "async" else _in_this_process)(single, num_envs)
-    except Exception as error:
+            kwargs = resolved(spec.kwargs, place.first_lane, place.worker)
+            return _native(replace(spec, kwargs=kwargs), num_envs, place)
+        lanes = [_Single(spec, package, settings, place, place.first_lane + i) for i in range(num_envs)]
+        seed = (*place.seed, place.first_lane)
+        if settings.vectorization == "async":
+            with GlobalStreams(seed):  # one is made in this process, to look at
+                return Subprocesses(lanes, spec)
+        return Enclosed(lambda: _in_this_process(lanes, spec), spec.id, seed)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise ValueError(_refusal(settings, error)) from error
-    env.spec = spec
-    return env
 
 
 def _find_spec(id: str) -> tuple[str, EnvSpec]:
@@ -69,7 +82,9 @@ def _find_spec(id: str) -> tuple[str, EnvSpec]:
     if package:
         try:
             importlib.import_module(package)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise ValueError(
                 f"env.id is {id!r}, but {package!r} cannot be imported: {one_line(error)}; install it, or put "
                 f"its folder on PYTHONPATH"
@@ -89,7 +104,9 @@ def _load(spec: EnvSpec, entry_point: Creator | str | None) -> Creator | None:
         return entry_point
     try:
         return load_env_creator(entry_point)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise ValueError(f"env.id is {spec.id!r}, whose code cannot be loaded: {one_line(error)}") from error
 
 
@@ -99,11 +116,20 @@ def _obstacle(native: Creator | None, spec: EnvSpec, settings: EnvSettings, rend
         return f"env.vectorization is {settings.vectorization}"
     if native is None:
         return "no vector form"
-    if getattr(native, "metadata", {}).get("autoreset_mode") not in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP):
+    if speaks_of_lanes(settings.kwargs):
+        return "whose vector form takes one env.kwargs for all lanes"
+    for name in settings.kwargs.keys() & set(_OF_GYMNASIUM):
+        single = _load(spec, spec.entry_point)
+        if single is not None and name in inspect.signature(single).parameters:
+            return f"whose vector form is given {name} by Gymnasium"
+    if (getattr(native, "metadata", None) or {}).get("autoreset_mode") not in (
+        AutoresetMode.SAME_STEP,
+        AutoresetMode.NEXT_STEP,
+    ):
         return "whose vector form does not say that it resets finished lanes, in the same step or in the next"
     if not _renders(native, render_mode):
         return f"whose vector form does not render as {render_mode!r}"
-    if spec.max_episode_steps is not None and not _accepts(native, "max_episode_steps"):
+    if spec.max_episode_steps is not None and not accepts(native, "max_episode_steps"):
         return "whose vector form does not take max_episode_steps"
     return None
 
@@ -112,36 +138,75 @@ def _renders(creator: Creator, render_mode: str | None) -> bool:
     """False where a class says that it does not; other creators are asked by making."""
     if render_mode is None or not isinstance(creator, type):
         return True
-    return render_mode in getattr(creator, "metadata", {}).get("render_modes", [])
+    return render_mode in ((getattr(creator, "metadata", None) or {}).get("render_modes") or [])
 
 
-def _accepts(creator: Creator, name: str) -> bool:
-    parameters = inspect.signature(creator).parameters
-    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-
-
-def _check_names(settings: EnvSettings, creator: Creator) -> None:
-    accepted = [name for name in inspect.signature(creator).parameters if name not in _GIVEN_ELSEWHERE]
+def _check_names(settings: EnvSettings, creator: Creator, taken: Sequence[str]) -> None:
+    """Refuse what the creator does not take, and what is `taken`, as it is given by others."""
+    accepted = [name for name in inspect.signature(creator).parameters if name not in taken]
     for name, value in settings.kwargs.items():
-        if name in _GIVEN_ELSEWHERE or not _accepts(creator, name):
+        if name in taken or not accepts(creator, name):
+            remedy = f"; {_SETTINGS[name]} is the setting for it" if name in _SETTINGS else ""
             raise ValueError(
                 f"env.kwargs.{name} is {value!r}, but {settings.id} has no such setting; "
-                f"it accepts {', '.join(accepted) or 'none'}"
+                f"it accepts {', '.join(accepted) or 'none'}{remedy}"
             )
 
 
-def _make_single(spec: EnvSpec, package: str, max_failures: int) -> Guard:
-    """One guarded environment; `package`, where there is one, registers what the task may make in its turn."""
-    if package:
-        importlib.import_module(package)
-    return Guard(gym.make(spec, disable_env_checker=True), max_failures)
+@dataclass(frozen=True)
+class _Single:
+    """Makes the guarded environment of one lane, here or in a subprocess."""
+
+    spec: EnvSpec
+    package: str  # where there is one, it registers what the task may make in its turn
+    settings: EnvSettings
+    place: Place
+    lane: int  # among all
+    home: int = field(default_factory=os.getpid)
+
+    def __call__(self) -> Guard:
+        alone = os.getpid() != self.home
+        if alone:
+            seed_process((*self.place.seed, self.lane))
+        if self.package:
+            importlib.import_module(self.package)
+        kwargs = resolved(self.spec.kwargs, self.lane, self.place.worker)
+        creator = _load(self.spec, self.spec.entry_point)
+        assert creator is not None
+        plain = replace(self.spec, entry_point=partial(made_plain, creator), kwargs=kwargs)
+        env: gym.Env[Any, Any] = gym.make(plain, disable_env_checker=True)
+        env.unwrapped.spec = replace(plain, entry_point=self.spec.entry_point)
+        return Guard(env, self.settings.max_failures, alone)
 
 
-def _in_this_process(single: Callable[[], Guard], num_envs: int) -> VectorEnv:
-    return SyncVectorEnv([single] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+def _in_this_process(lanes: Sequence[_Single], spec: EnvSpec) -> VectorEnv:
+    made: list[Guard] = []
+    try:
+        made.extend(single() for single in lanes)
+        env = SyncVectorEnv([partial(_itself, guard) for guard in made], autoreset_mode=AutoresetMode.SAME_STEP)
+    except BaseException:
+        for guard in made:
+            guard.close()
+        raise
+    env.spec = spec
+    return env
 
 
-def _refusal(settings: EnvSettings, error: Exception) -> str:
+def _itself(guard: Guard) -> Guard:
+    return guard
+
+
+def _native(spec: EnvSpec, num_envs: int, place: Place) -> VectorEnv:
+    """The task's own vector form; Mneme's draw from nothing that is the process's."""
+    env = Enclosed(
+        lambda: gym.make_vec(spec, num_envs, vectorization_mode="vector_entry_point"),
+        spec.id,
+        (*place.seed, place.first_lane),
+    )
+    return env.unwrapped if isinstance(env.unwrapped, MemoryVectorEnv) else env
+
+
+def _refusal(settings: EnvSettings, error: BaseException) -> str:
     told, _, _ = str(error).partition(" was raised from the environment creator")  # what Gymnasium adds
     if any(told.startswith(f"{name} is ") for name in settings.kwargs):
         return f"env.kwargs.{told}"

@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 
 from envs.facts import TaskFacts
 from envs.lane_random import Keys, fold_in, lane_keys
+from envs.resumable import Resumable, State
 
 Observation = NDArray[np.float32]
 Actions = gym.spaces.Discrete[np.int64]
 Transition = tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]
-State = dict[str, np.ndarray]
 
 _KEY_DOMAIN = 0x656E7673  # keeps episodes apart from other uses of the same seeds
 
 
-class MemoryVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray]):
+class MemoryVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray], Resumable):
     """B lanes of one task, stepped together without a Python loop over lanes.
 
     A subclass gives `_transition` and `_observe`, and `_begin` where episodes have contents to draw. Finished

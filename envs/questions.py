@@ -5,7 +5,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.facts import TaskFacts
-from envs.memory_env import MemoryVectorEnv, Observation, State, Transition, one_of, whole_number
+from envs.memory_env import MemoryVectorEnv, Observation, Transition, one_of, whole_number
+from envs.resumable import State
 
 
 class QuestionsEnv(MemoryVectorEnv):

@@ -1,19 +1,25 @@
 """One subprocess for each lane, from a fork server, so that the threads of Ray and torch here do not matter there."""
 
 import multiprocessing
+import os
+import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
+from multiprocessing.util import Finalize
 from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.vector.async_vector_env import _async_worker
 
 from envs.facts import TaskFacts, facts_of
-from envs.guard import ARRAYS, EnvironmentFailure, Guard
+from envs.guard import ARRAYS, EnvironmentFailure, Guard, one_line
 
 _SECONDS_TO_DIE = 5.0  # between a pipe that breaks and the end of the process behind it
 
@@ -21,9 +27,12 @@ _SECONDS_TO_DIE = 5.0  # between a pipe that breaks and the end of the process b
 class Subprocesses(AsyncVectorEnv):
     """Gymnasium's asynchronous vector environment with same-step autoreset, and an end when a subprocess dies.
 
+    A lane may start processes of its own. It and they are a process group, which ends with this process.
+
     Args:
-        single: makes one environment; it must be picklable, and is called once in this process too, to look at.
-        num_envs: lanes.
+        lanes: each makes one environment; they must be picklable, and the first is called in this process too, to look
+            at what it makes.
+        spec: of the environment.
 
     Raises:
         EnvironmentFailure: in making, `reset` or `step`: a subprocess is gone; the others are ended.
@@ -31,8 +40,10 @@ class Subprocesses(AsyncVectorEnv):
 
     facts: TaskFacts | None
 
-    def __init__(self, single: Callable[[], Guard], num_envs: int) -> None:
-        probe = single()
+    def __init__(self, lanes: Sequence[Callable[[], Guard]], spec: EnvSpec) -> None:
+        groups: list[int] = []
+        self._at_exit = Finalize(self, _end_groups, (groups,), exitpriority=0)
+        probe = lanes[0]()
         try:
             self.facts, shared_memory = facts_of(probe), _is_of_arrays(probe.observation_space)
         finally:
@@ -40,11 +51,19 @@ class Subprocesses(AsyncVectorEnv):
         multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
         with _no_main_module(), self._watched():
             super().__init__(
-                [single] * num_envs,
+                lanes,
                 context="forkserver",
                 shared_memory=shared_memory,
+                worker=_lane,  # type: ignore[arg-type]
                 autoreset_mode=AutoresetMode.SAME_STEP,
             )
+        self.spec = spec
+        groups += [process.pid for process in self.processes if process.pid]
+
+    def close_extras(self, **how: Any) -> None:  # type: ignore[override]
+        """End the subprocesses; see Gymnasium's."""
+        super().close_extras(**how)
+        self._at_exit.cancel()
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -67,11 +86,43 @@ class Subprocesses(AsyncVectorEnv):
             codes = {i: process.exitcode for i, process in enumerate(self.processes) if process.sentinel in gone}
             for process in self.processes:
                 process.terminate()
+            _end_groups([process.pid for process in self.processes if process.pid])
             self.closed = True  # closing it in the ordinary way would wait for answers that never come
             raise EnvironmentFailure(
                 f"an environment's subprocess died (exit codes by lane: {codes}), and its last words, if any, are in "
                 f"the log of standard error; mend the environment, or use env.vectorization=sync to see it fail here"
             ) from error
+
+
+def _lane(
+    index: int, make: Callable[[], Guard], pipe: Any, parent_pipe: Any, memory: Any, errors: Any, mode: Any
+) -> None:
+    """What a subprocess runs: Gymnasium's loop, whose environment may start processes of its own."""
+    os.setpgid(0, 0)  # a Ctrl-C in the terminal is for the main program, which then ends its lanes
+    parent_pipe.close()
+    os.register_at_fork(after_in_child=pipe.close)  # or the main program would wait for what is forked here, too
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+    try:
+        try:
+            env = make()
+        except BaseException as error:
+            told = f"lane {index} cannot be made: {one_line(error)}"
+            errors.put((index, EnvironmentFailure, told, traceback.format_exc()))
+            pipe.recv()
+            pipe.send((None, False))
+            return
+        with suppress(BrokenPipeError):  # the main program is gone
+            _async_worker(index, lambda: env, pipe, parent_pipe, memory, errors, mode)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.killpg(0, signal.SIGTERM)
+
+
+def _end_groups(pids: Sequence[int]) -> None:
+    """End the lanes and what they started."""
+    for pid in pids:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGTERM)
 
 
 @contextmanager

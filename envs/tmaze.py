@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from envs.facts import TaskFacts
 from envs.lane_random import lane_integers
-from envs.memory_env import MemoryVectorEnv, Observation, SingleEnv, State, Transition, one_of, whole_number
+from envs.memory_env import MemoryVectorEnv, Observation, SingleEnv, Transition, one_of, whole_number
+from envs.resumable import State
 
 
 class TMaze(MemoryVectorEnv):

@@ -15,7 +15,7 @@ import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from controllers import ACTION_MASK, Act, Carry, DonatedCarry, Policy
-from envs import EnvironmentFailure, MemoryVectorEnv, facts_of, failures_in, reset_failures_in
+from envs import EnvironmentFailure, MemoryVectorEnv, Resumable, facts_of, failures_in, reset_failures_in
 from envs.lane_random import lane_keys, lane_noise
 from rollout_workers.draft import Draft
 from rollout_workers.episodes import EpisodeCounter, EpisodeStats
@@ -243,8 +243,8 @@ class Collector:
 
     def state(self) -> State | None:
         """Everything that the next fragment depends on besides the weights, or None where the environment's own state
-        cannot be read (it has no `get_state`)."""
-        if not hasattr(self.env.unwrapped, "get_state"):
+        cannot be read (it is not `Resumable`)."""
+        if not isinstance(self.env.unwrapped, Resumable):
             return None
         own = {name: getattr(self, f"_{name}") for name in _STATE}
         own |= {"return": self._episodes.return_B, "episode_step": self._episodes.step_B}
@@ -267,6 +267,7 @@ class Collector:
         self._carry = {name: torch.from_numpy(state[f"carry.{name}"].copy()) for name in self._carry}
         if self._history:
             self._history.set_state(state)
+        assert isinstance(self.env.unwrapped, Resumable)
         self.env.unwrapped.set_state(
             {name.removeprefix("env."): array for name, array in state.items() if name.startswith("env.")}
         )

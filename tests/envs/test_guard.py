@@ -1,5 +1,7 @@
 """The guard around single environments: what counts as a failure, and what a failure costs."""
 
+import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,7 @@ from gymnasium.wrappers import TimeLimit
 
 from envs import EnvironmentFailure, failures_in
 from envs.guard import Guard
+from envs.told import tell_once
 
 SPACE = spaces.Dict(
     {
@@ -94,9 +97,9 @@ FAULTS = [
     (replace("reward", None), "the reward is None"),
     (replace("reward", "1"), "the reward is '1'"),
     (replace("reward", [1.0, 2.0]), r"the reward is \[1.0, 2.0\]"),
-    (replace("terminated", np.array([True, False])), "truth value"),
+    (replace("terminated", np.array([True, False])), r"terminated is array\(.*\); it must be true or false"),
     (replace("info", None), "TypeError"),
-    (replace("info", {"action_mask": [1, 0]}), r"info has \{'action_mask': \(2,\)\}, but had none before"),
+    (replace("info", {"action_mask": [1, 0]}), "there is an action mask, unlike before"),
     (replace("more", 0), "too many values to unpack"),
 ]
 
@@ -112,9 +115,9 @@ def test_a_failing_step_cuts_the_episode(fault: Callable[[dict[str, Any]], Any],
         assert (reward, terminated, truncated) == (0.0, False, True)
         assert observation["numbers"].tolist() == [2.0, 2.0]
         with pytest.raises(AssertionError, match=f"the environment Steps failed at step 2 of an episode: .*{sentence}"):
-            raise AssertionError(info["failure"])
-        assert info.keys() == {"failure"}
-        assert "\n" not in info["failure"]
+            raise AssertionError(info["mneme.failure"])
+        assert info.keys() == {"mneme.failure"}
+        assert "\n" not in info["mneme.failure"]
 
 
 def test_what_fits_is_passed_on_in_the_types_of_the_space() -> None:
@@ -163,7 +166,7 @@ def test_an_episode_that_ends_by_itself_forgives_the_failures_before_it(limit: i
     for _ in range(4):
         env.reset()
         steps.at = 0
-        assert "failure" in env.step(0)[4]
+        assert "mneme.failure" in env.step(0)[4]
         env.reset()
         steps.at = 99
         while True:
@@ -225,7 +228,7 @@ def test_an_action_mask_that_changes_is_a_failure(mask: list[int] | None) -> Non
     steps.info = {"action_mask": [1, 0]}
     env = Guard(steps, max_failures=2)
     env.reset()
-    assert "before" in env.step(0)[4]["failure"]
+    assert re.search("unlike before|each of 2 actions", env.step(0)[4]["mneme.failure"])
 
 
 def test_a_final_step_needs_no_action_mask() -> None:
@@ -263,3 +266,68 @@ def test_vectorisers_do_not_write_into_the_class_of_the_environment() -> None:
     env = SyncVectorEnv([lambda: Guard(Steps(), 1)], autoreset_mode=AutoresetMode.SAME_STEP)
     assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
     assert Steps.metadata == {"render_modes": []}
+
+
+class Leaving(Steps):
+    """Leaves the program by turns in `step` and in `reset`, and when it is closed."""
+
+    left = 0
+
+    def reset(self, **options: Any) -> Any:
+        self.left += 1
+        if self.left % 2 == 0:
+            sys.exit(0)
+        return super().reset(**options)
+
+    def step(self, action: Any) -> Any:
+        raise Unusual("not an Exception")
+
+    def close(self) -> None:
+        sys.exit("closed")
+
+
+class Unusual(BaseException):
+    """As the errors of some libraries are."""
+
+
+def test_leaving_the_program_is_a_failure_like_any_other() -> None:
+    env = Guard(Leaving(), max_failures=3)
+    assert env.reset()[1] == {}
+    assert "failed at step 0 of an episode: Unusual: not an Exception" in env.step(0)[4]["mneme.failure"]
+    assert "failed in reset: SystemExit: 0" in env.reset()[1]["mneme.reset_failure"]
+    with pytest.raises(EnvironmentFailure, match="failure 3 in a row"):
+        env.step(0)
+
+
+def test_an_interruption_is_none_of_the_environments() -> None:
+    def interrupt(result: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    env = Guard(Steps(interrupt, at=0), max_failures=4)
+    env.reset()
+    with pytest.raises(KeyboardInterrupt):
+        env.step(0)
+
+
+def test_a_close_that_fails_is_told_once_and_costs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    tell_once.cache_clear()
+    for _ in range(2):
+        Guard(Leaving(), max_failures=1).close()
+    sentence = "the environment Leaving failed to close: SystemExit: closed; what it held may still be in use"
+    assert [record.getMessage() for record in caplog.records] == [sentence]
+
+
+def test_a_category_may_come_as_an_array_of_one() -> None:
+    env = Guard(Steps(replace("observation.rest", ([2], [0, 0])), at=0), max_failures=1)
+    env.reset()
+    assert env.step(0)[0]["rest"][0].tolist() == 2
+
+
+def test_a_seed_goes_to_spaces_of_its_own() -> None:
+    first, second = Guard(Steps(), 1), Guard(Steps(), 1)
+    first.reset(seed=3)
+    samples = [first.unwrapped.action_space.sample() for _ in range(20)]
+    first.reset(seed=3)
+    second.reset(seed=4)
+    assert [first.unwrapped.action_space.sample() for _ in range(20)] == samples
+    assert first.unwrapped.action_space is not Steps.action_space

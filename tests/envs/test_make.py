@@ -1,11 +1,13 @@
 """Making environments from settings, Gymnasium's registry, and finding a task's facts."""
 
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv, CartPoleVectorEnv
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
@@ -83,7 +85,7 @@ def test_default_settings_are_not_shared() -> None:
 
 def test_single_form_is_vectorised_with_same_step_autoreset(single_only: str) -> None:
     env = make_vector_env(EnvSettings(id=single_only, kwargs={"cues": 2}), 2)
-    assert isinstance(env, gym.vector.SyncVectorEnv)
+    assert isinstance(env.unwrapped, gym.vector.SyncVectorEnv)
     assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
     assert env.spec.id == single_only
     native = DelayedCue(2, cues=2, horizon=3)
@@ -97,7 +99,7 @@ def test_single_form_is_vectorised_with_same_step_autoreset(single_only: str) ->
 def test_a_vector_form_with_next_step_autoreset_is_used(next_step_only: str) -> None:
     for id in ("CartPole-v1", next_step_only):
         env = make_vector_env(EnvSettings(id=id), 2)
-        assert isinstance(env, CartPoleVectorEnv)
+        assert isinstance(env.unwrapped, CartPoleVectorEnv)
         assert env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
 
 
@@ -105,12 +107,12 @@ def test_a_vector_form_with_next_step_autoreset_is_used(next_step_only: str) -> 
     "registered", [{"vector_entry_point": Undeclared, "entry_point": DelayedCueEnv}], indirect=True
 )
 def test_a_vector_form_with_no_autoreset_gives_way_to_single_environments(registered: str) -> None:
-    assert isinstance(make_vector_env(EnvSettings(id=registered), 2), gym.vector.SyncVectorEnv)
+    assert isinstance(make_vector_env(EnvSettings(id=registered), 2).unwrapped, gym.vector.SyncVectorEnv)
 
 
 def test_single_environments_are_taken_on_request() -> None:
     env = make_vector_env(EnvSettings(id="CartPole-v1", vectorization="sync"), 2)
-    assert isinstance(env, gym.vector.SyncVectorEnv)
+    assert isinstance(env.unwrapped, gym.vector.SyncVectorEnv)
     env.reset(seed=0)
     for _ in range(100):
         *_, terminated, _, info = env.step(np.zeros(2, dtype=np.int64))
@@ -205,7 +207,8 @@ def test_facts_are_found_through_wrappers_and_vectorisers(single_only: str) -> N
         ),
         (
             EnvSettings(id="CartPole-v1", kwargs={"max_episode_steps": 9}),
-            "env.kwargs.max_episode_steps is 9, but CartPole-v1 has no such setting; it accepts sutton_barto_reward$",
+            "env.kwargs.max_episode_steps is 9, but CartPole-v1 has no such setting; it accepts sutton_barto_reward; "
+            "env.max_episode_steps is the setting for it$",
         ),
         (
             EnvSettings(kwargs={"cues": "4"}, vectorization="sync"),
@@ -271,3 +274,51 @@ def test_a_task_whose_code_is_missing_is_refused() -> None:
 def test_lane_count_is_checked() -> None:
     with pytest.raises(ValueError, match="num_envs is 0; it must be at least 1"):
         make_vector_env(EnvSettings(), 0)
+
+
+class OwnNames(DelayedCueEnv):
+    """Its own parameters bear the names of Gymnasium's; and an attribute, that of a vector environment's."""
+
+    metadata = {"render_modes": ["human"]}  # noqa: RUF012
+
+    def __init__(self, max_episode_steps: int = 5, num_envs: int = 2, render_mode: Any = None) -> None:
+        super().__init__(horizon=max_episode_steps)
+        self.num_envs, self.render_mode, self.envs = num_envs, render_mode, ["arena"]
+
+
+class Bare(CartPoleEnv):
+    """Says nothing about itself, and has an attribute that vector environments have too."""
+
+    metadata = None
+    envs = ("arena",)
+
+
+@pytest.mark.parametrize(
+    "registered",
+    [{"entry_point": OwnNames}, {"entry_point": OwnNames, "vector_entry_point": DelayedCue}],
+    indirect=True,
+)
+def test_parameters_of_its_own_reach_an_environment_whatever_their_names(registered: str) -> None:
+    kwargs = {"max_episode_steps": 7, "num_envs": 4, "render_mode": "human"}
+    env = make_vector_env(EnvSettings(id=registered, kwargs=kwargs), 2)
+    for guard in env.unwrapped.envs:
+        inner = guard.unwrapped
+        assert (inner.facts.memory_horizon, inner.num_envs, inner.render_mode) == (7, 4, "human")
+
+
+@pytest.mark.parametrize("registered", [{"entry_point": Bare}], indirect=True)
+def test_attributes_of_an_environments_own_are_not_taken_for_ours(registered: str) -> None:
+    env = make_vector_env(EnvSettings(id=registered), 2)
+    assert facts_of(env) is facts_of(Bare()) is None
+    assert env.reset(seed=0)[0].shape == (2, 4)
+
+
+def leaves(**kwargs: object) -> gym.Env:
+    sys.exit(0)
+
+
+@pytest.mark.parametrize("registered", [{"entry_point": leaves}], indirect=True)
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_an_environment_that_leaves_the_program_when_made_is_refused(registered: str, vectorization: str) -> None:
+    with pytest.raises(ValueError, match=r"Registered-v0 refuses env.kwargs \{\}: SystemExit: 0"):
+        make_vector_env(EnvSettings(id=registered, vectorization=vectorization), 2)

@@ -1,8 +1,11 @@
 """Lanes in subprocesses: they play as in one process, know nothing of the main program, and may die."""
 
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -169,3 +172,92 @@ def test_an_environment_that_cannot_be_made_in_a_subprocess_is_refused(task: str
     settings = EnvSettings(id=task, kwargs={"pid": os.getpid()}, vectorization="async")
     with pytest.raises(ValueError, match="refuses env.kwargs .*: EnvironmentFailure: an environment's subprocess died"):
         make_vector_env(settings, 1)
+
+
+class Parent(Obedient):
+    """Has two processes of its own, and observes their numbers."""
+
+    observation_space = spaces.Box(0, 2**31, (2,), np.float64)
+
+    def __init__(self) -> None:
+        self.child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
+        self.child.start()
+        self.program = subprocess.Popen(["sleep", "60"])
+
+    def close(self) -> None:
+        self.child.terminate()
+        self.program.terminate()
+
+    def observe(self) -> np.ndarray:
+        return np.array([self.child.pid, self.program.pid], np.float64)
+
+
+class UnmakeableSecond(Obedient):
+    def __init__(self, lane: int) -> None:
+        if lane == 1:
+            sys.exit("no licence left")
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and is not waited for does not."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def end(pids: list[int]) -> bool:
+    """Whether all of these end."""
+    for _ in range(200):
+        if not any(map(alive, pids)):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.parametrize("task", [Parent], indirect=True)
+@pytest.mark.parametrize("by", ["close", "death"])
+def test_lanes_may_have_processes_of_their_own_which_end_with_them(task: str, by: str) -> None:
+    env = make_vector_env(EnvSettings(id=task, vectorization="async"), 2)
+    pids = env.reset(seed=0)[0].astype(int).ravel().tolist()
+    assert all(map(alive, pids))
+    if by == "close":
+        env.close()
+    else:
+        with pytest.raises(EnvironmentFailure, match="subprocess died"):
+            env.step(np.array([0, 2]))
+    assert end(pids)
+
+
+ORPHANS = """
+import os, signal
+from envs import EnvSettings, make_vector_env
+import tests.envs.test_subprocesses as here
+import gymnasium as gym
+
+gym.register("Parent-v0", entry_point=here.Parent)
+env = make_vector_env(EnvSettings(id="Parent-v0", vectorization="async"), 2)
+print(*env.reset(seed=0)[0].astype(int).ravel(), *[process.pid for process in env.processes], flush=True)
+how = {how}
+if how:
+    os.kill(os.getpid(), how)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, 0])
+def test_lanes_and_their_processes_end_with_the_program(tmp_path: Path, how: int) -> None:
+    (tmp_path / "program.py").write_text(ORPHANS.replace("{how}", str(int(how))))
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, tmp_path / "program.py"],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=120,
+    )  # fmt: skip
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == 6
+    assert end(pids)
+
+
+@pytest.mark.filterwarnings("ignore:.*ERROR")
+@pytest.mark.parametrize("task", [UnmakeableSecond], indirect=True)
+def test_a_lane_that_cannot_be_made_says_why(task: str) -> None:
+    settings = EnvSettings(id=task, kwargs={"lane": "{lane}"}, vectorization="async")
+    with pytest.raises(ValueError, match="EnvironmentFailure: lane 1 cannot be made: SystemExit: no licence left"):
+        make_vector_env(settings, 2)

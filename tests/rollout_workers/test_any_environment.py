@@ -214,3 +214,32 @@ def test_success_may_be_a_return_that_the_user_names() -> None:
     stats = collector_of(counting(AutoresetMode.SAME_STEP), 40, success_return=10.0).collect()[1]
     np.testing.assert_array_equal(stats.successes, stats.returns >= 10.0)
     assert 0 < stats.successes.mean() < 1
+
+
+class OwnState(SyncVectorEnv):
+    """Calls something else its state, as simulators do."""
+
+    def get_state(self, lane: int | None = None) -> np.ndarray:
+        return np.zeros(3)
+
+
+def test_a_get_state_of_an_environments_own_is_not_taken_for_a_state_to_resume_from() -> None:
+    env = OwnState([lambda: CountingEnv()] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+    assert collector_of(env, 4).state() is None
+
+
+class Telling(SyncVectorEnv):
+    """Has words of its own in `final_info`."""
+
+    def step(self, actions: Any) -> Any:
+        *step, info = super().step(actions)
+        done = step[2] | step[3]
+        final = {"failure": np.array([True] * 2), "_failure": done, "reset_failure": np.ones(2), "_reset_failure": done}
+        return *step, info | ({"final_info": final, **final} if done.any() else {})
+
+
+def test_words_of_an_environments_own_are_not_taken_for_failures() -> None:
+    env = Telling([lambda: CountingEnv(shortest=3, spread=1)] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+    fragment, stats = collector_of(env, 8).collect()
+    assert fragment.valid.all()
+    assert not stats.failures

@@ -1,0 +1,124 @@
+"""Which actions an environment allows: where it says so, and whether it leaves anything to choose.
+
+Legend: N categories of all the Discrete and MultiDiscrete parts of an action space, in order.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from envs.told import tell_once
+
+ACTION_MASK = "action_mask"
+"""Where an environment's info, or its Dict observation, says which actions are allowed."""
+
+_METHOD = "action_masks"  # as sb3-contrib's MaskablePPO asks for them
+
+
+class Masks:
+    """Reads the masks of one environment.
+
+    An environment says which actions are allowed as a part of its Dict observation, in its `info`, or with
+    sb3-contrib's method `action_masks()`; the first of these that it has counts.
+
+    Args:
+        env: a single environment.
+        name: of the environment, for what is said.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], name: str) -> None:
+        self._env, self._name = env, name
+        self._counts = list(category_counts(env.action_space))
+        observed = env.observation_space
+        self._in_observation = isinstance(observed, spaces.Dict) and ACTION_MASK in observed.spaces
+        self._method: Callable[[], Any] | None = None
+        method = env.get_wrapper_attr(_METHOD) if env.has_wrapper_attr(_METHOD) else None
+        if method is None or self._in_observation:
+            return
+        if not self._counts:
+            self._say(f"{_METHOD}()", f"the action space {env.action_space} has no categories")
+        elif not callable(method) or not _accepts_nothing(method):
+            self._say(f"the attribute {_METHOD}", "it is not a method without arguments")
+        else:
+            self._method = method
+
+    def read(self, info: Mapping[str, Any]) -> np.ndarray | None:
+        """The mask, bool [N], that goes along with the observation; None where the environment gives none, or gives it
+        in the observation.
+
+        Raises:
+            ValueError: a mask that does not hold one number for each category.
+        """
+        if ACTION_MASK in info:
+            if self._counts:
+                return self._fitted(info[ACTION_MASK], f"info[{ACTION_MASK!r}]")
+            self._say(f"info[{ACTION_MASK!r}]", f"the action space {self._env.action_space} has no categories")
+        return None if self._method is None else self._fitted(self._method(), f"{_METHOD}()")
+
+    def check(self, mask_N: np.ndarray | None, observation: Any) -> None:
+        """Refuse a mask, from `read` or in the observation, that leaves a part of the action nothing to choose.
+
+        Raises:
+            ValueError: one sentence.
+        """
+        if self._in_observation:
+            mask_N = np.concatenate([np.ravel(part) for part in _arrays(observation[ACTION_MASK])]).astype(np.bool_)
+        if mask_N is None or mask_N.size != sum(self._counts):
+            return
+        start = 0
+        for count in self._counts:
+            if not mask_N[start : start + count].any():
+                raise ValueError(f"the action mask allows none of {count} actions")
+            start += count
+
+    def _fitted(self, mask: Any, origin: str) -> np.ndarray:
+        parts = [np.ravel(part) for part in mask] if isinstance(mask, (list, tuple)) else [np.ravel(mask)]
+        mask_N = np.concatenate(parts) if parts else np.empty(0)
+        if mask_N.shape != (sum(self._counts),) or mask_N.dtype.kind not in "biuf":
+            raise ValueError(
+                f"{origin} holds {mask_N.size} values of type {mask_N.dtype}; it must hold one number or boolean for "
+                f"each of {sum(self._counts)} actions"
+            )
+        return mask_N.astype(np.bool_)
+
+    def _say(self, what: str, why: str) -> None:
+        tell_once(f"{what} of {self._name} is not used as an action mask, as {why}")
+
+
+def category_counts(space: gym.Space[Any]) -> Iterator[int]:
+    """How many categories each Discrete and MultiDiscrete part of an action space has."""
+    if isinstance(space, spaces.Discrete):
+        yield int(space.n)
+    elif isinstance(space, spaces.MultiDiscrete):
+        yield from (int(n) for n in space.nvec.ravel())
+    elif isinstance(space, spaces.Dict):
+        for child in space.spaces.values():
+            yield from category_counts(child)
+    elif isinstance(space, spaces.Tuple):
+        for child in space.spaces:
+            yield from category_counts(child)
+
+
+def _accepts_nothing(function: Callable[..., Any]) -> bool:
+    """Whether a function can be called without arguments."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:
+        return True
+    return all(p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+
+
+def _arrays(value: Any) -> Iterator[Any]:
+    """The arrays inside nested mappings and tuples, in order."""
+    if isinstance(value, Mapping):
+        for child in value.values():
+            yield from _arrays(child)
+    elif isinstance(value, tuple):
+        for child in value:
+            yield from _arrays(child)
+    else:
+        yield value
