@@ -79,7 +79,7 @@ def draw_learning_curve(
             _evaluation(axes["success"], history, "success")
             axes["success"].set_ylim(-0.03, 1.05)
             axes["success"].yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-        _training(axes["kl"], history, "kl", "KL of an update")
+        _training(axes["kl"], history, "kl", "KL of an update, old to new")
         _training(axes["entropy"], history, "entropy", "entropy (nats)")
         _training(axes["speed"], history, "steps_per_second", "environment steps per second")
         for name in ("kl", "entropy", "speed"):

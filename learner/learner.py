@@ -25,7 +25,7 @@ from learner.arrival import accepted
 from learner.batch import SequenceBatch
 from learner.carries import StoredCarries
 from learner.losses import normalized
-from learner.ppo import ShardResult, shard_gradients
+from learner.ppo import ShardResult, kl_sum, shard_gradients
 from learner.returns import Returns, gae, vtrace
 from learner.reward_scale import RewardScale
 from learner.settings import LearnerSettings
@@ -34,6 +34,7 @@ from learner.windows import pieces
 from rollout_workers.fragment import FragmentError
 
 _MAX_SHARDS = 4
+_KL_PASSES = 16  # a share of epochs / 16 of the sequences tells the KL of an update, for 2 to 3 % of its time
 _ADAM_EPSILON = 1e-5
 
 
@@ -42,7 +43,9 @@ class UpdateReport(NamedTuple):
 
     version: int  # of the weights after it
     steps: int  # environment steps trained on
-    metrics: dict[str, float]  # losses, KL, staleness and the like, averaged over the update's minibatches
+    metrics: dict[
+        str, float
+    ]  # losses, KL, staleness and the like, averaged over the update's minibatches, but for the KL after it
     seconds: dict[str, float]  # where the time went, wall clock summed over an update; within shards, their mean
     refused: tuple[str, ...]  # one sentence for each fragment that was not used
 
@@ -186,7 +189,7 @@ class Learner:
                 for result in results:
                     for name, value in result.sums.items():
                         sums[name] += value
-                    epoch_kl += result.sums["kl"]
+                    epoch_kl += result.sums["kl_minibatches"]
                     for key, spent in zip(("windows", "forward", "backward"), result.seconds, strict=True):
                         seconds[key] += spent / len(results)
                 counted += count
@@ -196,13 +199,24 @@ class Learner:
             epochs = epoch + 1
             if s.target_kl is not None and epoch_kl / epoch_count > s.target_kl:
                 break
+        clock = perf_counter()
+        sample = torch.from_numpy(order.permutation(batch.sequences)[: -(-batch.sequences * epochs // _KL_PASSES)])
+        kl = self._kl(batch, sample.to(self.device))
+        seconds["forward"] += perf_counter() - clock
         metrics = {name: value / counted for name, value in sums.items()}
         return metrics | {
+            "kl": kl,
             "grad_norm": grad_norm / minibatches,
             "ratio_error": ratio_error,
             "epochs": float(epochs),
             "learning_rate": float(self._optimizer.param_groups[0]["lr"]),
         }
+
+    def _kl(self, batch: SequenceBatch, rows: Tensor) -> float:
+        """Between the policy that the epochs began with and the present one, a mean over these sequences' steps."""
+        shards = [shard for shard in rows.chunk(self.shards) if len(shard)]
+        sums = self._pool.map(lambda shard: kl_sum(self.policy, self.settings, batch, shard), shards)
+        return sum(sums) / max(1, int(batch.valid[rows].sum()))
 
     def _gradients(self, batch: SequenceBatch, returns: Returns, rows: Tensor, count: int) -> list[ShardResult]:
         shards = [shard for shard in rows.chunk(self.shards) if len(shard)]

@@ -68,6 +68,24 @@ def shard_gradients(
     )
 
 
+@torch.no_grad()
+def kl_sum(policy: Policy, s: LearnerSettings, batch: SequenceBatch, rows: Tensor) -> float:
+    """KL(policy of the batch's log-probabilities || this policy), summed over the valid steps of `rows` [n], in nats.
+
+    It is estimated from the actions taken, as in `clipped_policy_loss`.
+    """
+    plan = s.plan(batch.length)
+    total = torch.zeros((), device=rows.device)
+    for group in pieces(policy, plan, rows, batch.length):
+        for piece in group:
+            windows = windows_of(policy, plan, batch, piece)
+            out = policy.scan(windows.observations, windows.resets, windows.carry)
+            now = policy.action_head.log_prob(out.parameters_TBA, taken(batch.actions, piece, plan.window))
+            before = taken(batch.log_probs, piece, plan.window)
+            total += masked_sum(clipped_policy_loss(now, before, torch.zeros_like(now), s.clip).kl, windows.mask)
+    return float(total)
+
+
 def _piece_gradients(
     policy: Policy,
     s: LearnerSettings,
@@ -94,7 +112,7 @@ def _piece_gradients(
         "policy_loss": surrogate.loss,
         "value_loss": value_loss(out.value_TB, old_values, targets, s.value_clip),
         "entropy": policy.action_head.entropy(out.parameters_TBA),
-        "kl": surrogate.kl,
+        "kl_minibatches": surrogate.kl,
         "clip_fraction": surrogate.clipped,
         **out.signals,
     }

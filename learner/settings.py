@@ -52,7 +52,7 @@ class LearnerSettings(Settings, section="learner"):
     max_grad_norm: float = 0.5
     """Gradients are scaled down to this norm."""
     target_kl: float | None = None
-    """Stop the epochs of an update once the mean KL of one of them exceeds this; unset: never."""
+    """Stop the epochs of an update once the mean KL of one of them (kl_minibatches) exceeds this; unset: never."""
     anchor: Literal["auto", "always", "never"] = "auto"
     """Recompute carries, log-probabilities and values under the current weights before the epochs. auto: only where
     fragments may be stale, that is in asynchronous service."""
