@@ -175,7 +175,7 @@ def test_a_run_is_evaluated_resumed_and_started_again_with_the_arguments_that_it
         ):
             assert same(read.env.kwargs, config.env.kwargs)
             assert same(read.env.kwargs["words"], [1e3, "1e3", "yes", True, (1, 2)])
-            again = read.changed("rollout", carry_stride=None)
+            again = read.changed("rollout", carry_stride=None, warm_up=None)
             assert again == config.changed("tracking", uri=read.tracking.uri)
         assert evaluate_checkpoint(run, episodes=4, lanes=4, seed=0).episodes == 4
         assert resume(run, total_steps=56, local=True).steps == 56
