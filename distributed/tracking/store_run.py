@@ -5,7 +5,7 @@ Every method calls the store and may raise. Only the tracking thread is here, as
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -229,19 +229,22 @@ class StoreRun:
     def upload(self, path: Path, folder: str) -> None:
         """Copy a file or a folder; under `folder`, what `path` no longer has beside it goes.
 
-        A path that has gone meanwhile is passed over.
+        A path that has gone meanwhile is passed over: the store may have the only copy of what was beside it.
         """
+        if not path.exists():
+            return
         if path.is_dir():
             self._client.log_artifacts(self.id, str(path), f"{folder}/{path.name}" if folder else path.name)
-        elif path.exists():
+        else:
             self._client.log_artifact(self.id, str(path), folder or None)
-        if folder:
-            self._prune(path.parent, folder)
+        kept = {beside.name for beside in path.parent.iterdir()} if folder else set()
+        if path.name in kept:
+            self._prune(kept, folder)
 
-    def _prune(self, kept: Path, folder: str) -> None:
+    def _prune(self, kept: Container[str], folder: str) -> None:
         artifacts = self._client._tracking_client._get_artifact_repo(self.id)
         for item in self._client.list_artifacts(self.id, folder):
-            if not (kept / Path(item.path).name).exists():
+            if Path(item.path).name not in kept:
                 with suppress(NotImplementedError):  # a store that keeps everything
                     artifacts.delete_artifacts(item.path)
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shutil
 import socket
 import subprocess
 import sys
@@ -106,7 +107,10 @@ def test_checkpoints_in_the_store_are_those_of_the_folder(store: Path, folder: R
         if step == 2:
             (folder.checkpoints / "step-1" / "weights").unlink()
             (folder.checkpoints / "step-1").rmdir()
-    tracker.artifact(folder.checkpoints / "step-0", "checkpoints")  # one that has been removed meanwhile
+    while (uploaded / "step-1").exists():
+        time.sleep(0.01)
+    shutil.rmtree(folder.checkpoints)  # with one that waits to be uploaded: what the store has may be all there is
+    tracker.artifact(folder.checkpoints / "step-4", "checkpoints")
     tracker.close(timeout=60)
     assert sorted(path.name for path in uploaded.iterdir()) == ["step-2", "step-3"]
     assert (uploaded / "step-3" / "weights").read_text() == "3"
