@@ -11,7 +11,7 @@ from controllers import Controller, Policy, PolicySpec, build_policy
 from distributed.config import Config, ConfigError
 from envs import EnvironmentFailure, EnvSettings, Place, TaskFacts, facts_of, make_vector_env
 from learner import default_shards
-from rollout_workers import policy_spec
+from rollout_workers import adapter_of, policy_spec
 
 _DEFAULT_LENGTH = 128  # steps in a sequence where the task's episodes have no fixed length
 _STALENESS_PROBES = 4  # carries stored a sequence where the mode needs only the first but staleness is measured
@@ -21,10 +21,11 @@ _WARM_UP = 64  # least steps of its past that a sequence brings along where its 
 class Blueprint(NamedTuple):
     """Enough to build every part of a run, on any machine, alike."""
 
-    config: Config  # with what is left open in rollout and learner.shards filled in
+    config: Config  # with what is left open in rollout, learner.shards and how images are read filled in
     spec: PolicySpec
     horizon: int  # steps over which the task asks to remember
     facts: TaskFacts | None
+    observed: tuple[str, ...]  # how each part of the observation is read, in words
 
     @property
     def lanes_per_worker(self) -> int:
@@ -79,7 +80,8 @@ def make_blueprint(config: Config) -> Blueprint:
     except Exception as error:
         raise ConfigError(str(error)) from error
     try:
-        spec, facts = policy_spec(env, config.spaces), facts_of(env)
+        seen, facts = adapter_of(env, config.spaces), facts_of(env)
+        spec, config = seen.spec, config.changed("spaces", layout=seen.settings.layout, scale=seen.settings.scale)
         length = config.rollout.length or (facts.episode_length if facts else None) or _DEFAULT_LENGTH
         config.learner.check_batch(config.rollout.lanes)
         if facts is None and config.env.success_return is None:
@@ -105,6 +107,7 @@ def make_blueprint(config: Config) -> Blueprint:
             spec,
             config.policy.controller.expected_horizon or (max(1, facts.memory_horizon) if facts else length),
             facts,
+            seen.described,
         )
         _try_out(blueprint.policy().controller, config.policy.controller.kind)
     except (ValueError, EnvironmentFailure) as error:

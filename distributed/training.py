@@ -283,6 +283,7 @@ def _execute(
         stack.enter_context(display)
         stack.enter_context(warnings_noted(display.note))
         display.start(config.train.total_steps, title=name)
+        display.note(f"observed: {'; '.join(blueprint.observed)}")
         compile_ahead(blueprint.policy().controller, config.policy.controller.kind, display.note)
         runner = _make_runner(blueprint, local, display.note)
         stack.callback(runner.close)

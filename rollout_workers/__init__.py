@@ -5,7 +5,7 @@ from rollout_workers.episodes import EpisodeStats
 from rollout_workers.evaluation import Evaluation, EvaluationError, evaluate
 from rollout_workers.fragment import Fragment, FragmentError
 from rollout_workers.settings import RolloutSettings, SpaceSettings
-from rollout_workers.spaces import policy_spec
+from rollout_workers.spaces import adapter_of, policy_spec
 
 __all__ = [
     "Collector",
@@ -16,6 +16,7 @@ __all__ = [
     "FragmentError",
     "RolloutSettings",
     "SpaceSettings",
+    "adapter_of",
     "evaluate",
     "policy_spec",
 ]

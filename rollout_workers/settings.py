@@ -1,8 +1,10 @@
 """What a user may set about collecting experience."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from controllers import Settings
+
+FLAT = "flat"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +16,13 @@ class SpaceSettings(Settings, section="spaces"):
     features: tuple[int, ...] | None = None
     """Features of a flat Box observation that the agent sees, counted from 0; hiding velocities, for example, makes a
     task need memory. Unset: all."""
+    layout: dict[str, str] = field(default_factory=dict)
+    """Axes of parts of the observation that are images, such as {image: HWC}, in letters: F frames, H height, W width,
+    C channels; frames become channels. flat: no image, but numbers. An observation without parts is called
+    observation. Unset: as the Box's shape, type and bounds suggest."""
+    scale: dict[str, float] = field(default_factory=dict)
+    """What the numbers of an image are multiplied by, such as {image: 1.0}. Unset: 1/255 for bytes, and for others as
+    their bounds suggest."""
     previous_action: bool = False
     """Show the agent its last action."""
     previous_reward: bool = False
@@ -27,6 +36,16 @@ class SpaceSettings(Settings, section="spaces"):
             raise ValueError(f"spaces.features is {list(self.features)}; give one or more numbers from 0")
         if self.keys is not None and not self.keys:
             raise ValueError("spaces.keys is empty; name at least one part of the observation")
+        for part, layout in self.layout.items():
+            letters = set(layout)
+            if layout != FLAT and not (len(letters) == len(layout) and set("HW") <= letters <= set("FHWC")):
+                raise ValueError(
+                    f"spaces.layout.{part} is {layout!r}; give each axis one of the letters F, H, W and C, such as "
+                    f"HWC, CHW, HW or FHWC, or flat"
+                )
+        for part, scale in self.scale.items():
+            if not scale > 0:
+                raise ValueError(f"spaces.scale.{part} is {scale}; it must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

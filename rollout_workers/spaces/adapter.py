@@ -4,6 +4,7 @@ Legend: B lanes, N slots of a packed action.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -16,11 +17,9 @@ from controllers import ACTION_MASK, PREVIOUS_ACTION, ActionHead, Joint, PolicyS
 from rollout_workers.settings import SpaceSettings
 from rollout_workers.spaces.actions import acted_leaf
 from rollout_workers.spaces.leaves import leaves_of, nested, size_of
-from rollout_workers.spaces.observations import observed_leaves
+from rollout_workers.spaces.observations import PREVIOUS_REWARD, observed_leaves
 
 Parts = dict[str, np.ndarray]
-
-_PREVIOUS_REWARD = "previous_reward"
 
 
 class SpaceAdapter:
@@ -37,11 +36,20 @@ class SpaceAdapter:
     """
 
     def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any], settings: SpaceSettings, masked: bool) -> None:
-        self._settings = settings
+        self.settings = settings
         self._space = env.single_observation_space
         leaves = list(leaves_of(self._space))
         self._mask_leaves = [leaf for leaf in leaves if leaf.path[:1] == (ACTION_MASK,)]
         self._observed = observed_leaves([leaf for leaf in leaves if leaf not in self._mask_leaves], settings)
+        self.described = tuple(map(str, self._observed))
+        """How each part of the observation is read."""
+        read = {observed.leaf.name: observed.reading for observed in self._observed if observed.reading is not None}
+        self.settings = replace(
+            settings,
+            layout=settings.layout | {name: reading.layout for name, reading in read.items()},
+            scale=settings.scale | {name: reading.scale for name, reading in read.items()},
+        )
+        """With how images are read filled in."""
         self._action_space = env.single_action_space
         self._acted = [acted_leaf(leaf, settings.squash) for leaf in leaves_of(self._action_space)]
         if settings.squash and not any(isinstance(leaf.space, spaces.Box) for leaf in leaves_of(self._action_space)):
@@ -54,7 +62,7 @@ class SpaceAdapter:
         self._joint = self._acted[0].head if len(self._acted) == 1 else Joint(tuple(heads))
         observations = {observed.leaf.name: observed.part for observed in self._observed}
         if settings.previous_reward:
-            observations[_PREVIOUS_REWARD] = Vector(1)
+            observations[PREVIOUS_REWARD] = Vector(1)
         self.spec = PolicySpec(
             observations=observations,
             actions=self._joint,
@@ -101,9 +109,9 @@ class SpaceAdapter:
                     f"it must be {(len(reward_B), *observed.part.shape)}"
                 )
             parts[observed.leaf.name] = part
-        if self._settings.previous_reward:
-            parts[_PREVIOUS_REWARD] = reward_B[:, None].astype(np.float32)
-        if self._settings.previous_action:
+        if self.settings.previous_reward:
+            parts[PREVIOUS_REWARD] = reward_B[:, None].astype(np.float32)
+        if self.settings.previous_action:
             parts[PREVIOUS_ACTION] = action_B
         return parts
 
@@ -152,7 +160,12 @@ class SpaceAdapter:
 
 
 def policy_spec(env: gym.vector.VectorEnv[Any, Any, Any], settings: SpaceSettings | None = None) -> PolicySpec:
-    """The policy specification of an environment, which is reset once to see whether it masks actions.
+    """The policy specification of an environment; see `adapter_of`."""
+    return adapter_of(env, settings or SpaceSettings()).spec
+
+
+def adapter_of(env: gym.vector.VectorEnv[Any, Any, Any], settings: SpaceSettings) -> SpaceAdapter:
+    """The adapter of an environment, which is reset once to see whether it masks actions.
 
     Raises:
         ValueError: a space that no policy here can handle.
@@ -161,7 +174,7 @@ def policy_spec(env: gym.vector.VectorEnv[Any, Any, Any], settings: SpaceSetting
         _, info = env.reset(seed=0)
     except Exception as error:
         raise ValueError(f"the environment cannot be reset: {type(error).__name__}: {error}") from error
-    return SpaceAdapter(env, settings or SpaceSettings(), masked=ACTION_MASK in info).spec
+    return SpaceAdapter(env, settings, masked=ACTION_MASK in info)
 
 
 def _independent(head: ActionHead) -> tuple[ActionHead, ...]:

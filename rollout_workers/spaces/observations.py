@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 from gymnasium import spaces
 
-from controllers import Image, ObservationPart, OneHot, Vector
+from controllers import ObservationPart, OneHot, Vector
 from rollout_workers.settings import SpaceSettings
+from rollout_workers.spaces.images import Reading, image_of, reading_of
 from rollout_workers.spaces.leaves import Convert, Leaf, size_of
 
-_LEAST_IMAGE_SIDE = 3  # pixels; anything smaller is a list of numbers
-_PIXEL = 255
+PREVIOUS_REWARD = "previous_reward"
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,19 @@ class ObservedLeaf:
     leaf: Leaf
     part: ObservationPart
     convert: Convert  # the environment's array [B, ...] to the part's
+    reading: Reading | None = None  # of an image
+
+    def __str__(self) -> str:
+        shape, dtype = self.leaf.space.shape, self.leaf.space.dtype
+        if self.reading is not None:
+            factor = "" if self.reading.scale == 1 else f" × 1/{1 / self.reading.scale:.4g}"
+            how = f"image {self.reading.layout}{factor}"
+        elif isinstance(self.part, OneHot):
+            counts = self.part.counts
+            how = f"{counts[0]} categories" if len(counts) == 1 else f"{len(counts)} numbers of categories"
+        else:
+            how = f"{size_of(self.part.shape)} number{'s' * (self.part.shape != (1,))}"
+        return f"{self.leaf.name} {shape} {dtype} as {how}"
 
 
 def observed_leaves(leaves: list[Leaf], settings: SpaceSettings) -> list[ObservedLeaf]:
@@ -36,7 +49,8 @@ def observed_leaves(leaves: list[Leaf], settings: SpaceSettings) -> list[Observe
                     f"spaces.keys names {key!r}, but the observation has {', '.join(sorted(names)) or 'no parts'}"
                 )
         leaves = [leaf for leaf in leaves if leaf.path and str(leaf.path[0]) in settings.keys]
-    observed = [_observed_leaf(leaf) for leaf in leaves]
+    _check_names(leaves, settings)
+    observed = [_observed_leaf(leaf, settings) for leaf in leaves]
     if settings.features is None:
         return observed
     if len(observed) != 1 or not isinstance(observed[0].part, Vector):
@@ -54,17 +68,33 @@ def observed_leaves(leaves: list[Leaf], settings: SpaceSettings) -> list[Observe
     return [ObservedLeaf(observed[0].leaf, Vector(len(chosen)), lambda x: convert(x)[:, chosen])]
 
 
-def _observed_leaf(leaf: Leaf) -> ObservedLeaf:
+def _check_names(leaves: list[Leaf], settings: SpaceSettings) -> None:
+    names = [leaf.name for leaf in leaves]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f"{names.count(name)} parts of the observation are named {name!r}, where what is nested is joined by "
+                f"dots; rename all but one, or choose parts with spaces.keys"
+            )
+    if settings.previous_reward and PREVIOUS_REWARD in names:
+        raise ValueError(
+            f"spaces.previous_reward is set, but the observation has a part {PREVIOUS_REWARD!r} of its own; leave it "
+            f"unset, or rename the part"
+        )
+    for setting in ("layout", "scale"):
+        for name in getattr(settings, setting):
+            if name not in names:
+                raise ValueError(
+                    f"spaces.{setting} names {name!r}, but the parts of the observation are {', '.join(names)}"
+                )
+
+
+def _observed_leaf(leaf: Leaf, settings: SpaceSettings) -> ObservedLeaf:
     space = leaf.space
     if isinstance(space, spaces.Box) and space.dtype is not None and space.dtype.kind in "fiub":
-        if (image := _image_shape(space)) is not None:
-            pixels = space.dtype == np.uint8
-            stored = space.dtype if pixels else np.dtype(np.float32)
-            channels_last = image[2] <= image[0]
-            scale = 1.0 / _PIXEL if pixels else 1.0
-            return ObservedLeaf(
-                leaf, Image(image, channels_last, scale), lambda x: x.reshape(len(x), *image).astype(stored, copy=False)
-            )
+        reading = reading_of(leaf, settings.layout.get(leaf.name), settings.scale.get(leaf.name))
+        if reading is not None:
+            return ObservedLeaf(leaf, *image_of(space, reading), reading)
         return ObservedLeaf(leaf, Vector(size_of(space.shape)), _as_floats)
     if isinstance(space, spaces.MultiBinary):
         return ObservedLeaf(leaf, Vector(size_of(space.shape)), _as_floats)
@@ -80,17 +110,6 @@ def _observed_leaf(leaf: Leaf) -> ObservedLeaf:
         f"{leaf.named('observation')} is not supported (Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple "
         f"of these are); {remedy}"
     )
-
-
-def _image_shape(space: spaces.Box) -> tuple[int, int, int] | None:
-    """Three axes if the space holds images: any Box of three axes, and a Box of bytes of two."""
-    shape = space.shape
-    if len(shape) == 2 and space.dtype == np.uint8:
-        shape = (*shape, 1)
-    if len(shape) != 3:
-        return None
-    sides = shape[:2] if shape[2] <= shape[0] else shape[1:]
-    return (shape[0], shape[1], shape[2]) if min(sides) >= _LEAST_IMAGE_SIDE else None
 
 
 def _as_floats(x: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from controllers import Bernoulli, Categorical, Gaussian, Image, Joint, OneHot, Vector
 from rollout_workers import SpaceSettings, policy_spec
-from rollout_workers.spaces import SpaceAdapter
+from rollout_workers.spaces import SpaceAdapter, adapter_of
 from tests.environments import Everything
 
 
@@ -31,6 +31,53 @@ def vector(observation: gym.Space[Any], action: gym.Space[Any], lanes: int = 2) 
 
 
 BOX, TWO = spaces.Box(-1.0, 1.0, (3,)), spaces.Discrete(2)
+
+
+@pytest.mark.parametrize(
+    ("space", "layout", "part"),
+    [
+        (spaces.Box(0, 1, (7, 7, 20), np.uint8), None, Image((7, 7, 20), True, 1.0)),
+        (spaces.Box(0, 1, (20, 7, 7), np.uint8), None, Image((20, 7, 7), False, 1.0)),
+        (spaces.Box(0, 1, (7, 7, 20), bool), None, Image((7, 7, 20), True, 1.0)),
+        (spaces.Box(0, 10, (7, 7, 3), np.int64), None, Image((7, 7, 3), True, 1 / 10)),
+        (spaces.Box(0, 255, (210, 160, 3), np.float32), None, Image((210, 160, 3), True, 1 / 255)),
+        (spaces.Box(0, 255, (3, 210, 160), np.uint8), None, Image((3, 210, 160), False, 1 / 255)),
+        (spaces.Box(-np.inf, np.inf, (6, 8, 3)), None, Image((6, 8, 3), True, 1.0)),
+        (spaces.Box(0, 1, (3, 12, 12), np.float64), None, Image((3, 12, 12), False, 1.0)),
+        (spaces.Box(0, 255, (4, 16, 20, 3), np.uint8), None, Image((16, 20, 12), True, 1 / 255)),
+        (spaces.Box(0, 255, (4, 3, 16, 20), np.uint8), None, Image((12, 16, 20), False, 1 / 255)),
+        (spaces.Box(0, 1, (9, 8), np.uint8), None, Vector(72)),
+        (spaces.Box(0, 1, (9, 8)), "HW", Image((9, 8, 1), True, 1.0)),
+        (spaces.Box(0, 1, (7, 9, 20)), "CHW", Image((7, 9, 20), False, 1.0)),
+        (spaces.Box(0, 1, (7, 9, 20)), "HWC", Image((7, 9, 20), True, 1.0)),
+        (spaces.Box(0, 1, (7, 7, 20)), "flat", Vector(980)),
+        (spaces.Box(0, 255, (16, 20, 3, 4), np.uint8), "HWCF", Image((16, 20, 12), True, 1 / 255)),
+    ],
+)
+def test_an_image_its_layout_and_its_scale_follow_from_type_bounds_shape_and_setting(
+    space: gym.Space[Any], layout: str | None, part: Any
+) -> None:
+    settings = SpaceSettings(layout={} if layout is None else {"observation": layout})
+    assert policy_spec(vector(space, TWO), settings).observations == {"observation": part}
+
+
+def test_frames_become_channels_in_their_order() -> None:
+    env = vector(spaces.Box(0, 255, (2, 4, 5, 3), np.uint8), TWO)
+    adapter = adapter_of(env, SpaceSettings())
+    x = np.random.default_rng(0).integers(0, 256, (2, 2, 4, 5, 3), dtype=np.uint8)
+    seen = adapter.observe(x, {}, adapter.no_action(2), np.zeros(2))["observation"]
+    assert seen.dtype == np.uint8
+    for frame in range(2):
+        np.testing.assert_array_equal(seen[..., frame * 3 : frame * 3 + 3], x[:, frame])
+
+
+def test_how_an_observation_is_read_is_said_and_filled_in() -> None:
+    seen = spaces.Dict({"grid": spaces.Box(0, 10, (7, 7, 3), np.uint8), "day": spaces.Discrete(4), "x": BOX})
+    adapter = adapter_of(vector(seen, TWO), SpaceSettings(scale={"grid": 0.5}))
+    assert sorted(adapter.described) == [
+        "day () int64 as 4 categories", "grid (7, 7, 3) uint8 as image HWC × 1/2", "x (3,) float32 as 3 numbers"
+    ]  # fmt: skip
+    assert (adapter.settings.layout, adapter.settings.scale) == ({"grid": "HWC"}, {"grid": 0.5})
 
 
 @pytest.mark.parametrize(
@@ -175,6 +222,14 @@ def test_masks_of_the_wrong_shape_or_without_any_choice_are_refused() -> None:
         (BOX, TWO, {"features": (0, 3)}, "names feature 3, but the observation has 3"),
         (spaces.Discrete(3), TWO, {"features": (0,)}, "the observation is not one flat Box"),
         (spaces.Dict({"a": BOX}), TWO, {"keys": ("c",)}, "spaces.keys names 'c', but the observation has a"),
+        (spaces.Dict({"arm.x": BOX, "arm": spaces.Dict({"x": BOX})}), TWO, {}, "2 parts .* are named 'arm.x'"),
+        (spaces.Dict({"previous_reward": BOX}), TWO, {"previous_reward": True}, "a part 'previous_reward' of its own"),
+        (spaces.Dict({"previous_action": BOX}), TWO, {}, "named 'previous_action', which has a meaning of its own"),
+        (spaces.Box(0, 1, (7, 9, 20)), TWO, {}, "first or last; .* spaces.layout={observation: HWC} or CHW"),
+        (spaces.Box(0, 1, (4, 7, 7, 7)), TWO, {}, "spaces.layout={observation: FHWC} or FCHW, or flat"),
+        (BOX, TWO, {"layout": {"observation": "HWC"}}, "spaces.layout is 'HWC' for .* which has 1 axes"),
+        (BOX, TWO, {"layout": {"image": "HWC"}}, "names 'image', but the parts of the observation are observation"),
+        (BOX, TWO, {"scale": {"observation": 2.0}}, "spaces.scale is 2.0 for .* which is read as numbers"),
         (BOX, TWO, {"keys": ("c",)}, "spaces.keys names 'c', but the observation has no parts"),
         (BOX, spaces.Box(0.0, np.inf, (2,)), {"squash": True}, "spaces.squash is set, but .* has no bounds"),
         (BOX, TWO, {"squash": True}, "spaces.squash is set, but the action space .* has no Box"),
@@ -189,7 +244,14 @@ def test_what_no_policy_fits_is_refused_by_name(
 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
-    [({"features": (-1,)}, "numbers from 0"), ({"features": ()}, "one or more"), ({"keys": ()}, "at least one part")],
+    [
+        ({"layout": {"a": "WC"}}, "spaces.layout.a is 'WC'; give each axis one of"),
+        ({"layout": {"a": "HWCC"}}, "spaces.layout.a is 'HWCC'"),
+        ({"scale": {"a": 0}}, "spaces.scale.a is 0.0; it must be above 0"),
+        ({"features": (-1,)}, "numbers from 0"),
+        ({"features": ()}, "one or more"),
+        ({"keys": ()}, "at least one part"),
+    ],
 )
 def test_settings_that_name_nothing_are_refused(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
