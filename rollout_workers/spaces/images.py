@@ -58,10 +58,7 @@ def image_of(space: spaces.Box, reading: Reading) -> tuple[Image, Convert]:
         range(len(shape)) if channels_first else sorted(range(len(shape)), key=lambda axis: "HWFC".index(layout[axis]))
     )
     moved = tuple(shape[axis] for axis in order)
-    if channels_first:
-        image = (size_of(moved[:-2]), moved[-2], moved[-1])
-    else:
-        image = (moved[0], moved[1], size_of(moved[2:]))
+    image = (size_of(moved[:-2]), moved[-2], moved[-1]) if channels_first else (moved[0], moved[1], size_of(moved[2:]))
     stored = np.dtype(np.uint8 if space.dtype in (np.uint8, np.bool_) else np.float32)
     axes = (0, *(axis + 1 for axis in order))
 
