@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from distributed.paths import CHECKPOINT_PREFIX, CHECKPOINTS, MANIFEST, UNSUPPOR
 
 FORMAT = 2  # 1: Mamba-2 carried [B, H, P, N], and mamba and mamba2 were fed with a bias
 _RUN = "run.json"
+_MOST_JSON = 64 << 20  # bytes of one JSON file
 
 logger = logging.getLogger("mneme")
 _unflushed: list[Path] = []  # the first path that could not be flushed, for which it was said
@@ -93,15 +95,18 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not path.is_dir():
         raise CheckpointError(f"there is no checkpoint at {path}; give a run folder or one of its checkpoints")
     try:
-        sums = json.loads((path / MANIFEST).read_text())
+        sums = _read_json(path / MANIFEST)
         if not {_RUN, "learner.safetensors"} <= set(sums):
             raise CheckpointError(f"the checkpoint {path} is damaged: its manifest does not name every part")
+        for name in sums:
+            if name != Path(name).name or not stat.S_ISREG((path / name).lstat().st_mode):
+                raise CheckpointError(f"the checkpoint {path} is damaged: {name} is no file of its own")
         for name, expected in sums.items():
             if _sha256(path / name) != expected:
                 raise CheckpointError(f"the checkpoint {path} is damaged: {name} does not match its checksum")
-        run = json.loads((path / _RUN).read_text())
+        run = _read_json(path / _RUN)
         arrays = {Path(name).stem: load_file(path / name) for name in sums if name.endswith(".safetensors")}
-    except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"the checkpoint {path} is incomplete or damaged: {error}") from None
     if run.get("format") != FORMAT:
         raise CheckpointError(
@@ -137,6 +142,16 @@ def find_checkpoint(path: Path, note: Callable[[str], None]) -> tuple[Path, Chec
         f"no usable checkpoint under {root}; "
         + ("all of them are damaged" if candidates else "give a run folder, or train one with: mneme train")
     )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_JSON:
+        raise ValueError(f"{path.name} is no file of its own, or has more than {_MOST_JSON:,} bytes")
+    data = json.loads(path.read_text())
+    if not isinstance(data, dict):
+        raise ValueError(f"{path.name} does not hold an object")
+    return data
 
 
 def _save_arrays(arrays: Arrays, path: Path) -> None:

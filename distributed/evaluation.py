@@ -11,11 +11,8 @@ import torch
 from controllers import Weights
 from controllers.compilation import compile_ahead
 from distributed.blueprint import Blueprint, make_blueprint
-from distributed.checkpoint import CheckpointError, find_checkpoint
-from distributed.config import ConfigError, override, parse_config
-from distributed.records import from_json
-from distributed.run_folder import RunFolder
-from distributed.trust import refuse_foreign_code
+from distributed.config import ConfigError, override
+from distributed.restoring import checked_state, load_run
 from envs import EnvSettings, TaskFacts, facts_of, make_vector_env
 from rollout_workers import Evaluation, evaluate, policy_spec
 from rollout_workers.recording import recording
@@ -68,10 +65,7 @@ def evaluate_checkpoint(
     if best is not None and record is None:
         raise ValueError(f"--best is {best}, but nothing is recorded; name a file with --record")
     torch.set_num_threads(1)
-    path, checkpoint = find_checkpoint(path, _say)
-    config = parse_config(from_json(checkpoint.run["config"]))
-    if not trust:
-        refuse_foreign_code(config, path, RunFolder.of(path).path)
+    path, checkpoint, config = load_run(path, _say, trust)
     blueprint = make_blueprint(config)
     env_settings, facts = blueprint.config.env, blueprint.facts
     if changes:
@@ -84,13 +78,10 @@ def evaluate_checkpoint(
         )
     policy = blueprint.policy()
     compile_ahead(policy.controller, blueprint.config.policy.controller.kind, _say)
-    arrays = checkpoint.arrays["learner"]
+    arrays = checked_state(path, checkpoint, blueprint).learner
     weights = {name.removeprefix("policy."): a for name, a in arrays.items() if name.startswith("policy.")}
     version = int(arrays["version"])
-    try:
-        Weights(version, weights).load_into(policy)
-    except ValueError as error:
-        raise CheckpointError(f"the checkpoint's arrays do not fit its configuration: {error}") from None
+    Weights(version, weights).load_into(policy)
     settings, spaces = env_settings, blueprint.config.spaces
     how: dict[str, Any] = {"seed": seed, "greedy": greedy, "reset_carry_at": reset_carry_at, "spaces": spaces}
     description = (

@@ -6,29 +6,29 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import numpy as np
 
 from controllers.compilation import compile_ahead
 from distributed.blueprint import Blueprint, flat_parameters, make_blueprint
-from distributed.checkpoint import Checkpoint, CheckpointError, find_checkpoint, save_checkpoint, set_aside_after
-from distributed.config import Config, ConfigError, parse_config
+from distributed.checkpoint import save_checkpoint, set_aside_after
+from distributed.config import Config, ConfigError
 from distributed.curriculum import Curriculum
 from distributed.curves import draw_learning_curve
 from distributed.display import Display
 from distributed.episodes import EpisodeOrder
 from distributed.interruption import StopRequest, stopping_on_signals, warnings_noted
 from distributed.meter import Meter, Row, describe_evaluation, evaluation_row
-from distributed.records import from_json, to_json
+from distributed.records import to_json
 from distributed.replay import Replay
+from distributed.restoring import checked_state, load_run
 from distributed.run_folder import RunFolder
 from distributed.runners import LocalRunner, Runner, RunState
 from distributed.saving import save_last
 from distributed.service import Update, asynchronous, synchronous
 from distributed.tracking import Identity, RunStatus, Tracker, absolute_uri
-from distributed.trust import refuse_foreign_code
 from learner import resolve_device
 from rollout_workers import Evaluation, EvaluationError
 
@@ -250,17 +250,16 @@ def resume(
     display = display or Display()
     folder = RunFolder.of(path)
     folder.refuse_if_in_use()
-    path, saved = find_checkpoint(path, display.note)
-    config = parse_config(from_json(saved.run["config"]))
-    if not trust:
-        refuse_foreign_code(config, path, RunFolder.of(path).path)
+    path, saved, config = load_run(path, display.note, trust)
     if total_steps is not None:
         config = config.changed("train", total_steps=total_steps)
     if saved.run["steps"] >= config.train.total_steps:
         raise ConfigError(
             f"{path} is complete at step {saved.run['steps']}; to train for longer, give train.total_steps=N above that"
         )
-    return _execute(_checked(config, local), folder, saved, local, display)
+    blueprint = _checked(config, local)
+    state = checked_state(path, saved, blueprint)
+    return _execute(blueprint, folder, (saved.run, state), local, display)
 
 
 def _checked(config: Config, local: bool) -> Blueprint:
@@ -276,7 +275,11 @@ def _checked(config: Config, local: bool) -> Blueprint:
 
 
 def _execute(
-    blueprint: Blueprint, folder: RunFolder, saved: Checkpoint | None, local: bool, display: Display
+    blueprint: Blueprint,
+    folder: RunFolder,
+    saved: tuple[dict[str, Any], RunState] | None,
+    local: bool,
+    display: Display,
 ) -> Result:
     config, name = blueprint.config, folder.path.name
     with ExitStack() as stack:
@@ -291,7 +294,7 @@ def _execute(
             folder.create()
         stack.enter_context(folder.lock(display.note))
         # The runner's parts start in the background, and so does tracking.
-        key = (saved.run["tracking_run"] if saved else None) or uuid4().hex
+        key = (saved[0]["tracking_run"] if saved else None) or uuid4().hex
         tracker = Tracker(
             config.tracking, Identity(key, folder.path.resolve(), saved is not None), params=flat_parameters(blueprint)
         )
@@ -301,7 +304,7 @@ def _execute(
         run = _Run(blueprint, folder, runner, display, tracker, key, meter, curriculum)
         runner.start()
         if saved is not None:
-            _restore(run, saved)
+            _restore(run, *saved)
         tracker.follow(folder.metrics, run.steps if saved else None)
         stop = stack.enter_context(stopping_on_signals(display.note))
         run.meter.skip_pause()
@@ -369,34 +372,30 @@ def _make_runner(blueprint: Blueprint, local: bool, note: Callable[[str], None])
     return RayRunner(blueprint, note)
 
 
-def _restore(run: _Run, saved: Checkpoint) -> None:
-    workers = [saved.arrays.get(f"worker-{i}") for i in range(run.config.rollout.workers)]
-    try:
-        run.runner.set_state(RunState(saved.arrays["learner"], workers))
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(f"the checkpoint's arrays do not fit its configuration: {error}") from None
-    run.steps = saved.run["steps"]
-    run.meter.episodes = saved.run["episodes"]
-    run.curriculum.set_state(saved.run["curriculum"])
-    run.episodes.set_state(saved.run.get("waiting_episodes", ()))
+def _restore(run: _Run, saved: dict[str, Any], state: RunState) -> None:
+    run.runner.set_state(state)
+    run.steps = saved["steps"]
+    run.meter.episodes = saved["episodes"]
+    run.curriculum.set_state(saved["curriculum"])
+    run.episodes.set_state(saved.get("waiting_episodes", ()))
     run.runner.level = run.curriculum.level
     run.folder.rewind(run.steps)
     set_aside_after(run.folder.checkpoints, run.steps)
     run.display.note(f"resuming {run.folder.path} from step {run.steps:,}")
     total = run.config.train.total_steps
-    if run.config.learner.anneal and saved.run["config"]["train"]["total_steps"] != total:
+    if run.config.learner.anneal and saved["config"]["train"]["total_steps"] != total:
         run.display.note(
-            f"train.total_steps was {saved.run['config']['train']['total_steps']:,}: learner.anneal goes on from the "
+            f"train.total_steps was {saved['config']['train']['total_steps']:,}: learner.anneal goes on from the "
             f"learning rate of the last update and falls to zero at step {total:,}"
         )
-    if None in workers:
+    if None in state.workers:
         run.display.note("this run resumes with new episodes: the state of its environment cannot be read")
     elif run.config.train.evaluation_environments == "training":
         run.display.note(
             "this run resumes with the episodes at the checkpoint, which an evaluation after it may have broken off: "
             "train.evaluation_environments is training"
         )
-    elif not saved.run["resumes_exactly"]:
+    elif not saved["resumes_exactly"]:
         run.display.note(
             "this run resumes without the fragments that were under way: asynchronous service is not exact"
         )

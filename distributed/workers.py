@@ -122,6 +122,19 @@ class RolloutWorker:
         self.restart(int(state["incarnation"]))
         self._collector.set_state(state)
 
+    def try_out(self, state: State) -> None:
+        """Take up a state and act once, to see whether it is one; this worker is of no use afterwards.
+
+        Raises:
+            Exception: whatever comes of a state that is none.
+        """
+        self._level = int(state["level"])
+        self.restart(int(state["incarnation"]))
+        self._collector.check_state(state)
+        self._collector.set_state(state)
+        self._collector.length = 1
+        self._collector.collect()
+
     def restart(self, incarnation: int) -> None:
         """New episodes, unlike those of any lower incarnation."""
         self._incarnation = incarnation
@@ -186,6 +199,10 @@ class LearnerWorker:
     def state(self) -> State:
         """See `Learner.state`."""
         return self._learner.state()
+
+    def expected_state(self) -> State:
+        """See `Learner.expected_state`."""
+        return self._learner.expected_state()
 
     def set_state(self, state: State) -> Weights:
         """See `Learner.set_state`; returns the weights it restored."""

@@ -125,6 +125,11 @@ class MemoryVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray],
         self._step_B += 1
         return transition
 
+    def observation(self) -> Observation:
+        """The observations of the present step, a new array [B, ...]."""
+        self._require_reset()
+        return self._observe()
+
     def get_state(self) -> State:
         """Copies of all that the future depends on besides actions: integers [B], such as key, episode and step."""
         self._require_reset()

@@ -264,6 +264,16 @@ class Learner:
             state["annealing"] = np.array(self._annealing)
         return state | {"version": np.array(self.version), "env_steps": np.array(self.env_steps)}
 
+    def expected_state(self) -> dict[str, np.ndarray]:
+        """Arrays of the names, types and shapes that `state` gives after updates. Adam's three of a parameter are
+        missing there before its first gradient."""
+        state = self.state()
+        for name, parameter in self.policy.named_parameters():
+            like = np.zeros(parameter.shape, state[f"policy.{name}"].dtype)
+            moments = {"step": np.zeros((), np.float32), "exp_avg": like, "exp_avg_sq": like}
+            state |= {f"adam.{key}.{name}": array for key, array in moments.items()}
+        return state
+
     def set_state(self, state: dict[str, np.ndarray]) -> None:
         """Continue exactly where `state()` was taken.
 

@@ -72,5 +72,9 @@ class RewardScale:
     def set_state(self, state: dict[str, np.ndarray]) -> None:
         """Continue where `state()` was taken."""
         count, self._mean, self._squares = (float(x) for x in state["moments"])
+        if count < 0 or count % 1 or self._squares < 0:
+            raise ValueError(f"the moments of rewards are {state['moments'].tolist()}, which no rewards have")
+        if len(state["running"]) != len(state["expected"]):
+            raise ValueError("the running returns are of another number of lanes than the steps that they belong to")
         self._count = int(count)
         self._running, self._expected = state["running"].copy(), state["expected"].copy()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from controllers import ACTION_MASK, Act, Carry, DonatedCarry, Policy
+from controllers import ACTION_MASK, PREVIOUS_ACTION, Act, Carry, DonatedCarry, Policy
 from envs import EnvironmentFailure, MemoryVectorEnv, Resumable, facts_of, failures_in, reset_failures_in
 from envs.lane_random import lane_keys, lane_noise
 from rollout_workers.draft import Draft
@@ -22,7 +22,7 @@ from rollout_workers.episodes import EpisodeCounter, EpisodeStats
 from rollout_workers.fragment import Fragment
 from rollout_workers.history import History
 from rollout_workers.settings import SpaceSettings
-from rollout_workers.spaces import Parts, SpaceAdapter
+from rollout_workers.spaces import PREVIOUS_REWARD, Parts, SpaceAdapter
 
 State = dict[str, np.ndarray]
 
@@ -254,6 +254,30 @@ class Collector:
         env = {f"env.{name}": array for name, array in self.env.unwrapped.get_state().items()}
         past = self._history.state() if self._history else {}
         return {name: np.array(array) for name, array in (own | observation | carry | past | env).items()}
+
+    def check_state(self, state: State) -> None:
+        """See that the parts of a state agree, as far as the environment lets us know; it is in that state afterwards.
+        Names, types and shapes are taken to be right.
+
+        Raises:
+            ValueError: they do not.
+        """
+        if (state["filler"] > (state["reset"] & self._next_step)).any():
+            raise ValueError("filler marks lanes that no reset is due in")
+        env = self.env.unwrapped
+        if not isinstance(env, MemoryVectorEnv):
+            return
+        if (state["env.key"] != env.get_state()["key"]).any():
+            raise ValueError("env.key is not that of the run's seed and the worker's lanes")
+        if (state["env.step"] != state["episode_step"]).any() or ((state["episode_step"] == 0) != state["reset"]).any():
+            raise ValueError("env.step, episode_step and reset do not agree about where episodes begin")
+        env.set_state({name.removeprefix("env."): a for name, a in state.items() if name.startswith("env.")})
+        if self.env is not self.env.unwrapped or type(env).step is not MemoryVectorEnv.step:
+            return  # what it shows may be changed on the way
+        shown = self._adapter.observe(env.observation(), {}, self._action_B, self._reward_B)
+        for name in shown.keys() - {PREVIOUS_ACTION, PREVIOUS_REWARD}:
+            if not np.array_equal(shown[name], state[f"observation.{name}"]):
+                raise ValueError(f"observation.{name} is not what the environment shows in its state")
 
     def set_state(self, state: State) -> None:
         """Continue exactly where `state()` was taken."""

@@ -215,9 +215,9 @@ def test_a_checkpoint_of_another_architecture_is_named(tmp_path: Path) -> None:
     saved = load_checkpoint(list_checkpoints(run.folder / "checkpoints")[-1])
     saved.run["config"]["policy"]["controller"]["hidden_size"] = 24
     other = save_checkpoint(tmp_path / "other" / "checkpoints", 1, saved.run, saved.arrays, keep=1)
-    with pytest.raises(CheckpointError, match="do not fit its configuration: .*float32 .* in the policy"):
+    with pytest.raises(CheckpointError, match="do not fit its configuration: .*float32 .* it must be float32"):
         evaluate_checkpoint(other, episodes=16, lanes=16, seed=0)
-    with pytest.raises(CheckpointError, match="do not fit its configuration: .*float32 .* in the policy"):
+    with pytest.raises(CheckpointError, match="do not fit its configuration: .*float32 .* it must be float32"):
         resume(other, total_steps=2240, local=True)
 
 
