@@ -25,7 +25,7 @@ SETTINGS = [
 ]  # fmt: skip
 TASKS = {
     "tmaze": ["env.id=mneme/TMaze-v0", "env.kwargs={length: 12, active: true}"],
-    "counting": ["env.id=mneme/Counting-v0", "env.kwargs={}"],
+    "counting": ["env.id=mneme/Counting-v0", "env.kwargs={}", "rollout.warm_up=4", "learner.anchor=always"],
     "curriculum": ["env.kwargs={horizon: 12}", "curriculum.stages=[{horizon: 3}, {horizon: 5}]"],
 }
 
