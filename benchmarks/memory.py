@@ -71,6 +71,7 @@ def main() -> int:
 
 def update_cost(kind: str, mode: dict[str, Any], length: int, lanes: int, hidden: int, repeats: int = 1) -> Cost:
     """What an update in this mode costs; the median of the repeats' seconds, the highest of their peaks."""
+    _give_back_at_once()
     settings = LearnerSettings(**mode, epochs=1, shards=1)
     env = make_vector_env(EnvSettings(id="mneme/DelayedCue-v0", kwargs={"horizon": length - 1}), lanes)
     controller = ControllerSettings(kind=kind, hidden_size=hidden)
@@ -97,13 +98,17 @@ def peak_bytes(work: Callable[[], object]) -> int:
     Raises:
         OSError: this system does not say.
     """
-    libc = ctypes.CDLL(None)
-    libc.mallopt(-3, 2**16)  # M_MMAP_THRESHOLD: what is large goes back as soon as it is let go, not when heaps shrink
-    libc.malloc_trim(0)
+    _give_back_at_once()
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is held now
     before = _held("VmRSS")
     work()
     return _held("VmHWM") - before
+
+
+def _give_back_at_once() -> None:
+    """From now on what is large goes back to the system when it is let go, and not into heaps where it hides."""
+    ctypes.CDLL(None).mallopt(-3, 2**16)  # M_MMAP_THRESHOLD
 
 
 def _held(name: str) -> int:
