@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -68,6 +69,18 @@ class Blueprint(NamedTuple):
         """The policy that the run starts from."""
         return build_policy(self.spec, self.config.policy, self.horizon, self.config.seed)
 
+    def fragment_bytes(self, policy: Policy) -> int:
+        """What a worker's fragment holds at least: flags, provenance and true final observations come on top."""
+        T, past = self.length, self.warm_up
+        carry = sum(c.numel() * c.element_size() for c in policy.initial_carry(1).values())
+        observation = sum(
+            prod(part.shape) * min(dtype.itemsize for dtype in part.dtypes) for part in self.spec.observations.values()
+        )
+        action = prod(self.spec.actions.action_shape) * self.spec.actions.action_dtype.itemsize
+        numbers = 4 * (T + T + 1 + T + T)  # log-probabilities, values, final values and rewards, float32
+        lane = (T + 1 + past) * observation + T * action + numbers + (-(-T // self.carry_stride) + bool(past)) * carry
+        return self.lanes_per_worker * lane
+
 
 def make_blueprint(config: Config) -> Blueprint:
     """Look at the environment once and fill in what the configuration leaves open.
@@ -109,7 +122,9 @@ def make_blueprint(config: Config) -> Blueprint:
             facts,
             seen.described,
         )
-        _try_out(blueprint.policy().controller, config.policy.controller.kind)
+        policy = blueprint.policy()
+        _try_out(policy.controller, config.policy.controller.kind)
+        _check_replay(blueprint, policy)
     except (ValueError, EnvironmentFailure) as error:
         raise ConfigError(str(error)) from None
     finally:
@@ -162,6 +177,22 @@ def _try_out(controller: Controller, kind: str) -> None:
     except Exception as error:
         sentence = " ".join(str(error).split())
         raise ValueError(f"{kind} cannot take two steps: {sentence}; mneme check {kind} says more") from error
+
+
+def _check_replay(blueprint: Blueprint, policy: Policy) -> None:
+    """Refuse a replay that cannot hold what one update takes."""
+    given, workers = blueprint.config.service.replay_bytes, blueprint.config.rollout.workers
+    nbytes = blueprint.fragment_bytes(policy)
+    if nbytes * workers > given:
+        raise ValueError(too_small_a_replay(given, workers, nbytes))
+
+
+def too_small_a_replay(given: int, fragments: int, nbytes: int) -> str:
+    """The sentence about a replay of `given` bytes that one update's fragments, of `nbytes` each, do not fit in."""
+    return (
+        f"service.replay_bytes is {given}, less than the {fragments} fragments of {nbytes} bytes that one update "
+        f"takes; raise it, or lower rollout.lanes or rollout.length"
+    )
 
 
 def _carry_stride(config: Config, length: int) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from distributed.blueprint import too_small_a_replay
 from distributed.replay import Replay, ReplayCounts
 from distributed.runners import Arrival, FragmentRef, FragmentsLost, Runner, ServiceError
 from distributed.workers import Delivery
@@ -90,8 +91,5 @@ def _store(replay: Replay[FragmentRef], arrivals: list[Arrival], per_update: int
         if fragment is None:
             continue
         if delivery.nbytes * per_update > replay.max_bytes:
-            raise ServiceError(
-                f"service.replay_bytes is {replay.max_bytes}, less than the {per_update} fragments of "
-                f"{delivery.nbytes} bytes that one update takes; raise it, or lower rollout.lanes or rollout.length"
-            )
+            raise ServiceError(too_small_a_replay(replay.max_bytes, per_update, delivery.nbytes))
         replay.add(fragment, delivery.nbytes, delivery.version)

@@ -222,8 +222,9 @@ def test_a_checkpoint_of_another_architecture_is_named(tmp_path: Path) -> None:
 
 
 def test_a_replay_too_small_for_one_update_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ServiceError, match="service.replay_bytes is 1000"):
+    with pytest.raises(ConfigError, match="service.replay_bytes is 1000, less than the 2 fragments of"):
         train(small(tmp_path, "service.replay_bytes=1000"), local=True)
+    assert list(tmp_path.iterdir()) == []  # before anything started
 
 
 def test_a_run_never_overwrites_another(tmp_path: Path) -> None:
