@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 
 from controllers.controller import Carry, Controller, DonatedCarry
 from controllers.initialisation import initial_steps, projection
+from controllers.layer_norm import LayerNorm
 from controllers.products import Linear, linear
 from controllers.scans.blocks import in_blocks
 from controllers.scans.convolution import silu_convolution, silu_convolution_step
@@ -124,7 +125,7 @@ class MambaController(Controller):
         shapes = {"state": (states, inner), "window": (taps - 1, inner)}
         super().__init__(input_size, hidden, shapes, settings.initial_carry == "learned")
         self.embed = projection(input_size, hidden, generator)
-        self.norm = nn.LayerNorm(hidden, bias=False)
+        self.norm = LayerNorm(hidden, bias=False)
         self.mixer = MambaMixer(hidden, states, expand, taps, 2 * horizon if settings.chrono else None, generator)
 
     def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:

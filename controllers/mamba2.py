@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 
 from controllers.controller import Carry, Controller, DonatedCarry, reset_carry
 from controllers.initialisation import initial_steps, projection
+from controllers.layer_norm import LayerNorm
 from controllers.products import Linear, linear
 from controllers.scans.blocks import in_blocks
 from controllers.scans.convolution import silu_convolution, silu_convolution_step
@@ -155,7 +156,7 @@ class Mamba2Controller(Controller):
         super().__init__(input_size, hidden, shapes, learned)
         self.chunk = at_least("policy.controller.kwargs.chunk", chunk, 1)
         self.embed = projection(input_size, hidden, generator)
-        self.norm = nn.LayerNorm(hidden, bias=False)  # one operation, where torch's RMSNorm is several on a CPU
+        self.norm = LayerNorm(hidden, bias=False)
         self.mixer = Mamba2Mixer(hidden, sizes, horizon if settings.chrono else None, generator)
 
     def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:

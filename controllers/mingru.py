@@ -8,10 +8,11 @@ keeps the state among the candidates that it has seen, and a plain candidate let
 """
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from controllers.controller import Carry
 from controllers.initialisation import chrono_bias, linear
+from controllers.layer_norm import LayerNorm
 from controllers.residual_block import ResidualBlock
 from controllers.scans.linear import linear_scan
 from controllers.settings import ControllerSettings
@@ -34,7 +35,7 @@ class MinGruController(ResidualBlock):
         if settings.chrono:
             with torch.no_grad():
                 self.gates.bias[:hidden] = chrono_bias(hidden, horizon, generator)
-        self.state_norm = nn.LayerNorm(hidden)
+        self.state_norm = LayerNorm(hidden)
 
     def mixer_cell(self, u_BH: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         k, n = self.gates(u_BH).chunk(2, -1)

@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from controllers.initialisation import convolution, linear
+from controllers.layer_norm import LayerNorm
 from controllers.normalizer import Normalizer
 from controllers.settings import PolicySettings
 
@@ -120,7 +121,7 @@ class ImageEncoder(nn.Module):
             height, width = ((size + 2 * padding - kernel) // stride + 1 for size in (height, width))
         flat = channels * height * width
         dense = linear(flat, features, math.sqrt(2), generator)
-        self.layers = nn.Sequential(*stack, nn.Flatten(), dense, nn.LayerNorm(features), nn.ReLU())
+        self.layers = nn.Sequential(*stack, nn.Flatten(), dense, LayerNorm(features), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, B, *shape] -> [T, B, features]."""

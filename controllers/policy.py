@@ -13,6 +13,7 @@ from torch import Generator, Size, Tensor, nn
 from controllers.actions import ActionHead
 from controllers.controller import Carry
 from controllers.initialisation import linear
+from controllers.layer_norm import LayerNorm
 from controllers.mlp import dense
 from controllers.observations import Observation, ObservationEncoder, ObservationPart
 from controllers.registry import build_controller
@@ -77,7 +78,7 @@ class Policy(nn.Module):
         encoded_size = settings.encoder[-1] if settings.encoder else observed_size
         self.controller = build_controller(settings.controller, encoded_size, horizon, generator)
         hidden = self.controller.output_size
-        self.norm = nn.LayerNorm(hidden) if settings.controller.output_norm else nn.Identity()
+        self.norm = LayerNorm(hidden) if settings.controller.output_norm else nn.Identity()
         self.policy_head = linear(hidden, self.action_head.parameter_size, 0.01, generator)
         self.value_head = linear(hidden, 1, 1.0, generator)
         self._expected = {name: (part.dtypes, part.shape) for name, part in spec.observations.items()}

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from controllers.controller import Carry, Controller
 from controllers.initialisation import linear, projection
+from controllers.layer_norm import LayerNorm
 from controllers.scans.blocks import in_blocks
 from controllers.settings import ControllerSettings
 
@@ -37,7 +38,7 @@ class ResidualBlock(Controller):
         hidden = settings.hidden_size
         super().__init__(input_size, hidden, carry_shapes, settings.initial_carry == "learned")
         self.project = projection(input_size, hidden, generator)
-        self.norm = nn.LayerNorm(hidden, bias=False)
+        self.norm = LayerNorm(hidden, bias=False)
         self.mix = linear(mixed_size, 2 * hidden, 1.0, generator)
 
     @abstractmethod

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from controllers.controller import Carry, Controller
 from controllers.initialisation import linear
+from controllers.layer_norm import LayerNorm
 from controllers.scans.attention import attention_scan, attention_step, steps_since_reset
 from controllers.scans.resets import all_finite
 from controllers.settings import ControllerSettings, at_least
@@ -60,11 +61,11 @@ class TransformerController(Controller):
         super().__init__(input_size, hidden, {"memory": (window - 1, 2 * width), "past": (1,)}, learn_initial=False)
         self.width = width
         self.embed = nn.Identity() if input_size == hidden else linear(input_size, hidden, 1.0, generator)
-        self.attention_norm = nn.LayerNorm(hidden)
+        self.attention_norm = LayerNorm(hidden)
         self.attention_in = linear(hidden, hidden + 2 * width, 1.0, generator)
         self.attention_out = linear(hidden, hidden, 1.0, generator)
         self.bias = nn.Parameter(torch.zeros(heads, window))
-        self.mlp_norm = nn.LayerNorm(hidden)
+        self.mlp_norm = LayerNorm(hidden)
         self.mlp_in = linear(hidden, mlp_ratio * hidden, math.sqrt(2), generator)
         self.mlp_out = linear(mlp_ratio * hidden, hidden, 1.0, generator)
         self.gates = nn.ModuleList(GruGate(hidden, generator) for _ in range(2)) if gate == "gru" else None

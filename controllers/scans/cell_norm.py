@@ -6,6 +6,11 @@ a gain and shifted by the bias; the LSTM's output also sees a normalised memory:
     GRU     as without, of LN(W x) and LN(U h)
     LSTM    i, f, g, o of LN(W x) + LN(U h)        c' = f c + i g        h' = o tanh(LN(c'))
 
+A state of zeros is where episodes start, and stays one while observations are blank. A norm with the usual epsilon
+would magnify gradients 316 times there, at each such step. The norms inside the loop have epsilons so large that what
+goes round it at the start never grows: the one of the state magnifies by 2 at most, which the GRU's reset gate and the
+LSTM's output gate halve, and the one of the memory by 1.
+
 What the input says is normalised for all steps at once; the rest is a loop over time under autograd, as the means
 and variances of a step need all of the state before it.
 
@@ -18,9 +23,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from controllers.layer_norm import layer_norm
 from controllers.scans.gru import GruParameters, gru_update
 from controllers.scans.lstm import LstmParameters, LstmState, lstm_update
 from controllers.scans.resets import lanes_to_reset, with_rows
+
+STATE_EPSILON = 0.25
+"""Of the norm of what the state says; it magnifies by 1 / sqrt of this at most."""
+
+MEMORY_EPSILON = 1.0
+"""Of the norm that the LSTM's memory is seen through."""
 
 
 class GruNorm(NamedTuple):
@@ -41,19 +53,19 @@ class LstmNorm(NamedTuple):
 
 def normed_gru_cell(x_BD: Tensor, h_BH: Tensor, p: GruParameters, norm: GruNorm) -> Tensor:
     """One step: [B, D], [B, H] -> [B, H]."""
-    return _gru_step(_norm(x_BD @ p.w_ih.t(), norm.of_x, p.b_ih), h_BH, p, norm)
+    return _gru_step(layer_norm(x_BD @ p.w_ih.t(), norm.of_x, p.b_ih), h_BH, p, norm)
 
 
 def normed_lstm_cell(x_BD: Tensor, state: LstmState, p: LstmParameters, norm: LstmNorm) -> LstmState:
     """One step: [B, D] and the state before it -> the state after it."""
-    return _lstm_step(_norm(x_BD @ p.w_ih.t(), norm.of_x, p.b_ih), state, p, norm)
+    return _lstm_step(layer_norm(x_BD @ p.w_ih.t(), norm.of_x, p.b_ih), state, p, norm)
 
 
 def normed_gru_scan(
     x_TBD: Tensor, reset_TB: Tensor, h_BH: Tensor, initial_H: Tensor, p: GruParameters, norm: GruNorm
 ) -> tuple[Tensor, Tensor]:
     """`gru_scan` of the cell with norms."""
-    x_TBG = _norm(x_TBD @ p.w_ih.t(), norm.of_x, p.b_ih)
+    x_TBG = layer_norm(x_TBD @ p.w_ih.t(), norm.of_x, p.b_ih)
     outputs = []
     for x_BG, lanes in zip(x_TBG.unbind(), lanes_to_reset(reset_TB), strict=True):
         h_BH = _gru_step(x_BG, with_rows(h_BH, lanes, initial_H), p, norm)
@@ -70,7 +82,7 @@ def normed_lstm_scan(
     norm: LstmNorm,
 ) -> tuple[Tensor, LstmState]:
     """`lstm_scan` of the cell with norms."""
-    x_TBG = _norm(x_TBD @ p.w_ih.t(), norm.of_x, p.b_ih)
+    x_TBG = layer_norm(x_TBD @ p.w_ih.t(), norm.of_x, p.b_ih)
     outputs = []
     for x_BG, lanes in zip(x_TBG.unbind(), lanes_to_reset(reset_TB), strict=True):
         state = LstmState(with_rows(state.h, lanes, initial.h), with_rows(state.c, lanes, initial.c))
@@ -80,14 +92,18 @@ def normed_lstm_scan(
 
 
 def _gru_step(x_BG: Tensor, h_BH: Tensor, p: GruParameters, norm: GruNorm) -> Tensor:
-    return gru_update(x_BG, _norm(h_BH @ p.w_hh.t(), norm.of_h, p.b_hh), h_BH)
+    return gru_update(x_BG, _norm(h_BH @ p.w_hh.t(), norm.of_h, p.b_hh, STATE_EPSILON), h_BH)
 
 
 def _lstm_step(x_BG: Tensor, state: LstmState, p: LstmParameters, norm: LstmNorm) -> LstmState:
-    gates_BG = x_BG + _norm(state.h @ p.w_hh.t(), norm.of_h, p.b_hh)
-    return lstm_update(gates_BG, state.c, lambda c_BH: torch.tanh(_norm(c_BH, norm.memory_gain, norm.memory_bias)))
+    gates_BG = x_BG + _norm(state.h @ p.w_hh.t(), norm.of_h, p.b_hh, STATE_EPSILON)
+
+    def show(c_BH: Tensor) -> Tensor:
+        return torch.tanh(_norm(c_BH, norm.memory_gain, norm.memory_bias, MEMORY_EPSILON))
+
+    return lstm_update(gates_BG, state.c, show)
 
 
-def _norm(a: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+def _norm(a: Tensor, gain: Tensor, bias: Tensor, epsilon: float) -> Tensor:
     """LayerNorm over the last axis."""
-    return functional.layer_norm(a, gain.shape, gain, bias)
+    return functional.layer_norm(a, gain.shape, gain, bias, epsilon)

@@ -136,6 +136,16 @@ def _features(pre, zxbcdt, start, steps, b, dt_bias, rate, x, x_KHP, wr, step, f
 
 
 @compiled
+def _damped_scale(square, eps):
+    """What g of this mean square is multiplied by, and -2 times the slope of that by the mean square."""
+    variance = square + eps
+    m = square / variance
+    damping = m * (2 - m) + eps
+    scale = math.sqrt(damping / variance)
+    return scale, scale / variance * (1 - 2 * (1 - m) ** 2 / damping)
+
+
+@compiled
 def _gated_norm(y, zxbcdt, start, steps, b, norm, eps, kept, out):
     """A block's outputs of lane b; y is used up."""
     I, dtype = len(norm), y.dtype
@@ -145,7 +155,7 @@ def _gated_norm(y, zxbcdt, start, steps, b, norm, eps, kept, out):
             copy(kept[start + k, b], y_k)
         for i in range(I):
             y_k[i] *= z[i] * sigmoid(z[i])
-        scale = dtype.type(1 / math.sqrt(dot(y_k, y_k) / I + eps))
+        scale = dtype.type(_damped_scale(dot(y_k, y_k) / I, eps)[0])
         for i in range(I):
             out_t[i] = y_k[i] * scale * norm[i]
 
@@ -202,8 +212,8 @@ def _back_through_norm(kept, zxbcdt, start, steps, b, norm, eps, dout, written, 
         for i in range(I):
             dz[i] = sigmoid(z[i])
             gated[i] = y[i] * z[i] * dz[i]
-        scale = dtype.type(1 / math.sqrt(dot(gated, gated) / I + eps))
-        shrink = dtype.type(_of_scale(dout_k, norm, gated) * scale * scale * scale / I)
+        exact, falling = _damped_scale(dot(gated, gated) / I, eps)
+        scale, shrink = dtype.type(exact), dtype.type(_of_scale(dout_k, norm, gated) * falling / I)
         for i in range(I):
             dnorm[i] += dout_k[i] * gated[i] * scale
             slope = dout_k[i] * norm[i] * scale - gated[i] * shrink
