@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from controllers.contract.finding import EXACT, TIGHT, Build, Deviation, check, deviations
 from controllers.contract.trial import LANES, Trial, draw, gradients, loss_of, results, subject
@@ -36,7 +37,11 @@ def a_reset_starts_afresh(build: Build) -> Iterator[Deviation]:
         yield from deviations(_of_lane(y[at:], last), expected, f"after a reset at {at}")
 
 
-@check("reset forgets NaN", "even a carry and inputs that are not numbers are forgotten", TIGHT)
+@check(
+    "reset forgets NaN",
+    "even a carry and inputs that are not numbers are forgotten, in values and gradients after it",
+    TIGHT,
+)
 def a_reset_forgets_nan(build: Build) -> Iterator[Deviation]:
     controller = subject(build)
     for at in _RESETS:
@@ -44,10 +49,18 @@ def a_reset_forgets_nan(build: Build) -> Iterator[Deviation]:
         reset[at] = True
         broken = {name: torch.full_like(value, torch.nan) for name, value in carry.items()}
         unknown = torch.cat([torch.full_like(x[:at], torch.nan), x[at:]])
-        expected = results(*controller.scan(x[at:], reset[at:], carry))
+        expected = _with_gradient(controller, Trial(x[at:], reset[at:], carry), 0)
         for what, inputs, before in (("a carry", x, broken), ("inputs", unknown, carry)):
-            y, last = controller.scan(inputs, reset, before)
-            yield from deviations(results(y[at:], last), expected, f"after a reset at {at} of {what} that is NaN")
+            found = _with_gradient(controller, Trial(inputs, reset, before), at)
+            yield from deviations(found, expected, f"after a reset at {at} of {what} that is NaN")
+
+
+def _with_gradient(controller: Controller, trial: Trial, start: int) -> dict[str, Tensor]:
+    """The results from a step on, and the gradient of the inputs from there on."""
+    x = trial.x.detach().requires_grad_()
+    y, last = controller.scan(x, trial.reset, trial.carry)
+    (dx,) = torch.autograd.grad(loss_of(y[start:], last), x)
+    return results(y[start:], last) | {"gradient of the inputs": dx[start:]}
 
 
 @check("lanes are apart", "no gradient goes from one lane to another", EXACT)
