@@ -31,9 +31,9 @@ class PseudoMambaController(Controller):
     Args:
         slots: K.
         slot_size: S.
-        rule: "recent", or "classic", the published way to write, in which a half-open gate overwrites everything within K
-            steps. The published memory is rule "classic" with query "state"; with "input" it is written so, and read
-            otherwise.
+        rule: "recent", or "classic", the published way to write, in which a half-open gate overwrites everything
+            within K steps. The published memory is rule "classic" with query "state"; with "input" it is written to
+            so, and read otherwise.
         query: "input": the query is made of the input, and gate and value of h, so that all steps are computed at
             once. "state": the query is made of h one step before, what was read joins Mamba-2's input and the gate's,
             as published; then steps follow one another, and `h` [B, M] is carried too.
