@@ -153,6 +153,10 @@ class ObservationEncoder(nn.Module):
         """[T, B, ...] a name -> [T, B, F] a part, in the order of the specification."""
         return [encode(observations[name]) for name, encode in self._named]
 
+    def lacks_statistics(self) -> bool:
+        """Whether there is a normaliser that has not counted anything."""
+        return any(isinstance(encoder, Normalizer) and not encoder.count for _, encoder in self._named)
+
     def update_statistics(self, observations: Observation, valid: Tensor) -> None:
         """Count the observations where `valid` is true into the normalisers, if there are any."""
         for name, encoder in self._named:

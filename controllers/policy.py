@@ -133,11 +133,15 @@ class Policy(nn.Module):
         """Expected discounted return [B] of observations that are looked at but not acted on."""
         return self._step(observations, reset_B, carry)[1]
 
+    def lacks_statistics(self) -> bool:
+        """Whether observations are to be normalised and none has been counted yet: they go in raw, only clipped."""
+        return self.observations.lacks_statistics()
+
     def update_statistics(self, observations: Observation, valid_NT: Tensor) -> None:
         """Count [N, T, ...] observations, where `valid_NT` is true, into the statistics that normalise later ones.
 
-        This changes the policy's outputs, so it belongs after an update's last epoch. Without
-        `normalize_observations` it does nothing.
+        This changes the policy's outputs, so it belongs after an update's last epoch, or before what an update
+        compares with is computed. Without `normalize_observations` it does nothing.
         """
         self.observations.update_statistics(observations, valid_NT)
 

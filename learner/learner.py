@@ -115,9 +115,13 @@ class Learner:
         metrics = {"lag": fmean(lags), "lag_max": max(lags)}
         clock = perf_counter()
         anchor = None
-        if self._anchors:
+        # A first batch finds no statistics: it gives them, and the anchor pass sees it anew, so the first ratio is 1.
+        first = self.policy.lacks_statistics()
+        if first:
+            self._count(batch)
+        if self._anchors or first:
             anchor, staleness = self._anchor(batch)
-            metrics |= staleness.metrics()
+            metrics |= staleness.metrics() if self._anchors else {}
         seconds["anchor"] = perf_counter() - clock
 
         clock = perf_counter()
@@ -137,10 +141,15 @@ class Learner:
         metrics[f"backend/{self.policy.controller.backend_on(self.device)}"] = 1.0
         metrics |= self._epochs(batch, returns, seconds)
         # Only now, so that the first ratio is 1: the epochs see observations as those who acted saw them.
-        self.policy.update_statistics({name: x[:, :-1] for name, x in batch.observations.items()}, batch.valid)
+        if not first:
+            self._count(batch)
         self.version += 1
         self.env_steps += batch.steps
         return UpdateReport(self.version, batch.steps, metrics, seconds, tuple(refused))
+
+    def _count(self, batch: SequenceBatch) -> None:
+        """Into the statistics that normalise observations."""
+        self.policy.update_statistics({name: x[:, :-1] for name, x in batch.observations.items()}, batch.valid)
 
     def _anchor(self, batch: SequenceBatch) -> tuple[Anchor, Staleness]:
         """Of as many sequences at once as a minibatch has, or of fewer where their carries are large."""

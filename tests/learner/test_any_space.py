@@ -4,11 +4,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from torch import Tensor
 
 from controllers import ControllerSettings, PolicySettings, build_policy
+from controllers.normalizer import Normalizer
 from learner import Learner, LearnerSettings
 from rollout_workers import Collector, Fragment, SpaceSettings, policy_spec
 from tests.environments import Everything, Recall
@@ -43,6 +46,25 @@ def test_the_first_ratio_is_one_with_every_space_mask_and_statistic(mode: dict[s
         assert report.metrics["ratio_error"] < 2e-5
         assert all(np.isfinite(report.metrics[name]) for name in ("policy_loss", "value_loss", "entropy", "kl"))
         learner.weights().load_into(collector.policy)
+
+
+def test_the_first_batch_is_normalised_before_it_is_learned_from_and_counted_once() -> None:
+    env = same_step(lambda: gymnasium.make("CartPole-v1"), 4)
+    settings = PolicySettings(controller=ControllerSettings(hidden_size=8), normalize_observations=True)
+    policy = build_policy(policy_spec(env), settings, 5, seed=0)
+    fragment, _ = Collector(env, policy, 23, 23, seed=0).collect(0)
+    observations = {"observation": 500 + 100 * fragment.observations["observation"]}
+    learner = Learner(policy, LearnerSettings(epochs=2, minibatches=2), seed=0, total_steps=1000)
+    (normalizer,) = (module for module in policy.modules() if isinstance(module, Normalizer))
+    seen: list[Tensor] = []
+    policy.encoder.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    for update in range(2):
+        seen.clear()
+        report = learner.update([replace(fragment, observations=observations).to_arrow()])
+        assert seen and max(float(x.mean()) for x in seen) < 5  # raw they are clipped to 10, all of them
+        assert normalizer.count == (update + 1) * fragment.valid.sum()
+        assert update or (report.metrics["ratio_error"] < 1e-5 and "staleness" not in report.metrics)
+    assert not policy.lacks_statistics()
 
 
 def with_filler(fragment: Fragment, filler: np.random.Generator) -> Fragment:
