@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor
 
@@ -57,7 +58,7 @@ def test_the_first_batch_is_normalised_before_it_is_learned_from_and_counted_onc
     learner = Learner(policy, LearnerSettings(epochs=2, minibatches=2), seed=0, total_steps=1000)
     (normalizer,) = (module for module in policy.modules() if isinstance(module, Normalizer))
     seen: list[Tensor] = []
-    policy.encoder.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    policy.encoder.register_forward_pre_hook(lambda _, x: seen.append(x[0]) if torch.is_grad_enabled() else None)
     for update in range(2):
         seen.clear()
         report = learner.update([replace(fragment, observations=observations).to_arrow()])
