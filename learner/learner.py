@@ -24,6 +24,7 @@ from learner.annealing import Annealing
 from learner.arrival import accepted
 from learner.batch import SequenceBatch
 from learner.carries import StoredCarries
+from learner.diagnosis import suspects
 from learner.losses import normalized
 from learner.ppo import ShardResult, kl_sum, shard_gradients
 from learner.returns import Returns, gae, vtrace
@@ -192,7 +193,14 @@ class Learner:
                 count = max(1, int(batch.valid[rows].sum()))
                 results = self._gradients(batch, returns, rows, count)
                 clock = perf_counter()
-                grad_norm += self._apply([result.gradients for result in results])
+                norm = self._apply([result.gradients for result in results])
+                if not math.isfinite(norm):
+                    rate, stepped = self._optimizer.param_groups[0]["lr"], self.version > 0 or minibatches > 0
+                    raise FloatingPointError(
+                        f"the gradient norm is {norm} at weights version {self.version}: "
+                        f"{suspects(self.policy, batch, returns, rate, stepped)}"
+                    )
+                grad_norm += norm
                 seconds["optimizer"] += perf_counter() - clock
                 minibatches += 1
                 for result in results:
@@ -236,7 +244,8 @@ class Learner:
         return list(self._pool.map(work, shards))
 
     def _apply(self, shard_gradients: Sequence[Sequence[Tensor | None]]) -> float:
-        """Sum the shards' gradients in their fixed order, clip, step; returns the norm before clipping."""
+        """Sum the shards' gradients in their fixed order, clip, step; returns the norm before clipping. One that is not
+        finite changes nothing."""
         for parameter, parts in zip(self._parameters, zip(*shard_gradients, strict=True), strict=True):
             present = [part for part in parts if part is not None]
             # A copy, as autograd may hand out one tensor for two parameters, which clipping would then scale twice; and
@@ -246,12 +255,8 @@ class Learner:
                 total += part
             parameter.grad = total
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self.settings.max_grad_norm))
-        if not math.isfinite(norm):
-            raise FloatingPointError(
-                f"the gradient norm is {norm} at weights version {self.version}; "
-                f"lower learner.learning_rate or check the environment's observations and rewards"
-            )
-        self._optimizer.step()
+        if math.isfinite(norm):
+            self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return norm
 

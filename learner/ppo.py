@@ -18,6 +18,9 @@ from learner.returns import Returns
 from learner.settings import LearnerSettings
 from learner.windows import Piece, pieces, taken, windows_of
 
+SIGNAL = "signal/"
+"""Before the names of a controller's signals among metrics, so that none of its own can be taken for ours."""
+
 
 class ShardResult(NamedTuple):
     """One shard's share of a minibatch."""
@@ -114,7 +117,7 @@ def _piece_gradients(
         "entropy": policy.action_head.entropy(out.parameters_TBA),
         "kl_minibatches": surrogate.kl,
         "clip_fraction": surrogate.clipped,
-        **out.signals,
+        **{f"{SIGNAL}{name}": signal for name, signal in out.signals.items()},
     }
     sums = {name: masked_sum(term, mask) for name, term in terms.items()}
     loss = sums["policy_loss"] + s.value_coef * sums["value_loss"] - s.entropy_coef * sums["entropy"]

@@ -127,7 +127,7 @@ def test_a_penalty_is_worth_the_same_in_every_mode(monkeypatch: pytest.MonkeyPat
     rows = [[0, 1, 2, 3, 4]]
     expected, got = (total(monkeypatch, m, n, rows, parts)[1] for m, n in (("full", LANES), (mode, 4)))
     assert got["penalty"] == pytest.approx(expected["penalty"], rel=1e-4)  # carries were stored in single precision
-    assert {"gate_0", "gate_1"} < got.keys()
+    assert {"signal/gate_0", "signal/gate_1"} < got.keys()
 
 
 def test_what_a_penalty_itself_learns_has_its_gradient_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,10 +16,10 @@ from rollout_workers import Collector, policy_spec
 
 
 class Talkative(GruController):
-    """A GRU that reports its first unit and is punished for its square."""
+    """A GRU that reports its first unit and is punished for its square. One name is that of a loss."""
 
     def signals(self, y_TBH: Tensor) -> dict[str, Tensor]:
-        return {"first": y_TBH[..., 0], "square": y_TBH[..., 0].square()}
+        return {"first": y_TBH[..., 0], "square": y_TBH[..., 0].square(), "policy_loss": y_TBH[..., 0] + 100.0}
 
     def penalty(self, means_N: Mapping[str, Tensor]) -> Tensor:
         return 100.0 * means_N["square"]
@@ -50,8 +50,10 @@ def test_signals_are_averaged_over_valid_steps_into_the_metrics() -> None:
     first = out.signals["first"][:-1]
     settings = LearnerSettings(epochs=1, minibatches=1, shards=2)
     metrics = Learner(policy, settings, seed=0, total_steps=100).update([fragment.to_arrow()]).metrics
-    assert metrics["first"] == pytest.approx(float(first.mean()), rel=1e-5)
+    assert metrics["signal/first"] == pytest.approx(float(first.mean()), rel=1e-5)
     assert metrics["penalty"] == pytest.approx(float(100.0 * first.square().mean()), rel=1e-5)
+    assert metrics["signal/policy_loss"] == pytest.approx(float(first.mean()) + 100.0, rel=1e-5)
+    assert abs(metrics["policy_loss"]) < 1.0  # of a name, the loss has its own
 
 
 def test_a_penalty_pushes_what_it_punishes_down() -> None:

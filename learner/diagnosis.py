@@ -1,0 +1,46 @@
+"""Why a gradient may not be finite, as far as the run at hand tells."""
+
+import torch
+from torch import Tensor
+
+from controllers import PREVIOUS_ACTION, Policy
+from controllers.normalizer import Normalizer
+from learner.batch import SequenceBatch
+from learner.returns import Returns
+
+_LARGE = 1e4  # what observations, rewards and targets of one's own choosing hardly exceed
+
+
+def suspects(policy: Policy, batch: SequenceBatch, returns: Returns, learning_rate: float, stepped: bool) -> str:
+    """What to look at first: numbers of the batch that are large, the learning rate where it has been in use, else the
+    network that made this of ordinary numbers.
+
+    Args:
+        stepped: whether the weights have been changed at all.
+    """
+    bounded = any(isinstance(module, Normalizer) for module in policy.modules())  # whatever was observed
+    found = [
+        f"part {name} of the observations reaches {largest:.3g}; scale it, or set policy.normalize_observations=true"
+        for name, part in batch.observations.items()
+        if name != PREVIOUS_ACTION and not bounded and (largest := _largest(part)) > _LARGE
+    ]
+    if (largest := _largest(batch.rewards)) > _LARGE:
+        found.append(f"rewards reach {largest:.3g}; scale them, or set learner.normalize_rewards=true")
+    elif (largest := _largest(returns.targets)) > _LARGE:
+        found.append(f"the values' targets reach {largest:.3g}; lower learner.gamma, or scale the rewards")
+    if found:
+        return "; ".join(found)
+    if stepped:
+        return f"lower learner.learning_rate ({learning_rate:g})"
+    return (
+        f"the weights are those of the start and the batch is ordinary, so the network itself overflows over "
+        f"{batch.length} steps; lower rollout.length, or choose other policy.controller settings"
+    )
+
+
+def _largest(x: Tensor) -> float:
+    """The largest magnitude of floats; 0 of other numbers, which are categories or bytes."""
+    if not x.is_floating_point() or not x.numel():
+        return 0.0
+    largest = float(x.abs().max())
+    return largest if largest == largest else torch.inf
