@@ -10,7 +10,16 @@ import torch
 
 from controllers import Controller, Policy, PolicySpec, build_policy
 from distributed.config import Config, ConfigError
-from envs import EnvironmentFailure, EnvSettings, Place, TaskFacts, facts_of, make_vector_env
+from envs import (
+    EnvironmentFailure,
+    EnvSettings,
+    Place,
+    Registered,
+    TaskFacts,
+    facts_of,
+    make_vector_env,
+    registered_here,
+)
 from learner import default_shards
 from rollout_workers import adapter_of, policy_spec
 
@@ -27,6 +36,7 @@ class Blueprint(NamedTuple):
     horizon: int  # steps over which the task asks to remember
     facts: TaskFacts | None
     observed: tuple[str, ...]  # how each part of the observation is read, in words
+    registered: Registered  # the ids that the task, or what it makes in its turn, may need
 
     @property
     def lanes_per_worker(self) -> int:
@@ -121,6 +131,7 @@ def make_blueprint(config: Config) -> Blueprint:
             config.policy.controller.expected_horizon or (max(1, facts.memory_horizon) if facts else length),
             facts,
             seen.described,
+            registered_here(),
         )
         policy = blueprint.policy()
         _try_out(policy.controller, config.policy.controller.kind)

@@ -29,6 +29,7 @@ from distributed.runners import LocalRunner, Runner, RunState
 from distributed.saving import save_last
 from distributed.service import Update, asynchronous, synchronous
 from distributed.tracking import Identity, RunStatus, Tracker, absolute_uri
+from envs import check_sendable
 from learner import resolve_device
 from rollout_workers import Evaluation, EvaluationError
 
@@ -266,12 +267,28 @@ def _checked(config: Config, local: bool) -> Blueprint:
     if local and config.service.mode == "async":
         raise ConfigError("service.mode is async, which needs Ray's actors; leave --local out or set service.mode=sync")
     blueprint = make_blueprint(config)
+    if not local:
+        _check_sendable(config)
     if local or config.service.cluster() is None:  # learning runs here
         try:
             blueprint.policy().controller.check_backend(resolve_device(config.learner.device))
         except ValueError as error:
             raise ConfigError(str(error)) from None
     return blueprint
+
+
+def _check_sendable(config: Config) -> None:
+    """Refuse code that Ray's workers cannot have."""
+    kind = config.policy.controller.kind
+    if kind.startswith("__main__:"):
+        raise ConfigError(
+            f"policy.controller.kind is {kind!r}, which Ray's workers cannot import from a notebook or a script; put "
+            f"it into a module of its own, or train without Ray: --local"
+        )
+    try:
+        check_sendable(config.env.id)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _execute(

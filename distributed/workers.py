@@ -12,7 +12,7 @@ import torch
 
 from controllers import Weights
 from distributed.blueprint import Blueprint
-from envs import EnvironmentFailure, make_vector_env
+from envs import EnvironmentFailure, make_vector_env, register_missing
 from learner import Learner, UpdateReport
 from rollout_workers import Collector, EpisodeStats, Evaluation, EvaluationError, FragmentError, evaluate
 
@@ -38,6 +38,7 @@ class RolloutWorker:
 
     def __init__(self, blueprint: Blueprint, worker: int, incarnation: int = 0) -> None:
         torch.set_num_threads(1)
+        register_missing(blueprint.registered)
         self._blueprint = blueprint
         self._worker = worker
         self._incarnation = incarnation

@@ -14,6 +14,7 @@ from envs.make import make_vector_env
 from envs.memory_chain import MemoryChain
 from envs.memory_env import MemoryVectorEnv, SingleEnv
 from envs.place import Place
+from envs.registered import Registered, check_sendable, register_missing, registered_here
 from envs.repeat_previous import RepeatPrevious
 from envs.resumable import Resumable
 from envs.settings import EnvSettings
@@ -29,14 +30,18 @@ __all__ = [
     "MemoryChain",
     "MemoryVectorEnv",
     "Place",
+    "Registered",
     "RepeatPrevious",
     "Resumable",
     "SingleEnv",
     "TMaze",
     "TaskFacts",
+    "check_sendable",
     "facts_of",
     "failures_in",
     "make_vector_env",
+    "register_missing",
+    "registered_here",
     "reset_failures_in",
 ]
 

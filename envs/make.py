@@ -19,6 +19,7 @@ from envs.guard import Guard, one_line
 from envs.memory_env import MemoryVectorEnv, whole_number
 from envs.place import Place, resolved, speaks_of_lanes
 from envs.plain import Creator, accepts, made_plain
+from envs.registered import Registered, check_sendable, in_any_process, register_missing, registered_here
 from envs.settings import EnvSettings
 from envs.subprocesses import Subprocesses
 
@@ -61,13 +62,17 @@ def make_vector_env(
     _check_names(settings, creator, _OF_GYMNASIUM if obstacle is None else ())
     if not _renders(creator, render_mode):
         raise ValueError(f"{settings.id} does not render as {render_mode!r}; choose another task, or render nothing")
+    alone = settings.vectorization == "async"
+    if alone:
+        check_sendable(settings.id)
     try:
         if obstacle is None:
             kwargs = resolved(spec.kwargs, place.first_lane, place.worker)
             return _native(replace(spec, kwargs=kwargs), num_envs, place)
-        lanes = [_Single(spec, package, settings, place, place.first_lane + i) for i in range(num_envs)]
+        known = registered_here() if alone else {}
+        lanes = [_Single(spec, package, settings, place, place.first_lane + i, known) for i in range(num_envs)]
         seed = (*place.seed, place.first_lane)
-        if settings.vectorization == "async":
+        if alone:
             with GlobalStreams(seed):  # one is made in this process, to look at
                 return Subprocesses(lanes, spec)
         return Enclosed(lambda: _in_this_process(lanes, spec), spec.id, seed)
@@ -96,7 +101,11 @@ def _find_spec(id: str) -> tuple[str, EnvSpec]:
             f"env.id is {id!r}, which is not registered; the nearest are {', '.join(near)} "
             f"(write package:Name-v0 for a task of a package that is not imported yet)"
         )
-    return package, gym.registry[name]
+    spec = gym.registry[name]
+    try:
+        return package, in_any_process(spec)
+    except Exception as error:
+        raise _cannot_load(spec, error) from error
 
 
 def _load(spec: EnvSpec, entry_point: Creator | str | None) -> Creator | None:
@@ -107,7 +116,11 @@ def _load(spec: EnvSpec, entry_point: Creator | str | None) -> Creator | None:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise ValueError(f"env.id is {spec.id!r}, whose code cannot be loaded: {one_line(error)}") from error
+        raise _cannot_load(spec, error) from error
+
+
+def _cannot_load(spec: EnvSpec, error: BaseException) -> ValueError:
+    return ValueError(f"env.id is {spec.id!r}, whose code cannot be loaded: {one_line(error)}")
 
 
 def _obstacle(native: Creator | None, spec: EnvSpec, settings: EnvSettings, render_mode: str | None) -> str | None:
@@ -158,16 +171,18 @@ class _Single:
     """Makes the guarded environment of one lane, here or in a subprocess."""
 
     spec: EnvSpec
-    package: str  # where there is one, it registers what the task may make in its turn
+    package: str  # where there is one, it is imported first
     settings: EnvSettings
     place: Place
     lane: int  # among all
+    registered: Registered  # what the task may make in its turn; empty where it stays in this process
     home: int = field(default_factory=os.getpid)
 
     def __call__(self) -> Guard:
         alone = os.getpid() != self.home
         if alone:
             seed_process((*self.place.seed, self.lane))
+            register_missing(self.registered)
         if self.package:
             importlib.import_module(self.package)
         kwargs = resolved(self.spec.kwargs, self.lane, self.place.worker)

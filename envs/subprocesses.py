@@ -130,7 +130,8 @@ def _no_main_module() -> Iterator[None]:
     """Python runs the main module of a program again in each subprocess, which here may import torch and Ray, or, where
     it is a script without a guard, start the training a second time. Nothing in a lane needs it."""
     main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
+    without_origin = sys.modules["__main__"] = ModuleType("__main__")
+    vars(without_origin).update({n: v for n, v in vars(main).items() if n not in ("__file__", "__spec__")})
     try:
         yield
     finally:
