@@ -140,9 +140,9 @@ def _damped_scale(square, eps):
     """What g of this mean square is multiplied by, and -2 times the slope of that by the mean square."""
     variance = square + eps
     m = square / variance
-    damping = m * (2 - m) + eps
+    damping = 1 - (1 - eps) * (1 - m) ** 2
     scale = math.sqrt(damping / variance)
-    return scale, scale / variance * (1 - 2 * (1 - m) ** 2 / damping)
+    return scale, scale / variance * (1 - 2 * (1 - eps) * (1 - m) ** 2 / damping)
 
 
 @compiled

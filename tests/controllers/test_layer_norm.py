@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from controllers.layer_norm import LayerNorm, layer_norm
+from controllers.layer_norm import LayerNorm, damped, layer_norm
 from controllers.scans.gated_norm import gated_norm
 
 H = 24
@@ -46,6 +46,33 @@ def test_its_gradients_are_slopes(size: float) -> None:
     x, gain, bias = (value.clone().requires_grad_() for value in (size * X[:3], X[3], X[4]))
     step = min(1e-6, size / 1000) or 1e-9
     assert torch.autograd.gradcheck(layer_norm, (x, gain, bias), eps=step, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(7, 5, H), (H,), (0, H)])
+def test_it_is_the_damped_norm(shape: tuple[int, ...]) -> None:
+    """Values and all gradients against the plain form, over rows of every size at once."""
+    generator = Generator().manual_seed(1)
+    sizes = torch.logspace(-7, 2, math.prod(shape[:-1]), dtype=torch.float64).reshape(*shape[:-1], 1)
+    x = sizes * torch.randn(shape, generator=generator, dtype=torch.float64) + 1
+    weights = torch.randn(shape, generator=generator, dtype=torch.float64)
+    found = []
+    for norm in (layer_norm, plainly):
+        arguments = [value.clone().requires_grad_() for value in (x, X[3], X[4])]
+        y = norm(*arguments)
+        found.append([y, *torch.autograd.grad((y * weights).sum(), arguments)])
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)
+
+
+def plainly(x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+    return damped(functional.layer_norm(x, x.shape[-1:]), 1e-5) * gain + bias
+
+
+def test_under_autocast_it_computes_in_single_precision() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer_norm(X.to(torch.bfloat16), X[3].float(), X[4].float())
+    assert y.dtype is torch.float32
+    torch.testing.assert_close(y, layer_norm(X.to(torch.bfloat16).float(), X[3].float(), X[4].float()))
 
 
 def test_the_module_has_torchs_parameters_and_starts_as_torchs() -> None:
