@@ -4,24 +4,28 @@ Every failure is one sentence on stderr and a non-zero status.
 """
 
 import argparse
+import difflib
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from textwrap import fill
 
 from distributed.checkpoint import CheckpointError
 from distributed.config import ConfigError, load_config, settings, suggest
 from distributed.paths import local_path
-from distributed.presets import described_presets, find_preset
+from distributed.presets import described_presets, find_preset, preset_names
 from distributed.runners import ServiceError
 from distributed.streams import forgiving_output
 from distributed.tracking import TrackingSettings, serve_dashboard
 from envs import EnvironmentFailure
 
 _TRUST = "import the modules that the run names, whoever wrote them, and look for them in the present folder too"
+_ALIKE = 0.7  # of two options, as difflib measures it
 _USAGE_ERROR, _RUN_ERROR, _INTERRUPTED = 2, 1, 130
 
 
@@ -31,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser = _parser()
         options, rest = parser.parse_known_args(arguments)
         if rest and ("settings" not in options or any(word.startswith("-") for word in rest)):
-            hint = _hint(sys.argv[1:] if arguments is None else arguments, rest) if "settings" in options else ""
+            hint = _hint(sys.argv[1:] if arguments is None else arguments, rest, options)
             parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
         if "settings" in options:
             options.settings += rest  # argparse gives up on positionals that follow an option
@@ -72,16 +76,36 @@ def _uses_own_code(options: argparse.Namespace) -> bool:
     return own or getattr(options, "trust", False)
 
 
-def _hint(arguments: Sequence[str], unknown: Sequence[str]) -> str:
-    """How settings are written, where one was given as an option."""
+def _hint(arguments: Sequence[str], unknown: Sequence[str], options: argparse.Namespace) -> str:
+    """What was meant by an option that is none: one that is spelt alike, or a setting."""
     option = next((word for word in unknown if word.startswith("--")), "")
     given, separator, value = option.partition("=")
     key = given.lstrip("-").replace("-", "_")
-    near = [key] if key in {setting.key for setting in settings()} else suggest(key) if key else []
+    if not key:
+        return ""
+    exact = key in {setting.key for setting in settings()}
+    known = re.findall(r"--[\w-]+", options.usage)
+    if not exact and (alike := difflib.get_close_matches(given.replace("_", "-").lower(), known, n=1, cutoff=_ALIKE)):
+        return f"; did you mean {alike[0]}?"
+    near = [key] if exact else suggest(key)
+    if not near or "settings" not in options:
+        return ""
     if not separator and option in arguments:
         behind = [*arguments[arguments.index(option) + 1 :], "-"][0]
         value = "" if behind.startswith("-") or "=" in behind else behind
-    return f"; settings are written without dashes: {near[0]}={value or 'VALUE'}" if near else ""
+    return f"; settings are written without dashes: {near[0]}={value or 'VALUE'}"
+
+
+def _as_one_word(words: Sequence[str]) -> str:
+    """How a setting is written, where its name and its value were given as words of their own."""
+    known = {setting.key for setting in settings()}
+    apart = [word.strip("=") for word in words if word.strip("=")]
+    for name, value in pairwise([*apart, ""]):
+        near = [name] if name in known else [] if "=" in name or name in preset_names() else suggest(name)
+        if near:
+            value = "VALUE" if not value or "=" in value or value in known else value
+            return f"; a setting and its value are one word: {near[0]}={value}"
+    return ""
 
 
 def _fail(reason: object, status: int) -> int:
@@ -185,6 +209,8 @@ def _parser() -> argparse.ArgumentParser:
     dashboard.add_argument("--store", default=TrackingSettings.uri, help="MLflow store (default %(default)s)")
     dashboard.add_argument("--port", type=_port, default=5000, help="port on 127.0.0.1 (default %(default)s)")
     dashboard.set_defaults(command=_dashboard)
+    for command in commands.choices.values():
+        command.set_defaults(usage=command.format_usage())
     return parser
 
 
@@ -234,8 +260,13 @@ def _train(options: argparse.Namespace) -> int:
     words = [word for word in (options.preset, *options.settings) if word is not None]
     files, overrides = [w for w in words if "=" not in w], [w for w in words if "=" in w]
     if len(files) > 1:
-        raise ConfigError(f"got {len(files)} presets ({', '.join(files)}); give one, and settings as key=value")
-    preset = find_preset(files[0]) if files else None
+        hint = _as_one_word(words) or "; give one, and settings as key=value"
+        raise ConfigError(f"got {len(files)} presets ({', '.join(files)}){hint}")
+    try:
+        preset = find_preset(files[0]) if files else None
+    except ConfigError as error:
+        hint = _as_one_word(words)
+        raise ConfigError(f"{files[0]} is no file and no preset{hint}" if hint else str(error)) from None
     if options.resume is None:
         result = train(load_config(preset, overrides), preset=preset, local=options.local)
     else:

@@ -129,7 +129,14 @@ def recorded_and_replayed(run: Path, folder: Path) -> str:
         (["train", "--seed", "3"], 2, "--seed; settings are written without dashes: seed=3"),
         (["train", "--learning-rate=1e-3"], 2, "settings are written without dashes: learner.learning_rate=1e-3"),
         (["evaluate", "/nowhere", "--lanes", "0"], 2, "--lanes is 0"),
-        (["train", "--locla"], 2, "unrecognized arguments: --locla"),
+        (["train", "--locla"], 2, "unrecognized arguments: --locla; did you mean --local?"),
+        (["evaluate", "x", "--episods", "3"], 2, "did you mean --episodes?"),
+        (["dashboard", "--prot=80"], 2, "did you mean --port?"),
+        (["train", "seed", "3"], 2, "a setting and its value are one word: seed=3"),
+        (["train", "delayed_cue", "lr", "1e-3"], 2, "one word: learner.learning_rate=1e-3"),
+        (["train", "seed", "=", "3"], 2, "one word: seed=3"),
+        (["train", "seed=", "3"], 2, "one word: seed=3"),
+        (["train", "seed"], 2, "one word: seed=VALUE"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(tmp_path: Path, arguments: list[str], status: int, sentence: str) -> None:
