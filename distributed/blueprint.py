@@ -10,6 +10,8 @@ import torch
 
 from controllers import Controller, Policy, PolicySpec, build_policy
 from distributed.config import Config, ConfigError
+from distributed.machine import memory
+from distributed.room import check_room
 from envs import (
     EnvironmentFailure,
     EnvSettings,
@@ -97,6 +99,7 @@ def make_blueprint(config: Config) -> Blueprint:
 
     Raises:
         ConfigError: the environment, the controller or a combination of sizes cannot work.
+        EnvironmentFailure: the environment cannot be reset.
     """
     try:
         env = make_vector_env(config.env, 1)
@@ -109,6 +112,7 @@ def make_blueprint(config: Config) -> Blueprint:
         config.learner.check_batch(config.rollout.lanes)
         if facts is None and config.env.success_return is None:
             _refuse_success(config)
+        check_room(config, spec, length, memory())
         _check_stages(config, spec)
         if config.train.evaluation_environments == "training" and config.curriculum.stages:
             raise ValueError(
@@ -136,7 +140,7 @@ def make_blueprint(config: Config) -> Blueprint:
         policy = blueprint.policy()
         _try_out(policy.controller, config.policy.controller.kind)
         _check_replay(blueprint, policy)
-    except (ValueError, EnvironmentFailure) as error:
+    except ValueError as error:
         raise ConfigError(str(error)) from None
     finally:
         env.close()
@@ -165,7 +169,7 @@ def _check_stages(config: Config, spec: PolicySpec) -> None:
         try:
             with closing(make_vector_env(settings, 1)) as env:
                 own = policy_spec(env, config.spaces)
-        except ValueError as error:
+        except (ValueError, EnvironmentFailure) as error:
             raise ValueError(f"curriculum.stages[{level}] is {stage}: {error}") from error
         if own != spec:
             raise ValueError(
@@ -195,7 +199,11 @@ def _check_replay(blueprint: Blueprint, policy: Policy) -> None:
     given, workers = blueprint.config.service.replay_bytes, blueprint.config.rollout.workers
     nbytes = blueprint.fragment_bytes(policy)
     if nbytes * workers > given:
-        raise ValueError(too_small_a_replay(given, workers, nbytes))
+        largest = max(blueprint.spec.observations.items(), key=lambda item: prod(item[1].shape))
+        raise ValueError(
+            f"{too_small_a_replay(given, workers, nbytes)}; the largest part of the observation, {largest[0]!r}, has "
+            f"{prod(largest[1].shape):,} numbers"
+        )
 
 
 def too_small_a_replay(given: int, fragments: int, nbytes: int) -> str:

@@ -24,6 +24,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def memory() -> int:
+    """Bytes of memory of this machine, or of the container that this runs in."""
+    limit = Path("/sys/fs/cgroup/memory.max")
+    limits = [int(text) for text in [limit.read_text().strip() if limit.exists() else ""] if text.isdecimal()]
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *limits])
+
+
 def versions(*packages: str) -> dict[str, str]:
     """Of Python and of these distributions."""
     return {"python": platform.python_version()} | {name: version(name) for name in packages}

@@ -223,7 +223,7 @@ def train(config: Config, *, preset: Path | None = None, local: bool = False, di
         display: where progress is shown; a new one by default.
 
     Raises:
-        ConfigError, ServiceError, FloatingPointError, OSError: each with one sentence for the user.
+        ConfigError, ServiceError, EnvironmentFailure, FloatingPointError, OSError: each with one sentence for the user.
     """
     config = config.changed("tracking", uri=absolute_uri(config.tracking.uri)).as_recorded()
     folder = RunFolder.new(config, preset)

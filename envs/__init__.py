@@ -9,7 +9,7 @@ from envs.copy_memory import CopyMemory
 from envs.counting import Counting
 from envs.delayed_cue import DelayedCue
 from envs.facts import TaskFacts, facts_of
-from envs.guard import EnvironmentFailure, failures_in, reset_failures_in
+from envs.guard import LARGEST_OBSERVED, EnvironmentFailure, failures_in, reset_failures_in
 from envs.make import make_vector_env
 from envs.memory_chain import MemoryChain
 from envs.memory_env import MemoryVectorEnv, SingleEnv
@@ -21,6 +21,7 @@ from envs.settings import EnvSettings
 from envs.tmaze import TMaze
 
 __all__ = [
+    "LARGEST_OBSERVED",
     "AssociativeRecall",
     "CopyMemory",
     "Counting",

@@ -1,6 +1,7 @@
 """The guard: what goes wrong in one lane cuts that lane's episode and leaves the others alone."""
 
 import inspect
+import os
 import traceback
 from collections.abc import Mapping
 from copy import deepcopy
@@ -12,12 +13,17 @@ from gymnasium import spaces
 
 from envs.global_random import seed_process
 from envs.masks import ACTION_MASK, Masks
+from envs.plain import Misfit
 from envs.told import tell_once
 
 ARRAYS = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 """Spaces whose values are arrays of one shape."""
 
+LARGEST_OBSERVED = float(np.sqrt(np.finfo(np.float32).max))
+"""Beyond it the square of a number is no finite float32, and nor are the sums that a network makes."""
+
 _FAILURE, _RESET_FAILURE = "mneme.failure", "mneme.reset_failure"  # in `info`, where others have keys of their own
+_AROUND = (os.path.dirname(__file__), os.path.dirname(gym.__file__))
 _LARGEST_REWARD = float(np.finfo(np.float32).max)
 _FITTING = {"f": "fiub", "i": "iub", "u": "iub", "b": "b"}  # kinds of numbers that a kind of space may be filled with
 
@@ -30,8 +36,8 @@ class Guard(gym.Wrapper[Any, Any, Any, Any]):
     """Keeps a single environment to its word, and a failing one from taking others down.
 
     A failure is an exception, `sys.exit()` included; an observation that does not fit its space in structure, shape or
-    kind of number, or is not finite; a reward that is not a finite number; an action mask that comes, goes, does not
-    fit the actions, or leaves nothing to choose.
+    kind of number, or is not finite, or so large that its square is not; a reward that is not a finite number; an
+    action mask that comes, goes, does not fit the actions, or leaves nothing to choose.
     A failing step returns the last good observation, reward 0, truncated, and one sentence in `info`, which
     `failures_in` finds. A failing reset is tried again, where a seed was given with another one below 2**31, which all
     simulators accept, and told; `reset_failures_in` finds it. A failing `close` is told, and costs nothing.
@@ -46,7 +52,8 @@ class Guard(gym.Wrapper[Any, Any, Any, Any]):
         alone: it has its process to itself, so a seed is the seed of the process's generators too.
 
     Raises:
-        EnvironmentFailure: one sentence, and below it the traceback as text, as no chain survives a subprocess.
+        EnvironmentFailure: one sentence, and below it, where the environment's code raised, its traceback as text, as
+            no chain survives a subprocess.
     """
 
     def __init__(self, env: gym.Env[Any, Any], max_failures: int, alone: bool = False) -> None:
@@ -111,7 +118,7 @@ class Guard(gym.Wrapper[Any, Any, Any, Any]):
         if self._masked is None:
             self._masked = mask_N is not None
         if self._masked != (mask_N is not None):
-            raise ValueError(f"there is {'no' if self._masked else 'an'} action mask, unlike before")
+            raise Misfit(f"there is {'no' if self._masked else 'an'} action mask, unlike before")
         self._masks.check(mask_N, observation)
         return {} if mask_N is None else {ACTION_MASK: mask_N}
 
@@ -127,7 +134,7 @@ class Guard(gym.Wrapper[Any, Any, Any, Any]):
             return sentence
         raise EnvironmentFailure(
             f"{sentence}; as this is failure {self._failures} in a row without an episode that ended by itself, mend "
-            f"the environment or raise env.max_failures\n{''.join(traceback.format_exception(error))}"
+            f"the environment or raise env.max_failures{_own_traceback(error)}"
         ) from None
 
 
@@ -152,8 +159,23 @@ def reset_failures_in(info: Mapping[str, Any]) -> list[str]:
 
 
 def one_line(error: BaseException) -> str:
-    """The kind of an error and what it says, without line breaks."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    """The kind of an error and what it says, or where it says nothing the line that raised it; without line breaks."""
+    told = str(error)
+    if isinstance(error, Misfit):
+        return " ".join(told.split())
+    if not told.strip() and (frames := traceback.extract_tb(error.__traceback__)):
+        told = f"{frames[-1].line} ({frames[-1].filename}, line {frames[-1].lineno})"
+    return " ".join(f"{type(error).__name__}: {told}".split())
+
+
+def _own_traceback(error: BaseException) -> str:
+    """The traceback of what an environment's code raised, in lines of their own, without what lies around that code."""
+    if isinstance(error, Misfit):
+        return ""
+    told = traceback.TracebackException.from_exception(error)
+    own = [frame for frame in told.stack if not frame.filename.startswith(_AROUND)]
+    told.stack = traceback.StackSummary.from_list(own or told.stack)
+    return f"\n{''.join(told.format()).rstrip()}"
 
 
 def close_quietly(env: Any, name: str) -> None:
@@ -178,16 +200,16 @@ def _fitted(space: gym.Space[Any], value: Any, name: str = "the observation") ->
     """A copy of `value` in the types of `space`.
 
     Raises:
-        ValueError: it does not fit.
+        Misfit: it does not fit.
     """
     if isinstance(space, spaces.Dict):
         if not isinstance(value, Mapping) or value.keys() != space.spaces.keys():
             found = sorted(value) if isinstance(value, Mapping) else type(value).__name__
-            raise ValueError(f"{name} is {found}, but its space has the parts {sorted(space.spaces)}")
+            raise Misfit(f"{name} is {found}, but its space has the parts {sorted(space.spaces)}")
         return {key: _fitted(child, value[key], f"{name}[{key!r}]") for key, child in space.spaces.items()}
     if isinstance(space, spaces.Tuple):
         if not isinstance(value, (tuple, list)) or len(value) != len(space.spaces):
-            raise ValueError(f"{name} is {value!r}, but its space is a tuple of {len(space.spaces)}")
+            raise Misfit(f"{name} is {value!r}, but its space is a tuple of {len(space.spaces)}")
         return tuple(_fitted(child, value[i], f"{name}[{i}]") for i, child in enumerate(space.spaces))
     return _fitted_array(space, value, name) if isinstance(space, ARRAYS) else value
 
@@ -198,30 +220,34 @@ def _fitted_array(space: gym.Space[Any], value: Any, name: str) -> np.ndarray:
     if isinstance(space, spaces.Discrete) and array.size == 1:
         array = array.reshape(())
     if array.shape != space.shape or array.dtype.kind not in _FITTING[space.dtype.kind]:
-        raise ValueError(
+        raise Misfit(
             f"{name} has shape {array.shape} and type {array.dtype}, but its space has {space.shape} and {space.dtype}"
         )
     with np.errstate(over="ignore"):
         fitted = array.astype(space.dtype)
     if space.dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            finite = np.isfinite(fitted.astype(np.float32, copy=False))  # as which it travels
-        if not finite.all():
-            raise ValueError(f"{name} holds {array[~finite].flat[0]}, which is no finite float32")
+        with np.errstate(invalid="ignore"):
+            usable = np.abs(fitted) <= LARGEST_OBSERVED
+        if not usable.all():
+            raise Misfit(
+                f"{name} holds {array[~usable].flat[0]:.6g}; what is observed must be finite and at most "
+                f"{LARGEST_OBSERVED:.1e}, or its square overflows: show another number for what is not known, and "
+                f"scale what is large"
+            )
     elif not np.array_equal(fitted, array) or not (isinstance(space, spaces.Box) or space.contains(fitted)):
-        raise ValueError(f"{name} holds numbers outside its space {space}")
+        raise Misfit(f"{name} holds numbers outside its space {space}")
     return fitted
 
 
 def _flag(name: str, value: Any) -> bool:
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind not in "biuf":
-        raise ValueError(f"{name} is {value!r}; it must be true or false")
+        raise Misfit(f"{name} is {value!r}; it must be true or false")
     return bool(array.item())
 
 
 def _finite(reward: Any) -> float:
     array = np.asarray(reward)
     if array.size != 1 or array.dtype.kind not in "biuf" or not abs(array.item()) <= _LARGEST_REWARD:
-        raise ValueError(f"the reward is {reward!r}; it must be a finite number")
+        raise Misfit(f"the reward is {reward!r}; it must be a finite number")
     return float(array.item())

@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from envs.plain import Misfit
 from envs.told import tell_once
 
 ACTION_MASK = "action_mask"
@@ -51,7 +52,7 @@ class Masks:
         in the observation.
 
         Raises:
-            ValueError: a mask that does not hold one number for each category.
+            Misfit: a mask that does not hold one number for each category.
         """
         if ACTION_MASK in info:
             if self._counts:
@@ -63,7 +64,7 @@ class Masks:
         """Refuse a mask, from `read` or in the observation, that leaves a part of the action nothing to choose.
 
         Raises:
-            ValueError: one sentence.
+            Misfit: one sentence.
         """
         if self._in_observation:
             mask_N = np.concatenate([np.ravel(part) for part in _arrays(observation[ACTION_MASK])]).astype(np.bool_)
@@ -72,14 +73,14 @@ class Masks:
         start = 0
         for count in self._counts:
             if not mask_N[start : start + count].any():
-                raise ValueError(f"the action mask allows none of {count} actions")
+                raise Misfit(f"the action mask allows none of {count} actions")
             start += count
 
     def _fitted(self, mask: Any, origin: str) -> np.ndarray:
         parts = [np.ravel(part) for part in mask] if isinstance(mask, (list, tuple)) else [np.ravel(mask)]
         mask_N = np.concatenate(parts) if parts else np.empty(0)
         if mask_N.shape != (sum(self._counts),) or mask_N.dtype.kind not in "biuf":
-            raise ValueError(
+            raise Misfit(
                 f"{origin} holds {mask_N.size} values of type {mask_N.dtype}; it must hold one number or boolean for "
                 f"each of {sum(self._counts)} actions"
             )

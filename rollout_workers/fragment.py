@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from envs import LARGEST_OBSERVED
 from rollout_workers.columns import from_column, from_lists, to_column, to_lists
 
 SCHEMA_VERSION = 3
@@ -179,13 +180,23 @@ class Fragment:
             self._require(prefix + name, arrays[name], shape, array.dtype.name, whole=True)
 
     def _require_finite(self, name: str, array: np.ndarray) -> None:
-        # A sum is finite only if every term is (overflow aside): one cheap pass before the exact one.
-        if array.dtype.kind != "f" or np.isfinite(array.sum(dtype=np.float64)):
+        if array.dtype.kind != "f":
             return
-        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        with np.errstate(over="ignore", invalid="ignore"):
+            # A sum of squares is finite only if every term is: one cheap pass before the exact one.
+            if np.isfinite(np.vdot(array, array)):
+                return
+            observed = name.removeprefix(_PAST).startswith(_OF_TASK)
+            usable = np.abs(array) <= LARGEST_OBSERVED if observed else np.isfinite(array)
+        if usable.all():
+            return
+        where = tuple(int(i) for i in np.argwhere(~usable)[0])
         row = int(np.nonzero(self.cut_short)[0][where[0]]) if name.startswith(_LISTS) else where[0]
-        of_task = name == "rewards" or name.removeprefix(_PAST).startswith(_OF_TASK)
-        remedy = "check the environment" if of_task else "lower learner.learning_rate, or mneme check the controller"
+        remedy = "lower learner.learning_rate, or mneme check the controller"
+        if observed or name == "rewards":
+            remedy = "check the environment"
+        if observed:
+            remedy += f": what is observed must be finite and at most {LARGEST_OBSERVED:.1e}, or its square overflows"
         raise FragmentError(
             f"column {name} of a fragment from {self._origin(row)} holds {array[where]} at index {where}; {remedy}"
         )

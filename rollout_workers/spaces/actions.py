@@ -24,6 +24,7 @@ def acted_leaf(leaf: Leaf, squash: bool) -> ActedLeaf:
         ValueError: no head does.
     """
     space = leaf.space
+    leaf.check_size("action", "wrap the environment")
     if isinstance(space, spaces.Discrete):
         first = int(space.start)
         return ActedLeaf(Categorical(int(space.n)), lambda a: a[:, 0].astype(np.int64, copy=False) + first)

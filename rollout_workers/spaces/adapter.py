@@ -14,6 +14,7 @@ from gymnasium import spaces
 from gymnasium.vector.utils import concatenate, create_empty_array
 
 from controllers import ACTION_MASK, PREVIOUS_ACTION, ActionHead, Joint, PolicySpec, Vector
+from envs import EnvironmentFailure
 from rollout_workers.settings import SpaceSettings
 from rollout_workers.spaces.actions import acted_leaf
 from rollout_workers.spaces.leaves import leaves_of, nested, size_of
@@ -52,6 +53,11 @@ class SpaceAdapter:
         """With how images are read filled in."""
         self._action_space = env.single_action_space
         self._acted = [acted_leaf(leaf, settings.squash) for leaf in leaves_of(self._action_space)]
+        if not self._acted:
+            raise ValueError(
+                f"the action space {self._action_space} has no parts, so there is nothing for a policy to choose; "
+                f"give it some, if only a Discrete(1)"
+            )
         if settings.squash and not any(isinstance(leaf.space, spaces.Box) for leaf in leaves_of(self._action_space)):
             raise ValueError(
                 f"spaces.squash is set, but the action space {self._action_space} has no Box; leave it unset"
@@ -169,11 +175,14 @@ def adapter_of(env: gym.vector.VectorEnv[Any, Any, Any], settings: SpaceSettings
 
     Raises:
         ValueError: a space that no policy here can handle.
+        EnvironmentFailure: it cannot be reset.
     """
     try:
         _, info = env.reset(seed=0)
+    except EnvironmentFailure:
+        raise
     except Exception as error:
-        raise ValueError(f"the environment cannot be reset: {type(error).__name__}: {error}") from error
+        raise EnvironmentFailure(f"the environment cannot be reset: {type(error).__name__}: {error}") from error
     return SpaceAdapter(env, settings, masked=ACTION_MASK in info)
 
 

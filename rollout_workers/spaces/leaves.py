@@ -3,7 +3,9 @@
 Legend: B lanes.
 """
 
+import math
 from collections.abc import Callable, Iterator
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -12,6 +14,10 @@ from gymnasium import spaces
 
 Convert = Callable[[np.ndarray], np.ndarray]
 
+LARGEST = 4_000_000
+"""Numbers and categories of a part that a network is built for: the weights of more fill a machine by themselves."""
+
+_SAID = 160  # letters of a space in a sentence: bounds that differ from number to number may fill pages
 _WHOLE = "observation"  # name of the only part of an observation that is not a Dict or a Tuple
 
 
@@ -27,7 +33,33 @@ class Leaf(NamedTuple):
 
     def named(self, use: str) -> str:
         """This leaf in a sentence, as a part of the observation or action space."""
-        return f"the {use} space's part {self.name!r}, {self.space}," if self.path else f"the {use} space {self.space}"
+        space = shorten(str(self.space), _SAID, placeholder=" ...")
+        return f"the {use} space's part {self.name!r}, {space}," if self.path else f"the {use} space {space}"
+
+    @property
+    def width(self) -> int:
+        """How many numbers the network reads or gives for it: a flag for each category, else a number each."""
+        if isinstance(self.space, spaces.Discrete):
+            return int(self.space.n)
+        if isinstance(self.space, spaces.MultiDiscrete):
+            return sum(map(int, self.space.nvec.ravel()))
+        return size_of(self.space.shape or ())
+
+    def check_size(self, use: str, remedy: str) -> None:
+        """Refuse a part that holds nothing, or that is too large for any network.
+
+        Raises:
+            ValueError: one sentence.
+        """
+        if self.width == 0:
+            raise ValueError(f"{self.named(use)} has size 0: it holds no numbers; {remedy}")
+        if self.width > LARGEST:
+            categorical = isinstance(self.space, (spaces.Discrete, spaces.MultiDiscrete))
+            raise ValueError(
+                f"{self.named(use)} has {self.width:,} {'categories' if categorical else 'numbers'}, and a network for "
+                f"more than {LARGEST:,} is not built; {remedy}, so that it has fewer"
+                f"{' (as digits of a MultiDiscrete, say)' if categorical else ''}"
+            )
 
     def of(self, value: Any) -> np.ndarray:
         """This leaf's array inside a batched value of the whole space."""
@@ -59,4 +91,4 @@ def nested(space: gym.Space[Any], arrays: Iterator[np.ndarray]) -> Any:
 
 def size_of(shape: tuple[int, ...]) -> int:
     """How many numbers a shape holds."""
-    return int(np.prod(shape, dtype=np.int64))
+    return math.prod(shape)

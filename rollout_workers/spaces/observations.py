@@ -49,6 +49,11 @@ def observed_leaves(leaves: list[Leaf], settings: SpaceSettings) -> list[Observe
                     f"spaces.keys names {key!r}, but the observation has {', '.join(sorted(names)) or 'no parts'}"
                 )
         leaves = [leaf for leaf in leaves if leaf.path and str(leaf.path[0]) in settings.keys]
+    if not leaves and not settings.previous_reward:
+        raise ValueError(
+            "the observation space has no parts, so there is nothing for a policy to read; let the environment show "
+            "something, if only a Discrete(1)"
+        )
     _check_names(leaves, settings)
     observed = [_observed_leaf(leaf, settings) for leaf in leaves]
     if settings.features is None:
@@ -91,6 +96,8 @@ def _check_names(leaves: list[Leaf], settings: SpaceSettings) -> None:
 
 def _observed_leaf(leaf: Leaf, settings: SpaceSettings) -> ObservedLeaf:
     space = leaf.space
+    remedy = "choose parts with spaces.keys, or wrap the environment" if leaf.path else "wrap the environment"
+    leaf.check_size("observation", remedy)
     if isinstance(space, spaces.Box) and space.dtype is not None and space.dtype.kind in "fiub":
         reading = reading_of(leaf, settings.layout.get(leaf.name), settings.scale.get(leaf.name))
         if reading is not None:
@@ -105,7 +112,6 @@ def _observed_leaf(leaf: Leaf, settings: SpaceSettings) -> ObservedLeaf:
         firsts = space.start.ravel().astype(np.int64)
         counts = OneHot(tuple(int(n) for n in space.nvec.ravel()))
         return ObservedLeaf(leaf, counts, lambda x: x.reshape(len(x), -1).astype(np.int64) - firsts)
-    remedy = "choose parts with spaces.keys, or wrap the environment" if leaf.path else "wrap the environment"
     raise ValueError(
         f"{leaf.named('observation')} is not supported (Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple "
         f"of these are); {remedy}"

@@ -83,8 +83,13 @@ FAULTS = [
     (replace("observation.numbers", np.array([-np.inf, 0.0])), r"\['numbers'\] holds -inf"),
     (
         replace("observation.numbers", np.array([1e300, 0.0])),
-        r"\['numbers'\] holds 1e\+300, which is no finite float32",
+        r"\['numbers'\] holds 1e\+300; what is observed must be finite and at most 1.8e",
     ),
+    (
+        replace("observation.numbers", np.float32([0.0, 3.4e38])),
+        r"\['numbers'\] holds 3.4e\+38; .* square overflows",
+    ),
+    (replace("observation.numbers", np.array([-2e19, 0.0])), r"\['numbers'\] holds -2e\+19; .* at most 1.8e"),
     (replace("observation.numbers", np.zeros(3)), r"\['numbers'\] has shape \(3,\) .* its space has \(2,\)"),
     (replace("observation.numbers", ["a", "b"]), r"\['numbers'\] has .* type <U1, but its space has .* float32"),
     (replace("observation.rest", (1, [0.5, 0.0])), r"\['rest'\]\[1\] has .* type float64, but .* uint8"),
@@ -157,6 +162,35 @@ def test_failures_in_a_row_raise_with_the_traceback() -> None:
     assert sentence.endswith("failure 3 in a row without an episode that ended by itself, mend the environment or "
                              "raise env.max_failures")  # fmt: skip
     assert "in explode" in trace
+
+
+def test_what_an_environment_returns_wrongly_is_one_sentence_without_a_traceback() -> None:
+    env = Guard(Steps(replace("reward", None), at=0), max_failures=1)
+    env.reset()
+    with pytest.raises(EnvironmentFailure) as caught:
+        env.step(0)
+    assert "episode: the reward is None; it must be a finite number; as this is failure 1" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_traceback_begins_in_the_code_of_the_environment() -> None:
+    env = Guard(TimeLimit(Steps(explode, at=0), 9), max_failures=1)
+    env.reset()
+    with pytest.raises(EnvironmentFailure) as caught:
+        env.step(0)
+    lines = str(caught.value).splitlines()
+    assert lines[1:2] == ["Traceback (most recent call last):"]
+    assert __file__ in lines[2]
+
+
+def test_an_error_without_words_is_told_by_the_line_that_raised_it() -> None:
+    def fault(result: dict[str, Any]) -> None:
+        raise AssertionError
+
+    env = Guard(Steps(fault, at=0), max_failures=2)
+    env.reset()
+    sentence = env.step(0)[4]["mneme.failure"]
+    assert re.search(r"AssertionError: raise AssertionError \(.*test_guard.py, line \d+\)", sentence)
 
 
 @pytest.mark.parametrize("limit", [None, 2])

@@ -68,7 +68,7 @@ def test_an_empty_mask_costs_the_episode(where: str, actions: gym.Space[Any], ma
     assert not env.step(0)[3]
     *_, truncated, info = env.step(0)
     assert truncated
-    assert info["mneme.failure"].endswith(f"ValueError: the action mask allows none of {count} actions")
+    assert info["mneme.failure"].endswith(f": the action mask allows none of {count} actions")
 
 
 def test_masks_by_method_are_passed_on_and_those_in_info_come_first() -> None:

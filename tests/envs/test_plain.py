@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from envs.plain import Plain
+from envs.plain import Misfit, Plain
 
 
 class Older(gym.Env[Any, Any]):
@@ -80,16 +80,14 @@ def test_an_info_of_none_is_empty() -> None:
 def test_a_reset_that_returns_the_observation_alone_is_named(result: Any, space: gym.Space[Any] | None) -> None:
     env = Older(result)
     env.observation_space = space or env.observation_space
-    with pytest.raises(
-        TypeError, match=r"^reset\(\) returned the observation alone; it must return the observation and"
-    ):
+    with pytest.raises(Misfit, match=r"^reset\(\) returned the observation alone; it must return the observation and"):
         Plain(env).reset()
 
 
 def test_an_info_that_is_no_dictionary_is_named() -> None:
-    with pytest.raises(TypeError, match=r"^the info that reset\(\) returned is a list; it must be a dictionary"):
+    with pytest.raises(Misfit, match=r"^the info that reset\(\) returned is a list; it must be a dictionary"):
         Plain(Older((X, []))).reset()
-    with pytest.raises(TypeError, match=r"^the info that step\(\) returned is a str; it must be a dictionary"):
+    with pytest.raises(Misfit, match=r"^the info that step\(\) returned is a str; it must be a dictionary"):
         Plain(Older(None, (X, 1.0, False, False, "won"))).step(0)
 
 
@@ -98,5 +96,5 @@ def test_an_info_that_is_no_dictionary_is_named() -> None:
     [((X, 1.0, False, {}), r"4 values, as Gym's did before 0\.26"), ((X, 1.0), "2 values"), (None, "a NoneType")],
 )
 def test_a_step_that_does_not_return_five_values_is_named(result: Any, found: str) -> None:
-    with pytest.raises(TypeError, match=rf"^step\(\) returned {found}; it must return five: observation, reward, term"):
+    with pytest.raises(Misfit, match=rf"^step\(\) returned {found}; it must return five: observation, reward, term"):
         Plain(Older(None, result)).step(0)

@@ -69,6 +69,24 @@ def test_values_that_are_not_finite_are_named(fragment: Fragment, column: str, v
         replace(fragment, **{column: array}).validate()
 
 
+def test_an_observation_whose_square_overflows_is_laid_to_the_environment(fragment: Fragment) -> None:
+    observation = fragment.observations["observation"].copy()
+    observation[4, 7, 0] = 1e19
+    replace(fragment, observations={"observation": observation}).validate()
+    observation[4, 7, 0] = -3.4e38
+    sentence = (
+        r"column observation.observation .*lane 4.* holds -3.[34]\d*e\+38 at index \(4, 7, 0\); check the env.*1.8e"
+    )
+    with pytest.raises(FragmentError, match=sentence):
+        replace(fragment, observations={"observation": observation}).validate()
+
+
+def test_numbers_of_the_network_may_be_as_large_as_float32_holds(fragment: Fragment) -> None:
+    values = fragment.values.copy()
+    values[4, 7] = 3.4e38
+    replace(fragment, values=values).validate()
+
+
 @pytest.mark.parametrize(("group", "prefix"), [("carries", "carry"), ("observations", "observation")])
 def test_a_named_array_that_is_not_finite_is_named(
     counting_collector: Callable[..., Collector], group: str, prefix: str

@@ -116,6 +116,57 @@ def test_action_spaces_become_heads(space: gym.Space[Any], head: Any) -> None:
     assert policy_spec(vector(BOX, space)).actions == head
 
 
+NONE = spaces.Box(-1, 1, (3, 0))
+
+
+@pytest.mark.parametrize(
+    ("seen", "acted", "sentence"),
+    [
+        (
+            spaces.Discrete(10**9),
+            TWO,
+            r"^the observation space Discrete\(1000000000\) has 1,000,000,000 categories, .*wrap",
+        ),
+        (spaces.MultiDiscrete([3, 10**9]), TWO, "has 1,000,000,003 categories"),
+        (spaces.MultiDiscrete(np.full(40, 2**62)), TWO, r"^the observation space MultiDiscrete\(.* has 184,467,440,7"),
+        (
+            spaces.Dict({"x": BOX, "day": spaces.Discrete(10**8)}),
+            TWO,
+            "part 'day', .* has 100,000,000 cat.*spaces.keys",
+        ),
+        (spaces.Box(0, 1, (5_000_000,)), TWO, "has 5,000,000 numbers, .*wrap the environment"),
+        (spaces.Box(0, 255, (2100, 2000, 1), np.uint8), TWO, "has 4,200,000 numbers"),
+        (BOX, spaces.Discrete(10**9), r"^the action space Discrete\(1000000000\) has 1,000,000,000 categories"),
+        (
+            BOX,
+            spaces.Tuple((TWO, spaces.MultiDiscrete([2, 10**8]))),
+            "action space's part '1', .*100,000,002 categories",
+        ),
+        (BOX, spaces.MultiBinary(10**7), "has 10,000,000 numbers"),
+        (NONE, TWO, r"^the observation space Box\(.*\(3, 0\), float32\) has size 0"),
+        (spaces.Dict({"x": BOX, "goal": NONE}), TWO, r"part 'goal', Box\(.*, has size 0.*spaces.keys"),
+        (spaces.Tuple((BOX, spaces.MultiDiscrete([]))), TWO, "part '1', .*, has size 0"),
+        (spaces.Dict({}), TWO, "^the observation space has no parts"),
+        (spaces.Tuple(()), TWO, "^the observation space has no parts"),
+        (BOX, NONE, "^the action space Box.* has size 0"),
+        (BOX, spaces.Dict({"go": TWO, "say": NONE}), "^the action space's part 'say', .* has size 0"),
+        (BOX, spaces.Dict({}), r"^the action space Dict\(\) has no parts"),
+        (BOX, spaces.Tuple(()), r"^the action space Tuple\(\) has no parts"),
+    ],
+)
+def test_a_part_that_holds_nothing_or_too_much_is_named(
+    seen: gym.Space[Any], acted: gym.Space[Any], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence) as caught:
+        policy_spec(vector(seen, acted, lanes=1))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_part_without_numbers_may_be_left_out() -> None:
+    seen = spaces.Dict({"x": BOX, "goal": NONE})
+    assert policy_spec(vector(seen, TWO), SpaceSettings(keys=("x",))).observations == {"x": Vector(3)}
+
+
 def test_nested_parts_are_named_converted_and_kept_in_their_types() -> None:
     env = SyncVectorEnv([Everything] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
     adapter = SpaceAdapter(env, SpaceSettings(previous_action=True, previous_reward=True), masked=False)
