@@ -9,7 +9,7 @@ from envs.copy_memory import CopyMemory
 from envs.counting import Counting
 from envs.delayed_cue import DelayedCue
 from envs.facts import TaskFacts, facts_of
-from envs.guard import LARGEST_OBSERVED, EnvironmentFailure, failures_in, reset_failures_in
+from envs.guard import LARGEST_OBSERVED, EnvironmentFailure, failures_in, one_line, reset_failures_in
 from envs.make import make_vector_env
 from envs.memory_chain import MemoryChain
 from envs.memory_env import MemoryVectorEnv, SingleEnv
@@ -19,6 +19,7 @@ from envs.repeat_previous import RepeatPrevious
 from envs.resumable import Resumable
 from envs.settings import EnvSettings
 from envs.tmaze import TMaze
+from envs.vector_guard import adrift_in
 
 __all__ = [
     "LARGEST_OBSERVED",
@@ -37,10 +38,12 @@ __all__ = [
     "SingleEnv",
     "TMaze",
     "TaskFacts",
+    "adrift_in",
     "check_sendable",
     "facts_of",
     "failures_in",
     "make_vector_env",
+    "one_line",
     "register_missing",
     "registered_here",
     "reset_failures_in",

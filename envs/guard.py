@@ -141,21 +141,36 @@ class Guard(gym.Wrapper[Any, Any, Any, Any]):
 def failures_in(info: Mapping[str, Any]) -> dict[int, str]:
     """The lanes whose episodes a failure has just cut, and each one's sentence, from the info of a vector step.
 
-    A failure ends an episode, so under same-step autoreset both of Gymnasium's vectorisers put the lane's info into
-    `info["final_info"]`: the sentences into "failure", an object array [B], and which lanes have one into
-    "_failure" [B].
+    A failure of a single environment ends its episode, so under same-step autoreset both of Gymnasium's vectorisers put
+    the lane's info into `info["final_info"]`; `failure_info` stands in `info` itself.
     """
     final = info.get("final_info")
-    if not final or _FAILURE not in final:
-        return {}
-    return {int(lane): final[_FAILURE][lane] for lane in np.flatnonzero(final[f"_{_FAILURE}"])}
+    return _told(info, _FAILURE) | (_told(final, _FAILURE) if isinstance(final, Mapping) else {})
 
 
 def reset_failures_in(info: Mapping[str, Any]) -> list[str]:
     """What went wrong in resets before one succeeded, from the info of a vector reset or step: a sentence a lane."""
-    if _RESET_FAILURE not in info:
-        return []
-    return list(info[_RESET_FAILURE][info[f"_{_RESET_FAILURE}"]])
+    return list(_told(info, _RESET_FAILURE).values())
+
+
+def failure_info(sentences: Mapping[int, str], lanes: int) -> dict[str, np.ndarray]:
+    """What `failures_in` finds, as Gymnasium's vectorisers lay it out: an object array [lanes], and which lanes it
+    holds something for."""
+    return _telling(_FAILURE, sentences, lanes)
+
+
+def reset_failure_info(sentences: Mapping[int, str], lanes: int) -> dict[str, np.ndarray]:
+    """The same for `reset_failures_in`."""
+    return _telling(_RESET_FAILURE, sentences, lanes)
+
+
+def _told(info: Mapping[str, Any], name: str) -> dict[int, str]:
+    return {int(lane): info[name][lane] for lane in np.flatnonzero(info[f"_{name}"])} if name in info else {}
+
+
+def _telling(name: str, sentences: Mapping[int, str], lanes: int) -> dict[str, np.ndarray]:
+    told = np.array([sentences.get(lane) for lane in range(lanes)], dtype=object)
+    return {name: told, f"_{name}": np.isin(np.arange(lanes), list(sentences))}
 
 
 def one_line(error: BaseException) -> str:

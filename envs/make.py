@@ -22,6 +22,7 @@ from envs.plain import Creator, accepts, made_plain
 from envs.registered import Registered, check_sendable, in_any_process, register_missing, registered_here
 from envs.settings import EnvSettings
 from envs.subprocesses import Subprocesses
+from envs.vector_guard import VectorGuard
 
 _OF_GYMNASIUM = ("num_envs", "render_mode", "max_episode_steps")  # which Gymnasium gives to a vector form
 _SETTINGS = {"num_envs": "rollout.lanes", "max_episode_steps": "env.max_episode_steps"}
@@ -68,7 +69,7 @@ def make_vector_env(
     try:
         if obstacle is None:
             kwargs = resolved(spec.kwargs, place.first_lane, place.worker)
-            return _native(replace(spec, kwargs=kwargs), num_envs, place)
+            return _native(replace(spec, kwargs=kwargs), num_envs, place, settings.max_failures)
         known = registered_here() if alone else {}
         lanes = [_Single(spec, package, settings, place, place.first_lane + i, known) for i in range(num_envs)]
         seed = (*place.seed, place.first_lane)
@@ -211,14 +212,14 @@ def _itself(guard: Guard) -> Guard:
     return guard
 
 
-def _native(spec: EnvSpec, num_envs: int, place: Place) -> VectorEnv:
+def _native(spec: EnvSpec, num_envs: int, place: Place, max_failures: int) -> VectorEnv:
     """The task's own vector form; Mneme's draw from nothing that is the process's."""
     env = Enclosed(
         lambda: gym.make_vec(spec, num_envs, vectorization_mode="vector_entry_point"),
         spec.id,
         (*place.seed, place.first_lane),
     )
-    return env.unwrapped if isinstance(env.unwrapped, MemoryVectorEnv) else env
+    return env.unwrapped if isinstance(env.unwrapped, MemoryVectorEnv) else VectorGuard(env, spec.id, max_failures)
 
 
 def _refusal(settings: EnvSettings, error: BaseException) -> str:

@@ -1,6 +1,6 @@
 """Which actions an environment allows: where it says so, and whether it leaves anything to choose.
 
-Legend: N categories of all the Discrete and MultiDiscrete parts of an action space, in order.
+Legend: B lanes, N categories of all the Discrete and MultiDiscrete parts of an action space, in order.
 """
 
 import inspect
@@ -27,29 +27,32 @@ class Masks:
     sb3-contrib's method `action_masks()`; the first of these that it has counts.
 
     Args:
-        env: a single environment.
+        env: a single environment, or a vector environment, which gives masks [B, N].
         name: of the environment, for what is said.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], name: str) -> None:
-        self._env, self._name = env, name
-        self._counts = list(category_counts(env.action_space))
-        observed = env.observation_space
+    def __init__(self, env: Any, name: str) -> None:
+        vector = isinstance(env, gym.vector.VectorEnv)
+        self._name = name
+        self._lanes: int | None = env.num_envs if vector else None
+        self._action_space = env.single_action_space if vector else env.action_space
+        self._counts = list(category_counts(self._action_space))
+        observed = env.single_observation_space if vector else env.observation_space
         self._in_observation = isinstance(observed, spaces.Dict) and ACTION_MASK in observed.spaces
         self._method: Callable[[], Any] | None = None
-        method = env.get_wrapper_attr(_METHOD) if env.has_wrapper_attr(_METHOD) else None
+        method = _attribute(env, _METHOD)
         if method is None or self._in_observation:
             return
         if not self._counts:
-            self._say(f"{_METHOD}()", f"the action space {env.action_space} has no categories")
+            self._say(f"{_METHOD}()", f"the action space {self._action_space} has no categories")
         elif not callable(method) or not _accepts_nothing(method):
             self._say(f"the attribute {_METHOD}", "it is not a method without arguments")
         else:
             self._method = method
 
     def read(self, info: Mapping[str, Any]) -> np.ndarray | None:
-        """The mask, bool [N], that goes along with the observation; None where the environment gives none, or gives it
-        in the observation.
+        """The mask, bool [N] or [B, N], that goes along with the observation; None where the environment gives none, or
+        gives it in the observation.
 
         Raises:
             Misfit: a mask that does not hold one number for each category.
@@ -57,7 +60,7 @@ class Masks:
         if ACTION_MASK in info:
             if self._counts:
                 return self._fitted(info[ACTION_MASK], f"info[{ACTION_MASK!r}]")
-            self._say(f"info[{ACTION_MASK!r}]", f"the action space {self._env.action_space} has no categories")
+            self._say(f"info[{ACTION_MASK!r}]", f"the action space {self._action_space} has no categories")
         return None if self._method is None else self._fitted(self._method(), f"{_METHOD}()")
 
     def check(self, mask_N: np.ndarray | None, observation: Any) -> None:
@@ -66,17 +69,33 @@ class Masks:
         Raises:
             Misfit: one sentence.
         """
+        if empty := self.empty(mask_N, observation):
+            raise Misfit(empty[0])
+
+    def empty(self, mask_BN: np.ndarray | None, observation: Any) -> dict[int, str]:
+        """The lanes (0 for a single environment) whose mask leaves a part of the action nothing to choose, and a
+        sentence for each."""
         if self._in_observation:
-            mask_N = np.concatenate([np.ravel(part) for part in _arrays(observation[ACTION_MASK])]).astype(np.bool_)
-        if mask_N is None or mask_N.size != sum(self._counts):
-            return
-        start = 0
+            parts = [np.reshape(part, (self._lanes or 1, -1)) for part in _arrays(observation[ACTION_MASK])]
+            mask_BN = np.concatenate(parts, axis=1).astype(np.bool_)
+        if mask_BN is None or mask_BN.size != (self._lanes or 1) * sum(self._counts):
+            return {}
+        found: dict[int, str] = {}
+        start, mask_BN = 0, np.atleast_2d(mask_BN)
         for count in self._counts:
-            if not mask_N[start : start + count].any():
-                raise Misfit(f"the action mask allows none of {count} actions")
+            for lane in np.flatnonzero(~mask_BN[:, start : start + count].any(axis=1)):
+                found.setdefault(int(lane), f"the action mask allows none of {count} actions")
             start += count
+        return found
 
     def _fitted(self, mask: Any, origin: str) -> np.ndarray:
+        if self._lanes is None:
+            return self._fitted_lane(mask, origin)
+        if len(mask) != self._lanes:
+            raise Misfit(f"{origin} holds {len(mask)} masks for {self._lanes} lanes; it must hold one for each")
+        return np.stack([self._fitted_lane(lane, origin) for lane in mask])
+
+    def _fitted_lane(self, mask: Any, origin: str) -> np.ndarray:
         parts = [np.ravel(part) for part in mask] if isinstance(mask, (list, tuple)) else [np.ravel(mask)]
         mask_N = np.concatenate(parts) if parts else np.empty(0)
         if mask_N.shape != (sum(self._counts),) or mask_N.dtype.kind not in "biuf":
@@ -102,6 +121,13 @@ def category_counts(space: gym.Space[Any]) -> Iterator[int]:
     elif isinstance(space, spaces.Tuple):
         for child in space.spaces:
             yield from category_counts(child)
+
+
+def _attribute(env: Any, name: str) -> Any:
+    """An attribute of an environment or of what it wraps, the outermost; None where there is none."""
+    while not hasattr(env, name) and isinstance(env, (gym.Wrapper, gym.vector.VectorWrapper)):
+        env = env.env
+    return getattr(env, name, None)
 
 
 def _accepts_nothing(function: Callable[..., Any]) -> bool:

@@ -37,7 +37,7 @@ class EnvSettings:
 
     max_failures: int = 5
     """So many failures of one lane in a row, without an episode between them that ended by itself, end the worker;
-    fewer only cut the episodes that they happen in. It counts for single environments."""
+    fewer only cut the episodes that they happen in. In a vector form, action masks that allow nothing count."""
 
     def __post_init__(self) -> None:
         """What `controllers.Settings` does for the others, which this package must do without."""

@@ -5,6 +5,8 @@ Training and evaluation both run through it, so the carry is reset at the same m
 Legend: B lanes, T steps of a fragment.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -15,7 +17,16 @@ import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from controllers import ACTION_MASK, PREVIOUS_ACTION, Act, Carry, DonatedCarry, Policy
-from envs import EnvironmentFailure, MemoryVectorEnv, Resumable, facts_of, failures_in, reset_failures_in
+from envs import (
+    EnvironmentFailure,
+    MemoryVectorEnv,
+    Resumable,
+    adrift_in,
+    facts_of,
+    failures_in,
+    one_line,
+    reset_failures_in,
+)
 from envs.lane_random import lane_keys, lane_noise
 from rollout_workers.draft import Draft
 from rollout_workers.episodes import EpisodeCounter, EpisodeStats
@@ -88,12 +99,14 @@ class Collector:
         self._reset_failures: list[str] = []
         self._adapter = SpaceAdapter(self.env, self.spaces, self.policy.spec.masked)
         env_keys, self._noise_keys = self._lane_keys()
-        observation, info = self.env.reset(seed=self._env_seeds(env_keys))
+        with self._blamed("in reset"):
+            observation, info = self.env.reset(seed=self._env_seeds(env_keys))
         self._action_B, self._reward_B = self._adapter.no_action(B), np.zeros(B)
         self._reset = np.ones(B, dtype=np.bool_)
-        self._everyone = np.ones(B, dtype=np.bool_)
-        self._filler = np.zeros(B, dtype=np.bool_)  # lanes that ignore the next action, as it only resets them
-        self._observation = self._observed(observation, info)
+        self._everyone, self._nobody = np.ones(B, dtype=np.bool_), np.zeros(B, dtype=np.bool_)
+        self._filler = self._nobody  # lanes whose next step belongs to no episode
+        with self._blamed("in reset"):
+            self._observation = self._observed(observation, info)
         with torch.no_grad():
             self._carry: Carry = self.policy.initial_carry(B)
         self._episodes = EpisodeCounter(B)
@@ -140,12 +153,10 @@ class Collector:
             fragment.values[:, t] = act.value_B.numpy()
             action = self._adapter.to_env(self._action_B)
             before = perf_counter()
-            try:
+            with self._blamed(f"at step {self._step + t}"):
                 results = self.env.step(action)
                 stepping += perf_counter() - before
                 step = self._transition(*results)
-            except Exception as error:
-                raise self._failure(error, self._step + t) from error
             if len(step.cut):
                 draft.finals(t, step.cut, step.finals, self._values_of(step.cut, step.finals))
             fragment.rewards[:, t] = step.reward_B
@@ -189,7 +200,7 @@ class Collector:
         step's."""
         failures = failures_in(info)
         valid_B = self._everyone
-        if failures or self._next_step:
+        if failures or self._next_step or self._filler.any():
             valid_B = ~self._filler
             valid_B[list(failures)] = False
             terminated_B, truncated_B = terminated_B & valid_B, truncated_B & valid_B
@@ -199,8 +210,7 @@ class Collector:
         if truncated_B.any() and len(cut := np.flatnonzero(truncated_B & ~terminated_B)):
             finals = self._adapter.observe_final(observation, info, cut, self._action_B, self._reward_B)
         self._reset = terminated_B | truncated_B
-        if self._next_step:
-            self._filler = self._reset
+        self._filler = self._reset if self._next_step else self._nobody
         if valid_B is not self._everyone:
             self._reset = self._reset | ~valid_B
         if self._reset.any():
@@ -211,10 +221,11 @@ class Collector:
     def _observed(self, observation: Any, info: dict[str, Any]) -> Parts:
         """The policy's view of what the environment has just returned."""
         self._reset_failures += reset_failures_in(info)
+        if (adrift_B := adrift_in(info)) is not None:
+            self._filler = self._filler | adrift_B
         parts = self._adapter.observe(observation, info, self._action_B, self._reward_B)
         if self._adapter.spec.masked:
-            parts[ACTION_MASK][self._filler] = True
-            self._adapter.check_mask(parts[ACTION_MASK])
+            self._adapter.check_mask(parts[ACTION_MASK], self._filler)
         return parts
 
     def _values_of(self, lanes: np.ndarray, finals: Parts) -> np.ndarray:
@@ -222,15 +233,20 @@ class Collector:
         carry = {name: c[lanes] for name, c in self._carry.items()}
         return self.policy.value(_tensors(finals), torch.zeros(len(lanes), dtype=torch.bool), carry).numpy()
 
-    def _failure(self, error: Exception, step: int) -> EnvironmentFailure:
-        if isinstance(error, EnvironmentFailure):
-            return error
-        spec = getattr(self.env, "spec", None)
-        name = spec.id if spec is not None else type(self.env.unwrapped).__name__
-        return EnvironmentFailure(
-            f"the environment {name} failed at step {step} of worker {self.worker}: "
-            f"{type(error).__name__}: {error}; mend it, or wrap it so that it keeps to its spaces"
-        )
+    @contextmanager
+    def _blamed(self, where: str) -> Iterator[None]:
+        """What goes wrong in here is the environment's failure, that it leaves the program included."""
+        try:
+            yield
+        except (KeyboardInterrupt, EnvironmentFailure):
+            raise
+        except BaseException as error:
+            spec = getattr(self.env, "spec", None)
+            name = spec.id if spec is not None else type(self.env.unwrapped).__name__
+            raise EnvironmentFailure(
+                f"the environment {name} failed {where} of worker {self.worker}: {one_line(error)}; "
+                f"mend it, or wrap it so that it keeps to its spaces"
+            ) from error
 
     def _draft(self, weights_version: int) -> Draft:
         """Room for this collector's next T steps."""

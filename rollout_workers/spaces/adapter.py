@@ -14,7 +14,7 @@ from gymnasium import spaces
 from gymnasium.vector.utils import concatenate, create_empty_array
 
 from controllers import ACTION_MASK, PREVIOUS_ACTION, ActionHead, Joint, PolicySpec, Vector
-from envs import EnvironmentFailure
+from envs import EnvironmentFailure, one_line
 from rollout_workers.settings import SpaceSettings
 from rollout_workers.spaces.actions import acted_leaf
 from rollout_workers.spaces.leaves import leaves_of, nested, size_of
@@ -121,22 +121,26 @@ class SpaceAdapter:
             parts[PREVIOUS_ACTION] = action_B
         return parts
 
-    def check_mask(self, mask_BN: np.ndarray) -> None:
-        """Refuse a lane that leaves an action nothing to choose.
+    def check_mask(self, mask_BN: np.ndarray, free_B: np.ndarray) -> None:
+        """Refuse a lane that leaves an action nothing to choose. In the lanes `free_B`, whose next step belongs to no
+        episode, such an action becomes free instead.
 
         Raises:
             ValueError: one sentence that names the lane.
         """
         start = 0
         for head in _independent(self._joint):
-            if head.mask_size:
-                empty_B = ~mask_BN[:, start : start + head.mask_size].any(axis=1)
-                if empty_B.any():
-                    raise ValueError(
-                        f"the action mask of lane {np.flatnonzero(empty_B)[0]} allows none of {head.mask_size} "
-                        f"actions; an environment must leave at least one, or end the episode"
-                    )
+            part_BM = mask_BN[:, start : start + head.mask_size]
             start += head.mask_size
+            empty_B = ~part_BM.any(axis=1)
+            if not head.mask_size or not empty_B.any():
+                continue
+            part_BM[empty_B & free_B] = True
+            if (empty_B & ~free_B).any():
+                raise ValueError(
+                    f"the action mask of lane {np.flatnonzero(empty_B & ~free_B)[0]} allows none of {head.mask_size} "
+                    f"actions; an environment must leave at least one, or end the episode"
+                )
 
     def no_action(self, lanes: int) -> np.ndarray:
         """The packed action of all zeros, [lanes, ...]."""
@@ -179,10 +183,10 @@ def adapter_of(env: gym.vector.VectorEnv[Any, Any, Any], settings: SpaceSettings
     """
     try:
         _, info = env.reset(seed=0)
-    except EnvironmentFailure:
+    except (KeyboardInterrupt, EnvironmentFailure):
         raise
-    except Exception as error:
-        raise EnvironmentFailure(f"the environment cannot be reset: {type(error).__name__}: {error}") from error
+    except BaseException as error:
+        raise EnvironmentFailure(f"the environment cannot be reset: {one_line(error)}") from error
     return SpaceAdapter(env, settings, masked=ACTION_MASK in info)
 
 

@@ -365,3 +365,8 @@ def test_a_seed_goes_to_spaces_of_its_own() -> None:
     second.reset(seed=4)
     assert [first.unwrapped.action_space.sample() for _ in range(20)] == samples
     assert first.unwrapped.action_space is not Steps.action_space
+
+
+def test_a_final_info_of_another_form_is_a_vector_environments_own() -> None:
+    """Gymnasium had an object array there before 1.0."""
+    assert failures_in({"final_info": np.array([{"score": 1}, None], dtype=object)}) == {}

@@ -257,10 +257,14 @@ def test_masks_of_the_wrong_shape_or_without_any_choice_are_refused() -> None:
     with pytest.raises(ValueError, match="info holds no 'action_mask'"):
         adapter.observe(observation, {}, adapter.no_action(2), np.zeros(2))
     mask = adapter.observe(observation, info, adapter.no_action(2), np.zeros(2))["action_mask"]
-    adapter.check_mask(mask)
+    nobody = np.zeros(2, np.bool_)
+    adapter.check_mask(mask, nobody)
     mask[1, 6:9] = False  # the second category of `more`
     with pytest.raises(ValueError, match="lane 1 allows none of 3 actions"):
-        adapter.check_mask(mask)
+        adapter.check_mask(mask, nobody)
+    before = mask.copy()
+    adapter.check_mask(mask, np.array([False, True]))  # that lane's next step belongs to no episode
+    assert np.argwhere(mask != before).tolist() == [[1, 6], [1, 7], [1, 8]] and mask[1, 6:9].all()
 
 
 @pytest.mark.parametrize(
