@@ -1,6 +1,7 @@
 """From settings to a vector environment: any registered Gymnasium id, ours or another package's."""
 
 import difflib
+import errno
 import importlib
 import inspect
 import os
@@ -226,4 +227,7 @@ def _refusal(settings: EnvSettings, error: BaseException) -> str:
     told, _, _ = str(error).partition(" was raised from the environment creator")  # what Gymnasium adds
     if any(told.startswith(f"{name} is ") for name in settings.kwargs):
         return f"env.kwargs.{told}"
-    return f"{settings.id} refuses env.kwargs {settings.kwargs}: {one_line(error)}"
+    sentence, _, _ = one_line(error).partition(" was raised from the environment creator")
+    taken = os.strerror(errno.EADDRINUSE) in sentence
+    remedy = "; where each lane needs a port of its own, give it as {47110 + lane}, say" if taken else ""
+    return f"{settings.id} refuses env.kwargs {settings.kwargs}: {sentence}{remedy}"

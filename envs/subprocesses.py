@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
@@ -76,6 +77,13 @@ class Subprocesses(AsyncVectorEnv):
         """Act in every lane."""
         with self._watched():
             return super().step(actions)
+
+    def _raise_if_errors(self, successes: Sequence[bool]) -> None:
+        """See Gymnasium's, which besides prints the traceback of every lane: the error says what there is to say."""
+        if not all(successes):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                super()._raise_if_errors(successes)  # type: ignore[arg-type]
 
     @contextmanager
     def _watched(self) -> Iterator[None]:

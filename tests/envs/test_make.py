@@ -1,5 +1,7 @@
 """Making environments from settings, Gymnasium's registry, and finding a task's facts."""
 
+import errno
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -322,3 +324,15 @@ def leaves(**kwargs: object) -> gym.Env:
 def test_an_environment_that_leaves_the_program_when_made_is_refused(registered: str, vectorization: str) -> None:
     with pytest.raises(ValueError, match=r"Registered-v0 refuses env.kwargs \{\}: SystemExit: 0"):
         make_vector_env(EnvSettings(id=registered, vectorization=vectorization), 2)
+
+
+def test_a_port_that_another_lane_holds_is_told_with_how_lanes_get_their_own() -> None:
+    def taken() -> gym.Env[Any, Any]:
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+    gym.register("Port-v0", entry_point=taken)
+    try:
+        with pytest.raises(ValueError, match=r"Address already in use; where .* port of its own, .*\{47110 \+ lane\}"):
+            make_vector_env(EnvSettings(id="Port-v0"), 2)
+    finally:
+        del gym.registry["Port-v0"]

@@ -146,8 +146,8 @@ def test_observations_that_shared_memory_cannot_hold_arrive(task: str) -> None:
     env.close()
 
 
-@pytest.mark.filterwarnings("ignore:.*ERROR")
-def test_the_traceback_comes_out_of_the_subprocess(task: str) -> None:
+@pytest.mark.filterwarnings("error")
+def test_the_traceback_comes_out_of_the_subprocess_once(task: str) -> None:
     env = make_vector_env(EnvSettings(id=task, vectorization="async", max_failures=1), 2)
     env.reset(seed=0)
     with pytest.raises(EnvironmentFailure, match=r"failed at step 0 of an episode: RuntimeError: boom") as caught:
