@@ -21,16 +21,20 @@ EPSILON = 1e-5
 
 def damped(n: Tensor, epsilon: float) -> Tensor:
     """What a norm over the last axis makes of its input, [..., H], as a norm of which nothing stays nothing."""
-    m = n.square().mean(-1, keepdim=True)
-    return n * (1 - (1 - epsilon) * (1 - m).square()).sqrt()
+    m = _wide(n).square().mean(-1, keepdim=True)
+    return n * (1 - (1 - epsilon) * (1 - m).square()).sqrt().to(n.dtype)
 
 
 def layer_norm(x: Tensor, gain_H: Tensor | None = None, bias_H: Tensor | None = None) -> Tensor:
     """Over the last axis: [..., H] -> [..., H]."""
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.float()
-    y: Tensor = _LayerNorm.apply(x, gain_H, bias_H)
-    return y
+    arguments = [value if value is None else _wide(value) for value in (x, gain_H, bias_H)]
+    y: Tensor = _LayerNorm.apply(*arguments)
+    return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In single precision at least: halves cannot hold 1 - (1 - m)^2 where m is small."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 class _LayerNorm(torch.autograd.Function):
@@ -72,7 +76,8 @@ def _damps(inverse: Tensor) -> bool:
     """Whether the damping of a row shows in this precision. On other devices than CPUs, where asking is dear: yes."""
     if inverse.device.type != "cpu" or not inverse.numel():
         return True
-    return 2 * (EPSILON * float(inverse.max()) ** 2) ** 2 > torch.finfo(inverse.dtype).eps
+    shows = 2 * (EPSILON * float(inverse.max()) ** 2) ** 2 > torch.finfo(inverse.dtype).eps
+    return shows or bool(inverse.isnan().any())  # a row that is none must not speak for the others
 
 
 def _damping(inverse: Tensor) -> tuple[Tensor, Tensor]:

@@ -124,7 +124,7 @@ def _kwargs(settings: ControllerSettings, factory: ControllerFactory) -> dict[st
     """What the settings give this kind, of the types that its parameters have."""
     try:
         signature = inspect.signature(factory, eval_str=True)  # annotations may be postponed
-    except NameError:  # one names what only type checkers import
+    except Exception:  # one names what only type checkers import, or cannot be read
         signature = inspect.signature(factory)
     accepted = {p.name: p.annotation for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
     kwargs = {}

@@ -43,8 +43,10 @@ def anchor_pass(policy: Policy, batch: SequenceBatch) -> Anchor:
     The first carry is renewed from the steps of the past, where the batch has them; otherwise it stays as stored.
     """
     T, stride = batch.length, batch.carry_stride
-    carry = {name: c[:, 0] for name, c in batch.carries.items()}
-    if batch.past is not None:
+    if batch.past is None:
+        first = batch.stored.at(torch.arange(batch.sequences), slice(0, 1))
+        carry = {name: c[:, 0] for name, c in first.items()}
+    else:
         past = {name: x.transpose(0, 1) for name, x in batch.past.observations.items()}
         carry = policy.scan(past, batch.past.resets.t(), batch.past.carries).carry
     carries: dict[str, list[Tensor]] = {name: [] for name in carry}
@@ -75,20 +77,27 @@ def _final_values(policy: Policy, batch: SequenceBatch, carries_NS: Carry) -> Te
     if not len(n):
         return values_NT
     T, stride = batch.length, batch.carry_stride
-    steps_T = torch.arange(T, device=n.device)
-    opened_NT = torch.where(batch.resets[:, :T], steps_T, 0).cummax(1).values  # the last step that opened an episode
-    stored = t // stride
-    start = torch.maximum(stored * stride, opened_NT[n, t])
+    opened_NT = torch.where(batch.resets[:, :T], torch.arange(T, device=n.device), 0).cummax(1).values
+    start = torch.maximum(t // stride * stride, opened_NT[n, t])  # or the last step that opened an episode
+    # Those of like length at once, so that one long way costs the short ones no padding: at most N * T steps, twice.
+    magnitude = (t - start + 1).log2().floor()
+    for like in magnitude.unique():
+        m = (magnitude == like).nonzero(as_tuple=True)[0]
+        values_NT[n[m], t[m]] = _read(policy, batch, carries_NS, n[m], t[m], start[m])
+    return values_NT
+
+
+def _read(policy: Policy, batch: SequenceBatch, carries_NS: Carry, n: Tensor, t: Tensor, start: Tensor) -> Tensor:
+    """[M] values of the true final observations behind steps `t` [M] of sequences `n` [M], scanned from `start` [M]."""
     count = t - start + 1  # steps before the final observation, L at most
     m = torch.arange(len(n), device=n.device)
     steps_LM = torch.minimum(start + torch.arange(int(count.max()) + 1, device=n.device)[:, None], t)
-
     observations: Observation = {}
     for name, x in batch.observations.items():
         observations[name] = x[n, steps_LM]  # [L + 1, M, ...]
         observations[name][count, m] = batch.final_observations[name][batch.final_index[n, t]]
     resets_LM = batch.resets[n, steps_LM]
     resets_LM[count, m] = False
+    stored = t // batch.carry_stride
     out = policy.scan(observations, resets_LM, {name: c[n, stored] for name, c in carries_NS.items()})
-    values_NT[n, t] = out.value_TB[count, m]
-    return values_NT
+    return out.value_TB[count, m]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from controllers import PREVIOUS_ACTION, Policy
+from controllers import Image, Policy
 from controllers.normalizer import Normalizer
 from learner.batch import SequenceBatch
 from learner.returns import Returns
@@ -18,12 +18,13 @@ def suspects(policy: Policy, batch: SequenceBatch, returns: Returns, learning_ra
     Args:
         stepped: whether the weights have been changed at all.
     """
-    bounded = any(isinstance(module, Normalizer) for module in policy.modules())  # whatever was observed
-    found = [
-        f"part {name} of the observations reaches {largest:.3g}; scale it, or set policy.normalize_observations=true"
-        for name, part in batch.observations.items()
-        if name != PREVIOUS_ACTION and not bounded and (largest := _largest(part)) > _LARGE
-    ]
+    normalized = any(isinstance(module, Normalizer) for module in policy.modules())
+    found = []
+    for name, part in policy.spec.observations.items():
+        largest = _largest(batch.observations[name]) * (part.scale if isinstance(part, Image) else 1.0)
+        if largest > _LARGE and (isinstance(part, Image) or not normalized):  # vectors alone are normalised
+            remedy = "set spaces.scale" if isinstance(part, Image) else "set policy.normalize_observations=true"
+            found.append(f"part {name} of the observations reaches {largest:.3g}; scale it, or {remedy}")
     if (largest := _largest(batch.rewards)) > _LARGE:
         found.append(f"rewards reach {largest:.3g}; scale them, or set learner.normalize_rewards=true")
     elif (largest := _largest(returns.targets)) > _LARGE:

@@ -48,7 +48,7 @@ class Penalty(NamedTuple):
         steps = whole.steps.clamp(min=1)
         added_N = controller.penalty({name: s / steps for name, s in leaves.items()})
         total = torch.zeros((), device=steps.device) if added_N is None else (added_N * whole.steps).sum()
-        if not total.requires_grad:
+        if not leaves or not total.requires_grad:
             return cls(total, {})
         slopes = torch.autograd.grad(total, list(leaves.values()), retain_graph=True, materialize_grads=True)
         return cls(total, dict(zip(leaves, slopes, strict=True)))

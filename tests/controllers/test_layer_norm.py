@@ -68,6 +68,24 @@ def plainly(x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
     return damped(functional.layer_norm(x, x.shape[-1:]), 1e-5) * gain + bias
 
 
+def test_a_row_that_is_none_changes_no_other() -> None:
+    x = 1e-4 * X[:2].float()
+    whole = layer_norm(x)[1]
+    x[0] = math.nan
+    torch.testing.assert_close(layer_norm(x)[1], whole, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-4, 1.0])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("norm", [layer_norm, gated])
+def test_halves_have_gradients_at_nothing(norm, dtype: torch.dtype, size: float) -> None:  # type: ignore[no-untyped-def]
+    half = (size * X[:3]).to(dtype).requires_grad_()
+    whole = half.detach().float().requires_grad_()
+    slopes = [torch.autograd.grad((norm(x).float() * X[3:6].float()).sum(), x)[0] for x in (half, whole)]
+    assert norm(half).dtype is dtype
+    torch.testing.assert_close(slopes[0].float(), slopes[1], rtol=0.1, atol=0.1 * float(slopes[1].abs().max()))
+
+
 def test_under_autocast_it_computes_in_single_precision() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         y = layer_norm(X.to(torch.bfloat16), X[3].float(), X[4].float())

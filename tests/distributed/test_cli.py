@@ -125,7 +125,11 @@ def recorded_and_replayed(run: Path, folder: Path) -> str:
         (["replay", "configs/delayed_cue.yaml"], 2, "is no recording"),
         (["train", "service.learner_gpus=64"], 1, "asks for 64 GPU and Ray has"),
         (["dashboard", "--port", "99999"], 2, "99999 is no port; give a number from 1 to 65535"),
-        (["dashboard", "--store", "foo://x"], 2, "--store is foo://x; give mlflow.db, its folder, or the URI of a database"),
+        (
+            ["dashboard", "--store", "foo://x"],
+            2,
+            "--store is foo://x; give mlflow.db, its folder, or the URI of a database",
+        ),
         (["train", "--seed", "3"], 2, "--seed; settings are written without dashes: seed=3"),
         (["train", "--learning-rate=1e-3"], 2, "settings are written without dashes: learner.learning_rate=1e-3"),
         (["evaluate", "/nowhere", "--lanes", "0"], 2, "--lanes is 0"),

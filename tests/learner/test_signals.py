@@ -64,3 +64,21 @@ def test_a_penalty_pushes_what_it_punishes_down() -> None:
     before = learner.update([fragment.to_arrow()]).metrics["penalty"]
     learner.version = 0
     assert learner.update([fragment.to_arrow()]).metrics["penalty"] < before / 2
+
+
+class Frugal(GruController):
+    """A GRU that is punished for a weight of its own, and says nothing."""
+
+    def penalty(self, means_N: Mapping[str, Tensor]) -> Tensor:
+        return next(self.parameters()).square().sum()
+
+
+def test_a_penalty_may_be_of_parameters_alone() -> None:
+    collector, _ = collected()
+    controller = ControllerSettings(kind="tests.learner.test_signals:Frugal", hidden_size=8)
+    policy = build_policy(policy_spec(collector.env), PolicySettings(controller=controller), 5, seed=0)
+    size = float(next(policy.controller.parameters()).square().sum())
+    settings = LearnerSettings(epochs=1, minibatches=1, shards=1)
+    fragment = Collector(collector.env, policy, 20, 20, seed=0).collect()[0]
+    metrics = Learner(policy, settings, seed=0, total_steps=100).update([fragment.to_arrow()]).metrics
+    assert metrics["penalty"] == pytest.approx(size, rel=1e-5)
