@@ -20,7 +20,14 @@ from envs.guard import Guard, one_line
 from envs.memory_env import MemoryVectorEnv, whole_number
 from envs.place import Place, resolved, speaks_of_lanes
 from envs.plain import Creator, accepts, made_plain
-from envs.registered import Registered, check_sendable, in_any_process, register_missing, registered_here
+from envs.registered import (
+    Registered,
+    check_sendable,
+    in_any_process,
+    register_missing,
+    registered_here,
+    why_left_out,
+)
 from envs.settings import EnvSettings
 from envs.subprocesses import Subprocesses
 from envs.vector_guard import VectorGuard
@@ -97,6 +104,8 @@ def _find_spec(id: str) -> tuple[str, EnvSpec]:
                 f"its folder on PYTHONPATH"
             ) from error
     if name not in gym.registry:
+        if why := why_left_out(name):
+            raise _cannot_load(name, why)
         near = difflib.get_close_matches(name, gym.registry, n=3)
         near = near or [known for known in gym.registry if known.startswith("mneme/")]
         raise ValueError(
@@ -107,7 +116,7 @@ def _find_spec(id: str) -> tuple[str, EnvSpec]:
     try:
         return package, in_any_process(spec)
     except Exception as error:
-        raise _cannot_load(spec, error) from error
+        raise _cannot_load(spec.id, one_line(error)) from error
 
 
 def _load(spec: EnvSpec, entry_point: Creator | str | None) -> Creator | None:
@@ -118,11 +127,11 @@ def _load(spec: EnvSpec, entry_point: Creator | str | None) -> Creator | None:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise _cannot_load(spec, error) from error
+        raise _cannot_load(spec.id, one_line(error)) from error
 
 
-def _cannot_load(spec: EnvSpec, error: BaseException) -> ValueError:
-    return ValueError(f"env.id is {spec.id!r}, whose code cannot be loaded: {one_line(error)}")
+def _cannot_load(id: str, why: str) -> ValueError:
+    return ValueError(f"env.id is {id!r}, whose code cannot be loaded: {why}")
 
 
 def _obstacle(native: Creator | None, spec: EnvSpec, settings: EnvSettings, render_mode: str | None) -> str | None:

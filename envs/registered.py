@@ -9,7 +9,10 @@ import cloudpickle
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
+from envs.guard import one_line
+
 _MAIN = "__main__:"
+_left_out: dict[str, str] = {}  # id -> why; of this process
 
 Registered = Mapping[str, bytes]
 """Id -> its `EnvSpec`, pickled with all of the code that no other process can import."""
@@ -42,12 +45,22 @@ def check_sendable(id: str) -> None:
 
 
 def register_missing(registered: Registered) -> None:
-    """Register those of another process that are unknown here."""
+    """Register those of another process that are unknown here; one whose code is not here is left out."""
     missing = registered.keys() - gym.registry.keys()
     for id in missing:
-        gym.registry[id] = cloudpickle.loads(registered[id])
+        try:
+            gym.registry[id] = cloudpickle.loads(registered[id])
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever a module does when it is imported
+            _left_out[id] = one_line(error)
     if missing:  # a module that is imported later may register its own once more
         warnings.filterwarnings("ignore", message=".*Overriding environment .* already in registry")
+
+
+def why_left_out(id: str) -> str | None:
+    """Why an id of another process could not be registered here; None if none such was tried."""
+    return _left_out.get(id)
 
 
 def in_any_process(spec: EnvSpec) -> EnvSpec:

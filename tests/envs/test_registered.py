@@ -1,5 +1,6 @@
 """Environments that a notebook or a script registers itself, in the processes that do not run it."""
 
+import importlib
 import subprocess
 import sys
 import threading
@@ -59,6 +60,25 @@ def test_ids_of_another_process_are_registered_where_they_are_missing() -> None:
     assert make_vector_env(EnvSettings(id="Mine-v0"), 1).reset(seed=0)[0].shape == (1, 4)
     assert gym.registry["Mine-v0"].max_episode_steps == 7
     assert gym.registry["CartPole-v1"] is cart_pole
+
+
+def test_an_id_whose_code_is_not_in_this_process_costs_the_others_nothing_and_is_refused_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "only_there.py").write_text("class Task: ...")
+    with monkeypatch.context() as there:
+        there.syspath_prepend(tmp_path)
+        for id in ("Before-v0", "Between-v0", "Beyond-v0"):
+            entry_point = importlib.import_module("only_there").Task if id == "Between-v0" else lambda: None
+            gym.register(id, entry_point=entry_point)
+        registered = registered_here()
+        del sys.modules["only_there"]
+    for id in ("Before-v0", "Between-v0", "Beyond-v0"):
+        del gym.registry[id]
+    register_missing(registered)
+    assert {"Before-v0", "Beyond-v0"} < gym.registry.keys()
+    with pytest.raises(ValueError, match="^env.id is 'Between-v0', whose code cannot be loaded: .*only_there"):
+        make_vector_env(EnvSettings(id="Between-v0"), 1)
 
 
 def test_what_cannot_be_pickled_is_refused_if_it_is_the_task_and_else_left_out() -> None:
