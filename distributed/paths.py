@@ -53,17 +53,18 @@ def _shown(path: Path) -> Path:
 
 
 def local_path(given: str | Path) -> Path:
-    """A path on this machine with ~ and $NAME replaced.
+    """A path on this machine with ~ and $NAME replaced; $NAME stays where something has the very name that was given.
 
     Raises:
         ValueError: it is a URL, or names a user or variable that is not known, or cannot be a path.
     """
-    text = os.path.expandvars(str(given))
+    literal = os.path.lexists(given)
+    text = str(given) if literal else os.path.expandvars(str(given))
     if re.match(r"^[a-zA-Z][a-zA-Z0-9+.-]+:/", text) and not os.path.exists(text):
         raise ValueError(
             f"{given} is no folder of this machine; give one, and copy what it holds from there, or mount it"
         )
-    if unknown := re.search(r"\$(\w+|\{\w+\})", text):
+    if not literal and (unknown := re.search(r"\$(\w+|\{\w+\})", text)):
         raise ValueError(f"{given} names {unknown[0]}, which is not set; set it, or write the path out")
     if "\0" in text:
         raise ValueError(f"{str(given)!r} is no path: it holds a NUL character; leave that out")
@@ -86,6 +87,7 @@ def checked_name(key: str, name: str) -> str:
         (bool(unseen), f"it holds {''.join(unseen[:1])!r}, which cannot be shown or typed"),
         (name != name.strip(), "it begins or ends with a space"),
         (name.startswith(("-", "~")), "commands would take it for an option or a home directory"),
+        ("$" in name, "commands would take what follows its $ for a variable"),
         (length > _LONGEST_NAME, f"it is {length} bytes long, and {_LONGEST_NAME} is the most"),
         (name.lower() in _RESERVED, "Mneme keeps something else under that name"),
     ):

@@ -88,7 +88,7 @@ def test_a_checkpoint_outside_a_run_is_evaluated_and_not_resumed(tmp_path: Path)
     [
         ("", "no slashes"), (".", "no slashes"), ("..", "no slashes"), ("a/b", "no slashes"), ("a\\b", "no slashes"),
         ("a\0b", "cannot be shown"), ("a\nb", "cannot be shown"), ("a\x1b[31m", "cannot be shown"),
-        ("\udcff", "cannot be shown"), (" a", "a space"), ("-x", "an option"), ("~", "a home"),
+        ("\udcff", "cannot be shown"), (" a", "a space"), ("-x", "an option"), ("~", "a home"), ("a$b", "a variable"),
         ("x" * 300, "300 bytes"), ("ü" * 101, "202 bytes"), ("suites", "something else"),
     ],
 )  # fmt: skip
@@ -105,6 +105,9 @@ def test_home_and_variables_are_replaced_and_what_is_elsewhere_is_refused(
     assert local_path("~/runs") == tmp_path / "runs"
     assert local_path(Path("$SCRATCH/runs")) == local_path("${SCRATCH}/runs") == tmp_path / "scratch" / "runs"
     assert local_path("a:b/c?d#e %20") == Path("a:b/c?d#e %20")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a$NOT_THERE" / "b$SCRATCH").mkdir(parents=True)  # as they may be named already
+    assert local_path("a$NOT_THERE/b$SCRATCH") == Path("a$NOT_THERE/b$SCRATCH")
     for given, why in (
         ("s3://bucket/runs", "no folder of this machine"),
         ("gs://bucket", "no folder of this machine"),
