@@ -83,15 +83,14 @@ def _unquoted(value: Mapping[Any, Any]) -> str | None:
 
 
 def _worked_out(expression: str, names: Mapping[str, int], text: str, name: str) -> int | None:
-    """The number, or None where the expression is none of ours: neither arithmetic, nor one of the names."""
+    """The number, or None where the expression is none of ours: it names neither lane nor worker, nor nearly so."""
     try:
         tree = ast.parse(expression.strip(), mode="eval").body
     except SyntaxError:
         tree = None
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} if tree is not None else set()
-    arithmetic = isinstance(tree, ast.BinOp) and any(isinstance(node, ast.Constant) for node in ast.walk(tree))
     alike = {word for word in used if difflib.get_close_matches(word.lower(), _NAMES, n=1, cutoff=_NEAR)}
-    if not (alike or arithmetic or re.search(r"\b(lane|worker)\b", expression)):
+    if not (alike or re.search(r"\b(lane|worker)\b", expression)):
         return None
     try:
         return _value(tree, names)
