@@ -42,7 +42,7 @@ def described_presets() -> Iterator[tuple[str, str]]:
 def _candidates(word: str) -> Iterator[Path]:
     given = Path(word)
     yield given
-    if not given.suffix:
+    if given.name and not given.suffix:  # . and / have no name
         yield given.with_name(f"{given.name}.yaml")
     if given.parent in (Path(), Path("configs")) and given.suffix in ("", ".yaml"):
         yield PRESETS / f"{given.stem}.yaml"

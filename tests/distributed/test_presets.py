@@ -1,5 +1,6 @@
 """Presets by name, from any folder."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,9 @@ def test_what_is_neither_is_refused_with_the_presets_there_are() -> None:
     assert ", ".join(preset_names()) in str(refused.value)
     with pytest.raises(ConfigError, match="no file elsewhere/delayed_cue"):
         find_preset("elsewhere/delayed_cue")
+    for word in (".", "..", "/", ""):
+        with pytest.raises(ConfigError, match=rf"^there is no file {re.escape(word)}, and no preset of that name"):
+            find_preset(word)
 
 
 def test_every_preset_says_what_it_is() -> None:
