@@ -23,6 +23,7 @@ from distributed.tracking.settings import absolute_uri
 
 LOCK_SECONDS = 120.0  # making a store takes some seconds, on a loaded machine tens of them
 _POLL_SECONDS = 0.1
+_ANOTHER = "name another file, or move this one away"
 
 logger = logging.getLogger("mneme")
 
@@ -31,18 +32,26 @@ def prepare(file: Path) -> None:
     """Make MLflow's SQLite store, or bring it up to date, unless it is whole.
 
     Raises:
-        OSError: it cannot be made there, or another process has been making it for `LOCK_SECONDS`.
+        OSError: it cannot be made there, or another process has been making it for `LOCK_SECONDS`, or there is another
+            file, which stays as it is.
     """
+    from sqlalchemy.exc import DatabaseError
+
     file.parent.mkdir(parents=True, exist_ok=True)
-    if _is_whole(file):
-        return
-    with one_at_a_time(file.with_name(f".{file.name}.lock")):
+    try:
+        _refuse_foreign(file)
         if _is_whole(file):
             return
-        if not file.exists() or file.stat().st_size == 0:
-            _make(file)
-        else:
-            _mend(file)
+        with one_at_a_time(file.with_name(f".{file.name}.lock")):
+            if _is_whole(file):
+                return
+            if not file.exists() or file.stat().st_size == 0:
+                _make(file)
+            else:
+                _mend(file)
+    except (sqlite3.DatabaseError, DatabaseError) as error:
+        reason = getattr(error, "orig", None) or error
+        raise OSError(f"{file} cannot be used as MLflow's store ({reason}); {_ANOTHER}") from None
 
 
 def connect(uri: str) -> None:
@@ -92,6 +101,21 @@ def _took(folder: Path, seconds: float) -> bool:
                 folder.rmdir()
         return False
     return True
+
+
+def _refuse_foreign(file: Path) -> None:
+    """Keep off a database that is somebody else's.
+
+    Raises:
+        OSError: it is.
+        sqlite3.DatabaseError: it is none, or cannot be read.
+    """
+    if not file.exists() or file.stat().st_size == 0:
+        return
+    with closing(sqlite3.connect(file, timeout=LOCK_SECONDS)) as database:
+        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if tables and "alembic_version" not in tables and not {"experiments", "runs"} <= tables:
+        raise OSError(f"{file} is a SQLite file, but not MLflow's; {_ANOTHER}")
 
 
 def _is_whole(file: Path) -> bool:

@@ -96,6 +96,28 @@ def test_a_store_of_a_later_mlflow_is_left_alone(copy: Path) -> None:
     assert copy.read_bytes() == before
 
 
+def test_a_file_that_is_not_mlflows_is_refused_and_left_alone(tmp_path: Path) -> None:
+    other, text, gone = (tmp_path / name for name in ("other.db", "notes.db", "gone.db"))
+    with closing(sqlite3.connect(other)) as tables:
+        tables.execute("CREATE TABLE runs (distance REAL)")
+        tables.commit()
+    text.write_text("not a database at all, " * 100)
+    with closing(sqlite3.connect(gone)) as broken:  # its pages are lost
+        broken.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        broken.commit()
+    gone.write_bytes(gone.read_bytes()[:4096] + bytes(4096))
+    for file, why in (
+        (other, "is a SQLite file, but not MLflow's; name another"),
+        (text, r"cannot be used as MLflow's store \(file is not a database\); name another"),
+        (gone, r"cannot be used as MLflow's store \(database disk image is malformed\); name another"),
+    ):
+        before = file.read_bytes()
+        with pytest.raises(OSError, match=f"^{file} {why}"):
+            database.prepare(file)
+        assert file.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gone.db", "notes.db", "other.db"]
+
+
 @pytest.mark.parametrize("flock", [True, False])
 def test_one_process_at_a_time_holds_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flock: bool) -> None:
     if not flock:
