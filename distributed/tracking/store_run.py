@@ -84,6 +84,7 @@ class StoreRun:
                 settings.experiment,
             )
         self._params: Mapping[str, str] = {}
+        self._begun_anew = False  # and not described yet
         self._take(run)
 
     def _take(self, run: Any) -> None:
@@ -202,6 +203,10 @@ class StoreRun:
             resumed_at: the step of the checkpoint that it went on from.
         """
         self._forget_after(resumed_at)
+        if self._begun_anew:
+            self.describe(self._params)
+            self.watch_system()
+            self._begun_anew = False
         recorded = {
             (key, point.step, point.value)
             for key in self._client.get_run(self.id).data.metrics
@@ -211,33 +216,44 @@ class StoreRun:
         self.log(point for point in points if (clean_name(point.key), point.step, point.value) not in recorded)
 
     def _forget_after(self, step: int) -> None:
-        """Remove what an abandoned future left. A server removes no metrics: there the run is begun anew."""
-        metrics = self._client.get_run(self.id).data._metric_objs
-        keys = [m.key for m in metrics if m.step > step and not m.key.startswith(_SYSTEM)]
+        """Remove what an abandoned future left. A server removes no metrics: there the run is begun anew.
+
+        Whichever call fails, another attempt goes on from there.
+        """
+        run = self._client.get_run(self.id)
+        keys = [m.key for m in run.data._metric_objs if m.step > step and not m.key.startswith(_SYSTEM)]
         if not keys:
             return
         store = _database_of(self._client)
         if store is not None:
             _delete_metrics(store, self.id, keys, step)
         else:
-            self.close("KILLED")
-            self._client.delete_run(self.id)
+            if run.info.lifecycle_stage == "active":
+                self.close("KILLED")
+                self._client.delete_run(self.id)
             self._take(None)
-            self.describe(self._params)
-            self.watch_system()
+            self._begun_anew = True
 
     def upload(self, path: Path, folder: str) -> None:
         """Copy a file or a folder; under `folder`, what `path` no longer has beside it goes.
 
-        A path that has gone meanwhile is passed over: the store may have the only copy of what was beside it.
+        A path that has gone meanwhile, or goes during the upload, is passed over: the store may have the only copy of
+        what was beside it.
         """
         if not path.exists():
             return
-        if path.is_dir():
-            self._client.log_artifacts(self.id, str(path), f"{folder}/{path.name}" if folder else path.name)
-        else:
-            self._client.log_artifact(self.id, str(path), folder or None)
-        kept = {beside.name for beside in path.parent.iterdir()} if folder else set()
+        parts = [path]
+        try:
+            parts += path.rglob("*")
+            if path.is_dir():
+                self._client.log_artifacts(self.id, str(path), f"{folder}/{path.name}" if folder else path.name)
+            else:
+                self._client.log_artifact(self.id, str(path), folder or None)
+            kept = {beside.name for beside in path.parent.iterdir()} if folder else set()
+        except OSError:
+            if all(part.exists() for part in parts):
+                raise
+            return
         if path.name in kept:
             self._prune(kept, folder)
 

@@ -16,6 +16,7 @@ import pytest
 
 from distributed.run_folder import RunFolder
 from distributed.tracking import Identity, Tracker, TrackingSettings, store_run, tracker
+from distributed.tracking.metrics_file import MetricsFile
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +191,59 @@ def test_a_store_that_removes_nothing_gets_a_new_run_in_place_of_one_with_an_aba
     (new,) = client_of(store).search_runs(["1"], f"tags.`mneme.run` = '{folder.path.parent.name}'")
     assert history(store, new.info.run_id, "return") == [(10, 0.1), (20, 0.3)]
     assert (new.info.status, new.data.params) == ("FINISHED", {"seed": "1"})
+
+
+@pytest.mark.parametrize("call", ["set_terminated", "delete_run", "create_run", "log_batch"])
+def test_a_run_begun_anew_has_everything_whichever_call_of_the_store_fails_once(
+    store: Path, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    record(store, folder, {10: 0.1, 20: 0.2}, params={"seed": 1})
+    folder.metrics.write_text('{"step": 10, "return": 0.1}\n')
+    monkeypatch.setattr(store_run, "_database_of", lambda client: None)  # as of a server
+    run = store_run.StoreRun(settings_of(store), identity_of(folder, resumed=True))
+    run.describe({"seed": "1"})
+    points, _ = MetricsFile(folder.metrics).read()
+    with monkeypatch.context() as outage:
+
+        def fail(*_: Any, **__: Any) -> None:
+            raise ConnectionError
+
+        outage.setattr(run._client, call, fail)
+        with pytest.raises(ConnectionError):
+            run.fill_in(points, 10)
+    run.fill_in(points, 10)
+    (new,) = client_of(store).search_runs(["1"], f"tags.`mneme.run` = '{folder.path.parent.name}'")
+    assert (new.info.run_id, new.data.params) == (run.id, {"seed": "1"})
+    assert history(store, run.id, "return") == [(10, 0.1)]
+    run.close("FINISHED")
+
+
+@pytest.mark.parametrize("left", [[], ["b"]])
+def test_a_checkpoint_that_is_removed_during_its_upload_is_passed_over_and_no_other_failure_is(
+    store: Path, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, left: list[str]
+) -> None:
+    run = store_run.StoreRun(settings_of(store), identity_of(folder))
+    path = folder.checkpoints / "step-1"
+    path.mkdir(parents=True)
+    for name in ("a", "b"):
+        (path / name).write_text(name)
+
+    def fail(*_: Any) -> None:
+        raise FileNotFoundError
+
+    def pruned(*_: Any) -> None:
+        for name in {"a", "b"} - set(left):
+            (path / name).unlink()
+        if not left:
+            path.rmdir()
+        raise FileNotFoundError
+
+    monkeypatch.setattr(run._client, "log_artifacts", fail)
+    with pytest.raises(FileNotFoundError):
+        run.upload(path, "checkpoints")
+    monkeypatch.setattr(run._client, "log_artifacts", pruned)
+    run.upload(path, "checkpoints")
+    run.close("FINISHED")
 
 
 def test_a_deleted_experiment_gives_its_name_to_a_new_one(
