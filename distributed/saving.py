@@ -1,6 +1,5 @@
 """A run's last checkpoint, without which the run was for nothing: written to its folder, or else elsewhere."""
 
-import os
 import shutil
 import sys
 import tempfile
@@ -38,21 +37,20 @@ def save_last(
         Where it is, if anywhere; and what went wrong, if it is not in the run's folder, for the user.
     """
     stopped_before = stop.made
-    elsewhere = RunFolder(_fallback(config) / f"mneme-{folder.path.name}-{os.getpid()}")
-    reasons = ""
+    fallback, reasons = _fallback(config), ""
     for pause in _pauses():
         try:
             return write(folder.checkpoints), None
         except OSError as error:
             reason = str(error)
         try:
-            path = _write_elsewhere(write, folder, elsewhere, config)
+            path, elsewhere = _write_elsewhere(write, folder, fallback, config)
             return path, (
                 f"the last checkpoint could not be written to {folder.checkpoints} ({reason}); it is whole in "
-                f"{elsewhere.path}: evaluate it there, or go on with: mneme train --resume {elsewhere.path}"
+                f"{elsewhere}: evaluate it there, or go on with: mneme train --resume {elsewhere}"
             )
         except OSError as error:
-            reasons = f"{folder.checkpoints} ({reason}) nor to {elsewhere.path} ({error})"
+            reasons = f"{folder.checkpoints} ({reason}) nor to {fallback} ({error})"
         note(f"the last checkpoint could be written neither to {reasons}; make room: trying again in {pause} s")
         try:
             for _ in range(pause):
@@ -81,9 +79,13 @@ def _fallback(config: Config) -> Path:
         return Path(config.checkpoint.fallback or "/tmp")
 
 
-def _write_elsewhere(write: Callable[[Path], Path], folder: RunFolder, elsewhere: RunFolder, config: Config) -> Path:
+def _write_elsewhere(
+    write: Callable[[Path], Path], folder: RunFolder, fallback: Path, config: Config
+) -> tuple[Path, Path]:
+    """The checkpoint, and the new run folder under `fallback` that it is in, which is this user's alone."""
+    fallback.mkdir(parents=True, exist_ok=True)
+    elsewhere = RunFolder(Path(tempfile.mkdtemp(prefix=f"mneme-{folder.path.name}-", dir=fallback)))
     try:
-        elsewhere.path.mkdir(parents=True, mode=0o700)  # the temporary folder is everybody's
         path = write(elsewhere.checkpoints)
         elsewhere.write_config(config)
     except OSError:
@@ -91,4 +93,4 @@ def _write_elsewhere(write: Callable[[Path], Path], folder: RunFolder, elsewhere
         raise
     with suppress(OSError):
         shutil.copyfile(folder.metrics, elsewhere.metrics)
-    return path
+    return path, elsewhere.path

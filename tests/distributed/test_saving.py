@@ -17,6 +17,8 @@ from distributed.interruption import StopRequest
 from distributed.run_folder import RunFolder
 from distributed.training import resume, train
 
+PARTS = {"learner": {}}
+
 
 def small(tmp_path: Path, *overrides: str) -> Config:
     return load_config(
@@ -57,6 +59,24 @@ def test_a_run_that_cannot_save_its_end_fails_and_goes_on_from_elsewhere(
     assert [row["step"] for row in RunFolder(spare).history() if "kl" in row] == [32, 64]
 
 
+def test_what_was_rescued_before_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In containers and notebooks a later run of this name may have the same process id."""
+    monkeypatch.setattr(saving, "sleep", lambda _: None)
+    folder, config = RunFolder(tmp_path / "runs" / "a"), small(tmp_path)
+
+    def rescue(step: int) -> Path | None:
+        def write(root: Path) -> Path:
+            if root == folder.checkpoints:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return save_checkpoint(root, step, {}, PARTS, 1)
+
+        return saving.save_last(write, folder, config, lambda _: None, StopRequest())[0]
+
+    for path in (rescue(1), rescue(2)):
+        assert path is not None
+        load_checkpoint(path)
+
+
 def test_room_made_in_time_makes_the_run_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refusing(monkeypatch, tmp_path, times=4)
     result = train(small(tmp_path), local=True)
@@ -90,9 +110,6 @@ def test_at_a_terminal_it_waits_until_it_is_asked_to_stop(tmp_path: Path, monkey
     assert path is None
     assert fault is not None
     assert next(slept) == 101  # well beyond the tries of a run that nobody watches
-
-
-PARTS = {"learner": {}}
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
