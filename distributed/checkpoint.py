@@ -48,7 +48,7 @@ def save_checkpoint(root: Path, step: int, run: Mapping[str, Any], parts: Mappin
         OSError: the disk is full or not writable; the checkpoints before it are untouched.
     """
     final = root / f"{CHECKPOINT_PREFIX}{step:012d}"
-    partial = root / f".partial-{step:012d}-{os.getpid()}"
+    partial, replaced = (root / f".{what}-{step:012d}-{os.getpid()}" for what in ("partial", "replaced"))
     root.mkdir(parents=True, exist_ok=True)
     try:
         partial.mkdir()
@@ -59,13 +59,15 @@ def save_checkpoint(root: Path, step: int, run: Mapping[str, Any], parts: Mappin
         (partial / MANIFEST).write_text(json.dumps(sums, indent=2))
         for path in [*partial.iterdir(), partial]:
             _flush(path)
-        replaced = root / f".replaced-{step:012d}-{os.getpid()}"
         if final.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
             _put(final, replaced)
         _put(partial, final)
         _flush(root)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        if replaced.exists() and not final.exists():
+            _put(replaced, final)
         raise
     for old in [replaced, *list_checkpoints(root)[:-keep]]:
         shutil.rmtree(old, ignore_errors=True)

@@ -111,6 +111,21 @@ def test_a_full_disk_leaves_the_ones_before(tmp_path: Path, monkeypatch: pytest.
     assert find_checkpoint(tmp_path, unheard)[0] == good
 
 
+def test_one_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, put = save(tmp_path, 1), module._put
+
+    def failing(path: Path, final: Path) -> None:
+        if path.name.startswith(".partial"):
+            raise OSError("the disk went away")
+        put(path, final)
+
+    monkeypatch.setattr(module, "_put", failing)
+    with pytest.raises(OSError, match="went away"):
+        save(tmp_path, 1)
+    assert list((tmp_path / "checkpoints").iterdir()) == [good]
+    load_checkpoint(good)
+
+
 def test_a_kill_while_writing_leaves_the_ones_before(tmp_path: Path) -> None:
     good = save(tmp_path, 1)
     half = tmp_path / "checkpoints" / ".partial-000000000002-123"
