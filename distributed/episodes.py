@@ -65,6 +65,10 @@ class EpisodeOrder:
             np.array([episode.success for episode in free if episode.success is not None], dtype=np.bool_),
         )
 
+    def waits(self) -> bool:
+        """Whether an episode has ended that is not counted yet."""
+        return any(waiting for _, waiting in self._waiting.values())
+
     def state(self) -> list[dict[str, Any]]:
         """What a resumed run needs, as JSON."""
         return [

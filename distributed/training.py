@@ -103,7 +103,8 @@ class _Run:
         """Whether no episode has ended in many steps of each lane, though the task declares no length. Said once."""
         facts, lane_steps = self.blueprint.facts, self.steps // self.config.rollout.lanes
         declared = facts is not None and facts.episode_length is not None
-        if self.meter.episodes or declared or lane_steps < _ENDLESS:
+        ended = self.meter.episodes or self.episodes.waits()
+        if ended or declared or lane_steps < _ENDLESS:
             return False
         if not self.endless:
             self.display.note(

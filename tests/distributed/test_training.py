@@ -328,6 +328,38 @@ def test_an_environment_that_never_ends_an_episode_is_said_and_not_waited_for(tm
         del gym.registry["Endless-v0"]
 
 
+class OneLong(Endless):
+    """Of every four of them one plays an episode of 1,100 steps, the others of two."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        OneLong.made += 1
+        self.left = self.length = 2 if OneLong.made % 4 else 1100
+
+    def reset(self, **_: Any) -> Any:
+        self.left = self.length
+        return super().reset()
+
+    def step(self, action: Any) -> Any:
+        self.left -= 1
+        observation, reward, *_ = super().step(action)
+        return observation, reward, self.left == 0, False, {}
+
+
+def test_episodes_that_wait_for_a_long_one_to_be_counted_have_ended(tmp_path: Path, capsys: Any) -> None:
+    gym.register("OneLong-v0", OneLong)
+    try:
+        settings = [
+            "env.id=OneLong-v0", "env.kwargs={}", "rollout.lanes=4", "rollout.workers=1", "rollout.length=125",
+            "train.total_steps=4000", "train.evaluation_episodes=4", "policy.controller.kind=mlp", "learner.epochs=1",
+        ]  # fmt: skip
+        assert train(small(tmp_path, *settings), local=True).evaluation is not None
+        assert "no episode has ended" not in capsys.readouterr().out
+    finally:
+        del gym.registry["OneLong-v0"]
+
+
 def test_async_needs_ray(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="service.mode is async"):
         train(small(tmp_path, "service.mode=async"), local=True)
