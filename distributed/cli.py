@@ -25,6 +25,7 @@ from distributed.tracking import TrackingSettings, serve_dashboard
 from envs import EnvironmentFailure
 
 _TRUST = "import the modules that the run names, whoever wrote them, and look for them in the present folder too"
+_TRUST_RESUMED = f"{_TRUST}; join the Ray cluster and open the MLflow store that it names"
 _ALIKE = 0.7  # of two options, as difflib measures it
 _USAGE_ERROR, _RUN_ERROR, _INTERRUPTED = 2, 1, 130
 
@@ -131,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--resume", metavar="PATH", type=_path, help="go on with a run: its folder, or one of its checkpoints"
     )
-    train.add_argument("--trust", action="store_true", help=_TRUST)
+    train.add_argument("--trust", action="store_true", help=_TRUST_RESUMED)
     train.set_defaults(command=_train)
 
     evaluate = commands.add_parser(

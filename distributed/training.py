@@ -29,6 +29,7 @@ from distributed.runners import LocalRunner, Runner, RunState
 from distributed.saving import save_last
 from distributed.service import Update, asynchronous, synchronous
 from distributed.tracking import Identity, RunStatus, Tracker, absolute_uri
+from distributed.trust import refuse_foreign_places
 from envs import check_sendable
 from learner import resolve_device
 from rollout_workers import Evaluation, EvaluationError
@@ -244,7 +245,7 @@ def resume(
     Args:
         path: a run folder or one of its checkpoints.
         total_steps: train for this many environment steps in all instead of the configured number.
-        trust: import what the run names, whoever wrote it.
+        trust: import what the run names, whoever wrote it, and join the cluster and open the store that it names.
 
     Raises:
         CheckpointError: there is no usable checkpoint. Else as `train`.
@@ -253,6 +254,8 @@ def resume(
     folder = RunFolder.of(path)
     folder.refuse_if_in_use()
     path, saved, config = load_run(path, display.note, trust)
+    if not trust:
+        refuse_foreign_places(config, path, folder.path, local)
     if total_steps is not None:
         config = config.changed("train", total_steps=total_steps)
     if saved.run["steps"] >= config.train.total_steps:

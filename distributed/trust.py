@@ -1,7 +1,11 @@
-"""Whose code a run would have executed: found before any of it is imported.
+"""Whose code a run would have executed, and whom it would talk to: found before any of it is imported or reached.
 
 A run names its controller and its environment, and to use them is to import the modules that they come from. Without
 its user's word a run gets no code but Mneme's, that of installed packages, and what this process has imported already.
+
+A run also names the Ray cluster that it trained on and the store that it was recorded in. To join a cluster is to
+unpickle what that sends, which runs code, and to open a store is to hand it what the run holds. Without its user's word
+a run that goes on gets the Ray of this machine and a file of its own folder's.
 """
 
 import site
@@ -15,6 +19,8 @@ from typing import Any
 
 from distributed.checkpoint import CheckpointError
 from distributed.config import Config
+from distributed.tracking import TrackingSettings
+from distributed.tracking.settings import sqlite_file, without_password
 
 _OURS = ("envs", "controllers", "rollout_workers", "learner", "distributed")
 
@@ -46,6 +52,43 @@ def refuse_foreign_code(config: Config, checkpoint: Path, run: Path) -> None:
                 f"{', beside the run' if beside else ''}, and that is neither Mneme's nor an installed package's; "
                 f"read it, and add --trust if you trust it"
             )
+
+
+def refuse_foreign_places(config: Config, checkpoint: Path, run: Path, local: bool) -> None:
+    """See that a run that goes on reaches no Ray cluster and no store that nobody here has chosen. Reaches none.
+
+    Args:
+        config: of the run.
+        checkpoint: what it goes on from, for the message.
+        run: its folder. A store in it or beside it is its own, and so is the one that a new run would get here.
+        local: it goes on without Ray.
+
+    Raises:
+        CheckpointError: it does; one sentence names the setting and its value.
+    """
+    address, uri = config.service.address, config.tracking.uri
+    if not local and address not in (None, "", "auto", "local"):
+        raise CheckpointError(
+            f"the checkpoint {checkpoint} has service.address={address}, a Ray cluster that could run any code here; "
+            f"add --trust if it is yours"
+        )
+    if config.tracking.enabled and not _own_store(uri, run):
+        raise CheckpointError(
+            f"the checkpoint {checkpoint} has tracking.uri={without_password(uri)}, a store that is neither beside "
+            f"the run nor the one used here; add --trust if it is yours"
+        )
+
+
+def _own_store(uri: str, run: Path) -> bool:
+    """Whether a store is a SQLite file in a run's folder or directly beside it, or the one that a new run gets here."""
+    file, usual = sqlite_file(uri), sqlite_file(TrackingSettings().uri)
+    if file is None or not uri.startswith("sqlite:///"):  # sqlite+DRIVER imports the driver
+        return False
+    real = file.resolve()
+    if usual is not None and real == usual.resolve():
+        return True
+    beside = (run.resolve().parent, run.absolute().parent.resolve())
+    return real.parent in beside or real.is_relative_to(run.resolve())
 
 
 def _named(config: Config) -> Iterator[tuple[str, str, str]]:

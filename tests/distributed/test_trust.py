@@ -12,7 +12,7 @@ from distributed.checkpoint import CheckpointError, list_checkpoints, load_check
 from distributed.config import Config, load_config
 from distributed.evaluation import evaluate_checkpoint
 from distributed.training import resume, train
-from distributed.trust import refuse_foreign_code
+from distributed.trust import refuse_foreign_code, refuse_foreign_places
 
 ROOT = Path(__file__).parents[2]
 CODE = "open('/dev/fd/2', 'w').write('THE CODE RAN')\nraise RuntimeError('THE CODE RAN')\n"
@@ -144,6 +144,63 @@ def test_what_an_editable_install_names_is_installed_unless_the_run_lies_there(
     link.symlink_to(project / "x")
     with pytest.raises(CheckpointError, match="beside the run"):
         refuse_foreign_code(naming("mine", "env.id"), tmp_path / "step", link)
+
+
+def placed(uri: str, *words: str) -> Config:
+    return load_config(None, [f"tracking.uri={uri}", *words])
+
+
+def test_a_run_goes_on_in_its_own_store_and_on_this_machine_and_nowhere_else_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    step, folder = tmp_path / "got" / "run" / "checkpoints" / "step-1", tmp_path / "got" / "run"
+    folder.mkdir(parents=True)
+    beside, elsewhere = f"sqlite:///{tmp_path}/got/mlflow.db", tmp_path / "elsewhere"
+    (tmp_path / "got" / "link.db").symlink_to(elsewhere / "mlflow.db")
+    for uri in (beside, f"sqlite:///{folder}/a/mlflow.db", "sqlite:///runs/mlflow.db"):
+        refuse_foreign_places(placed(uri), step, folder, local=False)
+    for uri in (
+        "http://me:secret@evil.example:5000", "postgresql://evil/db", f"sqlite:///{elsewhere}/mlflow.db",
+        f"sqlite:///{tmp_path}/got/../elsewhere/mlflow.db", f"sqlite:///{tmp_path}/got/link.db",
+        f"sqlite:///{tmp_path}/got/another-run/mlflow.db", beside.replace("sqlite:", "sqlite+evil:"),
+    ):  # fmt: skip
+        refuse_foreign_places(placed(uri, "tracking.enabled=false"), step, folder, local=False)
+        with pytest.raises(
+            CheckpointError, match=r"has tracking\.uri=.*, a store that is neither .*--trust"
+        ) as refused:
+            refuse_foreign_places(placed(uri), step, folder, local=True)
+        assert "secret" not in str(refused.value)
+    for address in ("auto", "local", "''"):
+        refuse_foreign_places(placed(beside, f"service.address={address}"), step, folder, local=False)
+    for address in ("ray://evil:10001", "10.0.0.1:6379"):
+        with pytest.raises(CheckpointError, match=rf"has service\.address={address}, a Ray cluster .*--trust"):
+            refuse_foreign_places(placed(beside, f"service.address={address}"), step, folder, local=False)
+        refuse_foreign_places(placed(beside, f"service.address={address}"), step, folder, local=True)
+
+
+def test_a_strangers_cluster_and_store_are_reached_with_trust_alone(
+    strange: tuple[Path, dict[str, object]], run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Reached(Exception): ...
+
+    def reach(*_: object) -> None:
+        raise Reached
+
+    monkeypatch.setattr("distributed.training._execute", reach)
+    for section, setting, value in (
+        ("service", "address", "ray://evil:10001"),
+        ("tracking", "uri", "http://evil.example"),
+    ):
+        config = strange[1]["config"]
+        assert isinstance(config, dict)
+        config["tracking"]["enabled"] = section == "tracking"
+        config[section][setting] = value
+        folder = written(strange, run)
+        with pytest.raises(CheckpointError, match=f"{section}.{setting}={value}"):
+            resume(folder, total_steps=56, local=section == "tracking")
+        with pytest.raises(Reached):
+            resume(folder, total_steps=56, trust=True)
 
 
 OWN = (
