@@ -6,6 +6,7 @@ array is held against those that a fresh learner and fresh workers of the same c
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,12 @@ from distributed.runners import RunState
 from distributed.trust import refuse_foreign_code
 from distributed.workers import LearnerWorker, RolloutWorker, State
 
-_NOT_NEGATIVE = re.compile(r"adam\.(step|exp_avg_sq)\..*|policy\..*\.(count|variance)")  # besides whole numbers
+_NOT_NEGATIVE = re.compile(
+    r"adam\.(step|exp_avg_sq)\..*|policy\..*\.(count|variance)|version|env_steps|reward_scale\.expected"
+    r"|level|step|incarnation|episode_step|env\.(episode|step)"
+)
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of one parameter in Adam: all of them or none
-_BY_LANE = ("reward_scale.running", "reward_scale.expected")  # of as many lanes as have been seen
+_BY_LANE = ("reward_scale.running", "reward_scale.expected")  # of the lanes up to the last that has been seen
 
 
 def load_run(path: Path, note: Callable[[str], None], trust: bool) -> tuple[Path, Checkpoint, Config]:
@@ -68,7 +72,7 @@ def checked_state(path: Path, saved: Checkpoint, blueprint: Blueprint) -> RunSta
     for part in saved.arrays:
         if part not in ("learner", *names):
             raise _misfit(path, f"{part} is unexpected; there are learner and {', '.join(names)}")
-    learner, fresh = saved.arrays["learner"], LearnerWorker(blueprint)
+    learner, fresh = saved.arrays["learner"], LearnerWorker(_anywhere(blueprint))
     _check(path, "learner", learner, fresh.expected_state(), config.rollout.lanes)
     _attempt(path, "learner", fresh.set_state, learner)
     workers = [saved.arrays.get(name) for name in names]
@@ -77,16 +81,28 @@ def checked_state(path: Path, saved: Checkpoint, blueprint: Blueprint) -> RunSta
             continue
         worker = RolloutWorker(blueprint, i)
         try:
-            expected = worker.state()
+            level = {name: array for name, array in state.items() if name == "level"}
+            _check(path, names[i], level, {"level": np.array(0)}, config.rollout.lanes)
+            if level["level"] > levels:
+                raise _misfit(path, f"level in {names[i]} is {level['level']}; it must be at most {levels}")
+            worker.enter(int(level["level"]))
+            expected = worker.expected_state()
             if expected is None:
                 raise _misfit(path, f"{names[i]} is unexpected, as the state of {config.env.id} cannot be read")
-            _check(path, names[i], state, expected, config.rollout.lanes)
-            if state["level"] > levels:
-                raise _misfit(path, f"level in {names[i]} is {state['level']}; it must be at most {levels}")
+            own = not any(name.startswith("env.") for name in expected)
+            judged = {name: array for name, array in state.items() if not (own and name.startswith("env."))}
+            _check(path, names[i], judged, expected, config.rollout.lanes)
             _attempt(path, names[i], worker.try_out, state)
         finally:
             worker.close()
     return RunState(learner, workers)
+
+
+def _anywhere(blueprint: Blueprint) -> Blueprint:
+    """Of the same names and shapes, for machines without what the run has learned on."""
+    config = blueprint.config.changed("learner", device="cpu")
+    controller = replace(config.policy.controller, backend="auto")
+    return blueprint._replace(config=config.changed("policy", controller=controller))
 
 
 def _check_record(path: Path, run: Mapping[str, Any], config: Config) -> None:
@@ -130,21 +146,15 @@ def _check(path: Path, part: str, found: State, expected: State, lanes: int) -> 
                 continue
             raise _misfit(path, f"{name} in {part} is missing")
         array, like = found[name], expected[name]
-        shapes = [(0,), (lanes,)] if name in _BY_LANE else [like.shape]
-        if array.dtype != like.dtype or array.shape not in shapes:
-            raise _misfit(
-                path,
-                f"{name} in {part} is {array.dtype} {list(array.shape)}; it must be {like.dtype} {list(shapes[-1])}",
-            )
+        by_lane = name in _BY_LANE
+        fits = array.ndim == 1 and len(array) <= lanes if by_lane else array.shape == like.shape
+        if array.dtype != like.dtype or not fits:
+            wanted = f"{like.dtype} {[lanes] if by_lane else list(like.shape)}{' or fewer' if by_lane else ''}"
+            raise _misfit(path, f"{name} in {part} is {array.dtype} {list(array.shape)}; it must be {wanted}")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise _misfit(path, f"{name} in {part} holds {array[~np.isfinite(array)].flat[0]}; it must be finite")
-        least = -np.inf
-        if _NOT_NEGATIVE.fullmatch(name):
-            least = 0
-        elif array.dtype.kind == "i" and not name.startswith("observation."):
-            least = min(0, like.min(initial=0))  # below zero only where a fresh one is
-        if (array < least).any():
-            raise _misfit(path, f"{name} in {part} holds {array.min()}; it must be at least {least}")
+        if _NOT_NEGATIVE.fullmatch(name) and (array < 0).any():
+            raise _misfit(path, f"{name} in {part} holds {array.min()}; it must be at least 0")
 
 
 def _attempt(path: Path, part: str, take_up: Callable[[State], Any], state: State) -> None:

@@ -56,9 +56,7 @@ class RolloutWorker:
         is reported, not shipped, and the lanes start anew."""
         started = perf_counter()
         self._load(weights)
-        if level != self._level:
-            self._level = level
-            self.restart(self._incarnation + 1)
+        self.enter(level)
         loading = perf_counter() - started
         fragment, stats = self._collector.collect(weights.version)
         stats = stats._replace(seconds=stats.seconds | {"broadcast": loading})
@@ -117,6 +115,11 @@ class RolloutWorker:
         state = self._collector.state()
         return None if state is None else state | {"level": np.array(self._level)}
 
+    def expected_state(self) -> State | None:
+        """See `Collector.expected_state`; of this level of the curriculum."""
+        state = self._collector.expected_state()
+        return None if state is None else state | {"level": np.array(self._level)}
+
     def set_state(self, state: State) -> None:
         """See `Collector.set_state`."""
         self._level = int(state["level"])
@@ -135,6 +138,12 @@ class RolloutWorker:
         self._collector.set_state(state)
         self._collector.length = 1
         self._collector.collect()
+
+    def enter(self, level: int) -> None:
+        """Play this level of the curriculum, from new episodes where it is another one."""
+        if level != self._level:
+            self._level = level
+            self.restart(self._incarnation + 1)
 
     def restart(self, incarnation: int) -> None:
         """New episodes, unlike those of any lower incarnation."""

@@ -277,6 +277,17 @@ def finite_number(name: str, value: Any, least: float) -> float:
     return float(value)
 
 
+def within(name: str, array_B: NDArray[np.int64], least: int, most: int) -> None:
+    """See that what a state holds can be.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    outside_B = (array_B < least) | (array_B > most)
+    if outside_B.any():
+        raise ValueError(f"{name!r} in a state is {array_B[outside_B][0]}; it must be from {least} to {most}")
+
+
 def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
     """`value`, if it is one of the choices.
 

@@ -5,7 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.facts import TaskFacts
-from envs.memory_env import MemoryVectorEnv, Observation, Transition, one_of, whole_number
+from envs.memory_env import MemoryVectorEnv, Observation, Transition, one_of, whole_number, within
 from envs.resumable import State
 
 
@@ -75,6 +75,11 @@ class QuestionsEnv(MemoryVectorEnv):
 
     def _memory(self) -> State:
         return {"right": self._right_B}
+
+    def set_state(self, state: State) -> None:
+        """See `MemoryVectorEnv.set_state`."""
+        super().set_state(state)
+        within("right", self._right_B, 0, self._questions)
 
     def _question(self) -> NDArray[np.int64]:
         """The question of each lane's present step; the nearest one where none is asked."""

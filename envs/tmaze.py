@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from envs.facts import TaskFacts
 from envs.lane_random import lane_integers
-from envs.memory_env import MemoryVectorEnv, Observation, SingleEnv, Transition, one_of, whole_number
+from envs.memory_env import MemoryVectorEnv, Observation, SingleEnv, Transition, one_of, whole_number, within
 from envs.resumable import State
 
 
@@ -86,6 +86,12 @@ class TMaze(MemoryVectorEnv):
 
     def _memory(self) -> State:
         return {"cell": self._cell_B, "hint_step": self._hint_step_B}
+
+    def set_state(self, state: State) -> None:
+        """See `MemoryVectorEnv.set_state`."""
+        super().set_state(state)
+        within("cell", self._cell_B, 0, len(self._next_CA) - 1)
+        within("hint_step", self._hint_step_B, -1, self._steps)
 
     def _transition(self, action_B: np.ndarray) -> Transition:
         self._cell_B[:] = self._next_CA[self._cell_B, action_B]

@@ -271,6 +271,17 @@ class Collector:
         past = self._history.state() if self._history else {}
         return {name: np.array(array) for name, array in (own | observation | carry | past | env).items()}
 
+    def expected_state(self) -> State | None:
+        """Arrays of the names, types and shapes that `state` gives, but for those of an environment of one's own
+        (`env.`): only it knows what they must be."""
+        state = self.state()
+        if state is None or self._knows_env():
+            return state
+        return {name: array for name, array in state.items() if not name.startswith("env.")}
+
+    def _knows_env(self) -> bool:
+        return getattr(type(self.env.unwrapped), "get_state", None) is MemoryVectorEnv.get_state
+
     def check_state(self, state: State) -> None:
         """See that the parts of a state agree, as far as the environment lets us know; it is in that state afterwards.
         Names, types and shapes are taken to be right.
@@ -281,15 +292,15 @@ class Collector:
         if (state["filler"] > (state["reset"] & self._next_step)).any():
             raise ValueError("filler marks lanes that no reset is due in")
         env = self.env.unwrapped
-        if not isinstance(env, MemoryVectorEnv):
+        if not isinstance(env, MemoryVectorEnv) or not self._knows_env():
             return
         if (state["env.key"] != env.get_state()["key"]).any():
             raise ValueError("env.key is not that of the run's seed and the worker's lanes")
-        if (state["env.step"] != state["episode_step"]).any() or ((state["episode_step"] == 0) != state["reset"]).any():
-            raise ValueError("env.step, episode_step and reset do not agree about where episodes begin")
         env.set_state({name.removeprefix("env."): a for name, a in state.items() if name.startswith("env.")})
         if self.env is not self.env.unwrapped or type(env).step is not MemoryVectorEnv.step:
-            return  # what it shows may be changed on the way
+            return  # what it shows, and where its episodes begin, may be changed on the way
+        if (state["env.step"] != state["episode_step"]).any() or ((state["episode_step"] == 0) != state["reset"]).any():
+            raise ValueError("env.step, episode_step and reset do not agree about where episodes begin")
         shown = self._adapter.observe(env.observation(), {}, self._action_B, self._reward_B)
         for name in shown.keys() - {PREVIOUS_ACTION, PREVIOUS_REWARD}:
             if not np.array_equal(shown[name], state[f"observation.{name}"]):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -16,6 +17,7 @@ from distributed.config import load_config
 from distributed.evaluation import evaluate_checkpoint
 from distributed.restoring import checked_state, load_run
 from distributed.training import resume, train
+from envs import TMaze
 
 SETTINGS = [
     "rollout.lanes=4", "rollout.workers=2", "policy.controller.hidden_size=8", "policy.controller.backend=torch",
@@ -60,7 +62,7 @@ def changed(array: np.ndarray, name: str) -> Iterator[tuple[str, np.ndarray]]:
             yield f"with {value}", other
     if name.startswith(("adam.exp_avg_sq.", "adam.step.")) or name.endswith((".count", ".variance")):
         yield "negative", -1 - np.abs(array)
-    if array.dtype.kind == "i" and not name.startswith("observation."):
+    if array.dtype.kind == "i" and "observation." not in name:
         yield "negative", -100 - np.abs(array)
         yield "most negative", np.full_like(array, np.iinfo(array.dtype).min)
     if name in ("filler", "reset"):
@@ -113,6 +115,79 @@ def test_parts_and_names_that_do_not_belong_are_refused(saved: Checkpoint, tmp_p
     ):
         with pytest.raises(CheckpointError, match=sentence):
             checked_state(tmp_path, saved._replace(arrays=arrays), blueprint)
+
+
+@pytest.mark.parametrize("saved", ["tmaze"], indirect=True)
+def test_what_a_run_learned_on_is_not_needed_to_evaluate_it(saved: Checkpoint, tmp_path: Path) -> None:
+    config = json.loads(json.dumps(saved.run["config"]))
+    config["learner"]["device"] = "cuda:7"
+    config["policy"]["controller"]["backend"] = "triton"
+    path = save_checkpoint(tmp_path / "checkpoints", 80, {**saved.run, "config": config}, saved.arrays, 3)
+    assert evaluate_checkpoint(path, episodes=4, lanes=4, seed=0).lengths.size == 4
+
+
+@pytest.mark.parametrize("saved", ["tmaze"], indirect=True)
+def test_rewards_are_known_of_the_lanes_up_to_the_last_that_was_seen(saved: Checkpoint, tmp_path: Path) -> None:
+    blueprint, learner = make_blueprint(load_run_config(saved, tmp_path)), saved.arrays["learner"]
+    for lanes in (0, 2):
+        seen = {name: learner[name][:lanes] for name in ("reward_scale.running", "reward_scale.expected")}
+        checked_state(tmp_path, saved._replace(arrays=saved.arrays | {"learner": learner | seen}), blueprint)
+
+
+class Peculiar(TMaze):
+    """Its state has a number that is none, negative ones, and as many as steps were taken."""
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        peculiar = {"best": np.array(-np.inf), "debt": np.array([-7]), "log": np.zeros(int(self._step_B[0]))}
+        return super().get_state() | peculiar
+
+
+class Indebted(TMaze):
+    """An action takes from what it has in memory; where `lends` is false, there is none."""
+
+    def _memory(self) -> dict[str, np.ndarray]:
+        return super()._memory() | ({"debt": self._debt_B} if self._lends else {})
+
+    def _begin(self, lanes_B: Any) -> None:
+        super()._begin(lanes_B)
+        self._debt_B[lanes_B] = 0
+
+    def _transition(self, action_B: Any) -> Any:
+        self._debt_B -= 1
+        return super()._transition(action_B)
+
+    def __init__(self, num_envs: int, lends: bool = True, **kwargs: Any) -> None:
+        self._debt_B, self._lends = np.zeros(num_envs, np.int64), lends
+        super().__init__(num_envs, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        (Peculiar, []),
+        (Indebted, []),
+        (
+            Indebted,
+            [
+                "curriculum.stages=[{lends: false}]",
+                "curriculum.episodes=2",
+                "env.success_return=-9",
+                "train.total_steps=120",
+            ],
+        ),
+    ],
+)
+def test_what_only_an_environment_can_judge_is_left_to_it(tmp_path: Path, kind: type[TMaze], more: list[str]) -> None:
+    gym.register("Own-v0", vector_entry_point=kind)
+    try:
+        settings = [*SETTINGS, "env.id=Own-v0", "env.kwargs={length: 12}", f"checkpoint.root={tmp_path}", *more]
+        run = train(load_config(None, settings), local=True)
+        worker = load_checkpoint(list_checkpoints(run.folder / "checkpoints")[-1]).arrays["worker-0"]
+        assert worker["level"] == bool(more)
+        assert evaluate_checkpoint(run.folder, episodes=4, lanes=4, seed=0).lengths.size == 4
+        assert resume(run.folder, total_steps=160, local=True).steps == 160
+    finally:
+        del gym.registry["Own-v0"]
 
 
 @pytest.mark.parametrize("saved", ["tmaze"], indirect=True)
