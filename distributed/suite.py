@@ -25,6 +25,7 @@ from distributed.config import Config, ConfigError, load_config
 from distributed.display import NOTHING, Display, clock
 from distributed.machine import describe_machine
 from distributed.paths import checked_name
+from distributed.presets import PRESETS, find_preset
 from distributed.records import to_json
 from distributed.seeds import DEFAULT_TARGET, provenance, run_seed
 from distributed.suite_table import as_markdown
@@ -35,7 +36,6 @@ TASKS = ("delayed_cue", "copy_memory", "associative_recall", "tmaze")
 """Presets under configs/, the suite unless others are named."""
 
 ROOT = Path("runs/suites")
-_CONFIGS = Path(__file__).parents[1] / "configs"
 _OWN = {
     "policy.controller.kind": "name kinds with --controllers",
     "env.id": "name presets with --tasks",
@@ -215,8 +215,8 @@ def _jobs(
     untracked = [] if any(key.startswith("tracking.") for key in given) else ["tracking.enabled=false"]
     found = {}
     for task, controller in product(tasks, controllers):
-        own = _CONFIGS / f"{task}_{controller}.yaml"
-        preset = own if own.exists() else _CONFIGS / f"{task}.yaml"
+        shipped = (PRESETS / f"{task}_{controller}.yaml", PRESETS / f"{task}.yaml")
+        preset = next(filter(Path.exists, shipped), None) or find_preset(task)
         fixed = [f"policy.controller.kind={controller}", f"checkpoint.root={folder}", *untracked]
         config = load_config(preset, [*overrides, *fixed])
         facts = make_blueprint(config).facts
