@@ -47,7 +47,7 @@ class LruController(ResidualBlock):
         hidden = settings.hidden_size
         states = hidden if state_size is None else at_least("policy.controller.kwargs.state_size", state_size, 1)
         if not 0 < max_phase <= 2 * math.pi:
-            raise ValueError(f"policy.controller.kwargs.max_phase is {max_phase}; it must be in (0, 2 pi]")
+            raise ValueError(f"policy.controller.kwargs.max_phase is {max_phase:g}; it must be in (0, 2 pi]")
         super().__init__(input_size, settings, {"h": (states, 2)}, generator, mixed_size=hidden)
         if settings.chrono:
             decay_N = F.softplus(-chrono_bias(states, horizon, generator))
