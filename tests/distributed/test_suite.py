@@ -127,9 +127,9 @@ def test_other_settings_need_another_name(trained: list[Config]) -> None:
 def test_a_controllers_own_preset_is_taken_in_place_of_the_tasks(
     trained: list[Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copy(suite._CONFIGS / "tmaze.yaml", tmp_path)
+    shutil.copy(suite.PRESETS / "tmaze.yaml", tmp_path)
     (tmp_path / "tmaze_gru.yaml").write_text("env: {id: mneme/TMaze-v0}\nlearner: {learning_rate: 0.5}\n")
-    monkeypatch.setattr(suite, "_CONFIGS", tmp_path)
+    monkeypatch.setattr(suite, "PRESETS", tmp_path)
     run(controllers="mlp,gru")
     rates = {config.policy.controller.kind: config.learner.learning_rate for config in trained}
     assert rates == {"mlp": load_config(tmp_path / "tmaze.yaml").learner.learning_rate, "gru": 0.5}
@@ -137,7 +137,7 @@ def test_a_controllers_own_preset_is_taken_in_place_of_the_tasks(
 
 @pytest.mark.parametrize("task", suite.TASKS)
 def test_the_suites_presets_say_when_a_task_is_solved(task: str) -> None:
-    config = load_config(suite._CONFIGS / f"{task}.yaml")
+    config = load_config(suite.PRESETS / f"{task}.yaml")
     assert config.train.stop_success == 0.99
 
 
