@@ -14,6 +14,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from distributed.blueprint import Blueprint
 from distributed.runners import Arrival, ServiceError, episode_shares
 from distributed.workers import RolloutWorker, State
+from envs import EnvironmentMisuse
 from rollout_workers import Evaluation, EvaluationError
 
 _REASON_CHARACTERS = 300
@@ -65,6 +66,7 @@ class RolloutFleet:
 
         Raises:
             ServiceError: a worker failed more often in a row than `service.max_restarts`.
+            EnvironmentMisuse: another actor would fail in the same way.
         """
         if not self._requests and not others:
             return []
@@ -83,6 +85,8 @@ class RolloutFleet:
         try:
             delivery = ray.get(ref)
         except RayError as error:
+            if isinstance(error, RayTaskError) and isinstance(error.cause, EnvironmentMisuse):
+                raise error.cause from None
             self._replace(request.worker, failure_reason(error))
             return None
         self._incarnations[request.worker] = delivery.incarnation

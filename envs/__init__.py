@@ -9,7 +9,14 @@ from envs.copy_memory import CopyMemory
 from envs.counting import Counting
 from envs.delayed_cue import DelayedCue
 from envs.facts import TaskFacts, facts_of
-from envs.guard import LARGEST_OBSERVED, EnvironmentFailure, failures_in, one_line, reset_failures_in
+from envs.guard import (
+    LARGEST_OBSERVED,
+    EnvironmentFailure,
+    EnvironmentMisuse,
+    failures_in,
+    one_line,
+    reset_failures_in,
+)
 from envs.make import make_vector_env
 from envs.memory_chain import MemoryChain
 from envs.memory_env import MemoryVectorEnv, SingleEnv
@@ -29,6 +36,7 @@ __all__ = [
     "DelayedCue",
     "EnvSettings",
     "EnvironmentFailure",
+    "EnvironmentMisuse",
     "MemoryChain",
     "MemoryVectorEnv",
     "Place",

@@ -13,7 +13,7 @@ from gymnasium import spaces
 
 from envs.global_random import seed_process
 from envs.masks import ACTION_MASK, Masks
-from envs.plain import Misfit
+from envs.plain import Misfit, OldInterface
 from envs.told import tell_once
 
 ARRAYS = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
@@ -32,6 +32,10 @@ class EnvironmentFailure(RuntimeError):
     """An environment raised, or returned what does not fit its spaces, once too often; the message says where."""
 
 
+class EnvironmentMisuse(EnvironmentFailure):
+    """It would fail in this way however often it were tried."""
+
+
 class Guard(gym.Wrapper[Any, Any, Any, Any]):
     """Keeps a single environment to its word, and a failing one from taking others down.
 
@@ -48,7 +52,8 @@ class Guard(gym.Wrapper[Any, Any, Any, Any]):
     Args:
         env: the environment; its spaces of other kinds than Box, Discrete, MultiDiscrete, MultiBinary, and Dict and
             Tuple of these are not checked.
-        max_failures: so many in a row, with no episode between them that ended by itself, raise.
+        max_failures: so many in a row, with no episode between them that ended by itself, raise; one that shows
+            another interface than Gymnasium's does at once.
         alone: it has its process to itself, so a seed is the seed of the process's generators too.
 
     Raises:
@@ -130,6 +135,8 @@ class Guard(gym.Wrapper[Any, Any, Any, Any]):
         """
         self._failures += 1
         sentence = f"the environment {self._name} failed {where}: {one_line(error)}"
+        if isinstance(error, OldInterface):
+            raise EnvironmentMisuse(sentence) from None
         if self._failures < self._max_failures:
             return sentence
         raise EnvironmentFailure(

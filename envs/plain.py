@@ -15,6 +15,10 @@ class Misfit(ValueError):
     """What an environment returned is not what Gymnasium's interface or its own spaces say; its code raised nothing."""
 
 
+class OldInterface(Misfit):
+    """Whatever it does next, it speaks another interface than Gymnasium's."""
+
+
 class Plain(gym.Wrapper[Any, Any, Any, Any]):
     """An environment whose `reset` and `step` have Gymnasium's form.
 
@@ -31,7 +35,7 @@ class Plain(gym.Wrapper[Any, Any, Any, Any]):
         """Start an episode.
 
         Raises:
-            Misfit: the result is not an observation and an info.
+            OldInterface: the result is not an observation and an info.
         """
         given: dict[str, Any] = {"seed": seed, "options": options}
         if "seed" not in self._accepted and seed is not None:
@@ -42,7 +46,7 @@ class Plain(gym.Wrapper[Any, Any, Any, Any]):
         result: Any = self.env.reset(**{name: given[name] for name in self._accepted})
         pair = isinstance(result, (tuple, list)) and len(result) == 2
         if not pair or not (_is_info(result[1]) or self._has_its_shape(result[0])):
-            raise Misfit(
+            raise OldInterface(
                 "reset() returned the observation alone; it must return the observation and an info dictionary"
             )
         return result[0], _info(result[1], "reset()")
@@ -58,13 +62,13 @@ class Plain(gym.Wrapper[Any, Any, Any, Any]):
         """Act once.
 
         Raises:
-            Misfit: the result is not of five values, of which the last is an info.
+            OldInterface: the result is not of five values, of which the last is an info.
         """
         result: Any = self.env.step(action)
         if not isinstance(result, (tuple, list)) or len(result) != 5:
             found = f"{len(result)} values" if isinstance(result, (tuple, list)) else f"a {type(result).__name__}"
             older = ", as Gym's did before 0.26" if found == "4 values" else ""
-            raise Misfit(
+            raise OldInterface(
                 f"step() returned {found}{older}; it must return five: observation, reward, terminated, truncated, info"
             )
         return (*result[:4], _info(result[4], "step()"))
@@ -99,5 +103,5 @@ def _is_info(value: Any) -> bool:
 
 def _info(value: Any, origin: str) -> dict[str, Any]:
     if not _is_info(value):
-        raise Misfit(f"the info that {origin} returned is a {type(value).__name__}; it must be a dictionary")
+        raise OldInterface(f"the info that {origin} returned is a {type(value).__name__}; it must be a dictionary")
     return {} if value is None else dict(value)

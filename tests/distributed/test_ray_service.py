@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import psutil
 import pytest
@@ -21,6 +22,8 @@ from distributed.runners import ServiceError
 from distributed.service import asynchronous, synchronous
 from distributed.settings import ServiceSettings
 from distributed.training import resume, train
+from envs import EnvironmentMisuse
+from envs.counting import CountingEnv
 from learner.batch import SequenceBatch
 from learner.windows import cut
 from rollout_workers import EvaluationError, Fragment
@@ -193,6 +196,25 @@ def test_an_actor_that_keeps_dying_ends_the_run_with_a_sentence(runner: tuple[Ra
         for _ in range(10):
             ray.kill(service.fleet._actors[1])
             service.collect()
+
+
+@pytest.fixture
+def of_old() -> Iterator[None]:
+    gym.register("OfOld-v0", OfOld)
+    yield
+    del gym.registry["OfOld-v0"]
+
+
+class OfOld(CountingEnv):
+    def step(self, action: Any) -> Any:
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, terminated or truncated, info
+
+
+@pytest.mark.usefixtures("of_old")
+def test_an_environment_of_an_older_interface_ends_the_run_at_once(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentMisuse, match=r"^the environment OfOld-v0 failed .* step\(\) returned 4 values"):
+        train(config(tmp_path, "env.id=OfOld-v0", "service.max_restarts=1000"))
 
 
 @pytest.mark.parametrize("runner", [["train.evaluation_timeout=1e-6"]], indirect=True)

@@ -12,8 +12,9 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
-from envs import EnvironmentFailure, failures_in
+from envs import EnvironmentFailure, EnvironmentMisuse, failures_in
 from envs.guard import Guard
+from envs.plain import Plain
 from envs.told import tell_once
 
 SPACE = spaces.Dict(
@@ -370,3 +371,12 @@ def test_a_seed_goes_to_spaces_of_its_own() -> None:
 def test_a_final_info_of_another_form_is_a_vector_environments_own() -> None:
     """Gymnasium had an object array there before 1.0."""
     assert failures_in({"final_info": np.array([{"score": 1}, None], dtype=object)}) == {}
+
+
+def test_another_interface_than_gymnasiums_is_not_tried_again() -> None:
+    env = Guard(Plain(Steps(lambda result: result.pop("truncated"))), max_failures=100)
+    env.reset()
+    env.step(0)
+    env.step(0)
+    with pytest.raises(EnvironmentMisuse, match=r"^the environment Steps failed at step 2 .* step\(\) returned 4 values"):
+        env.step(0)
