@@ -13,7 +13,7 @@ PYTHON ?= $(shell for candidate in python3.11 python3.12 python3; do \
 	&& echo $$candidate && break; done)
 CONFIG ?= configs/delayed_cue.yaml
 ARGS ?=
-PACKAGES := envs controllers rollout_workers learner distributed
+PACKAGES := mneme envs controllers rollout_workers learner distributed
 
 .PHONY: help setup train test test-slow lint format suite bench bench-controllers bench-setup dashboard clean
 
@@ -23,7 +23,7 @@ help: ## List the targets
 setup: $(VENV)/.installed ## Create .venv from the lock files (the other targets do it when needed)
 
 train: $(VENV)/.installed ## Train the preset CONFIG=configs/delayed_cue.yaml; ARGS="..." overrides settings
-	$(VENV)/bin/python -m distributed train $(if $(findstring --resume,$(ARGS)),,$(CONFIG)) $(ARGS)
+	$(VENV)/bin/python -m mneme train $(if $(findstring --resume,$(ARGS)),,$(CONFIG)) $(ARGS)
 
 test: $(VENV)/.installed ## Run the quick tests
 	$(VENV)/bin/python -m pytest -m "not slow" $(ARGS)
@@ -41,7 +41,7 @@ format: $(VENV)/.installed ## Format the code and mend what ruff can mend
 	$(VENV)/bin/ruff format .
 
 suite: $(VENV)/.installed ## Compare every controller on every memory task (hours); ARGS="--controllers gru,lstm"
-	$(VENV)/bin/python -m distributed suite $(ARGS)
+	$(VENV)/bin/python -m mneme suite $(ARGS)
 
 bench: $(VENV)/.installed $(BENCH_VENV)/.installed ## Measure speed side by side with the peers
 	$(VENV)/bin/python -m benchmarks.environments
@@ -53,7 +53,7 @@ bench-controllers: $(VENV)/.installed $(BENCH_VENV)/.installed ## Measure every 
 bench-setup: $(BENCH_VENV)/.installed ## Create .venv-bench, where the peers of the benchmark live
 
 dashboard: $(VENV)/.installed ## Open MLflow on http://127.0.0.1:5000; ARGS="--port 5001" for another port
-	$(VENV)/bin/python -m distributed dashboard $(ARGS)
+	$(VENV)/bin/python -m mneme dashboard $(ARGS)
 
 clean: ## Remove caches and builds (.venv and runs stay)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

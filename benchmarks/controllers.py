@@ -23,11 +23,18 @@ from torch import Generator, Tensor
 from benchmarks import measurement as m
 from benchmarks.contestants import Contestant, ContestantError
 from benchmarks.report import RESULTS
-from controllers import CONTROLLERS, Controller, ControllerSettings, PolicySettings, build_controller, build_policy
-from controllers.contract.figures import best_seconds, measure
-from distributed.machine import describe_machine, versions
-from envs import EnvSettings, make_vector_env
-from rollout_workers import Collector, policy_spec
+from mneme.controllers import (
+    CONTROLLERS,
+    Controller,
+    ControllerSettings,
+    PolicySettings,
+    build_controller,
+    build_policy,
+)
+from mneme.controllers.contract.figures import best_seconds, measure
+from mneme.envs import EnvSettings, make_vector_env
+from mneme.experiments.machine import describe_machine, versions
+from mneme.rollout_workers import Collector, policy_spec
 
 STEPS, LANES = 1024, (1, 64)  # of the long scan
 COLLECTING_LANES, ROUNDS = 64, 3

@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.report import RESULTS
-from controllers import PolicySettings, build_policy
-from distributed.machine import describe_machine, versions
-from envs import EnvSettings, make_vector_env
-from rollout_workers import Collector, policy_spec
+from mneme.controllers import PolicySettings, build_policy
+from mneme.envs import EnvSettings, make_vector_env
+from mneme.experiments.machine import describe_machine, versions
+from mneme.rollout_workers import Collector, policy_spec
 
 TASKS: dict[str, dict[str, Any]] = {
     "DelayedCue": {},

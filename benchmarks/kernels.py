@@ -25,9 +25,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from controllers import CONTROLLERS, Carry, Controller, ControllerSettings, build_controller
-from controllers.scans.backends import REFERENCE, chosen_backend
-from distributed.machine import describe_machine, versions
+from mneme.controllers import CONTROLLERS, Carry, Controller, ControllerSettings, build_controller
+from mneme.controllers.scans.backends import REFERENCE, chosen_backend
+from mneme.experiments.machine import describe_machine, versions
 
 RESULTS = Path(__file__).parent / "results"
 MODULES = {"gru": nn.GRU, "lstm": nn.LSTM}

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Any
 
-from distributed.machine import versions
+from mneme.experiments.machine import versions
 
 ENV_ID = "mneme/DelayedCue-v0"
 CUES = 4

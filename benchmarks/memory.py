@@ -18,10 +18,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from controllers import CONTROLLERS, ControllerSettings, PolicySettings, build_policy
-from envs import EnvSettings, make_vector_env
-from learner import Learner, LearnerSettings
-from rollout_workers import Collector, policy_spec
+from mneme.controllers import CONTROLLERS, ControllerSettings, PolicySettings, build_policy
+from mneme.envs import EnvSettings, make_vector_env
+from mneme.learner import Learner, LearnerSettings
+from mneme.rollout_workers import Collector, policy_spec
 
 MODES: dict[str, dict[str, Any]] = {
     "full": {"mode": "full"},

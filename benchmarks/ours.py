@@ -9,14 +9,14 @@ import torch
 from rich.console import Console
 
 from benchmarks import measurement as m
-from distributed.blueprint import make_blueprint
-from distributed.config import Config, load_config
-from distributed.display import Display
-from distributed.records import to_json
-from distributed.training import train
-from envs import make_vector_env
-from learner import Learner
-from rollout_workers import Collector
+from mneme.configuration.config import Config, load_config
+from mneme.configuration.records import to_json
+from mneme.distributed.blueprint import make_blueprint
+from mneme.envs import make_vector_env
+from mneme.learner import Learner
+from mneme.reporting.display import Display
+from mneme.rollout_workers import Collector
+from mneme.training import train
 
 PRESET = Path(__file__).parent.parent / "configs" / "delayed_cue.yaml"
 

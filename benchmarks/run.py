@@ -13,7 +13,7 @@ from rich.console import Console
 from benchmarks import measurement as m
 from benchmarks.contestants import CONTESTANTS, Contestant, ContestantError
 from benchmarks.report import RESULTS, show, store, summarise
-from distributed.machine import describe_machine
+from mneme.experiments.machine import describe_machine
 
 _BUSY = 0.5  # load a core above which timings are not to be trusted
 

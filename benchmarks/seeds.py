@@ -12,9 +12,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from distributed.config import load_config
-from distributed.ray_runner import start_ray
-from distributed.seeds import DEFAULT_TARGET, provenance, run_seed
+from mneme.configuration.config import load_config
+from mneme.distributed.ray_runner import start_ray
+from mneme.experiments.seeds import DEFAULT_TARGET, provenance, run_seed
 
 RESULTS = Path(__file__).parent / "results"
 

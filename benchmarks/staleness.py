@@ -13,10 +13,10 @@ from statistics import fmean
 import numpy as np
 import torch
 
-from controllers import Carry, ControllerSettings, Policy, PolicySettings, build_policy
-from envs import EnvSettings, make_vector_env
-from learner import Learner, LearnerSettings
-from rollout_workers import Collector, Fragment, policy_spec
+from mneme.controllers import Carry, ControllerSettings, Policy, PolicySettings, build_policy
+from mneme.envs import EnvSettings, make_vector_env
+from mneme.learner import Learner, LearnerSettings
+from mneme.rollout_workers import Collector, Fragment, policy_spec
 
 LENGTH, LANES, STRIDE = 128, 16, 16
 WARM_UPS = (0, 16, 64, 128, 256)

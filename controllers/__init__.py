@@ -1,13 +1,13 @@
 """The agent's network: sequence models behind one contract, and the policy around them."""
 
-from controllers.actions import ActionHead, Bernoulli, Categorical, Gaussian, Joint
-from controllers.controller import Carry, Controller, DonatedCarry, reset_carry
-from controllers.observations import Image, Observation, ObservationPart, OneHot, Vector
-from controllers.policy import ACTION_MASK, PREVIOUS_ACTION, Act, Policy, PolicyOutput, PolicySpec, build_policy
-from controllers.registry import CONTROLLERS, build_controller
-from controllers.settings import ControllerSettings, PolicySettings
-from controllers.typed import Settings, hints_of, typed
-from controllers.weights import Weights
+from mneme.controllers.actions import ActionHead, Bernoulli, Categorical, Gaussian, Joint
+from mneme.controllers.controller import Carry, Controller, DonatedCarry, reset_carry
+from mneme.controllers.observations import Image, Observation, ObservationPart, OneHot, Vector
+from mneme.controllers.policy import ACTION_MASK, PREVIOUS_ACTION, Act, Policy, PolicyOutput, PolicySpec, build_policy
+from mneme.controllers.registry import CONTROLLERS, build_controller
+from mneme.controllers.settings import ControllerSettings, PolicySettings
+from mneme.controllers.typed import Settings, hints_of, typed
+from mneme.controllers.weights import Weights
 
 __all__ = [
     "ACTION_MASK",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from controllers.controller import Controller
+from mneme.controllers.controller import Controller
 
 _OUTDATED = 90 * 24 * 3600  # seconds
 
@@ -24,7 +24,7 @@ def compile_ahead(controller: Controller, kind: str, note: Callable[[str], None]
     """
     if controller.backend_on(torch.device("cpu")) != "numba":
         return
-    from controllers.scans.compiled import machine_code_folder  # here, as not all have numba
+    from mneme.controllers.scans.compiled import machine_code_folder  # here, as not all have numba
 
     folder = machine_code_folder()
     if folder is None:

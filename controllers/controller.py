@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from controllers.scans.backends import REFERENCE, chosen_backend, obstacle
-from controllers.settings import at_least
+from mneme.controllers.scans.backends import REFERENCE, chosen_backend, obstacle
+from mneme.controllers.settings import at_least
 
 Carry = dict[str, Tensor]
 """Recurrent state: one [B, ...] tensor a name. Empty for a model without memory."""

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor, nn
 
-from controllers.controller import Carry, Controller
-from controllers.initialisation import chrono_bias, gate_weights
-from controllers.scans.cell_norm import GruNorm, normed_gru_cell, normed_gru_scan
-from controllers.scans.gru import GruParameters, gru_cell, gru_scan
-from controllers.settings import ControllerSettings
+from mneme.controllers.controller import Carry, Controller
+from mneme.controllers.initialisation import chrono_bias, gate_weights
+from mneme.controllers.scans.cell_norm import GruNorm, normed_gru_cell, normed_gru_scan
+from mneme.controllers.scans.gru import GruParameters, gru_cell, gru_scan
+from mneme.controllers.settings import ControllerSettings
 
 
 class GruController(Controller):

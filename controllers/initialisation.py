@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Generator, Tensor, nn
 
-from controllers.products import Linear
+from mneme.controllers.products import Linear
 
 
 def linear(inputs: int, outputs: int, gain: float, generator: Generator) -> Linear:

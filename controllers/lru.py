@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from controllers.controller import Carry
-from controllers.initialisation import chrono_bias
-from controllers.products import linear
-from controllers.residual_block import ResidualBlock
-from controllers.scans.linear import linear_scan
-from controllers.settings import ControllerSettings, at_least
+from mneme.controllers.controller import Carry
+from mneme.controllers.initialisation import chrono_bias
+from mneme.controllers.products import linear
+from mneme.controllers.residual_block import ResidualBlock
+from mneme.controllers.scans.linear import linear_scan
+from mneme.controllers.settings import ControllerSettings, at_least
 
 
 class LruController(ResidualBlock):

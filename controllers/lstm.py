@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor, nn
 
-from controllers.controller import Carry, Controller
-from controllers.initialisation import chrono_bias, gate_weights
-from controllers.scans.cell_norm import LstmNorm, normed_lstm_cell, normed_lstm_scan
-from controllers.scans.lstm import LstmParameters, LstmState, lstm_cell, lstm_scan
-from controllers.settings import ControllerSettings
+from mneme.controllers.controller import Carry, Controller
+from mneme.controllers.initialisation import chrono_bias, gate_weights
+from mneme.controllers.scans.cell_norm import LstmNorm, normed_lstm_cell, normed_lstm_scan
+from mneme.controllers.scans.lstm import LstmParameters, LstmState, lstm_cell, lstm_scan
+from mneme.controllers.settings import ControllerSettings
 
 
 class LstmController(Controller):

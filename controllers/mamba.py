@@ -11,21 +11,21 @@ from typing import TypeVar
 import torch
 from torch import Generator, Tensor, nn
 
-from controllers.controller import Carry, Controller, DonatedCarry
-from controllers.initialisation import initial_steps, projection
-from controllers.layer_norm import LayerNorm
-from controllers.products import Linear, linear
-from controllers.scans.blocks import in_blocks
-from controllers.scans.convolution import silu_convolution, silu_convolution_step
-from controllers.scans.resets import with_rows
-from controllers.scans.selective import (
+from mneme.controllers.controller import Carry, Controller, DonatedCarry
+from mneme.controllers.initialisation import initial_steps, projection
+from mneme.controllers.layer_norm import LayerNorm
+from mneme.controllers.products import Linear, linear
+from mneme.controllers.scans.blocks import in_blocks
+from mneme.controllers.scans.convolution import silu_convolution, silu_convolution_step
+from mneme.controllers.scans.resets import with_rows
+from mneme.controllers.scans.selective import (
     SelectiveInputs,
     SelectiveParameters,
     selective_cell,
     selective_scan,
     selective_step,
 )
-from controllers.settings import ControllerSettings, at_least
+from mneme.controllers.settings import ControllerSettings, at_least
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
 _Convolve = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -78,7 +78,10 @@ class MambaMixer(nn.Module):
         self, x_TBM: Tensor, reset_TB: Tensor, carry: Carry, initial_NI: Tensor, initial_WI: Tensor
     ) -> tuple[Tensor, Carry]:
         """All steps on a CPU: [T, B, M], and the carry before -> [T, B, M], and the carry after."""
-        from controllers.scans.compiled_mamba import MambaParameters, compiled_mamba  # here, as not all have numba
+        from mneme.controllers.scans.compiled_mamba import (  # here, as not all have numba
+            MambaParameters,
+            compiled_mamba,
+        )
 
         convolution, steps = self.conv1d, self.dt_proj
         parameters = MambaParameters(

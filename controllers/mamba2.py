@@ -12,17 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from controllers.controller import Carry, Controller, DonatedCarry, reset_carry
-from controllers.initialisation import initial_steps, projection
-from controllers.layer_norm import LayerNorm
-from controllers.products import Linear, linear
-from controllers.scans.blocks import in_blocks
-from controllers.scans.convolution import silu_convolution, silu_convolution_step
-from controllers.scans.gated_norm import gated_norm
-from controllers.scans.mamba_ssm_ssd import rounds_as_allowed
-from controllers.scans.resets import all_finite
-from controllers.scans.ssd import ssd_cell, ssd_layer
-from controllers.settings import ControllerSettings, at_least
+from mneme.controllers.controller import Carry, Controller, DonatedCarry, reset_carry
+from mneme.controllers.initialisation import initial_steps, projection
+from mneme.controllers.layer_norm import LayerNorm
+from mneme.controllers.products import Linear, linear
+from mneme.controllers.scans.blocks import in_blocks
+from mneme.controllers.scans.convolution import silu_convolution, silu_convolution_step
+from mneme.controllers.scans.gated_norm import gated_norm
+from mneme.controllers.scans.mamba_ssm_ssd import rounds_as_allowed
+from mneme.controllers.scans.resets import all_finite
+from mneme.controllers.scans.ssd import ssd_cell, ssd_layer
+from mneme.controllers.settings import ControllerSettings, at_least
 
 NORM_EPS = 1e-5
 """As in mamba_ssm."""
@@ -99,7 +99,10 @@ class Mamba2Mixer(nn.Module):
         self, u_TBM: Tensor, reset_TB: Tensor, carry: Carry, initial_NI: Tensor, initial_WC: Tensor
     ) -> tuple[Tensor, Carry]:
         """All steps on a CPU: [T, B, M], and the carry before -> [T, B, M], and the carry after."""
-        from controllers.scans.compiled_mamba2 import Mamba2Parameters, compiled_mamba2  # here, as not all have numba
+        from mneme.controllers.scans.compiled_mamba2 import (  # here, as not all have numba
+            Mamba2Parameters,
+            compiled_mamba2,
+        )
 
         convolution, weight_CK = self.conv1d, self.conv1d.weight[:, 0]
         parameters = Mamba2Parameters(

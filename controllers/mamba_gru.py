@@ -2,10 +2,10 @@
 
 from torch import Generator
 
-from controllers.gru import GruController
-from controllers.mamba import MambaController
-from controllers.settings import ControllerSettings
-from controllers.stack import Stack
+from mneme.controllers.gru import GruController
+from mneme.controllers.mamba import MambaController
+from mneme.controllers.settings import ControllerSettings
+from mneme.controllers.stack import Stack
 
 
 class MambaGruController(Stack):

@@ -10,12 +10,12 @@ keeps the state among the candidates that it has seen, and a plain candidate let
 import torch
 from torch import Generator, Tensor
 
-from controllers.controller import Carry
-from controllers.initialisation import chrono_bias, linear
-from controllers.layer_norm import LayerNorm
-from controllers.residual_block import ResidualBlock
-from controllers.scans.linear import linear_scan
-from controllers.settings import ControllerSettings
+from mneme.controllers.controller import Carry
+from mneme.controllers.initialisation import chrono_bias, linear
+from mneme.controllers.layer_norm import LayerNorm
+from mneme.controllers.residual_block import ResidualBlock
+from mneme.controllers.scans.linear import linear_scan
+from mneme.controllers.settings import ControllerSettings
 
 
 class MinGruController(ResidualBlock):

@@ -4,9 +4,9 @@ import math
 
 from torch import Generator, Tensor, nn
 
-from controllers.controller import Carry, Controller
-from controllers.initialisation import linear
-from controllers.settings import ControllerSettings
+from mneme.controllers.controller import Carry, Controller
+from mneme.controllers.initialisation import linear
+from mneme.controllers.settings import ControllerSettings
 
 
 def dense(input_size: int, widths: tuple[int, ...], generator: Generator) -> nn.Sequential:

@@ -11,10 +11,10 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
-from controllers.initialisation import convolution, linear
-from controllers.layer_norm import LayerNorm
-from controllers.normalizer import Normalizer
-from controllers.settings import PolicySettings
+from mneme.controllers.initialisation import convolution, linear
+from mneme.controllers.layer_norm import LayerNorm
+from mneme.controllers.normalizer import Normalizer
+from mneme.controllers.settings import PolicySettings
 
 Observation = dict[str, Tensor]
 """Part name to tensor: [T, B, ...] for a scan, [B, ...] for one step."""

@@ -10,14 +10,14 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Size, Tensor, nn
 
-from controllers.actions import ActionHead
-from controllers.controller import Carry
-from controllers.initialisation import linear
-from controllers.layer_norm import LayerNorm
-from controllers.mlp import dense
-from controllers.observations import Observation, ObservationEncoder, ObservationPart
-from controllers.registry import build_controller
-from controllers.settings import PolicySettings
+from mneme.controllers.actions import ActionHead
+from mneme.controllers.controller import Carry
+from mneme.controllers.initialisation import linear
+from mneme.controllers.layer_norm import LayerNorm
+from mneme.controllers.mlp import dense
+from mneme.controllers.observations import Observation, ObservationEncoder, ObservationPart
+from mneme.controllers.registry import build_controller
+from mneme.controllers.settings import PolicySettings
 
 ACTION_MASK, PREVIOUS_ACTION = "action_mask", "previous_action"
 

@@ -10,20 +10,20 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor, nn
 
-from controllers.controller import Carry, Controller, DonatedCarry, reset_carry
-from controllers.initialisation import linear
-from controllers.mamba2 import Mamba2Controller
-from controllers.scans.backends import REFERENCE
-from controllers.scans.resets import all_finite
-from controllers.scans.slots import Rule, Slots, slots_read, slots_scan, slots_write
-from controllers.settings import ControllerSettings, at_least
-from controllers.typed import typed
+from mneme.controllers.controller import Carry, Controller, DonatedCarry, reset_carry
+from mneme.controllers.initialisation import linear
+from mneme.controllers.mamba2 import Mamba2Controller
+from mneme.controllers.scans.backends import REFERENCE
+from mneme.controllers.scans.resets import all_finite
+from mneme.controllers.scans.slots import Rule, Slots, slots_read, slots_scan, slots_write
+from mneme.controllers.settings import ControllerSettings, at_least
+from mneme.controllers.typed import typed
 
 Query = Literal["input", "state"]
 
 
 class PseudoMambaController(Controller):
-    """y = [h ; r]: what Mamba-2 makes of the step, and what was read. `controllers.scans.slots` has the memory's rules.
+    """y = [h ; r]: what Mamba-2 makes of the step, and what was read. `scans.slots` has the memory's rules.
 
     It carries what Mamba-2 does and `slots` [B, K, S], `usage` and `age` [B, K], which always start empty. The gate's
     bias starts at logit(1 / horizon), so that a slot outlives a horizon (rule recent), or at 0 (classic).

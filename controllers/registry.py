@@ -9,21 +9,21 @@ from typing import Any
 
 from torch import Generator
 
-from controllers.controller import Controller
-from controllers.gru import GruController
-from controllers.lru import LruController
-from controllers.lstm import LstmController
-from controllers.mamba import MambaController
-from controllers.mamba2 import Mamba2Controller
-from controllers.mamba_gru import MambaGruController
-from controllers.mingru import MinGruController
-from controllers.mlp import MlpController
-from controllers.pseudo_mamba import PseudoMambaController
-from controllers.scans.backends import REFERENCE
-from controllers.settings import ControllerSettings
-from controllers.stack import Stack
-from controllers.transformer import TransformerController
-from controllers.typed import typed
+from mneme.controllers.controller import Controller
+from mneme.controllers.gru import GruController
+from mneme.controllers.lru import LruController
+from mneme.controllers.lstm import LstmController
+from mneme.controllers.mamba import MambaController
+from mneme.controllers.mamba2 import Mamba2Controller
+from mneme.controllers.mamba_gru import MambaGruController
+from mneme.controllers.mingru import MinGruController
+from mneme.controllers.mlp import MlpController
+from mneme.controllers.pseudo_mamba import PseudoMambaController
+from mneme.controllers.scans.backends import REFERENCE
+from mneme.controllers.settings import ControllerSettings
+from mneme.controllers.stack import Stack
+from mneme.controllers.transformer import TransformerController
+from mneme.controllers.typed import typed
 
 ControllerFactory = Callable[..., Controller]
 """Builds one layer from (input_size, settings, horizon, generator); what only this kind has to choose are keyword-only

@@ -10,11 +10,11 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from controllers.controller import Carry, Controller
-from controllers.initialisation import linear, projection
-from controllers.layer_norm import LayerNorm
-from controllers.scans.blocks import in_blocks
-from controllers.settings import ControllerSettings
+from mneme.controllers.controller import Carry, Controller
+from mneme.controllers.initialisation import linear, projection
+from mneme.controllers.layer_norm import LayerNorm
+from mneme.controllers.scans.blocks import in_blocks
+from mneme.controllers.settings import ControllerSettings
 
 _Mixer = Callable[[Tensor], tuple[Tensor, Carry]]
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from controllers.typed import Settings, typed
+from mneme.controllers.typed import Settings, typed
 
 
 def at_least(name: str, value: Any, least: int) -> int:

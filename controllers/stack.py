@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from controllers.controller import Carry, Controller
+from mneme.controllers.controller import Carry, Controller
 
 _Run = Callable[[Controller, Tensor, Carry], tuple[Tensor, Carry]]
 

@@ -7,13 +7,13 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from controllers.controller import Carry, Controller
-from controllers.initialisation import linear
-from controllers.layer_norm import LayerNorm
-from controllers.scans.attention import attention_scan, attention_step, steps_since_reset
-from controllers.scans.resets import all_finite
-from controllers.settings import ControllerSettings, at_least
-from controllers.typed import typed
+from mneme.controllers.controller import Carry, Controller
+from mneme.controllers.initialisation import linear
+from mneme.controllers.layer_norm import LayerNorm
+from mneme.controllers.scans.attention import attention_scan, attention_step, steps_since_reset
+from mneme.controllers.scans.resets import all_finite
+from mneme.controllers.settings import ControllerSettings, at_least
+from mneme.controllers.typed import typed
 
 Gate = Literal["none", "gru"]
 LONGEST_WINDOW = 512

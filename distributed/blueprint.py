@@ -4,15 +4,15 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from math import prod
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple
 
 import torch
+from typing_extensions import TypeVar
 
-from controllers import Controller, Policy, PolicySpec, build_policy
-from distributed.config import Config, ConfigError
-from distributed.machine import memory
-from distributed.room import check_room
-from envs import (
+from mneme.controllers import Controller, Policy, PolicySpec, build_policy
+from mneme.distributed.config import ConfigError, ServiceConfig
+from mneme.distributed.room import check_room, memory
+from mneme.envs import (
     EnvironmentFailure,
     EnvSettings,
     Place,
@@ -22,18 +22,22 @@ from envs import (
     make_vector_env,
     registered_here,
 )
-from learner import default_shards
-from rollout_workers import adapter_of, policy_spec
+from mneme.learner import default_shards
+from mneme.rollout_workers import adapter_of, policy_spec
 
 _DEFAULT_LENGTH = 128  # steps in a sequence where the task's episodes have no fixed length
 _STALENESS_PROBES = 4  # carries stored a sequence where the mode needs only the first but staleness is measured
 _WARM_UP = 64  # least steps of its past that a sequence brings along where its first carry is stale
 
 
-class Blueprint(NamedTuple):
+ConfigT_co = TypeVar("ConfigT_co", bound=ServiceConfig, covariant=True, default=ServiceConfig)
+ConfigT = TypeVar("ConfigT", bound=ServiceConfig)
+
+
+class Blueprint(NamedTuple, Generic[ConfigT_co]):
     """Enough to build every part of a run, on any machine, alike."""
 
-    config: Config  # with what is left open in rollout, learner.shards and how images are read filled in
+    config: ConfigT_co  # with what is left open in rollout, learner.shards and how images are read filled in
     spec: PolicySpec
     horizon: int  # steps over which the task asks to remember
     facts: TaskFacts | None
@@ -94,7 +98,7 @@ class Blueprint(NamedTuple):
         return self.lanes_per_worker * lane
 
 
-def make_blueprint(config: Config) -> Blueprint:
+def make_blueprint(config: ConfigT) -> Blueprint[ConfigT]:
     """Look at the environment once and fill in what the configuration leaves open.
 
     Raises:
@@ -147,12 +151,12 @@ def make_blueprint(config: Config) -> Blueprint:
     return blueprint
 
 
-def _levels(config: Config) -> Iterator[EnvSettings]:
+def _levels(config: ServiceConfig) -> Iterator[EnvSettings]:
     for stage in (*config.curriculum.stages, {}):
         yield replace(config.env, kwargs={**config.env.kwargs, **stage})
 
 
-def _refuse_success(config: Config) -> None:
+def _refuse_success(config: ServiceConfig) -> None:
     """Refuse what needs to know whether an episode succeeded."""
     settings = {"train.stop_success": config.train.stop_success, "curriculum.stages": config.curriculum.stages or None}
     for name, value in settings.items():
@@ -163,7 +167,7 @@ def _refuse_success(config: Config) -> None:
             )
 
 
-def _check_stages(config: Config, spec: PolicySpec) -> None:
+def _check_stages(config: ServiceConfig, spec: PolicySpec) -> None:
     """Refuse a stage that cannot be played, or whose spaces are not those of the task itself."""
     for level, (stage, settings) in enumerate(zip(config.curriculum.stages, _levels(config), strict=False)):
         try:
@@ -214,7 +218,7 @@ def too_small_a_replay(given: int, fragments: int, nbytes: int) -> str:
     )
 
 
-def _carry_stride(config: Config, length: int) -> int:
+def _carry_stride(config: ServiceConfig, length: int) -> int:
     plan, chosen = config.learner.plan(length), config.rollout.carry_stride
     if chosen is None:
         probe = -(-length // _STALENESS_PROBES)
@@ -228,7 +232,7 @@ def _carry_stride(config: Config, length: int) -> int:
     return min(chosen, length)
 
 
-def _warm_up(config: Config, length: int, facts: TaskFacts | None) -> int:
+def _warm_up(config: ServiceConfig, length: int, facts: TaskFacts | None) -> int:
     """Twice as long as the task asks to remember, and 64 steps at least, but no longer than a sequence."""
     chosen, asynchronous = config.rollout.warm_up, config.service.mode == "async"
     if chosen is None:
@@ -243,14 +247,3 @@ def _warm_up(config: Config, length: int, facts: TaskFacts | None) -> int:
             f"runs only with learner.anchor=always; set that, or leave rollout.warm_up unset"
         )
     return chosen
-
-
-def flat_parameters(blueprint: Blueprint) -> dict[str, Any]:
-    """The resolved configuration, and what was derived from the environment, for tracking."""
-    spec = blueprint.spec
-    derived = {
-        "horizon": blueprint.horizon,
-        "observations": {name: str(part) for name, part in spec.observations.items()},
-        "actions": str(spec.actions),
-    }
-    return blueprint.config.to_dict() | {"derived": derived}

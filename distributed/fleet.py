@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from distributed.blueprint import Blueprint
-from distributed.runners import Arrival, ServiceError, episode_shares
-from distributed.workers import RolloutWorker, State
-from envs import EnvironmentMisuse
-from rollout_workers import Evaluation, EvaluationError
+from mneme.distributed.blueprint import Blueprint
+from mneme.distributed.runners import Arrival, ServiceError, episode_shares
+from mneme.distributed.workers import RolloutWorker, State
+from mneme.envs import EnvironmentMisuse
+from mneme.rollout_workers import Evaluation, EvaluationError
 
 _REASON_CHARACTERS = 300
 

@@ -12,14 +12,14 @@ from ray._private import ray_constants
 from ray.exceptions import ObjectLostError, RayError
 from ray.job_config import JobConfig
 
-from distributed.blueprint import Blueprint
-from distributed.fleet import RolloutFleet, failure_reason
-from distributed.ray_access import check_address, keep_token_private, saying_that_it_goes_on
-from distributed.runners import Arrival, FragmentRef, FragmentsLost, RunState, ServiceError
-from distributed.settings import ServiceSettings
-from distributed.workers import LearnerWorker
-from learner import UpdateReport
-from rollout_workers import Evaluation
+from mneme.distributed.blueprint import Blueprint
+from mneme.distributed.fleet import RolloutFleet, failure_reason
+from mneme.distributed.ray_access import check_address, keep_token_private, saying_that_it_goes_on
+from mneme.distributed.runners import Arrival, FragmentRef, FragmentsLost, RunState, ServiceError
+from mneme.distributed.settings import ServiceSettings
+from mneme.distributed.workers import LearnerWorker
+from mneme.learner import UpdateReport
+from mneme.rollout_workers import Evaluation
 
 LOOPBACK = "127.0.0.1"
 

@@ -1,16 +1,18 @@
 """Whether what a network reads and gives fits into memory at all; asked before anything of that size is made."""
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
-from controllers import OneHot, PolicySpec
-from distributed.config import Config
+from mneme.controllers import OneHot, PolicySpec
+from mneme.distributed.config import ServiceConfig
 
 _WEIGHT = 4 * 4  # bytes: a weight, its gradient, and the optimiser's two moments
 _CATEGORY = 8 + 1  # bytes for a category and step: the number it is compared with, and the flag
 _PARAMETER = 4 * 4  # bytes for a parameter of an action and step: itself, as a logarithm, bounded, and as a probability
 
 
-def check_room(config: Config, spec: PolicySpec, length: int, available: int) -> None:
+def check_room(config: ServiceConfig, spec: PolicySpec, length: int, available: int) -> None:
     """Refuse categories and numbers that a minibatch of `length` steps and the weights beside them have no room for.
 
     It asks for less than is needed, so what passes may still be too much. The batch counts where learning runs on this
@@ -37,7 +39,7 @@ def check_room(config: Config, spec: PolicySpec, length: int, available: int) ->
             )
 
 
-def _widths(config: Config, spec: PolicySpec) -> Iterator[tuple[str, int, int, int]]:
+def _widths(config: ServiceConfig, spec: PolicySpec) -> Iterator[tuple[str, int, int, int]]:
     """What is read as categories or given, how many numbers it is, how many units are joined to each, and the bytes of
     one number at one step."""
     hidden = config.policy.controller.hidden_size
@@ -46,3 +48,10 @@ def _widths(config: Config, spec: PolicySpec) -> Iterator[tuple[str, int, int, i
             units = (*config.policy.encoder, hidden)[0]
             yield f"the observation's part {name!r}", sum(part.counts), units, _CATEGORY
     yield "the action", spec.actions.parameter_size, hidden, _PARAMETER
+
+
+def memory() -> int:
+    """Bytes of memory of this machine, or of the container that this runs in."""
+    limit = Path("/sys/fs/cgroup/memory.max")
+    limits = [int(text) for text in [limit.read_text().strip() if limit.exists() else ""] if text.isdecimal()]
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *limits])

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
-from controllers import Weights
-from distributed.blueprint import Blueprint
-from distributed.workers import Delivery, LearnerWorker, RolloutWorker, State
-from learner import UpdateReport
-from rollout_workers import Evaluation
+from mneme.controllers import Weights
+from mneme.distributed.blueprint import Blueprint
+from mneme.distributed.workers import Delivery, LearnerWorker, RolloutWorker, State
+from mneme.learner import UpdateReport
+from mneme.rollout_workers import Evaluation
 
 FragmentRef = Any  # a Ray ObjectRef, or the record batch itself
 

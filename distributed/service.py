@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from distributed.blueprint import too_small_a_replay
-from distributed.replay import Replay, ReplayCounts
-from distributed.runners import Arrival, FragmentRef, FragmentsLost, Runner, ServiceError
-from distributed.workers import Delivery
-from learner import UpdateReport
+from mneme.distributed.blueprint import too_small_a_replay
+from mneme.distributed.replay import Replay, ReplayCounts
+from mneme.distributed.runners import Arrival, FragmentRef, FragmentsLost, Runner, ServiceError
+from mneme.distributed.workers import Delivery
+from mneme.learner import UpdateReport
 
 if TYPE_CHECKING:
-    from distributed.ray_runner import RayRunner
+    from mneme.distributed.ray_runner import RayRunner
 
 
 class Update(NamedTuple):

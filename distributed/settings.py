@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from controllers import Settings
+from mneme.controllers import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,23 +99,3 @@ class ServiceSettings(Settings, section="service"):
         """Address of the Ray cluster to join, by settings or environment; none for a new one on this machine."""
         address = self.address or os.environ.get("RAY_ADDRESS")
         return None if address in (None, "", "local") else address
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointSettings(Settings, section="checkpoint"):
-    """What is kept on disk."""
-
-    root: str = "runs"
-    """Folder under which each run gets its own."""
-    every: int = 100_000
-    """Environment steps between checkpoints; one is always written at the end and on Ctrl-C."""
-    keep: int = 3
-    """Newest checkpoints that are kept."""
-    fallback: str | None = None
-    """Folder for the last checkpoint where that cannot be written below root. Unset: the system's temporary folder."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("every", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"checkpoint.{name} is {getattr(self, name)}; it must be at least 1")

@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from controllers import Weights
-from distributed.blueprint import Blueprint
-from envs import EnvironmentFailure, make_vector_env, register_missing
-from learner import Learner, UpdateReport
-from rollout_workers import Collector, EpisodeStats, Evaluation, EvaluationError, FragmentError, evaluate
+from mneme.controllers import Weights
+from mneme.distributed.blueprint import Blueprint
+from mneme.envs import EnvironmentFailure, make_vector_env, register_missing
+from mneme.learner import Learner, UpdateReport
+from mneme.rollout_workers import Collector, EpisodeStats, Evaluation, EvaluationError, FragmentError, evaluate
 
 State = dict[str, np.ndarray]
 VectorEnv = gym.vector.VectorEnv[Any, Any, Any]

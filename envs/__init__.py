@@ -4,12 +4,12 @@ from typing import Any
 
 import gymnasium
 
-from envs.associative_recall import AssociativeRecall
-from envs.copy_memory import CopyMemory
-from envs.counting import Counting
-from envs.delayed_cue import DelayedCue
-from envs.facts import TaskFacts, facts_of
-from envs.guard import (
+from mneme.envs.associative_recall import AssociativeRecall
+from mneme.envs.copy_memory import CopyMemory
+from mneme.envs.counting import Counting
+from mneme.envs.delayed_cue import DelayedCue
+from mneme.envs.facts import TaskFacts, facts_of
+from mneme.envs.guard import (
     LARGEST_OBSERVED,
     EnvironmentFailure,
     EnvironmentMisuse,
@@ -17,16 +17,16 @@ from envs.guard import (
     one_line,
     reset_failures_in,
 )
-from envs.make import make_vector_env
-from envs.memory_chain import MemoryChain
-from envs.memory_env import MemoryVectorEnv, SingleEnv
-from envs.place import Place
-from envs.registered import Registered, check_sendable, register_missing, registered_here
-from envs.repeat_previous import RepeatPrevious
-from envs.resumable import Resumable
-from envs.settings import EnvSettings
-from envs.tmaze import TMaze
-from envs.vector_guard import adrift_in
+from mneme.envs.make import make_vector_env
+from mneme.envs.memory_chain import MemoryChain
+from mneme.envs.memory_env import MemoryVectorEnv, SingleEnv
+from mneme.envs.place import Place
+from mneme.envs.registered import Registered, check_sendable, register_missing, registered_here
+from mneme.envs.repeat_previous import RepeatPrevious
+from mneme.envs.resumable import Resumable
+from mneme.envs.settings import EnvSettings
+from mneme.envs.tmaze import TMaze
+from mneme.envs.vector_guard import adrift_in
 
 __all__ = [
     "LARGEST_OBSERVED",

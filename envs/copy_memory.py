@@ -3,9 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.lane_random import lane_integers
-from envs.memory_env import Observation, SingleEnv, whole_number
-from envs.questions import QuestionsEnv
+from mneme.envs.lane_random import lane_integers
+from mneme.envs.memory_env import Observation, SingleEnv, whole_number
+from mneme.envs.questions import QuestionsEnv
 
 
 class CopyMemory(QuestionsEnv):

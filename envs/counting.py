@@ -3,8 +3,8 @@
 import gymnasium as gym
 import numpy as np
 
-from envs.facts import TaskFacts
-from envs.memory_env import MemoryVectorEnv, Observation, SingleEnv, Transition, whole_number
+from mneme.envs.facts import TaskFacts
+from mneme.envs.memory_env import MemoryVectorEnv, Observation, SingleEnv, Transition, whole_number
 
 _MOST_EPISODES = 2**24  # float32 counts exactly up to here
 

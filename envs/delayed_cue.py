@@ -6,9 +6,9 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.facts import TaskFacts
-from envs.lane_random import NORMAL_BOUND, lane_integers, lane_normal, lane_uniform
-from envs.memory_env import (
+from mneme.envs.facts import TaskFacts
+from mneme.envs.lane_random import NORMAL_BOUND, lane_integers, lane_normal, lane_uniform
+from mneme.envs.memory_env import (
     MemoryVectorEnv,
     Observation,
     SingleEnv,

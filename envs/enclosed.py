@@ -5,8 +5,8 @@ from typing import Any
 
 import gymnasium as gym
 
-from envs.global_random import Entropy, GlobalStreams
-from envs.guard import close_quietly
+from mneme.envs.global_random import Entropy, GlobalStreams
+from mneme.envs.guard import close_quietly
 
 VectorEnv = gym.vector.VectorEnv[Any, Any, Any]
 

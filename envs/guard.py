@@ -11,10 +11,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from envs.global_random import seed_process
-from envs.masks import ACTION_MASK, Masks
-from envs.plain import Misfit, OldInterface
-from envs.told import tell_once
+from mneme.envs.global_random import seed_process
+from mneme.envs.masks import ACTION_MASK, Masks
+from mneme.envs.plain import Misfit, OldInterface
+from mneme.envs.told import tell_once
 
 ARRAYS = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 """Spaces whose values are arrays of one shape."""

@@ -14,13 +14,13 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from envs.enclosed import Enclosed, VectorEnv
-from envs.global_random import GlobalStreams, seed_process
-from envs.guard import Guard, one_line
-from envs.memory_env import MemoryVectorEnv, whole_number
-from envs.place import Place, resolved, speaks_of_lanes
-from envs.plain import Creator, accepts, made_plain
-from envs.registered import (
+from mneme.envs.enclosed import Enclosed, VectorEnv
+from mneme.envs.global_random import GlobalStreams, seed_process
+from mneme.envs.guard import Guard, one_line
+from mneme.envs.memory_env import MemoryVectorEnv, whole_number
+from mneme.envs.place import Place, resolved, speaks_of_lanes
+from mneme.envs.plain import Creator, accepts, made_plain
+from mneme.envs.registered import (
     Registered,
     check_sendable,
     in_any_process,
@@ -28,9 +28,9 @@ from envs.registered import (
     registered_here,
     why_left_out,
 )
-from envs.settings import EnvSettings
-from envs.subprocesses import Subprocesses
-from envs.vector_guard import VectorGuard
+from mneme.envs.settings import EnvSettings
+from mneme.envs.subprocesses import Subprocesses
+from mneme.envs.vector_guard import VectorGuard
 
 _OF_GYMNASIUM = ("num_envs", "render_mode", "max_episode_steps")  # which Gymnasium gives to a vector form
 _SETTINGS = {"num_envs": "rollout.lanes", "max_episode_steps": "env.max_episode_steps"}

@@ -11,8 +11,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from envs.plain import Misfit
-from envs.told import tell_once
+from mneme.envs.plain import Misfit
+from mneme.envs.told import tell_once
 
 ACTION_MASK = "action_mask"
 """Where an environment's info, or its Dict observation, says which actions are allowed."""

@@ -6,9 +6,9 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.facts import TaskFacts
-from envs.lane_random import lane_integers
-from envs.memory_env import MemoryVectorEnv, Observation, SingleEnv, Transition, whole_number
+from mneme.envs.facts import TaskFacts
+from mneme.envs.lane_random import lane_integers
+from mneme.envs.memory_env import MemoryVectorEnv, Observation, SingleEnv, Transition, whole_number
 
 _SWEEP = (*range(1, 11), 12, 14, 17, 20, 25, *range(30, 101, 10))
 

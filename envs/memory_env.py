@@ -16,9 +16,9 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from envs.facts import TaskFacts
-from envs.lane_random import Keys, fold_in, lane_keys
-from envs.resumable import Resumable, State
+from mneme.envs.facts import TaskFacts
+from mneme.envs.lane_random import Keys, fold_in, lane_keys
+from mneme.envs.resumable import Resumable, State
 
 Observation = NDArray[np.float32]
 Actions = gym.spaces.Discrete[np.int64]

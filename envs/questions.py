@@ -4,9 +4,9 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.facts import TaskFacts
-from envs.memory_env import MemoryVectorEnv, Observation, Transition, one_of, whole_number, within
-from envs.resumable import State
+from mneme.envs.facts import TaskFacts
+from mneme.envs.memory_env import MemoryVectorEnv, Observation, Transition, one_of, whole_number, within
+from mneme.envs.resumable import State
 
 
 class QuestionsEnv(MemoryVectorEnv):

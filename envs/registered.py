@@ -9,7 +9,7 @@ import cloudpickle
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-from envs.guard import one_line
+from mneme.envs.guard import one_line
 
 _MAIN = "__main__:"
 _left_out: dict[str, str] = {}  # id -> why; of this process

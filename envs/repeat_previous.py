@@ -4,9 +4,9 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.facts import TaskFacts
-from envs.lane_random import lane_uniform
-from envs.memory_env import MemoryVectorEnv, Observation, SingleEnv, Transition, whole_number
+from mneme.envs.facts import TaskFacts
+from mneme.envs.lane_random import lane_uniform
+from mneme.envs.memory_env import MemoryVectorEnv, Observation, SingleEnv, Transition, whole_number
 
 _RANKS = 13  # cards of each suit in one deck
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
-from envs.memory_env import whole_number
+from mneme.envs.memory_env import whole_number
 
 Vectorization = Literal["auto", "sync", "async"]
 

@@ -19,8 +19,8 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.async_vector_env import _async_worker
 
-from envs.facts import TaskFacts, facts_of
-from envs.guard import ARRAYS, EnvironmentFailure, Guard, one_line
+from mneme.envs.facts import TaskFacts, facts_of
+from mneme.envs.guard import ARRAYS, EnvironmentFailure, Guard, one_line
 
 _SECONDS_TO_DIE = 5.0  # between a pipe that breaks and the end of the process behind it
 

@@ -7,10 +7,10 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.facts import TaskFacts
-from envs.lane_random import lane_integers
-from envs.memory_env import MemoryVectorEnv, Observation, SingleEnv, Transition, one_of, whole_number, within
-from envs.resumable import State
+from mneme.envs.facts import TaskFacts
+from mneme.envs.lane_random import lane_integers
+from mneme.envs.memory_env import MemoryVectorEnv, Observation, SingleEnv, Transition, one_of, whole_number, within
+from mneme.envs.resumable import State
 
 
 class TMaze(MemoryVectorEnv):

@@ -10,9 +10,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from envs.enclosed import VectorEnv
-from envs.guard import EnvironmentFailure, failure_info, reset_failure_info
-from envs.masks import ACTION_MASK, Masks
+from mneme.envs.enclosed import VectorEnv
+from mneme.envs.guard import EnvironmentFailure, failure_info, reset_failure_info
+from mneme.envs.masks import ACTION_MASK, Masks
 
 _ADRIFT = "mneme.adrift"  # in `info`
 

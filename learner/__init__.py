@@ -1,6 +1,6 @@
 """Learning from fragments: returns, windows, losses and the learner. Knows nothing of Ray."""
 
-from learner.learner import Learner, UpdateReport, default_shards, resolve_device
-from learner.settings import LearnerSettings
+from mneme.learner.learner import Learner, UpdateReport, default_shards, resolve_device
+from mneme.learner.settings import LearnerSettings
 
 __all__ = ["Learner", "LearnerSettings", "UpdateReport", "default_shards", "resolve_device"]

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from controllers import Carry, Observation, Policy
-from learner.batch import SequenceBatch
+from mneme.controllers import Carry, Observation, Policy
+from mneme.learner.batch import SequenceBatch
 
 
 class Anchor(NamedTuple):

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import pyarrow as pa
 import torch
 
-from controllers import Policy
-from rollout_workers.fragment import Fragment, FragmentError
+from mneme.controllers import Policy
+from mneme.rollout_workers.fragment import Fragment, FragmentError
 
 
 def accepted(batches: Iterable[pa.RecordBatch], policy: Policy, version: int) -> tuple[list[Fragment], list[str]]:

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from controllers import Carry, Observation
-from learner.carries import StoredCarries
-from rollout_workers.fragment import Fragment
+from mneme.controllers import Carry, Observation
+from mneme.learner.carries import StoredCarries
+from mneme.rollout_workers.fragment import Fragment
 
 
 class PastBatch(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from controllers import Carry
+from mneme.controllers import Carry
 
 
 class StoredCarries:

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from controllers import Image, Policy
-from controllers.normalizer import Normalizer
-from learner.batch import SequenceBatch
-from learner.returns import Returns
+from mneme.controllers import Image, Policy
+from mneme.controllers.normalizer import Normalizer
+from mneme.learner.batch import SequenceBatch
+from mneme.learner.returns import Returns
 
 _LARGE = 1e4  # what observations, rewards and targets of one's own choosing hardly exceed
 

@@ -18,21 +18,21 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from controllers import Policy, Weights
-from learner.anchor import Anchor, anchor_pass
-from learner.annealing import Annealing
-from learner.arrival import accepted
-from learner.batch import SequenceBatch
-from learner.carries import StoredCarries
-from learner.diagnosis import suspects
-from learner.losses import normalized
-from learner.ppo import ShardResult, kl_sum, shard_gradients
-from learner.returns import Returns, gae, vtrace
-from learner.reward_scale import RewardScale
-from learner.settings import LearnerSettings
-from learner.staleness import Staleness, measure_staleness
-from learner.windows import pieces
-from rollout_workers.fragment import FragmentError
+from mneme.controllers import Policy, Weights
+from mneme.learner.anchor import Anchor, anchor_pass
+from mneme.learner.annealing import Annealing
+from mneme.learner.arrival import accepted
+from mneme.learner.batch import SequenceBatch
+from mneme.learner.carries import StoredCarries
+from mneme.learner.diagnosis import suspects
+from mneme.learner.losses import normalized
+from mneme.learner.ppo import ShardResult, kl_sum, shard_gradients
+from mneme.learner.returns import Returns, gae, vtrace
+from mneme.learner.reward_scale import RewardScale
+from mneme.learner.settings import LearnerSettings
+from mneme.learner.staleness import Staleness, measure_staleness
+from mneme.learner.windows import pieces
+from mneme.rollout_workers.fragment import FragmentError
 
 _MAX_SHARDS = 4
 _KL_PASSES = 16  # a share of epochs / 16 of the sequences tells the KL of an update, for 2 to 3 % of its time

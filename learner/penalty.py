@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from controllers import Controller
+from mneme.controllers import Controller
 
 
 class SignalSums(NamedTuple):

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from controllers import Policy
-from learner.batch import SequenceBatch
-from learner.losses import clipped_policy_loss, masked_sum, value_loss
-from learner.penalty import Penalty, SignalSums
-from learner.returns import Returns
-from learner.settings import LearnerSettings
-from learner.windows import Piece, pieces, taken, windows_of
+from mneme.controllers import Policy
+from mneme.learner.batch import SequenceBatch
+from mneme.learner.losses import clipped_policy_loss, masked_sum, value_loss
+from mneme.learner.penalty import Penalty, SignalSums
+from mneme.learner.returns import Returns
+from mneme.learner.settings import LearnerSettings
+from mneme.learner.windows import Piece, pieces, taken, windows_of
 
 SIGNAL = "signal/"
 """Before the names of a controller's signals among metrics, so that none of its own can be taken for ours."""

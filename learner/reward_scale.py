@@ -9,7 +9,7 @@ Legend: N sequences, T steps.
 import numpy as np
 from torch import Tensor
 
-from learner.batch import SequenceBatch
+from mneme.learner.batch import SequenceBatch
 
 _EPSILON = 1e-8
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import gcd, inf
 from typing import Literal, NamedTuple
 
-from controllers import Settings
+from mneme.controllers import Settings
 
 
 class WindowPlan(NamedTuple):

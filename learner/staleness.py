@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from controllers import Carry, Policy
-from learner.anchor import Anchor
-from learner.batch import SequenceBatch
+from mneme.controllers import Carry, Policy
+from mneme.learner.anchor import Anchor
+from mneme.learner.batch import SequenceBatch
 
 _NOTHING = 1e-8  # a norm below this is that of nothing
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from controllers import Carry, Observation, Policy
-from learner.batch import SequenceBatch
-from learner.settings import WindowPlan
+from mneme.controllers import Carry, Observation, Policy
+from mneme.learner.batch import SequenceBatch
+from mneme.learner.settings import WindowPlan
 
 _SHARE = 0.7  # of the memory that whole sequences take
 _CARRY_COST = 0.35  # how many steps' activations a carry of as many numbers as an output costs, gradients included

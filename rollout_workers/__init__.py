@@ -1,11 +1,11 @@
 """Collecting experience: vectorised environments and a policy in, trajectory fragments out. Knows nothing of Ray."""
 
-from rollout_workers.collector import Collector
-from rollout_workers.episodes import EpisodeStats
-from rollout_workers.evaluation import Evaluation, EvaluationError, evaluate
-from rollout_workers.fragment import Fragment, FragmentError
-from rollout_workers.settings import RolloutSettings, SpaceSettings
-from rollout_workers.spaces import adapter_of, policy_spec
+from mneme.rollout_workers.collector import Collector
+from mneme.rollout_workers.episodes import EpisodeStats
+from mneme.rollout_workers.evaluation import Evaluation, EvaluationError, evaluate
+from mneme.rollout_workers.fragment import Fragment, FragmentError
+from mneme.rollout_workers.settings import RolloutSettings, SpaceSettings
+from mneme.rollout_workers.spaces import adapter_of, policy_spec
 
 __all__ = [
     "Collector",

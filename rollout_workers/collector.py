@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from controllers import ACTION_MASK, PREVIOUS_ACTION, Act, Carry, DonatedCarry, Policy
-from envs import (
+from mneme.controllers import ACTION_MASK, PREVIOUS_ACTION, Act, Carry, DonatedCarry, Policy
+from mneme.envs import (
     EnvironmentFailure,
     MemoryVectorEnv,
     Resumable,
@@ -27,13 +27,13 @@ from envs import (
     one_line,
     reset_failures_in,
 )
-from envs.lane_random import lane_keys, lane_noise
-from rollout_workers.draft import Draft
-from rollout_workers.episodes import EpisodeCounter, EpisodeStats
-from rollout_workers.fragment import Fragment
-from rollout_workers.history import History
-from rollout_workers.settings import SpaceSettings
-from rollout_workers.spaces import PREVIOUS_REWARD, Parts, SpaceAdapter
+from mneme.envs.lane_random import lane_keys, lane_noise
+from mneme.rollout_workers.draft import Draft
+from mneme.rollout_workers.episodes import EpisodeCounter, EpisodeStats
+from mneme.rollout_workers.fragment import Fragment
+from mneme.rollout_workers.history import History
+from mneme.rollout_workers.settings import SpaceSettings
+from mneme.rollout_workers.spaces import PREVIOUS_REWARD, Parts, SpaceAdapter
 
 State = dict[str, np.ndarray]
 

@@ -7,8 +7,8 @@ from hashlib import blake2b
 
 import numpy as np
 
-from controllers import PREVIOUS_ACTION
-from rollout_workers.fragment import Fragment
+from mneme.controllers import PREVIOUS_ACTION
+from mneme.rollout_workers.fragment import Fragment
 
 
 class EpisodeDigests:

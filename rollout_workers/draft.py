@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from controllers import Carry
-from rollout_workers.fragment import Fragment, Past
-from rollout_workers.spaces import Parts
+from mneme.controllers import Carry
+from mneme.rollout_workers.fragment import Fragment, Past
+from mneme.rollout_workers.spaces import Parts
 
 
 class Draft:

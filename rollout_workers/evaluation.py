@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from controllers import Policy
-from envs import TaskFacts, facts_of
-from rollout_workers.collector import Collector
-from rollout_workers.digests import EpisodeDigests
-from rollout_workers.recording import Recorder
-from rollout_workers.settings import SpaceSettings
+from mneme.controllers import Policy
+from mneme.envs import TaskFacts, facts_of
+from mneme.rollout_workers.collector import Collector
+from mneme.rollout_workers.digests import EpisodeDigests
+from mneme.rollout_workers.recording import Recorder
+from mneme.rollout_workers.settings import SpaceSettings
 
 _DEFAULT_CHUNK = 128  # steps between looks at the finished episodes, where the task's length is not fixed
 _LONGEST_CHUNK = 1024  # steps held in memory at once

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from envs import LARGEST_OBSERVED
-from rollout_workers.columns import from_column, from_lists, to_column, to_lists
+from mneme.envs import LARGEST_OBSERVED
+from mneme.rollout_workers.columns import from_column, from_lists, to_column, to_lists
 
 SCHEMA_VERSION = 3
 _GROUPS = {"observations": "observation.", "final_observations": "final.", "carries": "carry."}

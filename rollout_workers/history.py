@@ -5,9 +5,9 @@ Legend: B lanes, T steps of a fragment, P steps held, Q carries held.
 
 import numpy as np
 
-from controllers import Carry
-from rollout_workers.fragment import Fragment, Past
-from rollout_workers.spaces import Parts
+from mneme.controllers import Carry
+from mneme.rollout_workers.fragment import Fragment, Past
+from mneme.rollout_workers.spaces import Parts
 
 State = dict[str, np.ndarray]
 

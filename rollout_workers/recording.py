@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
-from rollout_workers.fragment import Fragment
+from mneme.rollout_workers.fragment import Fragment
 
 DESCRIPTION = b"recording"
 """The key of the schema's metadata that says what was recorded."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from controllers import Settings
+from mneme.controllers import Settings
 
 FLAT = "flat"
 

@@ -7,10 +7,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from controllers import Policy
-from rollout_workers.collector import Collector
-from rollout_workers.evaluation import check_progress
-from rollout_workers.settings import SpaceSettings
+from mneme.controllers import Policy
+from mneme.rollout_workers.collector import Collector
+from mneme.rollout_workers.evaluation import check_progress
+from mneme.rollout_workers.settings import SpaceSettings
 
 _MOST_FRAMES = 256  # held at once, and so in an animation
 _STRIP_FRAMES = 8

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from controllers import ControllerSettings, Policy, PolicySettings, build_policy
-from envs import EnvSettings, make_vector_env
-from learner import LearnerSettings
-from rollout_workers import Collector, policy_spec
+from mneme.controllers import ControllerSettings, Policy, PolicySettings, build_policy
+from mneme.envs import EnvSettings, make_vector_env
+from mneme.learner import LearnerSettings
+from mneme.rollout_workers import Collector, policy_spec
 
 torch.set_num_threads(1)
 

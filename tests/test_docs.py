@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from distributed.cli import _parser
-from distributed.config import Config, load_config, settings
-from distributed.presets import find_preset
+from mneme.cli import _parser
+from mneme.configuration.config import Config, load_config, settings
+from mneme.configuration.presets import find_preset
 from tests.third_party.test_environments import TASKS as THIRD_PARTY_TASKS
 
 ROOT = Path(__file__).parents[1]
@@ -80,7 +80,7 @@ def test_settings_exist(document: Path) -> None:
 def commands(document: Path) -> Iterator[list[str]]:
     """The words of every `mneme` command in a document, however it is started."""
     blocks = re.findall(r"^```(?:sh|console)\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
-    inline = re.findall(r"`((?:mneme|python -m distributed|make train) [^`…]+)`", prose(document))
+    inline = re.findall(r"`((?:mneme|python -m mneme|make train) [^`…]+)`", prose(document))
     for line in [*"\n".join(blocks).replace("\\\n", " ").splitlines(), *inline]:
         words = shlex.split(line.removeprefix("$ "), comments=True)
         if words[:2] == ["make", "train"]:
@@ -89,7 +89,7 @@ def commands(document: Path) -> Iterator[list[str]]:
             continue
         if words[:3] == ["ray", "job", "submit"]:
             words = words[words.index("--") + 1 :]
-        if words[1:3] == ["-m", "distributed"] and words[0] in ("python", ".venv/bin/python"):
+        if words[1:3] == ["-m", "mneme"] and words[0] in ("python", ".venv/bin/python"):
             yield words[3:]
         elif words and words[0] in ("mneme", ".venv/bin/mneme"):
             yield words[1:]

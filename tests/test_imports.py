@@ -3,75 +3,102 @@
 import ast
 import subprocess
 import sys
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-OURS = {"envs", "controllers", "rollout_workers", "learner", "distributed"}
+ROOT = Path(__file__).parents[1]
 ALLOWED = {
     "envs": set(),
     "controllers": set(),
     "rollout_workers": {"envs", "controllers"},
     "learner": {"controllers", "rollout_workers.fragment"},
-    "distributed": OURS,
+    "distributed": {"envs", "controllers", "rollout_workers", "learner"},
 }
+"""Rooms of the house, and what each may import besides itself; what lies directly in `mneme/` may import all of them."""
 
 
-def imports(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} imports relatively"
-            found.add(node.module or "")
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of ours by its import name."""
+    folders = [ROOT / "mneme", *(ROOT / "mneme" / room for room in ALLOWED)]
+    found = {}
+    for path in (path for folder in folders for path in folder.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts).removesuffix(".__init__")] = path
     return found
 
 
-def modules(package: str) -> list[Path]:
-    return sorted((ROOT / package).rglob("*.py"))
+@cache
+def imports(module: str) -> frozenset[str]:
+    """Names that a module imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(modules()[module].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(found)
 
 
-@pytest.mark.parametrize("package", sorted(OURS))
-def test_packages_import_only_what_the_design_allows(package: str) -> None:
-    allowed = ALLOWED[package] | {package}
-    for path in modules(package):
-        for name in imports(path):
-            if name.partition(".")[0] in OURS:
-                assert any(name == a or name.startswith(f"{a}.") for a in allowed), f"{path} imports {name}"
+def room_of(module: str) -> str | None:
+    """The room of the house that a name of ours belongs to; none for the application."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "mneme" and len(parts) > 1 and parts[1] in ALLOWED else None
 
 
-@pytest.mark.parametrize("package", sorted(OURS - {"distributed"}))
-def test_only_distributed_imports_ray_and_pydantic(package: str) -> None:
-    for path in modules(package):
-        assert not {n.partition(".")[0] for n in imports(path)} & {"ray", "mlflow", "pydantic"}, path
+@pytest.mark.parametrize("room", ALLOWED)
+def test_rooms_import_only_what_the_design_allows(room: str) -> None:
+    allowed = tuple(f"mneme.{name}." for name in {room, *ALLOWED[room]})
+    for module in modules():
+        if room_of(module) == room:
+            for name in imports(module):
+                assert not name.startswith("mneme") or name.startswith(allowed), f"{module} imports {name}"
 
 
-def test_only_tracking_imports_mlflow() -> None:
-    importers = {p.parent.name for p in modules("distributed") if any(n.startswith("mlflow") for n in imports(p))}
-    assert importers == {"tracking"}
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {module: _targets(module) - {module} for module in modules()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle: {' <- '.join(error.args[1])}")
+
+
+def _targets(module: str) -> set[str]:
+    """Modules whose code an import reaches: packages stand for what they import themselves."""
+    return {name if name in modules() else name.rpartition(".")[0] for name in imports(module)} & modules().keys()
+
+
+@pytest.mark.parametrize(
+    ("library", "where"),
+    [
+        ("ray", {"mneme.distributed"}),
+        ("mlflow", {"mneme.reporting"}),
+        ("pydantic", {"mneme.distributed", "mneme.configuration"}),
+    ],
+)
+def test_libraries_stay_in_their_rooms(library: str, where: set[str]) -> None:
+    importers = {module for module in modules() if any(f"{name}.".startswith(f"{library}.") for name in imports(module))}
+    assert {".".join(module.split(".")[:2]) for module in importers} <= where
 
 
 def test_envs_need_no_torch() -> None:
-    for path in modules("envs"):
-        assert "torch" not in {n.partition(".")[0] for n in imports(path)}, path
-
-
-def test_distributed_is_ours_and_not_dasks() -> None:
-    import distributed
-
-    assert Path(distributed.__file__).parent == ROOT / "distributed"
+    for module in modules():
+        if room_of(module) == "envs":
+            assert not any(name.startswith("torch") for name in imports(module)), module
 
 
 def test_everything_but_distributed_runs_without_ray() -> None:
     code = (
         "import sys; sys.modules['ray'] = sys.modules['mlflow'] = sys.modules['pydantic'] = None;"
-        "import envs, controllers, rollout_workers, learner"
+        "import mneme.envs, mneme.controllers, mneme.rollout_workers, mneme.learner"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_local_training_never_imports_ray() -> None:
-    code = "import sys, distributed.training; assert 'ray' not in sys.modules"
+    code = "import sys, mneme.training; assert 'ray' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -17,8 +17,8 @@ from ray.tune.registry import register_env
 
 from benchmarks import measurement as m
 from benchmarks.peers.threads import ThreadChoice
-from distributed.machine import cores
-from envs import EnvSettings, make_vector_env
+from mneme.envs import EnvSettings, make_vector_env
+from mneme.experiments.machine import cores
 
 
 class NextStepReset(gym.vector.VectorEnv):

@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks import measurement as m
 from benchmarks.peers.threads import ThreadChoice
-from envs import EnvSettings, make_vector_env
+from mneme.envs import EnvSettings, make_vector_env
 
 
 class BatchedVecEnv(VecEnv):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from time import perf_counter
 
 from benchmarks import measurement as m
-from distributed.machine import cores
+from mneme.experiments.machine import cores
 
 
 class ThreadChoice:

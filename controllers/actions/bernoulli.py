@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from controllers.actions.head import ActionHead
+from mneme.controllers.actions.head import ActionHead
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from controllers.actions.head import BELOW_ONE, ActionHead
+from mneme.controllers.actions.head import BELOW_ONE, ActionHead
 
 
 @dataclass(frozen=True)

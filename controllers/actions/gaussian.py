@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus, softsign
 
-from controllers.actions.head import BELOW_ONE, ActionHead
+from mneme.controllers.actions.head import BELOW_ONE, ActionHead
 
 LOG_STD_RANGE = (-5.0, 2.0)  # below, float32's rounding of a mean of size 1 would move ratios by more than 1e-5
 _NODES, _STEP, _SHARE = 16, 0.5, 0.75  # of the quadrature: nodes on each side; their distance, and in deviations

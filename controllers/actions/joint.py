@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from controllers.actions.head import ActionHead
+from mneme.controllers.actions.head import ActionHead
 
 EXACT_IN_FLOAT32 = 2**24
 

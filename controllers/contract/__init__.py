@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from controllers.contract import agreement, arguments, isolation
-from controllers.contract.figures import Figures, measure
-from controllers.contract.finding import Build, Check, Finding
+from mneme.controllers.contract import agreement, arguments, isolation
+from mneme.controllers.contract.figures import Figures, measure
+from mneme.controllers.contract.finding import Build, Check, Finding
 
 __all__ = ["CHECKS", "Build", "Check", "Figures", "Finding", "findings", "measure"]
 

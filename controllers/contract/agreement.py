@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Generator, Tensor
 
-from controllers.contract.finding import EXACT, TIGHT, Build, Deviation, check, deviations
-from controllers.contract.trial import (
+from mneme.controllers.contract.finding import EXACT, TIGHT, Build, Deviation, check, deviations
+from mneme.controllers.contract.trial import (
     LANES,
     LENGTHS,
     Trial,
@@ -18,7 +18,7 @@ from controllers.contract.trial import (
     results,
     subject,
 )
-from controllers.controller import Carry, Controller, DonatedCarry
+from mneme.controllers.controller import Carry, Controller, DonatedCarry
 
 _STEPS = max(LENGTHS)
 _CUTS = ((1,), (32,), (5, 6, 20), (11, 22))

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Generator
 
-from controllers.contract.finding import EXACT, Build, Deviation, check, deviations
-from controllers.contract.trial import INPUT, LANES, draw, dtype_of, subject
+from mneme.controllers.contract.finding import EXACT, Build, Deviation, check, deviations
+from mneme.controllers.contract.trial import INPUT, LANES, draw, dtype_of, subject
 
 
 @check("shapes", "a scan gives [T, B, output_size] and the carry's own shapes", EXACT)

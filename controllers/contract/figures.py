@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from controllers.contract.finding import Build
-from controllers.controller import Controller
+from mneme.controllers.contract.finding import Build
+from mneme.controllers.controller import Controller
 
 STEPS, LANES = 128, 64
 RESETS = 0.02  # share of steps

@@ -6,7 +6,7 @@ from typing import NamedTuple, Self
 
 from torch import Generator, Tensor
 
-from controllers.controller import Controller
+from mneme.controllers.controller import Controller
 
 Build = Callable[[int, Generator], Controller]
 """Makes the controller under test from its input size and a generator, anew at every call."""

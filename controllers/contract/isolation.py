@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from controllers.contract.finding import EXACT, TIGHT, Build, Deviation, check, deviations
-from controllers.contract.trial import LANES, Trial, draw, gradients, loss_of, results, subject
-from controllers.controller import Carry, Controller
+from mneme.controllers.contract.finding import EXACT, TIGHT, Build, Deviation, check, deviations
+from mneme.controllers.contract.trial import LANES, Trial, draw, gradients, loss_of, results, subject
+from mneme.controllers.controller import Carry, Controller
 
 _LANE = 1  # the one that is looked at
 _RESETS = (0, 1, 6)  # of 13 steps

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from controllers.contract.finding import Build
-from controllers.controller import Carry, Controller
+from mneme.controllers.contract.finding import Build
+from mneme.controllers.controller import Carry, Controller
 
 INPUT, LANES = 5, 4
 LENGTHS = (1, 2, 7, 33)  # alone, the shortest recurrence, and lengths that no block size divides

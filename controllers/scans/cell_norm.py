@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from controllers.layer_norm import layer_norm
-from controllers.scans.gru import GruParameters, gru_update
-from controllers.scans.lstm import LstmParameters, LstmState, lstm_update
-from controllers.scans.resets import lanes_to_reset, with_rows
+from mneme.controllers.layer_norm import layer_norm
+from mneme.controllers.scans.gru import GruParameters, gru_update
+from mneme.controllers.scans.lstm import LstmParameters, LstmState, lstm_update
+from mneme.controllers.scans.resets import lanes_to_reset, with_rows
 
 STATE_EPSILON = 0.25
 """Of the norm of what the state says; it magnifies by 1 / sqrt of this at most."""

@@ -2,7 +2,7 @@
 
 They are the plain loops over lanes, time, states and channels that the equations call for. The innermost loop runs
 along contiguous channels, so that the compiler makes vectors of it, and what it touches stays in a core's near cache;
-the recurrences say themselves what stays in registers (`controllers.scans.tiles`).
+the recurrences say themselves what stays in registers (`scans.tiles`).
 The interpreter's lock is released while they run: shards in threads do not wait for each other.
 
 Machine code is kept between processes, in a folder named for the sources, the numba and the processor that it was made
@@ -29,7 +29,7 @@ from numba.core.caching import FunctionCache
 from numba.extending import overload
 from torch import Tensor
 
-from controllers.scans.selective import LOG2_E
+from mneme.controllers.scans.selective import LOG2_E
 
 if config.CPU_FEATURES is None and config.ENABLE_AVX and get_host_cpu_features().get("avx512f"):
     # Vectors of 16 numbers, which LLVM avoids, as the first processors that had them slowed down for them; but so do

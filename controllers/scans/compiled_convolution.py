@@ -1,4 +1,4 @@
-"""The causal depthwise convolution of `controllers.scans.convolution` inside compiled kernels: a step, and back.
+"""The causal depthwise convolution of `scans.convolution` inside compiled kernels: a step, and back.
 
 A tap of age j sees the input j steps ago; where fewer steps lie behind, the incoming window, or after a reset the
 initial one. The inputs x are C neighbours among the features of a row, the first of them number `first`.
@@ -11,7 +11,7 @@ Axis letters: T time, B lanes, F features of a row, C channels, K taps, W = K - 
 
 import numpy as np
 
-from controllers.scans.compiled import allocating, compiled, copy
+from mneme.controllers.scans.compiled import allocating, compiled, copy
 
 LANES = 16
 """Lanes that lie side by side and are worked on together: what they need of memory is read in long runs."""

@@ -1,6 +1,6 @@
 """A GRU over time on a CPU, compiled: the loop over steps between the products that all steps share.
 
-The equations are those of `controllers.scans.gru`, with b_r, b_z and b_n for the sums of what torch has as two biases,
+The equations are those of `scans.gru`, with b_r, b_z and b_n for the sums of what torch has as two biases,
 and c_n for the one that r multiplies. Backward, dL/dh' alone goes from step to step: with h' - n = z (h - n),
 
     dn = dh' (1 - z) (1 - n^2)     dm = r dn     dr = dn m r (1 - r)     dz = dh' (h' - n) (1 - z)
@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from controllers.products import product
-from controllers.scans.blocks import blocks
-from controllers.scans.compiled import add, arrays, compiled, copy, kernel, sigmoid
-from controllers.scans.compiled_product import multiply, panels
-from controllers.scans.gru import GruParameters
-from controllers.scans.tiles import product_tiles
-from controllers.scans.weight_gradients import WeightGradients
+from mneme.controllers.products import product
+from mneme.controllers.scans.blocks import blocks
+from mneme.controllers.scans.compiled import add, arrays, compiled, copy, kernel, sigmoid
+from mneme.controllers.scans.compiled_product import multiply, panels
+from mneme.controllers.scans.gru import GruParameters
+from mneme.controllers.scans.tiles import product_tiles
+from mneme.controllers.scans.weight_gradients import WeightGradients
 
 
 def compiled_gru_scan(

@@ -1,6 +1,6 @@
 """An LSTM over time on a CPU, compiled: the loop over steps between the products that all steps share.
 
-The equations are those of `controllers.scans.lstm`. Backward, dL/dh' and dL/dc' go from step to step:
+The equations are those of `scans.lstm`. Backward, dL/dh' and dL/dc' go from step to step:
 
     do = dh' tanh(c') o (1 - o)     dc' += dh' o (1 - tanh(c')^2)
     di = dc' g i (1 - i)     df = dc' c f (1 - f)     dg = dc' i (1 - g^2)
@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from controllers.products import product
-from controllers.scans.blocks import blocks
-from controllers.scans.compiled import add, arrays, compiled, copy, kernel, sigmoid
-from controllers.scans.compiled_product import multiply, panels
-from controllers.scans.lstm import LstmParameters, LstmState
-from controllers.scans.tiles import product_tiles
-from controllers.scans.weight_gradients import WeightGradients
+from mneme.controllers.products import product
+from mneme.controllers.scans.blocks import blocks
+from mneme.controllers.scans.compiled import add, arrays, compiled, copy, kernel, sigmoid
+from mneme.controllers.scans.compiled_product import multiply, panels
+from mneme.controllers.scans.lstm import LstmParameters, LstmState
+from mneme.controllers.scans.tiles import product_tiles
+from mneme.controllers.scans.weight_gradients import WeightGradients
 
 
 def compiled_lstm_scan(

@@ -1,8 +1,8 @@
 """What is between Mamba's two projections, on a CPU: convolution and selective scan, compiled, around two products.
 
-The equations are those of `controllers.scans.convolution` and `selective`. Forward, the states of a few lanes stay in
+The equations are those of `scans.convolution` and `selective`. Forward, the states of a few lanes stay in
 the cache for all of time. Backward, states are made again from those before each block of STEPS steps, which
-`controllers.scans.compiled_states` walks through. Steps' lengths come of so few features that their product is part of
+`scans.compiled_states` walks through. Steps' lengths come of so few features that their product is part of
 these loops, and made again backward.
 
 Axis letters: T time, B lanes, I inner channels, N states a channel, W steps of the convolution's window, R = r + 2 N
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from controllers.products import product
-from controllers.scans.compiled import (
+from mneme.controllers.products import product
+from mneme.controllers.scans.compiled import (
     allocating,
     arrays,
     compiled,
@@ -29,7 +29,7 @@ from controllers.scans.compiled import (
     softplus,
     transposed,
 )
-from controllers.scans.compiled_convolution import (
+from mneme.controllers.scans.compiled_convolution import (
     LANES,
     convolve,
     convolve_block,
@@ -37,9 +37,9 @@ from controllers.scans.compiled_convolution import (
     since_reset,
     unconvolve,
 )
-from controllers.scans.compiled_states import STEPS, blocks_of_states, recur, recur_back
-from controllers.scans.selective import LOG2_E
-from controllers.scans.tiles import tile_shape
+from mneme.controllers.scans.compiled_states import STEPS, blocks_of_states, recur, recur_back
+from mneme.controllers.scans.selective import LOG2_E
+from mneme.controllers.scans.tiles import tile_shape
 
 
 class MambaParameters(NamedTuple):

@@ -1,6 +1,6 @@
 """What is between Mamba-2's two projections, on a CPU, compiled as one: convolution, recurrence and gated norm.
 
-The equations are those of `controllers.scans.convolution`, `ssd` and `gated_norm`. One decay a head makes the scan a
+The equations are those of `scans.convolution`, `ssd` and `gated_norm`. One decay a head makes the scan a
 matrix product on a GPU. On a CPU the plain recurrence takes less: a chunk of L steps costs L times as much a step as
 it has states. What lies between two of the three parts never leaves a core's cache, and the backward pass makes it
 again from the states before each block of STEPS steps.
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from controllers.scans.compiled import (
+from mneme.controllers.scans.compiled import (
     arrays,
     compiled,
     copy,
@@ -31,10 +31,10 @@ from controllers.scans.compiled import (
     sums,
     transposed,
 )
-from controllers.scans.compiled_convolution import LANES, convolve_block, last_windows, since_reset, unconvolve
-from controllers.scans.compiled_states import STEPS, blocks_of_states, recur, recur_back
-from controllers.scans.selective import LOG2_E
-from controllers.scans.tiles import tile_shape
+from mneme.controllers.scans.compiled_convolution import LANES, convolve_block, last_windows, since_reset, unconvolve
+from mneme.controllers.scans.compiled_states import STEPS, blocks_of_states, recur, recur_back
+from mneme.controllers.scans.selective import LOG2_E
+from mneme.controllers.scans.tiles import tile_shape
 
 
 class Mamba2Parameters(NamedTuple):

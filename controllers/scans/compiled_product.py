@@ -9,8 +9,8 @@ Axis letters: B rows of the left factor, M columns of it, N of the right one, P 
 import torch
 from torch import Tensor
 
-from controllers.scans.compiled import compiled
-from controllers.scans.tiles import TileShape, load_down, load_row, store, zeros
+from mneme.controllers.scans.compiled import compiled
+from mneme.controllers.scans.tiles import TileShape, load_down, load_row, store, zeros
 
 
 def panels(w_MN: Tensor, tiles: TileShape) -> Tensor:

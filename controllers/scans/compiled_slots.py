@@ -1,4 +1,4 @@
-"""The slot memory on a CPU, compiled: step after step as its equations say; they stand in `controllers.scans.slots`.
+"""The slot memory on a CPU, compiled: step after step as its equations say; they stand in `scans.slots`.
 
 Backward, the memories before every step of a block are computed again from the one before the block, then walked back.
 With w the target's weight and f = 1 - g, what stays and what is written under "recent" are the shares L = w f / w' and
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from controllers.scans.compiled import arrays, compiled, copy, dot, exp2, kernel, lasts, sigmoid, sums
-from controllers.scans.selective import LOG2_E
-from controllers.scans.slots import SHUT, Slots
+from mneme.controllers.scans.compiled import arrays, compiled, copy, dot, exp2, kernel, lasts, sigmoid, sums
+from mneme.controllers.scans.selective import LOG2_E
+from mneme.controllers.scans.slots import SHUT, Slots
 
 STEPS = 16
 
@@ -31,7 +31,7 @@ def compiled_slots_scan(
     recent: bool,
     in_place: bool,
 ) -> tuple[Tensor, Slots]:
-    """`controllers.scans.slots.slots_scan`: r [T, B, D], and the memory after the last step.
+    """`scans.slots.slots_scan`: r [T, B, D], and the memory after the last step.
 
     Args:
         logit_TB: of the gate, which is shut below `SHUT`.

@@ -11,8 +11,18 @@ one tile's rows below those of another.
 
 from torch import Tensor
 
-from controllers.scans.compiled import compiled, exp2
-from controllers.scans.tiles import TileShape, add_up, load, load_column, load_row, store, sum_of_rows, total, zeros
+from mneme.controllers.scans.compiled import compiled, exp2
+from mneme.controllers.scans.tiles import (
+    TileShape,
+    add_up,
+    load,
+    load_column,
+    load_row,
+    store,
+    sum_of_rows,
+    total,
+    zeros,
+)
 
 STEPS = 8
 """Backward, states are computed again from those before each so many steps: what is kept is an eighth of them."""

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from controllers.layer_norm import damped
+from mneme.controllers.layer_norm import damped
 
 
 def gated_norm(y: Tensor, z: Tensor, weight_I: Tensor, eps: float) -> Tensor:

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from controllers.scans.blocks import blocks
-from controllers.scans.resets import lanes_to_reset, of_step_before, of_steps
-from controllers.scans.weight_gradients import WeightGradients
+from mneme.controllers.scans.blocks import blocks
+from mneme.controllers.scans.resets import lanes_to_reset, of_step_before, of_steps
+from mneme.controllers.scans.weight_gradients import WeightGradients
 
 
 class GruParameters(NamedTuple):
@@ -59,11 +59,11 @@ def gru_scan(
         h_BH = _step(x_TBD[0], torch.where(reset_TB.view(-1, 1), initial_H, h_BH), p)
         return h_BH.unsqueeze(0), h_BH.clone()
     if backend == "numba":
-        from controllers.scans.compiled_gru import compiled_gru_scan  # here, as not all have numba
+        from mneme.controllers.scans.compiled_gru import compiled_gru_scan  # here, as not all have numba
 
         return compiled_gru_scan(x_TBD, reset_TB, h_BH, initial_H, p)
     if backend == "triton":
-        from controllers.scans.triton_gru import triton_gru_scan  # here, as triton is not installed everywhere
+        from mneme.controllers.scans.triton_gru import triton_gru_scan  # here, as triton is not installed everywhere
 
         return triton_gru_scan(x_TBD, reset_TB, h_BH, initial_H, p)
     if torch.is_grad_enabled():

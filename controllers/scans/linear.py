@@ -8,7 +8,7 @@ The gradient is the same recurrence backwards: with g_t = dL/dh_t in all,
 
 so both passes are one fused multiply-add a step, into memory that was set aside. On CPUs that loop is a few per cent
 of the matrix products around it, and unlike cumulative products in log space it is exact for every a, 0 included.
-On GPUs, where a launch costs more than a step, `controllers.scans.doubling` and a Triton kernel take its place.
+On GPUs, where a launch costs more than a step, `scans.doubling` and a Triton kernel take its place.
 
 Axis letters: T time (K of one block, S = T + 1 states), B lanes, N channels, R the rows (steps x lanes) that
 reset, L those of one step.
@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from controllers.scans.blocks import blocks_on
-from controllers.scans.doubling import accumulate, ages
-from controllers.scans.resets import lanes_to_reset, of_step_before, of_steps, with_rows
+from mneme.controllers.scans.blocks import blocks_on
+from mneme.controllers.scans.doubling import accumulate, ages
+from mneme.controllers.scans.resets import lanes_to_reset, of_step_before, of_steps, with_rows
 
 
 def linear_scan(
@@ -42,7 +42,9 @@ def linear_scan(
         y_TBN = torch.addcmul(b_TBN, a, h_BN)
         return y_TBN, y_TBN[0].clone()
     if backend == "triton":
-        from controllers.scans.triton_linear import triton_linear_scan  # here, as triton is not installed everywhere
+        from mneme.controllers.scans.triton_linear import (
+            triton_linear_scan,  # here, as triton is not installed everywhere
+        )
 
         return triton_linear_scan(a, b_TBN, reset_TB, h_BN, initial_N)
     if torch.is_grad_enabled():

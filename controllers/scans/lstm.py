@@ -3,7 +3,7 @@
     i, f, o = sigmoid(W x + U h + b)     g = tanh(W_g x + U_g h + b_g)
     c' = f c + i g                       h' = o tanh(c')
 
-How the scan is fast: as in `controllers.scans.gru`. The gates (i, f, g, o) of a step lie side by side in one
+How the scan is fast: as in `scans.gru`. The gates (i, f, g, o) of a step lie side by side in one
 buffer that takes the recurrent product in place and one sigmoid, as tanh(a) = 2 sigmoid(2a) - 1 with the inner 2
 in the weights of g. Backward, slopes that do not depend on the incoming gradient are computed for a block of
 steps at once.
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from controllers.scans.blocks import blocks
-from controllers.scans.resets import lanes_to_reset, of_step_before, of_steps
-from controllers.scans.weight_gradients import WeightGradients
+from mneme.controllers.scans.blocks import blocks
+from mneme.controllers.scans.resets import lanes_to_reset, of_step_before, of_steps
+from mneme.controllers.scans.weight_gradients import WeightGradients
 
 
 class LstmParameters(NamedTuple):
@@ -74,11 +74,11 @@ def lstm_scan(
         state = _step(x_TBD[0], LstmState(h_BH, c_BH), p)
         return state.h.unsqueeze(0), state._replace(h=state.h.clone())
     if backend == "numba":
-        from controllers.scans.compiled_lstm import compiled_lstm_scan  # here, as not all have numba
+        from mneme.controllers.scans.compiled_lstm import compiled_lstm_scan  # here, as not all have numba
 
         return compiled_lstm_scan(x_TBD, reset_TB, state, initial, p)
     if backend == "triton":
-        from controllers.scans.triton_lstm import triton_lstm_scan  # here, as triton is not installed everywhere
+        from mneme.controllers.scans.triton_lstm import triton_lstm_scan  # here, as triton is not installed everywhere
 
         return triton_lstm_scan(x_TBD, reset_TB, state, initial, p)
     if torch.is_grad_enabled():

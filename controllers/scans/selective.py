@@ -11,7 +11,7 @@ backward pass computes a block's states again. Channels are the last axis, so th
 weighted sums are batched matrix products. At a reset, the initial state takes the place of the lane's state in
 exp(d A) h: a few rows are moved, and nothing is masked.
 
-On GPUs, where a launch costs more than a step, a Triton kernel takes its place, `controllers.scans.triton_selective`.
+On GPUs, where a launch costs more than a step, a Triton kernel takes its place, `scans.triton_selective`.
 mamba_ssm's CUDA kernel is not used: it takes no initial state, ignores the gradient of the last one, and knows no
 resets.
 
@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from controllers.scans.resets import lanes_to_reset
+from mneme.controllers.scans.resets import lanes_to_reset
 
 LANES, ROWS = 64, 256
 """The lanes of a block, and its lanes times its steps: at 232 channels of 16 states, two buffers of 3.8 MB."""
@@ -83,7 +83,7 @@ def selective_scan(
     every tensor but the flags. `backend` is "torch" or "triton".
     """
     if backend == "triton":
-        from controllers.scans.triton_selective import triton_selective_scan  # here, as triton is not everywhere
+        from mneme.controllers.scans.triton_selective import triton_selective_scan  # here, as triton is not everywhere
 
         return triton_selective_scan(x, reset_TB, h_BNI, initial_NI, p)
     if torch.is_grad_enabled():

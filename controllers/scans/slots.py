@@ -84,7 +84,7 @@ def slots_scan(
     """
     memory = memory._replace(usage=_weight(memory.usage, rule) if rule == "recent" else memory.usage)
     if backend == "numba":
-        from controllers.scans.compiled_slots import compiled_slots_scan  # here, as not all have numba
+        from mneme.controllers.scans.compiled_slots import compiled_slots_scan  # here, as not all have numba
 
         inputs = query_TBD, logit_TB, value_TBD, reset_TB
         return compiled_slots_scan(*inputs, memory, decay, rule == "recent", in_place)

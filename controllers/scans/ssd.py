@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from controllers.scans.mamba_ssm_ssd import mamba_ssm_scan
+from mneme.controllers.scans.mamba_ssm_ssd import mamba_ssm_scan
 
 
 def ssd_cell(xbc_BC: Tensor, dt_BH: Tensor, h_BNI: Tensor, a_H: Tensor, skip_H: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,7 @@ from numba.extending import (
 )
 from torch import Tensor
 
-from controllers.scans.compiled import EXPONENT, LOWEST, POWERS, ROUNDING, exp2
+from mneme.controllers.scans.compiled import EXPONENT, LOWEST, POWERS, ROUNDING, exp2
 
 _ROWS = 4
 _BYTES = 128 if get_host_cpu_features().get("avx512f") else 64
@@ -293,7 +293,7 @@ def _exp2(typing, tile):
 
 
 def _powers(builder, x):
-    """`controllers.scans.compiled.exp2` of a vector, whose numbers are at most 127."""
+    """`scans.compiled.exp2` of a vector, whose numbers are at most 127."""
     kind, integers = x.type, ir.VectorType(ir.IntType(32), x.type.count)
     name = f"v{kind.count}{kind.element.intrinsic_name}"
     if kind.element != ir.FloatType():

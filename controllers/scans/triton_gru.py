@@ -1,4 +1,4 @@
-"""GRU over time on a GPU, in one launch forward and one back; the equations are those of `controllers.scans.gru`.
+"""GRU over time on a GPU, in one launch forward and one back; the equations are those of `scans.gru`.
 
 Forward, the gates' buffer holds the input's share of n, r and z, which the kernel replaces by the gates' values, with
 m beside them: 4H values a step to be written and read again. To compute them again backward takes two matrix products,
@@ -18,8 +18,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from controllers.scans.gru import GruParameters
-from controllers.scans.triton_recurrence import (
+from mneme.controllers.scans.gru import GruParameters
+from mneme.controllers.scans.triton_recurrence import (
     COUNTER_STRIDE,
     arrive,
     launch,
@@ -40,7 +40,7 @@ from controllers.scans.triton_recurrence import (
 def triton_gru_scan(
     x_TBD: Tensor, reset_TB: Tensor, h_BH: Tensor, initial_H: Tensor, p: GruParameters
 ) -> tuple[Tensor, Tensor]:
-    """`controllers.scans.gru.gru_scan`: every state [T, B, H], and the last one, [B, H]."""
+    """`scans.gru.gru_scan`: every state [T, B, H], and the last one, [B, H]."""
     if torch.is_grad_enabled():
         y_TBH, last_BH = _GruScan.apply(x_TBD, reset_TB, h_BH, initial_H, *p)
         return y_TBH, last_BH

@@ -1,4 +1,4 @@
-"""The real linear scan of `controllers.scans.linear` in one Triton kernel a pass.
+"""The real linear scan of `scans.linear` in one Triton kernel a pass.
 
 A lane's channels are independent, so [B, N] is read as C columns, and a program takes BLOCK_C of them through all of
 time, BLOCK_T steps at once: the tile's loads are all in flight together, an associative scan composes the steps

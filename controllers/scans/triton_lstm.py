@@ -1,6 +1,6 @@
-"""LSTM over time on a GPU, in one launch forward and one back; the equations are those of `controllers.scans.lstm`.
+"""LSTM over time on a GPU, in one launch forward and one back; the equations are those of `scans.lstm`.
 
-As in `controllers.scans.triton_gru`: the gates' buffer holds the input's share of all four gates, which the kernel
+As in `scans.triton_gru`: the gates' buffer holds the input's share of all four gates, which the kernel
 replaces by their values; backward it leaves dL/d(pre-activation) of each. A program keeps the memories c of its units
 in registers, as only h is multiplied; tanh(c) is computed again backward, which is cheaper than to store it.
 
@@ -16,8 +16,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from controllers.scans.lstm import LstmParameters, LstmState
-from controllers.scans.triton_recurrence import (
+from mneme.controllers.scans.lstm import LstmParameters, LstmState
+from mneme.controllers.scans.triton_recurrence import (
     COUNTER_STRIDE,
     arrive,
     launch,
@@ -38,7 +38,7 @@ from controllers.scans.triton_recurrence import (
 def triton_lstm_scan(
     x_TBD: Tensor, reset_TB: Tensor, state: LstmState, initial: LstmState, p: LstmParameters
 ) -> tuple[Tensor, LstmState]:
-    """`controllers.scans.lstm.lstm_scan`: every output [T, B, H], and the state after the last."""
+    """`scans.lstm.lstm_scan`: every output [T, B, H], and the state after the last."""
     if torch.is_grad_enabled():
         y_TBH, h_BH, c_BH = _LstmScan.apply(x_TBD, reset_TB, *state, *initial, *p)
         return y_TBH, LstmState(h_BH, c_BH)

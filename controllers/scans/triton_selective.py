@@ -1,4 +1,4 @@
-"""The selective scan of `controllers.scans.selective` in one Triton kernel a pass.
+"""The selective scan of `scans.selective` in one Triton kernel a pass.
 
     d = softplus(dt)      h' = exp(d A) h + d B u      y = (C h' + D u) silu(z)      A = -exp(a_log)
 
@@ -29,8 +29,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from controllers.scans.selective import SelectiveInputs, SelectiveParameters
-from controllers.scans.triton_recurrence import plus, sigmoid
+from mneme.controllers.scans.selective import SelectiveInputs, SelectiveParameters
+from mneme.controllers.scans.triton_recurrence import plus, sigmoid
 
 BLOCK_I = 32  # channels of a program: rows of 128 bytes of float32
 WARP_STATES = 16  # of each channel for one warp: 16 registers a thread for each of the dozen arrays backward

@@ -6,8 +6,8 @@ Axis letters: T time (K of one block), B lanes, R = K B rows, D input features, 
 import torch
 from torch import Tensor
 
-from controllers.products import product
-from controllers.scans.resets import with_rows
+from mneme.controllers.products import product
+from mneme.controllers.scans.resets import with_rows
 
 
 class WeightGradients:

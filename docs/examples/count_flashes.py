@@ -5,9 +5,9 @@ import math
 import gymnasium as gym
 import numpy as np
 
-from envs import MemoryVectorEnv, SingleEnv, TaskFacts
-from envs.lane_random import lane_integers
-from envs.memory_env import Observation, Transition, whole_number
+from mneme.envs import MemoryVectorEnv, SingleEnv, TaskFacts
+from mneme.envs.lane_random import lane_integers
+from mneme.envs.memory_env import Observation, Transition, whole_number
 
 
 class CountFlashes(MemoryVectorEnv):

@@ -3,8 +3,8 @@
 import torch
 from torch import Generator, Tensor, nn
 
-from controllers import Carry, Controller, ControllerSettings
-from controllers.initialisation import chrono_bias, linear
+from mneme.controllers import Carry, Controller, ControllerSettings
+from mneme.controllers.initialisation import chrono_bias, linear
 
 
 class LeakyMemory(Controller):

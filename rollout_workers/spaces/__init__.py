@@ -1,6 +1,6 @@
 """Any Gymnasium spaces, made into what policies know."""
 
-from rollout_workers.spaces.adapter import Parts, SpaceAdapter, adapter_of, policy_spec
-from rollout_workers.spaces.observations import PREVIOUS_REWARD
+from mneme.rollout_workers.spaces.adapter import Parts, SpaceAdapter, adapter_of, policy_spec
+from mneme.rollout_workers.spaces.observations import PREVIOUS_REWARD
 
 __all__ = ["PREVIOUS_REWARD", "Parts", "SpaceAdapter", "adapter_of", "policy_spec"]

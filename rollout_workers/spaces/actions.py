@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from gymnasium import spaces
 
-from controllers import ActionHead, Bernoulli, Categorical, Gaussian, Joint
-from rollout_workers.spaces.leaves import Convert, Leaf, size_of
+from mneme.controllers import ActionHead, Bernoulli, Categorical, Gaussian, Joint
+from mneme.rollout_workers.spaces.leaves import Convert, Leaf, size_of
 
 
 @dataclass(frozen=True)

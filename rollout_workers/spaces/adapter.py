@@ -13,12 +13,12 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector.utils import concatenate, create_empty_array
 
-from controllers import ACTION_MASK, PREVIOUS_ACTION, ActionHead, Joint, PolicySpec, Vector
-from envs import EnvironmentFailure, one_line
-from rollout_workers.settings import SpaceSettings
-from rollout_workers.spaces.actions import acted_leaf
-from rollout_workers.spaces.leaves import leaves_of, nested, size_of
-from rollout_workers.spaces.observations import PREVIOUS_REWARD, observed_leaves
+from mneme.controllers import ACTION_MASK, PREVIOUS_ACTION, ActionHead, Joint, PolicySpec, Vector
+from mneme.envs import EnvironmentFailure, one_line
+from mneme.rollout_workers.settings import SpaceSettings
+from mneme.rollout_workers.spaces.actions import acted_leaf
+from mneme.rollout_workers.spaces.leaves import leaves_of, nested, size_of
+from mneme.rollout_workers.spaces.observations import PREVIOUS_REWARD, observed_leaves
 
 Parts = dict[str, np.ndarray]
 

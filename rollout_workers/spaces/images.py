@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from gymnasium import spaces
 
-from controllers import Image
-from rollout_workers.settings import FLAT
-from rollout_workers.spaces.leaves import Convert, Leaf, size_of
+from mneme.controllers import Image
+from mneme.rollout_workers.settings import FLAT
+from mneme.rollout_workers.spaces.leaves import Convert, Leaf, size_of
 
 _LEAST_SIDE = 3  # pixels; anything smaller is a list of numbers
 _PIXEL = 255

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from gymnasium import spaces
 
-from controllers import ObservationPart, OneHot, Vector
-from rollout_workers.settings import SpaceSettings
-from rollout_workers.spaces.images import Reading, image_of, reading_of
-from rollout_workers.spaces.leaves import Convert, Leaf, size_of
+from mneme.controllers import ObservationPart, OneHot, Vector
+from mneme.rollout_workers.settings import SpaceSettings
+from mneme.rollout_workers.spaces.images import Reading, image_of, reading_of
+from mneme.rollout_workers.spaces.leaves import Convert, Leaf, size_of
 
 PREVIOUS_REWARD = "previous_reward"
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Generator
 
-from controllers import ControllerSettings, build_controller
-from controllers.scans import backends
-from controllers.scans.backends import chosen_backend
+from mneme.controllers import ControllerSettings, build_controller
+from mneme.controllers.scans import backends
+from mneme.controllers.scans.backends import chosen_backend
 
 INSTALLED = backends._installed.__wrapped__  # without what was found before
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from controllers import (
+from mneme.controllers import (
     CONTROLLERS,
     Categorical,
     ControllerSettings,

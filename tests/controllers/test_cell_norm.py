@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from controllers import Controller, ControllerSettings, build_controller
-from controllers.contract import CHECKS, Check
-from controllers.layer_norm import layer_norm
+from mneme.controllers import Controller, ControllerSettings, build_controller
+from mneme.controllers.contract import CHECKS, Check
+from mneme.controllers.layer_norm import layer_norm
 
 CASES = [(kind, start) for kind in ("gru", "lstm") for start in ("zero", "learned")]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from torch import Generator
 
-from controllers import ControllerSettings, build_controller
-from controllers.compilation import compile_ahead
-from controllers.scans import compiled
+from mneme.controllers import ControllerSettings, build_controller
+from mneme.controllers.compilation import compile_ahead
+from mneme.controllers.scans import compiled
 
 ACT = "torch.set_grad_enabled(False); built.step(torch.zeros(2, 3), torch.zeros(2).bool(), built.initial_carry(2))"
 
@@ -81,8 +81,8 @@ def test_what_is_not_compiled_is_not_spoken_of(told: list[str], kind: str, backe
 def test_numba_is_not_imported_where_nothing_compiled_runs(kind: str, use: str) -> None:
     program = (
         "import sys, torch; from torch import Generator; "
-        "from controllers import ControllerSettings, build_controller; "
-        "from controllers.compilation import compile_ahead; "
+        "from mneme.controllers import ControllerSettings, build_controller; "
+        "from mneme.controllers.compilation import compile_ahead; "
         f"built = build_controller(ControllerSettings(kind='{kind}'), 3, 5, Generator()); {use}; "
         "assert 'numba.core' not in sys.modules"
     )

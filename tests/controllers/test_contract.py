@@ -3,8 +3,8 @@
 import pytest
 from torch import Generator
 
-from controllers import CONTROLLERS, Controller, ControllerSettings, build_controller
-from controllers.contract import CHECKS, Check
+from mneme.controllers import CONTROLLERS, Controller, ControllerSettings, build_controller
+from mneme.controllers.contract import CHECKS, Check
 
 CASES = [
     (kind, start, layers, "auto")

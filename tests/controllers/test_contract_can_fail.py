@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from controllers import Carry, Controller, ControllerSettings, DonatedCarry
-from controllers.contract import CHECKS, Build, findings
+from mneme.controllers import Carry, Controller, ControllerSettings, DonatedCarry
+from mneme.controllers.contract import CHECKS, Build, findings
 
 
 class Sound(Controller):

@@ -4,8 +4,8 @@ import math
 
 from torch import Generator
 
-from controllers import Controller, ControllerSettings, build_controller
-from controllers.contract import measure
+from mneme.controllers import Controller, ControllerSettings, build_controller
+from mneme.controllers.contract import measure
 
 
 def test_parameters_and_carry_are_counted_and_the_gru_beside_it_is_the_narrowest_with_as_many() -> None:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Generator
 
-from controllers import ControllerSettings, build_controller
-from controllers.gru import GruController
-from controllers.initialisation import chrono_bias
-from controllers.lstm import LstmController
+from mneme.controllers import ControllerSettings, build_controller
+from mneme.controllers.gru import GruController
+from mneme.controllers.initialisation import chrono_bias
+from mneme.controllers.lstm import LstmController
 
 
 def test_chrono_time_constants_are_uniform_over_the_horizon() -> None:

@@ -7,8 +7,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from controllers.layer_norm import LayerNorm, damped, layer_norm
-from controllers.scans.gated_norm import gated_norm
+from mneme.controllers.layer_norm import LayerNorm, damped, layer_norm
+from mneme.controllers.scans.gated_norm import gated_norm
 
 H = 24
 X = torch.randn(50, H, generator=Generator().manual_seed(0), dtype=torch.float64)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Generator
 
-from controllers import ControllerSettings, build_controller
-from controllers.lru import LruController
+from mneme.controllers import ControllerSettings, build_controller
+from mneme.controllers.lru import LruController
 
 
 def lru(horizon: int = 100, hidden: int = 64, chrono: bool = True, **kwargs: Any) -> LruController:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, nn
 
-from controllers import ControllerSettings, build_controller
-from controllers.mamba import MambaController
+from mneme.controllers import ControllerSettings, build_controller
+from mneme.controllers.mamba import MambaController
 from tests.controllers.published import SELECTIVE_SCAN, mamba_ssm, module
 
 MODEL, LANES = 24, 3

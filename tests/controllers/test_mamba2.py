@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from controllers import ControllerSettings, build_controller
-from controllers.mamba2 import Mamba2Controller
+from mneme.controllers import ControllerSettings, build_controller
+from mneme.controllers.mamba2 import Mamba2Controller
 from tests.controllers.published import SSD, mamba_ssm, module
 
 MODEL, LANES = 24, 3

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Generator
 
-from controllers import ControllerSettings, build_controller
-from controllers.mingru import MinGruController
+from mneme.controllers import ControllerSettings, build_controller
+from mneme.controllers.mingru import MinGruController
 
 
 def mingru(horizon: int = 100, hidden: int = 64, **settings: Any) -> MinGruController:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from controllers import Categorical, OneHot, Policy, PolicySettings, PolicySpec, Vector, Weights, build_policy
-from controllers.normalizer import Normalizer
+from mneme.controllers import Categorical, OneHot, Policy, PolicySettings, PolicySpec, Vector, Weights, build_policy
+from mneme.controllers.normalizer import Normalizer
 
 DATA = torch.randn(60, 3, generator=Generator().manual_seed(0)) * torch.tensor([1.0, 1e3, 0.01]) + 500
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from controllers import Image, ObservationPart, OneHot, PolicySettings, Vector
-from controllers.observations import ObservationEncoder
+from mneme.controllers import Image, ObservationPart, OneHot, PolicySettings, Vector
+from mneme.controllers.observations import ObservationEncoder
 
 T, B = 3, 2
 

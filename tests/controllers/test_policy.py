@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from controllers import (
+from mneme.controllers import (
     CONTROLLERS,
     Bernoulli,
     Categorical,

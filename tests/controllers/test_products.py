@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from controllers import CONTROLLERS, ControllerSettings, build_controller, products
-from controllers.products import Linear, linear, product
+from mneme.controllers import CONTROLLERS, ControllerSettings, build_controller, products
+from mneme.controllers.products import Linear, linear, product
 
 pytestmark = pytest.mark.skipif(not products.one_dnn_works(), reason="this PyTorch has no oneDNN")
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Generator
 
-from controllers import Controller, ControllerSettings, build_controller
-from controllers.contract import CHECKS
-from controllers.pseudo_mamba import PseudoMambaController
+from mneme.controllers import Controller, ControllerSettings, build_controller
+from mneme.controllers.contract import CHECKS
+from mneme.controllers.pseudo_mamba import PseudoMambaController
 
 SMALL = {"slots": 3, "slot_size": 4, "state_size": 3, "chunk": 8}
 OTHERS = [("classic", "input"), ("recent", "state"), ("classic", "state")]  # the default is in the contract's own test

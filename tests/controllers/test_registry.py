@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from controllers import Carry, Controller, ControllerSettings, build_controller
+from mneme.controllers import Carry, Controller, ControllerSettings, build_controller
 
 
 class Average(Controller):

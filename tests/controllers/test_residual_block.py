@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, nn
 
-from controllers import ControllerSettings, build_controller
-from controllers.residual_block import ResidualBlock
+from mneme.controllers import ControllerSettings, build_controller
+from mneme.controllers.residual_block import ResidualBlock
 
 
 def block(input_size: int) -> ResidualBlock:

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from controllers.scans.blocks import blocks, blocks_on
-from controllers.scans.gru import GruParameters, gru_scan
-from controllers.scans.lstm import LstmParameters, LstmState, lstm_scan
+from mneme.controllers.scans.blocks import blocks, blocks_on
+from mneme.controllers.scans.gru import GruParameters, gru_scan
+from mneme.controllers.scans.lstm import LstmParameters, LstmState, lstm_scan
 
 
 @pytest.mark.parametrize("dtype,tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-5)])

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Generator, Tensor
 
-from controllers import ControllerSettings, build_controller
-from controllers.mlp import MlpController
-from controllers.stack import Stack
+from mneme.controllers import ControllerSettings, build_controller
+from mneme.controllers.mlp import MlpController
+from mneme.controllers.stack import Stack
 
 
 class Outspoken(MlpController):

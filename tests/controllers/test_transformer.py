@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from controllers import Controller, ControllerSettings, build_controller
-from controllers.contract import CHECKS, Check
-from controllers.transformer import GruGate, TransformerController
+from mneme.controllers import Controller, ControllerSettings, build_controller
+from mneme.controllers.contract import CHECKS, Check
+from mneme.controllers.transformer import GruGate, TransformerController
 
 VARIANTS: list[dict[str, Any]] = [
     {"window": 2},

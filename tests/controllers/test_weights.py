@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from controllers import Categorical, PolicySettings, PolicySpec, Vector, Weights, build_policy
+from mneme.controllers import Categorical, PolicySettings, PolicySpec, Vector, Weights, build_policy
 
 
 def module(seed: int = 0) -> nn.Module:

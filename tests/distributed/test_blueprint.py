@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from distributed.blueprint import make_blueprint
-from distributed.config import load_config
-from distributed.workers import LearnerWorker, RolloutWorker
+from mneme.configuration.config import load_config
+from mneme.distributed.blueprint import make_blueprint
+from mneme.distributed.workers import LearnerWorker, RolloutWorker
 
 
 @pytest.mark.parametrize(

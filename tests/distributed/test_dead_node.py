@@ -6,12 +6,12 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from distributed.blueprint import make_blueprint
-from distributed.config import load_config
-from distributed.ray_runner import RayRunner
-from distributed.replay import Replay
-from distributed.runners import FragmentsLost
-from distributed.service import synchronous
+from mneme.configuration.config import load_config
+from mneme.distributed.blueprint import make_blueprint
+from mneme.distributed.ray_runner import RayRunner
+from mneme.distributed.replay import Replay
+from mneme.distributed.runners import FragmentsLost
+from mneme.distributed.service import synchronous
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

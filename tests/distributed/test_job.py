@@ -59,7 +59,7 @@ def test_a_job_trains_through_the_dashboards_job_server(head: tuple[str, dict[st
     runs = tmp_path / "runs"
     submit = [
         str(RAY), "job", "submit", "--address", address, "--working-dir", ".", "--",
-        sys.executable, "-m", "distributed", "train", "configs/delayed_cue.yaml",
+        sys.executable, "-m", "mneme", "train", "configs/delayed_cue.yaml",
         "env.kwargs.horizon=6", "rollout.lanes=16", "train.total_steps=448", "name=job",
         f"checkpoint.root={runs}", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
     ]  # fmt: skip

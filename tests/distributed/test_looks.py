@@ -7,12 +7,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from distributed.checkpoint import list_checkpoints
-from distributed.config import Config, load_config
-from distributed.run_folder import RunFolder
-from distributed.runners import LocalRunner
-from distributed.training import Look, train
-from rollout_workers import Evaluation, EvaluationError
+from mneme.configuration.config import Config, load_config
+from mneme.distributed.runners import LocalRunner
+from mneme.rollout_workers import Evaluation, EvaluationError
+from mneme.storage.checkpoint import list_checkpoints
+from mneme.storage.run_folder import RunFolder
+from mneme.training import Look, train
 
 
 def config(tmp_path: Path, *overrides: str) -> Config:
@@ -130,7 +130,7 @@ def test_a_greedy_policy_that_never_ends_its_episode_costs_an_evaluation(
 def test_an_environment_that_fails_in_evaluation_costs_an_evaluation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from distributed import workers
+    from mneme.distributed import workers
 
     def no_second_one(*_: Any, **__: Any) -> Any:
         raise OSError("the licence is taken")

@@ -8,16 +8,17 @@ import gymnasium as gym
 import pytest
 from gymnasium.envs.registration import EnvSpec
 
-from controllers.gru import GruController
-from distributed.config import ConfigError, load_config
-from distributed.training import train
+from mneme.configuration.config import load_config
+from mneme.controllers.gru import GruController
+from mneme.distributed.config import ConfigError
+from mneme.training import train
 
 PROGRAM = """
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from distributed.config import parse_config
-from distributed.training import train
+from mneme.configuration.config import parse_config
+from mneme.training import train
 
 class Base(gym.Env):
     observation_space, action_space = spaces.Box(0, 1, (1,), np.float32), spaces.Discrete(2)
@@ -64,14 +65,14 @@ def test_code_that_rays_workers_cannot_have_is_refused_before_ray_starts(monkeyp
     held = (n for n in ())  # a generator cannot be pickled
     task = EnvSpec("Mine-v0", lambda: gym.make("CartPole-v1") if held else None)
     monkeypatch.setitem(gym.registry, "Mine-v0", task)
-    monkeypatch.setattr("distributed.training._execute", None)
+    monkeypatch.setattr("mneme.training._execute", None)
     with pytest.raises(ConfigError, match="^env.id is 'Mine-v0', whose code cannot be sent to other processes"):
         train(load_config(None, ["env.id=Mine-v0"]))
 
 
 def test_a_controller_of_the_main_module_is_refused_under_ray_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["__main__"], "Mine", GruController, raising=False)
-    monkeypatch.setattr("distributed.training._execute", lambda *_: "trained")
+    monkeypatch.setattr("mneme.training._execute", lambda *_: "trained")
     config = load_config(None, ["policy.controller.kind=__main__:Mine"])
     with pytest.raises(ConfigError, match="which Ray's workers cannot import from a notebook or a script"):
         train(config)

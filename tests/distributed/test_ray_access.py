@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from distributed import ray_access, ray_runner
-from distributed.ray_access import check_address, keep_token_private, saying_that_it_goes_on
-from distributed.runners import ServiceError
-from distributed.settings import ServiceSettings
+from mneme.distributed import ray_access, ray_runner
+from mneme.distributed.ray_access import check_address, keep_token_private, saying_that_it_goes_on
+from mneme.distributed.runners import ServiceError
+from mneme.distributed.settings import ServiceSettings
 
 
 @pytest.mark.parametrize(

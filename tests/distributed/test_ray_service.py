@@ -12,21 +12,21 @@ import pytest
 import ray
 import torch
 
-from distributed.blueprint import make_blueprint
-from distributed.checkpoint import list_checkpoints, load_checkpoint
-from distributed.config import Config, load_config
-from distributed.display import Display
-from distributed.ray_runner import RayRunner, start_ray
-from distributed.replay import Replay
-from distributed.runners import ServiceError
-from distributed.service import asynchronous, synchronous
-from distributed.settings import ServiceSettings
-from distributed.training import resume, train
-from envs import EnvironmentMisuse
-from envs.counting import CountingEnv
-from learner.batch import SequenceBatch
-from learner.windows import cut
-from rollout_workers import EvaluationError, Fragment
+from mneme.configuration.config import Config, load_config
+from mneme.distributed.blueprint import make_blueprint
+from mneme.distributed.ray_runner import RayRunner, start_ray
+from mneme.distributed.replay import Replay
+from mneme.distributed.runners import ServiceError
+from mneme.distributed.service import asynchronous, synchronous
+from mneme.distributed.settings import ServiceSettings
+from mneme.envs import EnvironmentMisuse
+from mneme.envs.counting import CountingEnv
+from mneme.learner.batch import SequenceBatch
+from mneme.learner.windows import cut
+from mneme.reporting.display import Display
+from mneme.rollout_workers import EvaluationError, Fragment
+from mneme.storage.checkpoint import list_checkpoints, load_checkpoint
+from mneme.training import resume, train
 
 pytestmark = pytest.mark.ray
 

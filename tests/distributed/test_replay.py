@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from distributed.replay import Replay
+from mneme.distributed.replay import Replay
 
 
 def test_oldest_first_and_each_once() -> None:

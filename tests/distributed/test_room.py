@@ -2,9 +2,9 @@
 
 import pytest
 
-from controllers import Categorical, OneHot, PolicySpec, Vector
-from distributed.config import load_config
-from distributed.room import check_room
+from mneme.configuration.config import load_config
+from mneme.controllers import Categorical, OneHot, PolicySpec, Vector
+from mneme.distributed.room import check_room
 
 GIB = 2**30
 HIDDEN, STEPS = 64, 128 // 4 * 100  # of a minibatch: a quarter of 128 lanes, 100 steps long

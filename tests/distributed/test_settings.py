@@ -8,8 +8,9 @@ from typing import Any, Literal, get_args, get_origin
 import numpy as np
 import pytest
 
-from controllers import hints_of
-from distributed.config import Config, ConfigError, load_config
+from mneme.configuration.config import Config, load_config
+from mneme.controllers import hints_of
+from mneme.distributed.config import ConfigError
 
 WRONG: dict[Any, list[Any]] = {
     bool: [1, "yes", None],

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from distributed.blueprint import make_blueprint
-from distributed.config import ConfigError, load_config
-from distributed.workers import LearnerWorker, RolloutWorker
-from rollout_workers import Fragment
+from mneme.configuration.config import load_config
+from mneme.distributed.blueprint import make_blueprint
+from mneme.distributed.config import ConfigError
+from mneme.distributed.workers import LearnerWorker, RolloutWorker
+from mneme.rollout_workers import Fragment
 
 OPEN: set[int] = set()
 """Numbers of the environments that are open."""

@@ -7,10 +7,10 @@ from pathlib import Path
 from rich.console import Console
 from torch import Generator
 
-from controllers import CONTROLLERS, ControllerSettings, build_controller
-from distributed.checking import check_controller
-from distributed.config import load_config
-from distributed.training import train
+from mneme.configuration.config import load_config
+from mneme.controllers import CONTROLLERS, ControllerSettings, build_controller
+from mneme.experiments.checking import check_controller
+from mneme.training import train
 
 ROOT = Path(__file__).parents[2]
 KIND = "docs.examples.leaky_memory:LeakyMemory"

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from distributed.config import load_config
-from distributed.training import train
 from docs.examples.count_flashes import CountFlashes
-from envs import facts_of
+from mneme.configuration.config import load_config
+from mneme.envs import facts_of
+from mneme.training import train
 from tests.envs.first_episodes import memoryless_returns, returns_of, seeds_of_each_content
 
 ID = "mneme-examples/CountFlashes-v0"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from distributed.config import load_config
-from distributed.run_folder import Row, RunFolder
-from distributed.training import train
+from mneme.configuration.config import load_config
+from mneme.storage.run_folder import Row, RunFolder
+from mneme.training import train
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
 

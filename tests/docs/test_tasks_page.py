@@ -11,9 +11,9 @@ import pytest
 import yaml
 from gymnasium.envs.registration import load_env_creator
 
-from distributed.blueprint import make_blueprint
-from distributed.config import load_config
-from envs import MemoryVectorEnv, TaskFacts, facts_of
+from mneme.configuration.config import load_config
+from mneme.distributed.blueprint import make_blueprint
+from mneme.envs import MemoryVectorEnv, TaskFacts, facts_of
 from tests.envs.test_conformance import SETTINGS
 
 ROOT = Path(__file__).parents[2]

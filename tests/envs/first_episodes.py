@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from envs import MemoryVectorEnv
+from mneme.envs import MemoryVectorEnv
 
 Make = Callable[[int], MemoryVectorEnv]
 Act = Callable[[np.ndarray], np.ndarray]

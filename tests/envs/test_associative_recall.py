@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from envs import AssociativeRecall
+from mneme.envs import AssociativeRecall
 from tests.envs.first_episodes import (
     Episode,
     assert_even,

@@ -14,7 +14,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AutoresetMode
 
-from envs import MemoryVectorEnv, facts_of
+from mneme.envs import MemoryVectorEnv, facts_of
 from tests.envs.first_episodes import first_episodes
 
 COUNTING = "mneme/Counting-v0"  # the one task whose lanes are numbered, and in which nothing is random

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from envs import CopyMemory
+from mneme.envs import CopyMemory
 from tests.envs.first_episodes import (
     Episode,
     assert_even,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from envs import Counting
+from mneme.envs import Counting
 
 
 def _trace(env: Counting, steps: int) -> list[tuple[np.ndarray, ...]]:

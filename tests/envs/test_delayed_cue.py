@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from envs import DelayedCue
+from mneme.envs import DelayedCue
 from tests.envs.first_episodes import (
     Episode,
     assert_even,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch  # noqa: F401  so that its generator is among them
 
-from envs import EnvSettings, Place, make_vector_env
-from envs.global_random import GlobalStreams, seed_process
+from mneme.envs import EnvSettings, Place, make_vector_env
+from mneme.envs.global_random import GlobalStreams, seed_process
 from tests.envs.drawing import Drawing, DrawingVector, drawn
 
 

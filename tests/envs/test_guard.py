@@ -12,10 +12,10 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
-from envs import EnvironmentFailure, EnvironmentMisuse, failures_in
-from envs.guard import Guard
-from envs.plain import Plain
-from envs.told import tell_once
+from mneme.envs import EnvironmentFailure, EnvironmentMisuse, failures_in
+from mneme.envs.guard import Guard
+from mneme.envs.plain import Plain
+from mneme.envs.told import tell_once
 
 SPACE = spaces.Dict(
     {
@@ -378,5 +378,5 @@ def test_another_interface_than_gymnasiums_is_not_tried_again() -> None:
     env.reset()
     env.step(0)
     env.step(0)
-    with pytest.raises(EnvironmentMisuse, match=r"^the environment Steps failed at step 2 .* step\(\) returned 4 values"):
+    with pytest.raises(EnvironmentMisuse, match=r"^the environment Steps failed at step 2 .* 4 values"):
         env.step(0)

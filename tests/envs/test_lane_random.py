@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from envs.lane_random import (
+from mneme.envs.lane_random import (
     NORMAL_BOUND,
     fold_in,
     lane_integers,

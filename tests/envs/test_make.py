@@ -13,7 +13,7 @@ from gymnasium.envs.classic_control.cartpole import CartPoleEnv, CartPoleVectorE
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
-from envs import (
+from mneme.envs import (
     Counting,
     DelayedCue,
     EnvironmentFailure,
@@ -23,7 +23,7 @@ from envs import (
     failures_in,
     make_vector_env,
 )
-from envs.delayed_cue import DelayedCueEnv
+from mneme.envs.delayed_cue import DelayedCueEnv
 
 
 @pytest.fixture

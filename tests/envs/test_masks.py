@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from envs.guard import Guard
+from mneme.envs.guard import Guard
 
 BOARD = spaces.Box(0, 1, (2,), np.float32)
 PAIR = spaces.MultiDiscrete([2, 3])
@@ -108,7 +108,7 @@ def test_a_mask_that_does_not_fit_the_actions_is_named() -> None:
 def test_a_mask_that_cannot_be_used_is_named_and_left_out(
     caplog: pytest.LogCaptureFixture, where: str, actions: gym.Space[Any], method: Any, told: str
 ) -> None:
-    from envs.told import tell_once
+    from mneme.envs.told import tell_once
 
     tell_once.cache_clear()
     environment = type("Named", (Masked,), {} if method is None else {"action_masks": staticmethod(method)})

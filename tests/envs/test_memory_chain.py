@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from envs import EnvSettings, facts_of, make_vector_env
-from envs.memory_chain import BSUITE, MemoryChain
+from mneme.envs import EnvSettings, facts_of, make_vector_env
+from mneme.envs.memory_chain import BSUITE, MemoryChain
 from tests.envs.first_episodes import memoryless_returns, returns_of, seeds_of_each_content
 
 

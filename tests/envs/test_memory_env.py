@@ -7,8 +7,8 @@ from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
 
-from envs import Counting, DelayedCue
-from envs.delayed_cue import DelayedCueEnv
+from mneme.envs import Counting, DelayedCue
+from mneme.envs.delayed_cue import DelayedCueEnv
 
 
 def test_a_new_episode_without_a_seed_is_the_next_one() -> None:

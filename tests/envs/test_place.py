@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from envs import EnvSettings, Place, make_vector_env
-from envs.place import resolved, speaks_of_lanes
+from mneme.envs import EnvSettings, Place, make_vector_env
+from mneme.envs.place import resolved, speaks_of_lanes
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from envs.plain import Misfit, Plain
+from mneme.envs.plain import Misfit, Plain
 
 
 class Older(gym.Env[Any, Any]):

@@ -11,12 +11,12 @@ import cloudpickle
 import gymnasium as gym
 import pytest
 
-from envs import EnvSettings, check_sendable, make_vector_env, register_missing, registered_here
+from mneme.envs import EnvSettings, check_sendable, make_vector_env, register_missing, registered_here
 
 PROGRAM = """
 import gymnasium as gym
 import numpy as np
-from envs import EnvSettings, make_vector_env
+from mneme.envs import EnvSettings, make_vector_env
 
 class Inner(gym.Env):
     observation_space, action_space = gym.spaces.Discrete(2), gym.spaces.Discrete(2)

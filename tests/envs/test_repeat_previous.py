@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from envs import EnvSettings, facts_of, make_vector_env
-from envs.repeat_previous import RepeatPrevious
+from mneme.envs import EnvSettings, facts_of, make_vector_env
+from mneme.envs.repeat_previous import RepeatPrevious
 from tests.envs.first_episodes import returns_of
 
 _LEVELS = {"easy": (4, 1), "medium": (32, 2), "hard": (64, 3)}

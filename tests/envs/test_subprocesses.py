@@ -16,7 +16,7 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
-from envs import EnvironmentFailure, EnvSettings, TaskFacts, facts_of, failures_in, make_vector_env
+from mneme.envs import EnvironmentFailure, EnvSettings, TaskFacts, facts_of, failures_in, make_vector_env
 
 FACTS = TaskFacts(3, None, 1.0, 0.5, 0.5, 1.0)
 
@@ -94,7 +94,7 @@ import sys
 import wave  # stands for torch and Ray
 import gymnasium as gym
 import numpy as np
-from envs import EnvSettings, make_vector_env
+from mneme.envs import EnvSettings, make_vector_env
 
 class Task(gym.Env):
     observation_space, action_space = gym.spaces.Discrete(2), gym.spaces.Discrete(2)
@@ -229,7 +229,7 @@ def test_lanes_may_have_processes_of_their_own_which_end_with_them(task: str, by
 
 ORPHANS = """
 import os, signal
-from envs import EnvSettings, make_vector_env
+from mneme.envs import EnvSettings, make_vector_env
 import tests.envs.test_subprocesses as here
 import gymnasium as gym
 

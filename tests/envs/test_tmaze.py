@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from envs.tmaze import TMaze
+from mneme.envs.tmaze import TMaze
 from tests.envs.first_episodes import memoryless_returns, returns_of, seeds_of_each_content
 
 _MOVES = {0: (1, 0), 1: (0, 1), 2: (-1, 0), 3: (0, -1)}

@@ -10,12 +10,12 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from controllers import Carry, ControllerSettings, Policy, PolicySettings, build_policy
-from envs import EnvSettings, make_vector_env
-from learner.anchor import anchor_pass
-from learner.batch import SequenceBatch
-from learner.returns import vtrace
-from rollout_workers import Collector, Fragment, SpaceSettings, policy_spec
+from mneme.controllers import Carry, ControllerSettings, Policy, PolicySettings, build_policy
+from mneme.envs import EnvSettings, make_vector_env
+from mneme.learner.anchor import anchor_pass
+from mneme.learner.batch import SequenceBatch
+from mneme.learner.returns import vtrace
+from mneme.rollout_workers import Collector, Fragment, SpaceSettings, policy_spec
 from tests.environments import Everything
 
 CPU = torch.device("cpu")

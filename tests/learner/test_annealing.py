@@ -2,7 +2,7 @@
 
 import pytest
 
-from learner.annealing import Annealing
+from mneme.learner.annealing import Annealing
 
 
 def shares(annealing: Annealing, *steps: float) -> tuple[list[float], Annealing]:

@@ -11,10 +11,10 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor
 
-from controllers import ControllerSettings, PolicySettings, build_policy
-from controllers.normalizer import Normalizer
-from learner import Learner, LearnerSettings
-from rollout_workers import Collector, Fragment, SpaceSettings, policy_spec
+from mneme.controllers import ControllerSettings, PolicySettings, build_policy
+from mneme.controllers.normalizer import Normalizer
+from mneme.learner import Learner, LearnerSettings
+from mneme.rollout_workers import Collector, Fragment, SpaceSettings, policy_spec
 from tests.environments import Everything, Recall
 
 MODES: list[dict[str, Any]] = [

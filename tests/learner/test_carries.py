@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from learner.carries import StoredCarries
+from mneme.learner.carries import StoredCarries
 
 CPU = torch.device("cpu")
 

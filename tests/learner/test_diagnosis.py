@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from controllers import ControllerSettings, PolicySettings, build_policy
-from envs import EnvSettings, make_vector_env
-from learner.batch import SequenceBatch
-from learner.diagnosis import suspects
-from learner.returns import Returns
-from rollout_workers import Collector, policy_spec
+from mneme.controllers import ControllerSettings, PolicySettings, build_policy
+from mneme.envs import EnvSettings, make_vector_env
+from mneme.learner.batch import SequenceBatch
+from mneme.learner.diagnosis import suspects
+from mneme.learner.returns import Returns
+from mneme.rollout_workers import Collector, policy_spec
 
 
 @pytest.mark.parametrize(

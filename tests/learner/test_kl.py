@@ -6,10 +6,10 @@ from copy import deepcopy
 import pytest
 import torch
 
-from controllers import Policy
-from learner import Learner, LearnerSettings
-from learner.batch import SequenceBatch
-from rollout_workers import Collector, Fragment
+from mneme.controllers import Policy
+from mneme.learner import Learner, LearnerSettings
+from mneme.learner.batch import SequenceBatch
+from mneme.rollout_workers import Collector, Fragment
 
 
 def exact(before: Policy, after: Policy, fragment: Fragment) -> float:

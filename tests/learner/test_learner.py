@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from controllers import CONTROLLERS, Weights
-from learner import Learner, LearnerSettings
-from rollout_workers import Collector, Fragment, FragmentError
+from mneme.controllers import CONTROLLERS, Weights
+from mneme.learner import Learner, LearnerSettings
+from mneme.rollout_workers import Collector, Fragment, FragmentError
 
 MODES: list[dict[str, Any]] = [
     {"mode": "cached"},

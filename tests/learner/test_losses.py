@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from learner.losses import clipped_policy_loss, masked_sum, normalized, value_loss
+from mneme.learner.losses import clipped_policy_loss, masked_sum, normalized, value_loss
 
 
 @pytest.mark.parametrize(

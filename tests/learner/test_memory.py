@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.memory import MIB, MODES, peak_bytes, update_cost
-from controllers import CONTROLLERS
+from mneme.controllers import CONTROLLERS
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the system does not say what a process held at most")
 

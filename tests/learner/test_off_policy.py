@@ -9,9 +9,9 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from controllers import ControllerSettings, PolicySettings, build_policy
-from learner import Learner, LearnerSettings
-from rollout_workers import Collector, Fragment, policy_spec
+from mneme.controllers import ControllerSettings, PolicySettings, build_policy
+from mneme.learner import Learner, LearnerSettings
+from mneme.rollout_workers import Collector, Fragment, policy_spec
 
 OLDER = np.array([0.5, 0.25, 0.25])  # probabilities of the policy that acted
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from controllers import ControllerSettings, Policy, PolicySettings, build_policy
-from controllers.mlp import MlpController
-from envs import EnvSettings, make_vector_env
-from learner import LearnerSettings
-from learner.batch import SequenceBatch
-from learner.carries import StoredCarries
-from learner.ppo import shard_gradients
-from learner.returns import Returns
-from rollout_workers import Collector, policy_spec
+from mneme.controllers import ControllerSettings, Policy, PolicySettings, build_policy
+from mneme.controllers.mlp import MlpController
+from mneme.envs import EnvSettings, make_vector_env
+from mneme.learner import LearnerSettings
+from mneme.learner.batch import SequenceBatch
+from mneme.learner.carries import StoredCarries
+from mneme.learner.ppo import shard_gradients
+from mneme.learner.returns import Returns
+from mneme.rollout_workers import Collector, policy_spec
 
 LENGTH, LANES = 23, 5
 MODES: dict[str, dict[str, Any]] = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.returns import gae, vtrace
+from mneme.learner.returns import gae, vtrace
 
 
 def case(seed: int, B: int = 5, T: int = 17) -> dict[str, Tensor]:

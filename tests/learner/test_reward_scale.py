@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from envs.counting import CountingEnv
-from learner.batch import SequenceBatch
-from learner.reward_scale import RewardScale
-from rollout_workers import Collector
+from mneme.envs.counting import CountingEnv
+from mneme.learner.batch import SequenceBatch
+from mneme.learner.reward_scale import RewardScale
+from mneme.rollout_workers import Collector
 
 GAMMA = 0.9
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from controllers import ControllerSettings, Policy, PolicySettings, build_policy
-from controllers.gru import GruController
-from envs import EnvSettings, make_vector_env
-from learner import Learner, LearnerSettings
-from rollout_workers import Collector, policy_spec
+from mneme.controllers import ControllerSettings, Policy, PolicySettings, build_policy
+from mneme.controllers.gru import GruController
+from mneme.envs import EnvSettings, make_vector_env
+from mneme.learner import Learner, LearnerSettings
+from mneme.rollout_workers import Collector, policy_spec
 
 
 class Talkative(GruController):

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from controllers import Policy
-from learner import Learner, LearnerSettings
-from learner.anchor import Anchor, anchor_pass
-from learner.batch import SequenceBatch
-from learner.carries import StoredCarries
-from learner.staleness import Staleness, measure_staleness
-from rollout_workers import Collector, Fragment
+from mneme.controllers import Policy
+from mneme.learner import Learner, LearnerSettings
+from mneme.learner.anchor import Anchor, anchor_pass
+from mneme.learner.batch import SequenceBatch
+from mneme.learner.carries import StoredCarries
+from mneme.learner.staleness import Staleness, measure_staleness
+from mneme.rollout_workers import Collector, Fragment
 from tests.learner.test_anchor import batch_of, counting, moved
 
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from learner.batch import SequenceBatch
-from learner.carries import StoredCarries
-from learner.settings import LearnerSettings, WindowPlan
-from learner.windows import Piece, cut, pieces, stored_carries, window_carries, windows_of
-from rollout_workers import Collector
+from mneme.learner.batch import SequenceBatch
+from mneme.learner.carries import StoredCarries
+from mneme.learner.settings import LearnerSettings, WindowPlan
+from mneme.learner.windows import Piece, cut, pieces, stored_carries, window_carries, windows_of
+from mneme.rollout_workers import Collector
 
 CPU = torch.device("cpu")
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from controllers import ControllerSettings, PolicySettings, build_policy
-from envs import EnvironmentFailure
-from envs.counting import CountingEnv
-from envs.guard import Guard
-from rollout_workers import Collector, Fragment, SpaceSettings, policy_spec
+from mneme.controllers import ControllerSettings, PolicySettings, build_policy
+from mneme.envs import EnvironmentFailure
+from mneme.envs.counting import CountingEnv
+from mneme.envs.guard import Guard
+from mneme.rollout_workers import Collector, Fragment, SpaceSettings, policy_spec
 from tests.environments import Everything
 
 SMALL = PolicySettings(controller=ControllerSettings(hidden_size=8))

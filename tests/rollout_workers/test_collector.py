@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from controllers import ControllerSettings, PolicySettings, build_policy
-from envs import EnvSettings, make_vector_env
-from rollout_workers import Collector, policy_spec
+from mneme.controllers import ControllerSettings, PolicySettings, build_policy
+from mneme.envs import EnvSettings, make_vector_env
+from mneme.rollout_workers import Collector, policy_spec
 
 LENGTHS = [3, 4, 5, 6, 7, 3]  # episode lengths of the counting environment's first lanes
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from controllers import (
+from mneme.controllers import (
     Act,
     Carry,
     Categorical,
@@ -18,10 +18,10 @@ from controllers import (
     Vector,
     build_policy,
 )
-from envs import EnvSettings, make_vector_env
-from rollout_workers import Collector, Evaluation, EvaluationError, evaluate, policy_spec
-from rollout_workers.digests import EpisodeDigests
-from rollout_workers.evaluation import bootstrap_interval, wilson_interval
+from mneme.envs import EnvSettings, make_vector_env
+from mneme.rollout_workers import Collector, Evaluation, EvaluationError, evaluate, policy_spec
+from mneme.rollout_workers.digests import EpisodeDigests
+from mneme.rollout_workers.evaluation import bootstrap_interval, wilson_interval
 
 
 class Rememberer:

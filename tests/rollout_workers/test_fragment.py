@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rollout_workers import Collector, Fragment, FragmentError
+from mneme.rollout_workers import Collector, Fragment, FragmentError
 
 
 @pytest.fixture(params=["mlp", "gru", "lstm"])

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rollout_workers import Collector, Fragment
+from mneme.rollout_workers import Collector, Fragment
 
 T = 7
 

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from controllers import ControllerSettings, Policy, PolicySettings, build_policy
-from envs import EnvSettings, make_vector_env
-from rollout_workers import Collector, Evaluation, Fragment, evaluate, policy_spec
-from rollout_workers import evaluation as evaluation_module
-from rollout_workers import recording as recording_module
-from rollout_workers.recording import DESCRIPTION, Recorder, recording
+from mneme.controllers import ControllerSettings, Policy, PolicySettings, build_policy
+from mneme.envs import EnvSettings, make_vector_env
+from mneme.rollout_workers import Collector, Evaluation, Fragment, evaluate, policy_spec
+from mneme.rollout_workers import evaluation as evaluation_module
+from mneme.rollout_workers import recording as recording_module
+from mneme.rollout_workers.recording import DESCRIPTION, Recorder, recording
 
 COUNTING = EnvSettings(id="mneme/Counting-v0")  # lane b: episodes of 3 + b % 5 steps
 INITIAL: dict[str, np.ndarray] = {"h": np.full(16, 0.5, np.float32)}
@@ -183,7 +183,7 @@ def test_too_much_to_hold_is_said(counting_collector: Callable[..., Collector]) 
 
 
 def test_a_sparse_carry_is_refused(counting_collector: Callable[..., Collector]) -> None:
-    from learner import LearnerSettings
+    from mneme.learner import LearnerSettings
 
     fragment = counting_collector(LearnerSettings(mode="full")).collect()[0]
     with pytest.raises(ValueError, match="carry_stride is 23"):

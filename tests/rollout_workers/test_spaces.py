@@ -8,9 +8,9 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from controllers import Bernoulli, Categorical, Gaussian, Image, Joint, OneHot, Vector
-from rollout_workers import SpaceSettings, policy_spec
-from rollout_workers.spaces import SpaceAdapter, adapter_of
+from mneme.controllers import Bernoulli, Categorical, Gaussian, Image, Joint, OneHot, Vector
+from mneme.rollout_workers import SpaceSettings, policy_spec
+from mneme.rollout_workers.spaces import SpaceAdapter, adapter_of
 from tests.environments import Everything
 
 

@@ -12,9 +12,9 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from controllers import ControllerSettings, PolicySettings, build_policy
-from envs import EnvironmentFailure, EnvSettings, make_vector_env
-from rollout_workers import Collector, policy_spec
+from mneme.controllers import ControllerSettings, PolicySettings, build_policy
+from mneme.envs import EnvironmentFailure, EnvSettings, make_vector_env
+from mneme.rollout_workers import Collector, policy_spec
 
 MODES = (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP)
 LENGTH = 4  # of all episodes

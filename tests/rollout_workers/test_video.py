@@ -9,10 +9,10 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from PIL import Image
 
-from controllers import ControllerSettings, PolicySettings, build_policy
-from envs import EnvSettings, make_vector_env
-from rollout_workers import policy_spec
-from rollout_workers.video import Film, Frame, film_episodes
+from mneme.controllers import ControllerSettings, PolicySettings, build_policy
+from mneme.envs import EnvSettings, make_vector_env
+from mneme.rollout_workers import policy_spec
+from mneme.rollout_workers.video import Film, Frame, film_episodes
 
 
 class Painter(gym.Env[np.ndarray, np.int64]):

@@ -9,7 +9,7 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
-from envs import EnvSettings, failures_in, make_vector_env
+from mneme.envs import EnvSettings, failures_in, make_vector_env
 
 LANES = 2
 STEPS = 120

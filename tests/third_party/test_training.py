@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distributed.checkpoint import list_checkpoints, load_checkpoint
-from distributed.config import load_config
-from distributed.training import resume, train
+from mneme.configuration.config import load_config
+from mneme.storage.checkpoint import list_checkpoints, load_checkpoint
+from mneme.training import resume, train
 
 TASKS: dict[str, list[str]] = {
     "CartPole that hides its velocities": ["env.id=CartPole-v1", "spaces.features=[0, 2]"],

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Generator, Tensor, distributions
 
-from controllers import Categorical
+from mneme.controllers import Categorical
 
 HEAD = Categorical(5)
 N, LAST = 64, 1 - 2.0**-24  # lanes, and the largest float32 below 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, distributions
 
-from controllers import Gaussian
+from mneme.controllers import Gaussian
 
 
 @pytest.mark.parametrize("squash", [False, True])

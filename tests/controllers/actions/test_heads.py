@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Generator, Tensor, distributions
 
-from controllers import ActionHead, Bernoulli, Categorical, Gaussian, Joint
+from mneme.controllers import ActionHead, Bernoulli, Categorical, Gaussian, Joint
 
 MULTI_DISCRETE = Joint((Categorical(3), Categorical(1), Categorical(4)))
 MIXED = Joint((Categorical(3), Gaussian(2, squash=True), Bernoulli(2), MULTI_DISCRETE))

@@ -3,7 +3,7 @@
 import torch
 from torch import Generator
 
-from controllers import Bernoulli, Categorical, Gaussian, Joint
+from mneme.controllers import Bernoulli, Categorical, Gaussian, Joint
 
 N = 64
 

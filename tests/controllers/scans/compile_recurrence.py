@@ -12,8 +12,8 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from controllers.scans import triton_gru, triton_lstm, triton_selective
-from controllers.scans.triton_recurrence import tiles
+from mneme.controllers.scans import triton_gru, triton_lstm, triton_selective
+from mneme.controllers.scans.triton_recurrence import tiles
 
 H200 = GPUTarget("cuda", 90, 32)
 STEPS, LANES, UNITS, PROCESSORS, FLOAT = 128, 1024, 512, 132, 4

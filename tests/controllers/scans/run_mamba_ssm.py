@@ -13,10 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from controllers import ControllerSettings, build_controller
-from controllers.scans import mamba_ssm_ssd
-from controllers.scans.mamba_ssm_ssd import mamba_ssm_scan
-from controllers.scans.ssd import ssd_scan
+from mneme.controllers import ControllerSettings, build_controller
+from mneme.controllers.scans import mamba_ssm_ssd
+from mneme.controllers.scans.mamba_ssm_ssd import mamba_ssm_scan
+from mneme.controllers.scans.ssd import ssd_scan
 from tests.controllers.scans.weighed import with_gradients
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

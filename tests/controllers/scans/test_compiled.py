@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from controllers.scans import compiled
-from controllers.scans.compiled import exp2, sigmoid, softplus
+from mneme.controllers.scans import compiled
+from mneme.controllers.scans.compiled import exp2, sigmoid, softplus
 
 
 @compiled.compiled

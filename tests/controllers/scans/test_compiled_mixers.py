@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from controllers.scans.compiled_mamba import MambaParameters, compiled_mamba
-from controllers.scans.compiled_mamba2 import Mamba2Parameters, compiled_mamba2
-from controllers.scans.convolution import silu_convolution_step
-from controllers.scans.gated_norm import gated_norm
-from controllers.scans.selective import SelectiveInputs, SelectiveParameters, selective_cell
-from controllers.scans.ssd import ssd_cell
+from mneme.controllers.scans.compiled_mamba import MambaParameters, compiled_mamba
+from mneme.controllers.scans.compiled_mamba2 import Mamba2Parameters, compiled_mamba2
+from mneme.controllers.scans.convolution import silu_convolution_step
+from mneme.controllers.scans.gated_norm import gated_norm
+from mneme.controllers.scans.selective import SelectiveInputs, SelectiveParameters, selective_cell
+from mneme.controllers.scans.ssd import ssd_cell
 from tests.controllers.scans.weighed import with_gradients
 
 STATES, RANK, HEADS, EPS = 8, 2, 2, 1e-5

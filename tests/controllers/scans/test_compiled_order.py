@@ -3,10 +3,10 @@
 import ast
 from pathlib import Path
 
-import controllers.scans
-from controllers.scans.compiled import copy, dot
+import mneme.controllers.scans
+from mneme.controllers.scans.compiled import copy, dot
 
-SOURCES = sorted(Path(controllers.scans.__file__).parent.glob("compiled*.py"))
+SOURCES = sorted(Path(mneme.controllers.scans.__file__).parent.glob("compiled*.py"))
 
 
 def decorated(source: str, name: str) -> list[ast.FunctionDef]:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from controllers.scans.compiled import compiled
-from controllers.scans.compiled_product import multiply, panels
-from controllers.scans.tiles import TileShape, product_tiles
+from mneme.controllers.scans.compiled import compiled
+from mneme.controllers.scans.compiled_product import multiply, panels
+from mneme.controllers.scans.tiles import TileShape, product_tiles
 
 SHAPES = [(1, 1, 1), (1, 5, 40), (3, 7, 33), (4, 1, 16), (5, 40, 15), (64, 128, 384), (9, 3, 100)]
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from controllers import Controller, ControllerSettings, build_controller
-from controllers.scans.blocks import ROWS
+from mneme.controllers import Controller, ControllerSettings, build_controller
+from mneme.controllers.scans.blocks import ROWS
 from tests.controllers.scans.weighed import gradients_of_two_layouts, scan_and_loop, with_gradients
 
 kinds = pytest.mark.parametrize("kind", ["gru", "lstm"])

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from controllers.scans.convolution import convolution_scan, silu_convolution, silu_convolution_step
+from mneme.controllers.scans.convolution import convolution_scan, silu_convolution, silu_convolution_step
 from tests.controllers.scans.weighed import with_gradients
 
 B, C, K = 3, 4, 4

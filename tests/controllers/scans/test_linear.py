@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from controllers.scans import linear
-from controllers.scans.linear import linear_scan
+from mneme.controllers.scans import linear
+from mneme.controllers.scans.linear import linear_scan
 
 Scan = Callable[..., tuple[Tensor, Tensor]]
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
@@ -99,7 +99,7 @@ def triton_scan(monkeypatch: pytest.MonkeyPatch) -> Scan:
     if torch.cuda.is_available():
         pytest.skip("the interpreter stands in for a GPU where there is none")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    from controllers.scans import triton_linear
+    from mneme.controllers.scans import triton_linear
 
     monkeypatch.setattr(triton_linear, "BLOCK_T", 4)
     monkeypatch.setattr(triton_linear, "BLOCK_C", 8)

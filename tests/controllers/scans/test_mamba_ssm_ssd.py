@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Generator
 
-from controllers import ControllerSettings, build_controller
-from controllers.scans import backends
-from controllers.scans.mamba_ssm_ssd import mamba_ssm_scan
+from mneme.controllers import ControllerSettings, build_controller
+from mneme.controllers.scans import backends
+from mneme.controllers.scans.mamba_ssm_ssd import mamba_ssm_scan
 
 GPU = torch.device("cuda")
 
@@ -101,7 +101,7 @@ def test_importing_them_leaves_the_package_to_others() -> None:
     if not all(map(find_spec, ("mamba_ssm", "einops", "triton"))):
         pytest.skip("mamba_ssm, einops or triton is not installed; `make setup` installs them on Linux")
     program = (
-        "import sys; from controllers.scans.mamba_ssm_ssd import _kernels; "
+        "import sys; from mneme.controllers.scans.mamba_ssm_ssd import _kernels; "
         "assert _kernels() is _kernels() and callable(_kernels().mamba_chunk_scan_combined); "
         "assert 'mamba_ssm' not in sys.modules"
     )

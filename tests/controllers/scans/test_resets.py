@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Generator
 
-from controllers.scans.resets import lanes_to_reset, of_step_before, of_steps, with_rows
+from mneme.controllers.scans.resets import lanes_to_reset, of_step_before, of_steps, with_rows
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])

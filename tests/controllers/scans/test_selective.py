@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from controllers.scans import selective
-from controllers.scans.selective import (
+from mneme.controllers.scans import selective
+from mneme.controllers.scans.selective import (
     SelectiveInputs,
     SelectiveParameters,
     selective_cell,

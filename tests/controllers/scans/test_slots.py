@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from controllers.scans.slots import Rule, Slots, slots_read, slots_scan, slots_write
+from mneme.controllers.scans.slots import Rule, Slots, slots_read, slots_scan, slots_write
 from tests.controllers.scans.weighed import with_gradients
 
 B, K, D = 3, 4, 5

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from controllers.scans.ssd import ssd_cell, ssd_layer, ssd_scan
+from mneme.controllers.scans.ssd import ssd_cell, ssd_layer, ssd_scan
 from tests.controllers.published import SSD, mamba_ssm, module
 from tests.controllers.scans.weighed import with_gradients
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from controllers.scans.compiled import compiled, exp2
-from controllers.scans.tiles import (
+from mneme.controllers.scans.compiled import compiled, exp2
+from mneme.controllers.scans.tiles import (
     TileShape,
     add_up,
     load,

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Generator
 
-from controllers import Controller, ControllerSettings, build_controller
-from controllers.contract import CHECKS, Check
+from mneme.controllers import Controller, ControllerSettings, build_controller
+from mneme.controllers.contract import CHECKS, Check
 from tests.controllers.scans.weighed import gradients_of_two_layouts, scan_and_loop
 
 KINDS = ("gru", "lstm")
@@ -30,7 +30,7 @@ def recurrence(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     if torch.cuda.is_available():
         pytest.skip("the interpreter stands in for a GPU where there is none")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    from controllers.scans import triton_gru, triton_lstm, triton_recurrence
+    from mneme.controllers.scans import triton_gru, triton_lstm, triton_recurrence
 
     assert triton_gru and triton_lstm
     return triton_recurrence
@@ -92,7 +92,7 @@ def test_programs_that_run_at_once_wait_for_each_other(
 ) -> None:
     from triton.runtime import interpreter
 
-    module = sys.modules[f"controllers.scans.triton_{kind}"]
+    module = sys.modules[f"mneme.controllers.scans.triton_{kind}"]
     kernels = [AtOnce(module._forward_kernel), AtOnce(module._backward_kernel)]
     patched = interpreter._patch_lang(kernels[0].kernel.fn)  # once for all threads, instead of once in each
     monkeypatch.setattr(interpreter, "_patch_lang", lambda function: interpreter._LangPatchScope())

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from controllers import Controller, ControllerSettings, build_controller
-from controllers.contract import CHECKS, Check
-from controllers.scans.selective import SelectiveInputs, selective_scan
+from mneme.controllers import Controller, ControllerSettings, build_controller
+from mneme.controllers.contract import CHECKS, Check
+from mneme.controllers.scans.selective import SelectiveInputs, selective_scan
 from tests.controllers.scans.test_selective import CHANNELS, Problem, gradients, loop, problem
 from tests.controllers.scans.weighed import with_gradients
 
@@ -24,7 +24,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     if torch.cuda.is_available():
         pytest.skip("the interpreter stands in for a GPU where there is none")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    from controllers.scans import triton_selective
+    from mneme.controllers.scans import triton_selective
 
     monkeypatch.setattr(triton_selective, "BLOCK_I", 4)
     assert CHANNELS % triton_selective.BLOCK_I

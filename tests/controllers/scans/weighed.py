@@ -3,7 +3,7 @@
 import torch
 from torch import Generator, Tensor
 
-from controllers import Controller
+from mneme.controllers import Controller
 
 
 def with_gradients(outputs: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:

@@ -1,0 +1,230 @@
+"""The configuration of a run: one tree of settings, checked before anything starts.
+
+Each package declares its own settings; this module puts them together, reads YAML and `key=value` overrides, and turns
+what is wrong into one sentence that names the key, the value and the remedy.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from pydantic import ValidationError, field_validator
+
+from mneme.configuration.hints import suggestions
+from mneme.configuration.records import RecordError, read_yaml, refuse_what_changes
+from mneme.controllers import hints_of
+from mneme.distributed.config import ConfigError, ServiceConfig
+from mneme.reporting.tracking import TrackingSettings
+from mneme.storage.settings import CheckpointSettings
+
+
+class Config(ServiceConfig):
+    """Everything that defines a run."""
+
+    name: str | None = None
+    """Name of the run and of its folder. Unset: the preset's name, the controller's kind, the date and the seed."""
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    tracking: TrackingSettings = TrackingSettings()
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_folder_name(cls, name: str | None) -> str | None:
+        if name is not None and (not name.strip(".") or "/" in name or "\\" in name):
+            raise ValueError(f"name is {name!r}; it names a folder inside checkpoint.root, so it holds no slashes")
+        return name
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dictionaries and lists; what stands in a free-form mapping is left as it is."""
+        return {name: _plain(value) for name, value in self}
+
+    def as_recorded(self) -> "Config":
+        """This configuration as it will be read back from the run's folder and its checkpoints.
+
+        Raises:
+            ConfigError: a setting would change on the way.
+        """
+        tree = self.to_dict()
+        try:
+            refuse_what_changes(tree)
+        except RecordError as error:
+            raise ConfigError(str(error)) from None
+        return parse_config(tree)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return list(value) if isinstance(value, tuple) else value
+
+
+class Setting(NamedTuple):
+    """One leaf of the configuration, for help and for finding near misses."""
+
+    key: str  # dotted
+    type: str
+    default: Any
+    help: str
+
+
+def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """The defaults, changed by a YAML file, changed by `key=value` overrides.
+
+    Raises:
+        ConfigError: one sentence for each thing that is wrong.
+    """
+    return _overridden(_read_yaml(path) if path is not None else {}, overrides)
+
+
+def override(config: Config, overrides: Sequence[str]) -> Config:
+    """A configuration, changed by `key=value` overrides.
+
+    Raises:
+        ConfigError: one sentence for each thing that is wrong.
+    """
+    return _overridden(deepcopy(config.to_dict()), overrides)
+
+
+def _overridden(tree: dict[str, Any], overrides: Sequence[str]) -> Config:
+    texts = {setting.key for setting in settings() if setting.type == "text"} if overrides else set()
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key.strip():
+            raise ConfigError(
+                f"cannot read the override {override!r}; write it as key=value without spaces, such as seed=1"
+            )
+        _insert(tree, key.strip(), _parse(override, text, key.strip() in texts))
+    return parse_config(tree)
+
+
+def parse_config(tree: Mapping[str, Any]) -> Config:
+    """Check a nested dictionary.
+
+    Raises:
+        ConfigError: one sentence for each thing that is wrong.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(dict.fromkeys(_sentence(detail) for detail in error.errors()))) from None
+
+
+def settings() -> Iterator[Setting]:
+    """Every setting there is, in the order of the tree."""
+    schema = Config.model_json_schema()
+    yield from _leaves(schema, schema, "")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = read_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {path}: {error.strerror}; give a YAML file, and settings as key=value"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} holds a {type(tree).__name__}; it must be a mapping of settings")
+    return tree
+
+
+def _parse(override: str, text: str, verbatim: bool) -> Any:
+    """The value of an override, read as a whole: what YAML would take for a comment belongs to it.
+
+    A setting that is a text (`verbatim`) is what stands there, unless it is quoted or null.
+    """
+    if verbatim and not text.startswith(("'", '"')):
+        return None if text in ("", "null") else text
+    try:
+        value = read_yaml(text)
+        return text if _has_comment(text) else value
+    except yaml.YAMLError:
+        raise ConfigError(
+            f"cannot read the value in {override!r}; write it as YAML, and quote special characters"
+        ) from None
+
+
+def _has_comment(text: str) -> bool:
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    return "#" in (text if node is None else text[node.end_mark.index :])
+
+
+def _insert(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        child = tree.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"cannot set {key}: {parent} is {child!r}, not a section")
+        tree = child
+    tree[leaf] = value
+
+
+def _sentence(detail: Any) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    value = detail.get("input")
+    if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return "\n".join(_unknown(key, value))
+    if detail["type"] == "value_error":
+        return str(detail["ctx"]["error"])
+    message = detail["msg"].removeprefix("Input should be ")
+    return f"{key} is {value!r}; it must be {message}"
+
+
+def _unknown(key: str, value: Any) -> Iterator[str]:
+    """A sentence for each setting that is given under a name which is not ours."""
+    if isinstance(value, Mapping) and value:
+        for name, child in value.items():
+            yield from _unknown(f"{key}.{name}", child)
+        return
+    section, _, rest = key.partition(".")
+    if near := suggest(key):
+        hint = f"did you mean {' or '.join(near)}?"
+    elif section in Config.model_fields:
+        hint = "see mneme train --help for all settings"
+    else:
+        sections = [name for name, kind in hints_of(Config).items() if dataclasses.is_dataclass(kind)]
+        of_task = "" if rest else f", and what the task itself takes is env.kwargs.{key}"
+        hint = f"the sections are {', '.join(sections)}{of_task}"
+    yield f"unknown setting {key} (given {value!r}); {hint}"
+
+
+def suggest(key: str) -> list[str]:
+    """The settings that may be meant by a name which is none."""
+    return suggestions(key, [setting.key for setting in settings()])
+
+
+def _leaves(node: Mapping[str, Any], root: Mapping[str, Any], prefix: str) -> Iterator[Setting]:
+    for name, child in node["properties"].items():
+        key = f"{prefix}{name}"
+        target = _deref(child, root)
+        if "properties" in target:
+            yield from _leaves(target, root, f"{key}.")
+        else:
+            yield Setting(key, _type_name(child, root), child.get("default"), child.get("description", ""))
+
+
+def _deref(node: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
+    while "$ref" in node:
+        node = root["$defs"][node["$ref"].rpartition("/")[2]]
+    return node
+
+
+def _type_name(node: Mapping[str, Any], root: Mapping[str, Any]) -> str:
+    node = _deref(node, root)
+    if "enum" in node:
+        return " | ".join(map(str, node["enum"]))
+    if "anyOf" in node:
+        return " | ".join(_type_name(option, root) for option in node["anyOf"] if option.get("type") != "null")
+    return {
+        "integer": "int",
+        "number": "float",
+        "boolean": "bool",
+        "string": "text",
+        "array": "list",
+        "object": "mapping",
+    }.get(node.get("type", ""), "any")

@@ -1,0 +1,35 @@
+"""What machine something was measured on, and with which versions. Standard library only."""
+
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores, system, date, and how busy it is."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": cores(),
+        "system": platform.platform(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "load_before": os.getloadavg()[0],
+    }
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of Python and of these distributions."""
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()

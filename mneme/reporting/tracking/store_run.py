@@ -1,0 +1,312 @@
+"""One run in an MLflow store: found again or made, described, filled in, ended.
+
+Every method calls the store and may raise. Only the tracking thread is here, as MLflow is imported.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from mneme.reporting.tracking import database
+from mneme.reporting.tracking.names import NAME_CHARACTERS, TAG_CHARACTERS, clean_name, clean_text
+from mneme.reporting.tracking.settings import TrackingSettings, sqlite_file
+
+RunStatus = Literal["FINISHED", "KILLED", "FAILED"]
+
+SYSTEM_METRICS_SECONDS = 5.0
+ENTRIES_PER_BATCH = 100  # parameters or tags; MLflow refuses more
+METRICS_PER_BATCH = 1000
+
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+_KEY_TAG = "mneme.run"  # the run's own key, by which it is found again
+_FOLDER_TAG = "mneme.folder"
+_SYSTEM = "system/"  # metrics of MLflow's own monitor
+
+logger = logging.getLogger("mneme")
+
+
+class Identity(NamedTuple):
+    """What tells a run from all others."""
+
+    key: str  # made when it began, and kept in its checkpoints
+    folder: Path  # full; a copy of a run's folder is another run
+    resumed: bool
+
+
+class Point(NamedTuple):
+    """One value of one metric."""
+
+    key: str
+    value: float  # finite
+    time_ms: int  # since the epoch
+    step: int
+
+
+class StoreRun:
+    """A run, running from now on.
+
+    Args:
+        settings: the store, the experiment and the run's name.
+        identity: by which it is found, if the store has it.
+    """
+
+    def __init__(self, settings: TrackingSettings, identity: Identity) -> None:
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        from mlflow.tracking import MlflowClient
+
+        for name in ("mlflow", "alembic", "urllib3.connectionpool"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        self._settings, self._identity = settings, identity
+        file = sqlite_file(settings.uri)
+        self._artifacts = (file.parent / "mlartifacts").as_uri() if file else None  # else the server decides
+        if file:
+            database.prepare(file)
+            database.connect(settings.uri)
+        self._client = MlflowClient(tracking_uri=settings.uri)
+        self._experiment_id = self._experiment()
+        run = self._found()
+        if run is None and identity.resumed:
+            logger.warning(
+                "MLflow's experiment %s does not have this run: a new one is begun, and filled in from metrics.jsonl.",
+                settings.experiment,
+            )
+        self._params: Mapping[str, str] = {}
+        self._begun_anew = False  # and not described yet
+        self._take(run)
+
+    def _take(self, run: Any) -> None:
+        """Go on with a run of the store, or with a new one."""
+        if run is None:
+            name = clean_text(self._settings.run_name or self._identity.folder.name, NAME_CHARACTERS)
+            tags = {_KEY_TAG: self._identity.key, _FOLDER_TAG: clean_text(str(self._identity.folder), TAG_CHARACTERS)}
+            run = self._client.create_run(self._experiment_id, run_name=name, tags=tags)
+            self._continued = False
+        else:
+            self._client.update_run(run.info.run_id, status="RUNNING")
+            self._continued = True
+        self.id: str = run.info.run_id
+        self._known_params: Mapping[str, str] = run.data.params
+        self._monitor: Any = None
+
+    def _experiment(self) -> str:
+        """The experiment of the settings' name, made if there is none."""
+        from mlflow.exceptions import MlflowException
+
+        name = self._settings.experiment
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment and experiment.lifecycle_stage != "active":
+            self._free_name(experiment)
+            experiment = None
+        if experiment:
+            return str(experiment.experiment_id)
+        try:
+            return str(self._client.create_experiment(name, artifact_location=self._artifacts))
+        except MlflowException as error:
+            experiment = self._client.get_experiment_by_name(name)
+            if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:
+                raise
+            return str(experiment.experiment_id)  # another process was quicker
+
+    def _free_name(self, deleted: Any) -> None:
+        """Give a deleted experiment another name, as MLflow keeps the name taken; it and its runs stay deleted."""
+        other = f"{self._settings.experiment[:400]} (deleted, {deleted.experiment_id})"
+        self._client.restore_experiment(deleted.experiment_id)
+        self._client.rename_experiment(deleted.experiment_id, other)
+        self._client.delete_experiment(deleted.experiment_id)
+        logger.warning(
+            "MLflow's experiment %s was deleted: a new one is begun, and the deleted one is now called %s.",
+            self._settings.experiment,
+            other,
+        )
+
+    def _found(self) -> Any:
+        """The run of this identity: the one of this folder, or of one that was moved here; not that of a copy's."""
+        folder = clean_text(str(self._identity.folder), TAG_CHARACTERS)
+        query = f"tags.`{_KEY_TAG}` = '{self._identity.key}'"
+        runs = self._client.search_runs([self._experiment_id], query)
+        for run in runs:
+            if run.data.tags.get(_FOLDER_TAG) == folder:
+                return run
+        for run in runs:
+            if not Path(run.data.tags.get(_FOLDER_TAG, "")).is_dir():
+                self._client.set_tag(run.info.run_id, _FOLDER_TAG, folder)
+                return run
+        return None if runs else self._of_earlier_release()
+
+    def _of_earlier_release(self) -> Any:
+        """A run whose key is MLflow's own, as checkpoints of earlier releases have it."""
+        from mlflow.exceptions import MlflowException
+
+        if not self._identity.resumed:
+            return None
+        try:
+            run = self._client.get_run(self._identity.key)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            return None
+        return run if run.info.lifecycle_stage == "active" else None
+
+    def watch_system(self) -> None:
+        """Record the use of the machine; the monitor of MLflow ends when the store cannot be reached."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        if not self._settings.system_metrics or (self._monitor and self._monitor._process.is_alive()):
+            return
+        self._monitor = SystemMetricsMonitor(
+            self.id,
+            sampling_interval=SYSTEM_METRICS_SECONDS,
+            resume_logging=self._continued or self._monitor is not None,
+            tracking_uri=self._settings.uri,
+        )
+        self._monitor.start()
+
+    def describe(self, params: Mapping[str, str]) -> None:
+        """Record the parameters. MLflow's are immutable: what a resumed run changes becomes a tag."""
+        from mlflow.entities import Param, RunTag
+
+        self._params, known = params, self._known_params
+        new = [Param(key, value) for key, value in params.items() if key not in known]
+        changed = [
+            RunTag(clean_name(f"resumed.{key}"), value)
+            for key, value in params.items()
+            if known.get(key, value) != value
+        ]
+        _in_parts(new, ENTRIES_PER_BATCH, lambda part: self._client.log_batch(self.id, params=part))
+        _in_parts(changed, ENTRIES_PER_BATCH, lambda part: self._client.log_batch(self.id, tags=part))
+
+    def log(self, points: Iterable[Point]) -> None:
+        """Record points under names that MLflow takes."""
+        from mlflow.entities import Metric
+
+        metrics = [Metric(clean_name(point.key), *point[1:]) for point in points]
+        _in_parts(metrics, METRICS_PER_BATCH, lambda part: self._client.log_batch(self.id, metrics=part))
+
+    def fill_in(self, points: Sequence[Point], resumed_at: int) -> None:
+        """Make an interrupted run's metrics those of its file: without what came after `resumed_at`, with all before.
+
+        Args:
+            points: all that the file holds.
+            resumed_at: the step of the checkpoint that it went on from.
+        """
+        self._forget_after(resumed_at)
+        if self._begun_anew:
+            self.describe(self._params)
+            self.watch_system()
+            self._begun_anew = False
+        recorded = {
+            (key, point.step, point.value)
+            for key in self._client.get_run(self.id).data.metrics
+            if not key.startswith(_SYSTEM)
+            for point in self._client.get_metric_history(self.id, key)
+        }
+        self.log(point for point in points if (clean_name(point.key), point.step, point.value) not in recorded)
+
+    def _forget_after(self, step: int) -> None:
+        """Remove what an abandoned future left. A server removes no metrics: there the run is begun anew.
+
+        Whichever call fails, another attempt goes on from there.
+        """
+        run = self._client.get_run(self.id)
+        keys = [m.key for m in run.data._metric_objs if m.step > step and not m.key.startswith(_SYSTEM)]
+        if not keys:
+            return
+        store = _database_of(self._client)
+        if store is not None:
+            _delete_metrics(store, self.id, keys, step)
+        else:
+            if run.info.lifecycle_stage == "active":
+                self.close("KILLED")
+                self._client.delete_run(self.id)
+            self._take(None)
+            self._begun_anew = True
+
+    def upload(self, path: Path, folder: str) -> None:
+        """Copy a file or a folder; under `folder`, what `path` no longer has beside it goes.
+
+        A path that has gone meanwhile, or goes during the upload, is passed over: the store may have the only copy of
+        what was beside it.
+        """
+        if not path.exists():
+            return
+        parts = [path]
+        try:
+            parts += path.rglob("*")
+            if path.is_dir():
+                self._client.log_artifacts(self.id, str(path), f"{folder}/{path.name}" if folder else path.name)
+            else:
+                self._client.log_artifact(self.id, str(path), folder or None)
+            kept = {beside.name for beside in path.parent.iterdir()} if folder else set()
+        except OSError:
+            if all(part.exists() for part in parts):
+                raise
+            return
+        if path.name in kept:
+            self._prune(kept, folder)
+
+    def _prune(self, kept: Container[str], folder: str) -> None:
+        artifacts = self._client._tracking_client._get_artifact_repo(self.id)
+        for item in self._client.list_artifacts(self.id, folder):
+            if Path(item.path).name not in kept:
+                with suppress(NotImplementedError):  # a store that keeps everything
+                    artifacts.delete_artifacts(item.path)
+
+    def close(self, status: RunStatus) -> None:
+        """End the run."""
+        if self._monitor:
+            self._monitor.finish()
+        self._client.set_terminated(self.id, status)
+
+
+def _in_parts(items: Sequence[Any], size: int, send: Callable[[Sequence[Any]], object]) -> None:
+    """Send everything in batches; what the store refuses in one is found and left out, and costs nothing else."""
+    from mlflow.exceptions import MlflowException
+
+    for start in range(0, len(items), size):
+        part = items[start : start + size]
+        try:
+            send(part)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            if len(part) == 1:
+                logger.warning("MLflow refuses %s: %s", part[0].key, str(error).strip().partition("\n")[0][:160])
+            else:
+                _in_parts(part, -(-len(part) // 2), send)
+
+
+def _database_of(client: Any) -> Any:
+    """The database behind a store that is one; None for a server."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    store = client._tracking_client.store
+    return store if isinstance(store, SqlAlchemyStore) else None
+
+
+def _delete_metrics(store: Any, run_id: str, keys: Sequence[str], step: int) -> None:
+    """Delete from a database the values of metrics after a step, and set which is the latest."""
+    from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlMetric
+
+    metric: Any = SqlMetric
+    with store.ManagedSessionMaker(read_only=False) as session:
+        for key in keys:
+            of_key = session.query(metric).filter_by(run_uuid=run_id, key=key)
+            of_key.filter(metric.step > step).delete()
+            session.query(SqlLatestMetric).filter_by(run_uuid=run_id, key=key).delete()
+            last = of_key.order_by(metric.step.desc(), metric.timestamp.desc(), metric.value.desc()).first()
+            if last:
+                names = ("key", "value", "timestamp", "step", "is_nan", "run_uuid")
+                session.add(SqlLatestMetric(**{name: getattr(last, name) for name in names}))

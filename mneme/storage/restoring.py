@@ -1,0 +1,173 @@
+"""What a checkpoint must look like before anything of it is used, for evaluating as for resuming.
+
+Its files match their checksums, which says that they are what somebody wrote, not that it was a run of ours. So every
+array is held against those that a fresh learner and fresh workers of the same configuration have, and tried out.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from mneme.configuration.config import Config, parse_config
+from mneme.configuration.records import from_json, same
+from mneme.curriculum import Curriculum
+from mneme.distributed.blueprint import Blueprint
+from mneme.distributed.config import ConfigError
+from mneme.distributed.runners import RunState
+from mneme.distributed.workers import LearnerWorker, RolloutWorker, State
+from mneme.episodes import EpisodeOrder
+from mneme.storage.checkpoint import Checkpoint, CheckpointError, find_checkpoint
+from mneme.storage.paths import locate
+from mneme.storage.trust import refuse_foreign_code
+
+_NOT_NEGATIVE = re.compile(
+    r"adam\.(step|exp_avg_sq)\..*|policy\..*\.(count|variance)|version|env_steps|reward_scale\.expected"
+    r"|level|step|incarnation|episode_step|env\.(episode|step)"
+)
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of one parameter in Adam: all of them or none
+_BY_LANE = ("reward_scale.running", "reward_scale.expected")  # of the lanes up to the last that has been seen
+
+
+def load_run(path: Path, note: Callable[[str], None], trust: bool) -> tuple[Path, Checkpoint, Config]:
+    """The checkpoint that a path means, and its configuration, which asks for no code that nobody here has chosen.
+
+    Args:
+        path: a run folder or one of its checkpoints.
+        note: told of checkpoints that are passed over.
+        trust: whether any code may be asked for.
+
+    Raises:
+        CheckpointError: there is none, or it is not one that a run has written.
+    """
+    path, saved = find_checkpoint(path, note)
+    for name, kind in (("steps", int), ("episodes", int), ("config", dict), ("resumes_exactly", bool)):
+        value = saved.run.get(name)
+        if type(value) is not kind or (isinstance(value, int) and value < 0):
+            raise _strange(path, name, value)
+    if not isinstance(saved.run.get("tracking_run"), str | None):
+        raise _strange(path, "tracking_run", saved.run["tracking_run"])
+    try:
+        config = parse_config(from_json(saved.run["config"]))
+    except (ConfigError, yaml.YAMLError, RecursionError) as error:
+        sentence = " ".join(str(error).split())
+        raise CheckpointError(f"the checkpoint {path} has a configuration that cannot be used: {sentence}") from None
+    if not trust:
+        refuse_foreign_code(config, path, locate(path)[0] or path)
+    return path, saved, config
+
+
+def checked_state(path: Path, saved: Checkpoint, blueprint: Blueprint[Config]) -> RunState:
+    """The arrays of a checkpoint, each of the name, type, shape and range that a run of its configuration has.
+
+    Raises:
+        CheckpointError: one is not; the sentence names it.
+    """
+    config, levels = blueprint.config, len(blueprint.config.curriculum.stages)
+    _check_record(path, saved.run, config)
+    names = [f"worker-{i}" for i in range(config.rollout.workers)]
+    for part in saved.arrays:
+        if part not in ("learner", *names):
+            raise _misfit(path, f"{part} is unexpected; there are learner and {', '.join(names)}")
+    learner, fresh = saved.arrays["learner"], LearnerWorker(_anywhere(blueprint))
+    _check(path, "learner", learner, fresh.expected_state(), config.rollout.lanes)
+    _attempt(path, "learner", fresh.set_state, learner)
+    workers = [saved.arrays.get(name) for name in names]
+    for i, state in enumerate(workers):
+        if state is None:
+            continue
+        worker = RolloutWorker(blueprint, i)
+        try:
+            level = {name: array for name, array in state.items() if name == "level"}
+            _check(path, names[i], level, {"level": np.array(0)}, config.rollout.lanes)
+            if level["level"] > levels:
+                raise _misfit(path, f"level in {names[i]} is {level['level']}; it must be at most {levels}")
+            worker.enter(int(level["level"]))
+            expected = worker.expected_state()
+            if expected is None:
+                raise _misfit(path, f"{names[i]} is unexpected, as the state of {config.env.id} cannot be read")
+            own = not any(name.startswith("env.") for name in expected)
+            judged = {name: array for name, array in state.items() if not (own and name.startswith("env."))}
+            _check(path, names[i], judged, expected, config.rollout.lanes)
+            _attempt(path, names[i], worker.try_out, state)
+        finally:
+            worker.close()
+    return RunState(learner, workers)
+
+
+def _anywhere(blueprint: Blueprint[Config]) -> Blueprint:
+    """Of the same names and shapes, for machines without what the run has learned on."""
+    config = blueprint.config.changed("learner", device="cpu")
+    controller = replace(config.policy.controller, backend="auto")
+    return blueprint._replace(config=config.changed("policy", controller=controller))
+
+
+def _check_record(path: Path, run: Mapping[str, Any], config: Config) -> None:
+    """What run.json has of the curriculum, and of episodes that wait to be counted."""
+    curriculum, stages = run.get("curriculum"), config.curriculum
+    fits = False
+    if isinstance(curriculum, dict) and curriculum.keys() == Curriculum(stages).state().keys():
+        level, recent = curriculum["level"], curriculum["recent"]
+        fits = type(level) is int and 0 <= level <= len(stages.stages) and isinstance(recent, list)
+        fits = fits and len(recent) <= stages.episodes and all(type(success) is bool for success in recent)
+    if not fits:
+        raise _strange(path, "curriculum", curriculum)
+    waiting, order = run.get("waiting_episodes", []), EpisodeOrder()
+    try:
+        order.set_state(waiting)
+        kinds = (int, float, int, bool | None)
+        plain = all(
+            isinstance(value, kind)
+            for entry in waiting
+            for episode in entry["waiting"]
+            for value, kind in zip(episode, kinds, strict=True)
+        )
+        fits = (
+            plain
+            and same(order.state(), waiting)
+            and {entry["worker"] for entry in waiting} <= set(range(config.rollout.workers))
+        )
+    except (TypeError, KeyError, ValueError, AttributeError):
+        fits = False
+    if not fits:
+        raise _strange(path, "waiting_episodes", waiting)
+
+
+def _check(path: Path, part: str, found: State, expected: State, lanes: int) -> None:
+    for name in sorted(found.keys() | expected.keys()):
+        if name not in expected:
+            raise _misfit(path, f"{name} in {part} is unexpected")
+        if name not in found:
+            parameter = name.removeprefix("adam.").partition(".")[2]
+            if name.startswith("adam.") and not any(f"adam.{key}.{parameter}" in found for key in _MOMENTS):
+                continue
+            raise _misfit(path, f"{name} in {part} is missing")
+        array, like = found[name], expected[name]
+        by_lane = name in _BY_LANE
+        fits = array.ndim == 1 and len(array) <= lanes if by_lane else array.shape == like.shape
+        if array.dtype != like.dtype or not fits:
+            wanted = f"{like.dtype} {[lanes] if by_lane else list(like.shape)}{' or fewer' if by_lane else ''}"
+            raise _misfit(path, f"{name} in {part} is {array.dtype} {list(array.shape)}; it must be {wanted}")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise _misfit(path, f"{name} in {part} holds {array[~np.isfinite(array)].flat[0]}; it must be finite")
+        if _NOT_NEGATIVE.fullmatch(name) and (array < 0).any():
+            raise _misfit(path, f"{name} in {part} holds {array.min()}; it must be at least 0")
+
+
+def _attempt(path: Path, part: str, take_up: Callable[[State], Any], state: State) -> None:
+    try:
+        take_up(state)
+    except Exception as error:
+        raise _misfit(path, f"{part} cannot be taken up: {' '.join(str(error).split())}") from error
+
+
+def _misfit(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"the arrays of the checkpoint {path} do not fit its configuration: {what}")
+
+
+def _strange(path: Path, name: str, value: Any) -> CheckpointError:
+    return CheckpointError(f"the checkpoint {path} is damaged: {name} in its run.json is {repr(value)[:200]}")

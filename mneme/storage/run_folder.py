@@ -1,0 +1,184 @@
+"""A run's folder: its checkpoints, its metrics line by line, its configuration, its picture.
+
+runs/<name>/config.yaml  metrics.jsonl  curve.png  checkpoints/step-000000500000/
+"""
+
+import fcntl
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import IO
+
+from mneme.configuration.config import Config
+from mneme.configuration.records import write_yaml
+from mneme.distributed.config import ConfigError
+from mneme.storage.paths import CHECKPOINTS, UNSUPPORTED, checked_name, explained, local_path, locate
+
+Row = dict[str, float]
+
+_LOCK = ".lock"
+_PROBE_BYTES = 16_384  # a disk without room for these is full
+
+
+def new_run_name(config: Config, preset: Path | None) -> str:
+    """The name the user chose, or one of the preset, controller, date, seed and, in the last place, the process."""
+    if config.name:
+        return config.name
+    stem = preset.stem if preset else config.env.id.rpartition("/")[2]
+    kind = config.policy.controller.kind.rpartition(":")[2]
+    return f"{stem}-{kind}-{datetime.now():%Y%m%d-%H%M%S}-seed{config.seed}-{os.getpid()}"
+
+
+class RunFolder:
+    """Where one run writes.
+
+    Args:
+        path: the folder; `create` makes it, or `lock` takes hold of it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / CHECKPOINTS
+        self.curve = path / "curve.png"
+        self.metrics = path / "metrics.jsonl"
+
+    @classmethod
+    def new(cls, config: Config, preset: Path | None) -> "RunFolder":
+        """The folder that a new run would get, tried out: made, written into and taken away again.
+
+        Raises:
+            ConfigError: it exists, or its name or root cannot be.
+            OSError: it cannot be made or written, and what helps.
+        """
+        try:
+            if config.name is not None:
+                checked_name("name", config.name)
+            root = local_path(config.checkpoint.root)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        folder = cls(root / new_run_name(config, preset))
+        missing = [path for path in (folder.path, *folder.path.parents) if not os.path.lexists(path)]
+        folder.create()
+        probe = folder.path / ".probe"
+        try:
+            with explained(folder.path):
+                probe.write_bytes(bytes(_PROBE_BYTES))
+        finally:
+            probe.unlink(missing_ok=True)
+            with suppress(OSError):  # another run may have begun in one of them
+                for path in missing:
+                    path.rmdir()
+        return folder
+
+    def create(self) -> None:
+        """Make the folder of a new run.
+
+        Raises:
+            ConfigError: it exists; two runs never share one.
+            OSError: it cannot be made, and what helps.
+        """
+        with explained(self.path):
+            try:
+                with suppress(FileNotFoundError):  # another new run may take a parent away that it has tried out
+                    self.path.mkdir(parents=True)
+                    return
+                self.path.mkdir(parents=True)
+            except FileExistsError:
+                if not self.path.exists():  # a link to nothing
+                    raise
+                raise ConfigError(
+                    f"{self.path} exists already; choose another name=..., or go on with it: --resume {self.path}"
+                ) from None
+
+    def lock(self, note: Callable[[str], None]) -> IO[str]:
+        """Hold the folder for this process until the returned file is closed, or the process ends.
+
+        A file system without locks, as some networks' are, is noted, and the folder is not held.
+
+        Raises:
+            ConfigError: another process holds it.
+            OSError: it cannot be written, and what helps.
+        """
+        with explained(self.path):
+            file = (self.path / _LOCK).open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                file.close()
+                raise ConfigError(f"another process is training in {self.path}; wait for it or stop it") from None
+            note(
+                f"the file system of {self.path} has no locks ({error.strerror}): see to it that no other process "
+                f"trains there"
+            )
+        return file
+
+    def refuse_if_in_use(self) -> None:
+        """What `lock` would refuse, before anything has started; makes nothing where no run has been.
+
+        Raises:
+            ConfigError: another process holds the folder.
+        """
+        if (self.path / _LOCK).exists():
+            self.lock(lambda _: None).close()
+
+    def write_config(self, config: Config) -> Path:
+        """Keep the resolved configuration beside the results."""
+        target = self.path / "config.yaml"
+        self._replace(target, write_yaml(config.to_dict()))
+        return target
+
+    def append(self, step: int, row: Row) -> None:
+        """Add one line of metrics with the time, in seconds since 1970; values that are not finite are left out.
+
+        A line that was cut off, by a full disk or a kill, does not spoil the one behind it.
+        """
+        finite = {key: value for key, value in row.items() if math.isfinite(value)}
+        line = json.dumps({"step": step, "time": round(time.time(), 3), **finite}).encode()
+        with self.metrics.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else b"\n" + line
+            file.write(line + b"\n")
+
+    def history(self) -> list[Row]:
+        """The metrics so far, oldest first; a line cut off by a crash is passed over."""
+        rows = []
+        for line in self.metrics.read_text().splitlines() if self.metrics.exists() else []:
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return rows
+
+    def rewind(self, step: int) -> None:
+        """Forget metrics after `step`, which the resumed run will write again."""
+        rows = [row for row in self.history() if row["step"] <= step]
+        self._replace(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def _replace(self, target: Path, text: str) -> None:
+        """Write a file whole or not at all."""
+        part = target.with_name(f".{target.name}.part")
+        with explained(self.path):
+            part.write_text(text)
+            os.replace(part, target)
+
+    @classmethod
+    def of(cls, path: Path) -> "RunFolder":
+        """The run folder that a path given by the user means; see `locate`.
+
+        Raises:
+            ConfigError: a checkpoint that lies in none.
+        """
+        run, checkpoint = locate(path)
+        if run is None:
+            raise ConfigError(
+                f"{checkpoint} lies in no run's folder, where its run could go on; move it to "
+                f"NAME/checkpoints/step-... and give that"
+            )
+        return cls(run)

@@ -1,0 +1,46 @@
+"""The right setting is suggested for one that does not exist."""
+
+import pytest
+
+from mneme.configuration.config import settings, suggest
+from mneme.configuration.hints import OTHER_NAMES
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("learner.lr", ["learner.learning_rate"]),
+        ("lr", ["learner.learning_rate"]),
+        ("optimizer.lr", ["learner.learning_rate"]),
+        ("learner.learning-rate", ["learner.learning_rate"]),
+        ("Learner.Epochs", ["learner.epochs"]),
+        ("learner.burn_in_steps", ["learner.window", "learner.burn_in"]),
+        ("learner.ent_coef", ["learner.entropy_coef"]),
+        ("n_envs", ["rollout.lanes"]),
+        ("env.num_envs", ["rollout.lanes"]),
+        ("learner.batch_size", ["rollout.lanes", "learner.minibatches"]),
+        ("rollout.n_steps", ["rollout.length"]),
+        ("learner.total_steps", ["train.total_steps"]),
+        ("policy.hidden_size", ["policy.controller.hidden_size"]),
+        ("kind", ["policy.controller.kind"]),
+        ("learner.lambda", ["learner.gae_lambda"]),
+        ("env.horizon", ["env.kwargs.horizon"]),
+        ("env.length", ["rollout.length", "env.kwargs.length"]),
+        ("env.name", ["env.id"]),
+        ("policy.controller.slots", ["policy.controller.kwargs.slots"]),
+        ("mode", ["learner.mode", "service.mode"]),
+        ("learner.learning_rat", ["learner.learning_rate"]),
+        ("learnr.epochs", ["learner.epochs"]),
+        ("foo.bar", []),
+    ],
+)
+def test_the_setting_that_is_meant_is_found(key: str, meant: list[str]) -> None:
+    assert suggest(key) == meant
+
+
+def test_only_settings_that_exist_are_suggested() -> None:
+    keys = {setting.key for setting in settings()}
+    assert OTHER_NAMES.keys() <= keys
+    leaves = {key.rpartition(".")[2] for key in keys}
+    words = [word for names in OTHER_NAMES.values() for word in names.split()]
+    assert not leaves & set(words), "what is a name of ours needs no other"

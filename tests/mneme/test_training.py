@@ -1,0 +1,400 @@
+"""Whole runs in one process, without Ray: learning, resuming to the bit, and losing nothing when things go wrong."""
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from mneme.configuration.config import Config, load_config
+from mneme.distributed import training
+from mneme.distributed.config import ConfigError
+from mneme.distributed.runners import LocalRunner, ServiceError
+from mneme.envs import EnvironmentFailure
+from mneme.envs.counting import Counting
+from mneme.evaluation import evaluate_checkpoint
+from mneme.storage.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint
+from mneme.storage.run_folder import RunFolder
+from mneme.training import Result, resume, train
+
+
+def small(tmp_path: Path, *overrides: str) -> Config:
+    base = [
+        f"checkpoint.root={tmp_path}", "name=run", "tracking.enabled=false", "rollout.lanes=16", "env.kwargs.horizon=6",
+        "policy.controller.hidden_size=16", "train.total_steps=1120", "checkpoint.every=224", "checkpoint.keep=100",
+        "train.evaluation_episodes=16", "learner.shards=2",
+    ]  # fmt: skip
+    return load_config(None, [*base, *overrides])
+
+
+def digest(folder: Path) -> dict[str, Any]:
+    """Every array of the last checkpoint."""
+    loaded = load_checkpoint(list_checkpoints(folder / "checkpoints")[-1])
+    return {f"{part}/{name}": array for part, arrays in loaded.arrays.items() for name, array in arrays.items()}
+
+
+def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_it_learns_a_short_delay_and_forgetting_undoes_it(tmp_path: Path) -> None:
+    config = load_config(
+        None,
+        [f"checkpoint.root={tmp_path}", "name=run", "tracking.enabled=false", "env.kwargs.horizon=10",
+         "env.kwargs.cues=4", "policy.controller.hidden_size=64", "learner.gae_lambda=0", "train.total_steps=200000",
+         "train.stop_success=0.99", "train.evaluation_episodes=512"],
+    )  # fmt: skip
+    result = train(config, local=True)
+    assert result.evaluation is not None
+    assert result.evaluation.success_rate is not None
+    assert result.evaluation.success_rate >= 0.99
+    assert result.steps < 200_000
+    remembers = evaluate_checkpoint(result.folder, episodes=256, lanes=64, seed=5)
+    assert remembers.success_rate is not None
+    assert remembers.success_rate >= 0.97
+    forgets = evaluate_checkpoint(result.folder, episodes=512, lanes=64, seed=5, reset_carry_at=5)
+    assert forgets.success_rate is not None
+    assert 0.18 < forgets.success_rate < 0.32  # 0.25 and its 99.9 % interval
+    assert (result.folder / "curve.png").stat().st_size > 5_000
+
+
+def test_a_controller_without_memory_stays_at_chance(tmp_path: Path) -> None:
+    config = small(tmp_path, "policy.controller.kind=mlp", "train.total_steps=30000", "train.evaluation_episodes=512")
+    evaluation = train(config, local=True).evaluation
+    assert evaluation is not None
+    assert evaluation.success_rate is not None
+    assert 0.18 < evaluation.success_rate < 0.32
+
+
+@pytest.mark.parametrize("mode", ["cached", "truncated", "full"])
+@pytest.mark.parametrize("env", ["DelayedCue", "Counting"])
+def test_same_seed_same_bits_and_resume_equals_the_uninterrupted_run(tmp_path: Path, mode: str, env: str) -> None:
+    overrides = [f"learner.mode={mode}", "learner.window=4", "learner.anneal=true", "rollout.length=7"]
+    if env == "Counting":  # fragments end in the middle of episodes
+        overrides += ["env.id=mneme/Counting-v0", "env.kwargs={}"]
+        overrides += ["policy.normalize_observations=true", "learner.normalize_rewards=true"]
+        overrides += ["spaces.previous_action=true", "spaces.previous_reward=true"]
+        if mode == "truncated":  # what a lane has been through is part of its state
+            overrides += ["learner.anchor=always", "rollout.warm_up=10"]
+    straight = train(small(tmp_path / "a", *overrides), local=True)
+    again = train(small(tmp_path / "b", *overrides), local=True)
+    assert_same(digest(straight.folder), digest(again.folder))
+
+    checkpoints = list_checkpoints(again.folder / "checkpoints")
+    assert len(checkpoints) == 5
+    resumed = resume(checkpoints[1], local=True)
+    assert resumed.folder == again.folder
+    assert_same(digest(straight.folder), digest(resumed.folder))
+    lines = [json.loads(line) for line in (resumed.folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "kl" in line]
+    assert steps == sorted(set(steps))  # what was written after the checkpoint was forgotten, then written again
+
+
+def test_another_seed_gives_other_bits(tmp_path: Path) -> None:
+    a = train(small(tmp_path / "a"), local=True)
+    b = train(small(tmp_path / "b", "seed=1"), local=True)
+    assert not np.array_equal(
+        digest(a.folder)["learner/policy.policy_head.weight"], digest(b.folder)["learner/policy.policy_head.weight"]
+    )
+
+
+def test_one_worker_and_two_give_the_same_batch_and_first_update(tmp_path: Path) -> None:
+    first_rows = []
+    for workers in (1, 2, 4):
+        folder = train(small(tmp_path / str(workers), f"rollout.workers={workers}"), local=True).folder
+        first_rows.append(json.loads((folder / "metrics.jsonl").read_text().splitlines()[0]))
+    for name in ("return", "policy_loss", "value_loss", "entropy", "kl", "grad_norm", "value_mean"):
+        assert first_rows[1][name] == pytest.approx(first_rows[0][name], rel=1e-3, abs=1e-6), name
+        assert first_rows[2][name] == pytest.approx(first_rows[0][name], rel=1e-3, abs=1e-6), name
+
+
+def test_resume_can_train_for_longer(tmp_path: Path) -> None:
+    long = train(small(tmp_path / "a", "train.total_steps=2240"), local=True)
+    short = train(small(tmp_path / "b", "train.total_steps=1120"), local=True)
+    longer = resume(short.folder, total_steps=2240, local=True)
+    assert longer.steps == 2240
+    assert_same(digest(long.folder), digest(longer.folder))
+
+
+def test_resume_falls_back_to_the_checkpoint_before_a_damaged_one(tmp_path: Path, capsys: Any) -> None:
+    run = train(small(tmp_path), local=True)
+    expected = digest(run.folder)
+    newest = list_checkpoints(run.folder / "checkpoints")[-1]
+    (newest / "learner.safetensors").write_bytes(b"garbage")
+    resumed = resume(run.folder, local=True)
+    assert "damaged" in capsys.readouterr().out
+    assert_same(expected, digest(resumed.folder))
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_a_resumable_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    straight = train(small(tmp_path / "a"), local=True)
+    learn, calls = LocalRunner.learn, iter(range(100))
+
+    def interrupted(self: LocalRunner, fragments: Any) -> Any:
+        if next(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return learn(self, fragments)
+
+    monkeypatch.setattr(LocalRunner, "learn", interrupted)
+    stopped = train(small(tmp_path / "b"), local=True)
+    assert stopped.interrupted
+    assert stopped.evaluation is None
+    assert 0 < stopped.steps < 1120
+    monkeypatch.undo()
+    assert_same(digest(straight.folder), digest(resume(stopped.folder, local=True).folder))
+
+
+def test_a_full_disk_costs_a_checkpoint_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save, calls = training.save_checkpoint, iter(range(100))
+
+    def sometimes_full(*arguments: Any) -> Path:
+        if next(calls) == 1:
+            raise OSError(28, "No space left on device")
+        return save(*arguments)
+
+    monkeypatch.setattr(training, "save_checkpoint", sometimes_full)
+    result = train(small(tmp_path), local=True)
+    assert result.steps == 1120
+    assert len(list_checkpoints(result.folder / "checkpoints")) == 4
+    assert "No space left on device" in capsys.readouterr().out
+
+
+class Faulty(Counting):
+    """A counting environment that returns something wrong now and then."""
+
+    def __init__(self, num_envs: int = 1, *, every: int = 40, what: str = "reward", **options: Any) -> None:
+        super().__init__(num_envs, **options)
+        self._every, self._what, self._steps = every, what, 0
+
+    def step(self, actions: Any) -> Any:
+        observation, reward, terminated, truncated, info = super().step(actions)
+        self._steps += 1
+        if self._steps % self._every == 0:
+            if self._what == "reward":
+                reward[0] = np.nan
+            else:
+                observation[0, 0] = np.inf
+        return observation, reward, terminated, truncated, info
+
+
+@pytest.fixture
+def faulty() -> Iterator[str]:
+    gym.register("Faulty-v0", vector_entry_point=Faulty)
+    yield "Faulty-v0"
+    del gym.registry["Faulty-v0"]
+
+
+@pytest.mark.parametrize("what", ["reward", "observation"])
+def test_a_value_that_is_not_finite_costs_a_fragment_not_the_run(
+    tmp_path: Path, faulty: str, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = train(
+        small(tmp_path, f"env.id={faulty}", f"env.kwargs={{every: 40, what: {what}}}", "rollout.length=7"), local=True
+    )
+    assert result.steps == 1120
+    out = capsys.readouterr().out
+    assert f"a fragment was not used: column {what}" in out
+    assert all(np.isfinite(a).all() for name, a in digest(result.folder).items() if "policy." in name)
+
+
+def test_an_environment_that_only_returns_nonsense_ends_the_run_with_a_sentence(tmp_path: Path, faulty: str) -> None:
+    config = small(tmp_path, f"env.id={faulty}", "env.kwargs={every: 1}", "rollout.length=7", "service.max_restarts=2")
+    with pytest.raises(ServiceError, match="3 rounds in a row brought no fragment: .*rewards.* holds nan"):
+        train(config, local=True)
+
+
+def test_a_checkpoint_of_another_architecture_is_named(tmp_path: Path) -> None:
+    run = train(small(tmp_path), local=True)
+    saved = load_checkpoint(list_checkpoints(run.folder / "checkpoints")[-1])
+    saved.run["config"]["policy"]["controller"]["hidden_size"] = 24
+    other = save_checkpoint(tmp_path / "other" / "checkpoints", 1, saved.run, saved.arrays, keep=1)
+    with pytest.raises(CheckpointError, match="do not fit its configuration: .*float32 .* it must be float32"):
+        evaluate_checkpoint(other, episodes=16, lanes=16, seed=0)
+    with pytest.raises(CheckpointError, match="do not fit its configuration: .*float32 .* it must be float32"):
+        resume(other, total_steps=2240, local=True)
+
+
+def test_a_replay_too_small_for_one_update_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="service.replay_bytes is 1000, less than the 2 fragments of"):
+        train(small(tmp_path, "service.replay_bytes=1000"), local=True)
+    assert list(tmp_path.iterdir()) == []  # before anything started
+
+
+def test_a_run_never_overwrites_another(tmp_path: Path) -> None:
+    train(small(tmp_path), local=True)
+    with pytest.raises(ConfigError, match="exists already; choose another name"):
+        train(small(tmp_path), local=True)
+
+
+def test_resuming_an_older_checkpoint_sets_the_abandoned_future_aside(tmp_path: Path) -> None:
+    run = train(small(tmp_path), local=True)
+    root = run.folder / "checkpoints"
+    future = root / "step-000000090000"
+    list_checkpoints(root)[-1].rename(future)
+    resumed = resume(list_checkpoints(root)[1], local=True)
+    assert list_checkpoints(root)[-1].name == f"step-{resumed.steps:012d}"
+    assert (root / f"abandoned-{future.name}").is_dir()
+
+
+def test_one_folder_is_trained_in_by_one_process(tmp_path: Path) -> None:
+    run = train(small(tmp_path), local=True)
+    with RunFolder(run.folder).lock(print), pytest.raises(ConfigError, match="another process is training in"):
+        resume(run.folder, total_steps=2240, local=True)
+
+
+def test_a_complete_run_is_not_resumed_by_accident(tmp_path: Path) -> None:
+    run = train(small(tmp_path), local=True)
+    with pytest.raises(ConfigError, match="complete at step 1120; .* train.total_steps=N"):
+        resume(run.folder, local=True)
+
+
+def test_an_environment_without_a_state_resumes_with_new_episodes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a learning rate of nothing the same seeds and noise would give the same returns again."""
+    cart = [
+        "env.id=CartPole-v1",
+        "env.kwargs={}",
+        "env.vectorization=sync",
+        "rollout.length=64",
+        "learner.learning_rate=1e-12",
+    ]
+    run = train(small(tmp_path, *cart, "train.total_steps=1024"), local=True)
+    resume(run.folder, total_steps=2048, local=True)
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    returns = {row["step"]: row["return"] for row in rows if "kl" in row}
+    assert returns.keys() == {1024, 2048}
+    assert returns[1024] != returns[2048]
+    assert "resumes with new episodes" in capsys.readouterr().out
+
+
+class Raising(Counting):
+    """An environment with a bug."""
+
+    def step(self, actions: Any) -> Any:
+        raise RuntimeError("the physics exploded")
+
+
+class Misshapen(Counting):
+    """An environment that does not keep to its own observation space."""
+
+    def step(self, actions: Any) -> Any:
+        observation, *rest = super().step(actions)
+        return observation[:, :2], *rest
+
+
+@pytest.mark.parametrize(("kind", "sentence"), [(Raising, "the physics exploded"), (Misshapen, "it must be .8, 3.")])
+def test_an_environment_that_fails_is_named(tmp_path: Path, kind: type[Counting], sentence: str) -> None:
+    gym.register("Broken-v0", vector_entry_point=kind)
+    try:
+        with pytest.raises(EnvironmentFailure, match=f"the environment Broken-v0 failed at step 0 .*{sentence}"):
+            train(small(tmp_path, "env.id=Broken-v0", "env.kwargs={}", "rollout.length=7"), local=True)
+    finally:
+        del gym.registry["Broken-v0"]
+
+
+class Endless(gym.Env[Any, Any]):
+    """An environment that never ends an episode."""
+
+    observation_space, action_space = gym.spaces.Box(-1, 1, (1,)), gym.spaces.Discrete(2)
+
+    def reset(self, **_: Any) -> Any:
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+
+def test_an_environment_that_never_ends_an_episode_is_said_and_not_waited_for(tmp_path: Path, capsys: Any) -> None:
+    gym.register("Endless-v0", Endless)
+    try:
+        endless = ["env.id=Endless-v0", "env.kwargs={}", "rollout.length=128", "train.total_steps=17000"]
+        result = train(small(tmp_path / "a", *endless), local=True)
+        assert result.evaluation is None
+        out = capsys.readouterr().out
+        assert out.count("no episode has ended in 1,024 steps of each lane") == 1
+        result = train(small(tmp_path / "b", *endless, "env.max_episode_steps=50"), local=True)
+        assert result.evaluation is not None
+        assert (result.evaluation.lengths == 50).all()
+        assert "no episode has ended" not in capsys.readouterr().out
+    finally:
+        del gym.registry["Endless-v0"]
+
+
+class OneLong(Endless):
+    """Of every four of them one plays an episode of 1,100 steps, the others of two."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        OneLong.made += 1
+        self.left = self.length = 2 if OneLong.made % 4 else 1100
+
+    def reset(self, **_: Any) -> Any:
+        self.left = self.length
+        return super().reset()
+
+    def step(self, action: Any) -> Any:
+        self.left -= 1
+        observation, reward, *_ = super().step(action)
+        return observation, reward, self.left == 0, False, {}
+
+
+def test_episodes_that_wait_for_a_long_one_to_be_counted_have_ended(tmp_path: Path, capsys: Any) -> None:
+    gym.register("OneLong-v0", OneLong)
+    try:
+        settings = [
+            "env.id=OneLong-v0", "env.kwargs={}", "rollout.lanes=4", "rollout.workers=1", "rollout.length=125",
+            "train.total_steps=4000", "train.evaluation_episodes=4", "policy.controller.kind=mlp", "learner.epochs=1",
+        ]  # fmt: skip
+        assert train(small(tmp_path, *settings), local=True).evaluation is not None
+        assert "no episode has ended" not in capsys.readouterr().out
+    finally:
+        del gym.registry["OneLong-v0"]
+
+
+def test_async_needs_ray(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="service.mode is async"):
+        train(small(tmp_path, "service.mode=async"), local=True)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("policy.controller.backend=triton", "does not run on cpu here: it is made for CUDA devices"),
+        ("learner.device=cpus", "learner.device is 'cpus'"),
+    ],
+)
+def test_what_cannot_run_on_this_machine_is_refused_before_anything_starts(
+    tmp_path: Path, override: str, sentence: str
+) -> None:
+    for local in (True, False):
+        with pytest.raises(ConfigError, match=sentence):
+            train(small(tmp_path, override), local=local)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no usable checkpoint under"):
+        resume(tmp_path, local=True)
+
+
+def test_the_local_result_is_complete(tmp_path: Path) -> None:
+    result: Result = train(small(tmp_path), local=True)
+    assert {p.name for p in result.folder.iterdir()} == {
+        ".lock",
+        "checkpoints",
+        "config.yaml",
+        "curve.png",
+        "metrics.jsonl",
+    }
+    assert result.meter.steps == 1120
+    assert {"env", "inference", "transport", "windows", "forward", "backward"} <= result.meter.seconds.keys()
