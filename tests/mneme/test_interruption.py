@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from mneme.distributed import interruption
+from mneme import interruption
 from mneme.interruption import stopping_on_signals
 
 

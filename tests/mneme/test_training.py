@@ -10,8 +10,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from mneme import training
 from mneme.configuration.config import Config, load_config
-from mneme.distributed import training
 from mneme.distributed.config import ConfigError
 from mneme.distributed.runners import LocalRunner, ServiceError
 from mneme.envs import EnvironmentFailure

@@ -103,7 +103,7 @@ class Colour(enum.IntEnum):
         ({"colour": Colour.RED}, "env.kwargs.colour is <Colour.RED: 1>, a Colour"),
         ({"path": Path("maps/a.txt")}, "env.kwargs.path is PosixPath"),
         ({"ordered": OrderedDict(a=1)}, "env.kwargs.ordered is OrderedDict"),
-        ({"made": Counting}, "env.kwargs.made is <class 'envs.counting.Counting'>, a type"),
+        ({"made": Counting}, "env.kwargs.made is <class 'mneme.envs.counting.Counting'>, a type"),
         ({"step": lambda t: t}, "env.kwargs.step is <function"),
         ({"fixed": frozenset({1})}, r"env.kwargs.fixed is frozenset\(\{1\}\)"),
         ({"table": {frozenset({1}): 2}}, r"a key of env.kwargs.table is frozenset\(\{1\}\)"),

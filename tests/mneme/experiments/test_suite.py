@@ -13,8 +13,8 @@ from rich.console import Console
 
 from mneme.cli import main
 from mneme.configuration.config import Config, load_config
-from mneme.distributed import suite
 from mneme.distributed.config import ConfigError
+from mneme.experiments import suite
 from mneme.experiments.seeds import SeedRun
 from mneme.experiments.suite import Job, Results, run_suite, show_suite
 from mneme.experiments.suite_table import HEADINGS, as_markdown, table_rows

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError
 
-from mneme.distributed import checkpoint as module
+from mneme.storage import checkpoint as module
 from mneme.storage.checkpoint import (
     CheckpointError,
     find_checkpoint,

@@ -11,10 +11,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from mneme.configuration.config import load_config
-from mneme.distributed import checkpoint as module
 from mneme.distributed.blueprint import make_blueprint
 from mneme.envs import TMaze
 from mneme.evaluation import evaluate_checkpoint
+from mneme.storage import checkpoint as module
 from mneme.storage.checkpoint import Checkpoint, CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint
 from mneme.storage.restoring import checked_state, load_run
 from mneme.training import resume, train

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from mneme.configuration.config import Config, load_config
-from mneme.distributed import checkpoint, saving
 from mneme.evaluation import evaluate_checkpoint
 from mneme.interruption import StopRequest
+from mneme.storage import checkpoint, saving
 from mneme.storage.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from mneme.storage.run_folder import RunFolder
 from mneme.training import resume, train

@@ -112,7 +112,12 @@ def test_a_module_from_elsewhere_needs_trust_and_an_installed_or_imported_one_do
                 CheckpointError, match=f"would run the code in {elsewhere / named}, and that is neither"
             ):
                 refuse_foreign_code(naming(module, setting), step, folder)
-        for module in ("minigrid", "gymnasium.envs.classic_control", "envs.counting", "controllers.contract.agreement"):
+        for module in (
+            "minigrid",
+            "gymnasium.envs.classic_control",
+            "mneme.envs.counting",
+            "mneme.controllers.contract.agreement",
+        ):
             refuse_foreign_code(naming(module, setting), step, folder)
         for module in ("antigravity", "this", "json.tool", "sys.x", "nowhere", ".nowhere", "../own/evil", "a:b", ""):
             with pytest.raises(CheckpointError, match="there is no module|would run the code in"):
@@ -127,7 +132,7 @@ def test_a_module_from_elsewhere_needs_trust_and_an_installed_or_imported_one_do
 def test_what_an_editable_install_names_is_installed_unless_the_run_lies_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mneme.distributed import trust
+    from mneme.storage import trust
 
     project, packages = tmp_path / "project", tmp_path / "site"
     (project / "mine").mkdir(parents=True)
