@@ -25,8 +25,8 @@ setup: $(VENV)/.installed ## Create .venv from the lock files (the other targets
 train: $(VENV)/.installed ## Train the preset CONFIG=configs/delayed_cue.yaml; ARGS="..." overrides settings
 	$(VENV)/bin/python -m mneme train $(if $(findstring --resume,$(ARGS)),,$(CONFIG)) $(ARGS)
 
-test: $(VENV)/.installed ## Run the quick tests
-	$(VENV)/bin/python -m pytest -m "not slow" $(ARGS)
+test: $(VENV)/.installed ## Run the quick tests, on up to 4 cores
+	$(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadgroup -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/.installed ## Run the tests that take minutes
 	$(VENV)/bin/python -m pytest -m slow --timeout 1800 $(ARGS)

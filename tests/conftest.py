@@ -14,6 +14,13 @@ from mneme.rollout_workers import Collector, policy_spec
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On several cores a file's tests stay together, as they share fixtures, and so do those that start a Ray."""
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture
 def counting_collector() -> Callable[..., Collector]:
     """A collector on the counting environment: episodes of several lengths that end in both ways."""
