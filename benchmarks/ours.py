@@ -6,15 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from benchmarks import measurement as m
+from mneme.callbacks import Callback, Progress
 from mneme.configuration.config import Config, load_config
 from mneme.configuration.records import to_json
 from mneme.distributed.blueprint import make_blueprint
 from mneme.envs import make_vector_env
 from mneme.learner import Learner
-from mneme.reporting.display import Display
 from mneme.rollout_workers import Collector
 from mneme.training import train
 
@@ -58,18 +57,17 @@ def configuration(steps: int, seed: int, controller: str, mode: str, folder: str
     )
 
 
-class _Timing(Display):
-    """Hears of every update at its end; nothing is drawn."""
+class _Timing(Callback):
+    """Hears of every update at its end."""
 
     def __init__(self, stopwatch: m.Stopwatch) -> None:
-        super().__init__(Console(stderr=True))
         self._stopwatch = stopwatch
         self._step = 0
 
-    def update(self, row: Mapping[str, float | int], step: int) -> None:
-        spent = {key.removeprefix("seconds/"): row[key] for key in row if key.startswith("seconds/")}
-        self._stopwatch.update(step - self._step, row["episodes"], row["return"], spent)
-        self._step = step
+    def on_update(self, progress: Progress, metrics: Mapping[str, float]) -> None:
+        spent = {key.removeprefix("seconds/"): metrics[key] for key in metrics if key.startswith("seconds/")}
+        self._stopwatch.update(progress.steps - self._step, metrics["episodes"], metrics["return"], spent)
+        self._step = progress.steps
 
 
 def bare_loop(config: Config, stopwatch: m.Stopwatch) -> None:
@@ -109,7 +107,7 @@ def main() -> None:
         if args.runner == "bare":
             bare_loop(config, stopwatch)
         else:
-            train(config, display=_Timing(stopwatch))
+            train(config, callbacks=[_Timing(stopwatch)], progress=False)
     blueprint = make_blueprint(config)
     parameters = sum(parameter.numel() for parameter in blueprint.policy().parameters())
     described = to_json(blueprint.config.to_dict()) | {"parameters": parameters}

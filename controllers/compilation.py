@@ -1,9 +1,9 @@
 """Compiling scans before processes start that would each compile them."""
 
+import logging
 import re
 import shutil
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,16 +11,17 @@ import torch
 
 from mneme.controllers.controller import Controller
 
+_log = logging.getLogger(__name__)
+
 _OUTDATED = 90 * 24 * 3600  # seconds
 
 
-def compile_ahead(controller: Controller, kind: str, note: Callable[[str], None]) -> None:
+def compile_ahead(controller: Controller, kind: str) -> None:
     """Where the scans of this kind are compiled on this machine's CPU and never were, do it now.
 
     Args:
         controller: one of them.
         kind: its name, under which it is remembered.
-        note: is told beforehand, as it takes up to half a minute.
     """
     if controller.backend_on(torch.device("cpu")) != "numba":
         return
@@ -28,7 +29,7 @@ def compile_ahead(controller: Controller, kind: str, note: Callable[[str], None]
 
     folder = machine_code_folder()
     if folder is None:
-        note(
+        _log.warning(
             f"no folder can be written where the compiled scans of {kind} could be kept, so that every process "
             f"compiles them: up to half a minute each; name one that can be in NUMBA_CACHE_DIR"
         )
@@ -36,7 +37,7 @@ def compile_ahead(controller: Controller, kind: str, note: Callable[[str], None]
     mark = Path(folder, f"{kind.replace('/', '_')}.compiled")
     if mark.exists() and any(mark.parent.rglob("*.nbi")):
         return
-    note(f"compiling the scans of {kind} for this machine, once: up to half a minute")
+    _log.info(f"compiling the scans of {kind} for this machine, once: up to half a minute")
     for lanes in (1, 4):  # fewer than tiles have rows take other machine code: see tiles.product_tiles
         x_TBD, reset_TB = torch.zeros(1, lanes, controller.input_size), torch.zeros(1, lanes, dtype=torch.bool)
         y_TBH, _ = controller.scan(x_TBD, reset_TB, controller.initial_carry(lanes))

@@ -4,7 +4,7 @@ A request returns two objects that this process owns: a small delivery, fetched 
 the object store until the learner maps it. A dead actor therefore loses only what it had in flight.
 """
 
-from collections.abc import Callable
+import logging
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -16,6 +16,8 @@ from mneme.distributed.runners import Arrival, ServiceError, episode_shares
 from mneme.distributed.workers import RolloutWorker, State
 from mneme.envs import EnvironmentMisuse
 from mneme.rollout_workers import Evaluation, EvaluationError
+
+_log = logging.getLogger(__name__)
 
 _REASON_CHARACTERS = 300
 
@@ -31,16 +33,14 @@ class RolloutFleet:
 
     Args:
         blueprint: what the workers are built from.
-        note: told of every loss, in one sentence.
     """
 
-    def __init__(self, blueprint: Blueprint, note: Callable[[str], None]) -> None:
+    def __init__(self, blueprint: Blueprint) -> None:
         service = blueprint.config.service
         self._actor_class: Any = ray.remote(num_cpus=service.worker_cpus)(RolloutWorker)
         self._blueprint = ray.put(blueprint)
         self._timeout, self._max_restarts = service.collect_timeout, service.max_restarts
         self._evaluation_timeout = blueprint.config.train.evaluation_timeout
-        self._note = note
         self._incarnations = [0] * blueprint.config.rollout.workers
         self._failures = [0] * blueprint.config.rollout.workers
         self._actors = [self._spawn(worker) for worker in range(blueprint.config.rollout.workers)]
@@ -94,7 +94,7 @@ class RolloutFleet:
             self._failures[request.worker] = 0
             return Arrival(delivery, request.fragment)
         self._count_failure(request.worker, delivery.error)
-        self._note(f"a fragment was not used: {delivery.error}")
+        _log.warning(f"a fragment was not used: {delivery.error}")
         return Arrival(delivery, None)
 
     def _replace_hung(self) -> None:
@@ -104,7 +104,7 @@ class RolloutFleet:
 
     def _replace(self, worker: int, reason: str) -> None:
         self._count_failure(worker, reason)
-        self._note(f"rollout actor {worker} was lost ({reason}); a new one takes its place")
+        _log.warning(f"rollout actor {worker} was lost ({reason}); a new one takes its place")
         ray.kill(self._actors[worker])
         self._requests = {ref: request for ref, request in self._requests.items() if request.worker != worker}
         self._incarnations[worker] += 1

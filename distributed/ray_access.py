@@ -1,14 +1,17 @@
 """What is settled before Ray starts: the address to join, its token, and word of a start that takes long."""
 
+import logging
 import os
 import re
 import secrets
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
 from time import monotonic
+
+_log = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 10.0
 _SILENCE = 10.0  # seconds after which a start is said to take long, and between such words
@@ -43,7 +46,7 @@ def check_address(address: str, said_by: str) -> None:
         raise OSError(f"the host {host} in {said_by} is not known ({error.strerror}); {_FORMS}") from None
 
 
-def keep_token_private(note: Callable[[str], None]) -> None:
+def keep_token_private() -> None:
     """See to it that Ray's token can be read by its owner alone, and that there is one where Ray cannot keep it.
 
     Ray makes the file as the umask has it, which lets every user of the machine run code as its owner.
@@ -61,26 +64,28 @@ def keep_token_private(note: Callable[[str], None]) -> None:
             os.replace(part, path)
         elif path.stat().st_mode & 0o077:
             path.chmod(0o600)
-            note(f"{path} could be read by others, who could have run code as you; now it is yours alone")
+            _log.warning(f"{path} could be read by others, who could have run code as you; now it is yours alone")
     except OSError as error:
         if os.access(path, os.R_OK):
-            note(f"Ray's token in {path} cannot be kept from others ({error}); name a file of yours in {_TOKEN_PATH}")
+            _log.warning(
+                f"Ray's token in {path} cannot be kept from others ({error}); name a file of yours in {_TOKEN_PATH}"
+            )
             return
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        note(
+        _log.warning(
             f"Ray's token cannot be kept in the home directory ({error}): this run has one of its own; name a file "
             f"that can be written in {_TOKEN_PATH} to keep one"
         )
 
 
 @contextmanager
-def saying_that_it_goes_on(what: str, note: Callable[[str], None]) -> Iterator[None]:
-    """Note every few seconds that something is still under way."""
+def saying_that_it_goes_on(what: str) -> Iterator[None]:
+    """Say every few seconds that something is still under way."""
     done, began = Event(), monotonic()
 
     def tell() -> None:
         while not done.wait(_SILENCE):
-            note(f"{what}: {monotonic() - began:.0f} s so far")
+            _log.info(f"{what}: {monotonic() - began:.0f} s so far")
 
     thread = Thread(target=tell, name="mneme-waiting", daemon=True)
     thread.start()

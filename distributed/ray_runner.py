@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -15,7 +15,7 @@ from ray.job_config import JobConfig
 from mneme.distributed.blueprint import Blueprint
 from mneme.distributed.fleet import RolloutFleet, failure_reason
 from mneme.distributed.ray_access import check_address, keep_token_private, saying_that_it_goes_on
-from mneme.distributed.runners import Arrival, FragmentRef, FragmentsLost, RunState, ServiceError
+from mneme.distributed.runners import Arrival, FragmentRef, FragmentsLost, PendingUpdate, RunState, ServiceError
 from mneme.distributed.settings import ServiceSettings
 from mneme.distributed.workers import LearnerWorker
 from mneme.learner import UpdateReport
@@ -24,10 +24,10 @@ from mneme.rollout_workers import Evaluation
 LOOPBACK = "127.0.0.1"
 
 
-_log = logging.getLogger("mneme").info
+_log = logging.getLogger(__name__)
 
 
-def start_ray(service: ServiceSettings, workers: int, note: Callable[[str], None] = _log) -> bool:
+def start_ray(service: ServiceSettings, workers: int) -> bool:
     """Join the cluster that the settings or RAY_ADDRESS name, or start a Ray of our own on loopback.
 
     Returns:
@@ -49,16 +49,16 @@ def start_ray(service: ServiceSettings, workers: int, note: Callable[[str], None
     try:
         if address:
             check_address(address, "service.address" if service.address else "RAY_ADDRESS")
-            with saying_that_it_goes_on(f"joining the Ray cluster at {address}", note):
+            with saying_that_it_goes_on(f"joining the Ray cluster at {address}"):
                 ray.init(address=address, **quiet)
             return False
-        keep_token_private(note)
+        keep_token_private()
         # Ray's own switch to loopback for machines that are no cluster. Without it Ray listens on every address of the
         # machine, and even `_node_ip_address="127.0.0.1"` is turned into the machine's outward one.
         ray_constants.ENABLE_RAY_CLUSTER = False
         os.environ.setdefault("RAY_worker_niceness", "0")  # training is what this Ray is for, not a background chore
         cpus = max(os.cpu_count() or 1, math.ceil(workers * service.worker_cpus))
-        with saying_that_it_goes_on("starting Ray", note):
+        with saying_that_it_goes_on("starting Ray"):
             ray.init(
                 address="local", num_cpus=cpus, include_dashboard=service.dashboard, dashboard_host=LOOPBACK, **quiet
             )  # fmt: skip
@@ -90,11 +90,10 @@ class _NoFolders(list[str]):
 class RayRunner:
     """A `Runner` whose workers are Ray actors, with the calls that overlap collection and learning besides."""
 
-    def __init__(self, blueprint: Blueprint, note: Callable[[str], None]) -> None:
+    def __init__(self, blueprint: Blueprint) -> None:
         service = blueprint.config.service
         self.level = 0
-        self._note = note
-        self._owns_ray = start_ray(service, blueprint.config.rollout.workers, note)
+        self._owns_ray = start_ray(service, blueprint.config.rollout.workers)
         gpus = service.learner_gpus
         if gpus is None:
             gpus = min(1.0, ray.cluster_resources().get("GPU", 0.0))
@@ -102,7 +101,7 @@ class RayRunner:
         # The learner reserves no CPU: it and the rollout actors take turns in synchronous mode.
         actor: Any = ray.remote(num_cpus=0, num_gpus=gpus, resources=resources)(LearnerWorker)
         self._learner = actor.remote(blueprint)
-        self.fleet = RolloutFleet(blueprint, note)
+        self.fleet = RolloutFleet(blueprint)
         self.weights: Any = self._learner.weights.remote()
         self._version = 0
         self._check_resources({"GPU": gpus, "CPU": len(self.fleet) * service.worker_cpus, **resources})
@@ -119,21 +118,39 @@ class RayRunner:
                 raise ServiceError(
                     f"{sentence}; lower service.learner_gpus or service.learner_resource, or join a cluster"
                 )
-            self._note(f"{sentence}; waiting for the cluster to grow")
+            _log.info(f"{sentence}; waiting for the cluster to grow")
 
     @property
     def version(self) -> int:
         return self._version
 
+    @property
+    def restarts(self) -> int:
+        return self.fleet.restarts
+
+    @property
+    def idle(self) -> list[int]:
+        return self.fleet.idle
+
+    @property
+    def workers(self) -> int:
+        return len(self.fleet)
+
+    def request(self, worker: int) -> None:
+        self.fleet.request(worker, self.weights, self.level)
+
+    def wait(self, update: PendingUpdate | None) -> list[Arrival]:
+        return self.fleet.wait(*[update.report] if update else [])
+
     def start(self) -> None:
-        with saying_that_it_goes_on("starting the actors", self._note):
+        with saying_that_it_goes_on("starting the actors"):
             self._call(self.weights)
             started = self.fleet.started()
             ray.wait(started, num_returns=len(started), timeout=None)  # a failure shows when the first fragment is due
 
     def collect(self) -> list[Arrival]:
         for worker in self.fleet.idle:
-            self.fleet.request(worker, self.weights, self.level)
+            self.request(worker)
         arrivals: list[Arrival] = []
         while len(self.fleet.idle) < len(self.fleet):
             arrivals += self.fleet.wait()
@@ -142,25 +159,25 @@ class RayRunner:
     def learn(self, fragments: Sequence[FragmentRef]) -> UpdateReport:
         return self.learn_end(self.learn_begin(fragments))
 
-    def learn_begin(self, fragments: Sequence[FragmentRef]) -> tuple[Any, Any]:
+    def learn_begin(self, fragments: Sequence[FragmentRef]) -> PendingUpdate:
         """Start an update; what it returns goes to `learn_end`, and its first element is ready once it is done."""
         report, weights = self._learner.update.options(num_returns=2).remote(*fragments)
-        return report, weights
+        return PendingUpdate(report, weights)
 
-    def learn_ready(self, update: tuple[Any, Any]) -> bool:
+    def learn_ready(self, update: PendingUpdate) -> bool:
         """Whether `learn_end` would return at once."""
-        return bool(ray.wait([update[0]], timeout=0)[0])
+        return bool(ray.wait([update.report], timeout=0)[0])
 
-    def learn_end(self, update: tuple[Any, Any]) -> UpdateReport:
+    def learn_end(self, update: PendingUpdate) -> UpdateReport:
         """Wait for an update; its weights become the newest. Raises as `Runner.learn` does."""
         try:
-            report: UpdateReport = ray.get(update[0])
+            report: Any = ray.get(update.report)
         except ObjectLostError:
-            self._note("fragments were lost with their node before the learner could read them; training goes on")
+            _log.warning("fragments were lost with their node before the learner could read them; training goes on")
             raise FragmentsLost("fragments were lost with their node") from None
         except RayError as error:
             raise _learner_failure(error) from None
-        self.weights, self._version = update[1], report.version
+        self.weights, self._version = update.weights, report.version
         return report
 
     def evaluate(self, episodes: int, seed: int) -> Evaluation:

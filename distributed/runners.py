@@ -1,14 +1,17 @@
 """Where a run's parts live: all in this process, or as Ray actors. The service loops see only the `Runner`."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from time import monotonic
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from mneme.controllers import Weights
 from mneme.distributed.blueprint import Blueprint
 from mneme.distributed.workers import Delivery, LearnerWorker, RolloutWorker, State
 from mneme.learner import UpdateReport
 from mneme.rollout_workers import Evaluation
+
+_log = logging.getLogger(__name__)
 
 FragmentRef = Any  # a Ray ObjectRef, or the record batch itself
 
@@ -19,6 +22,13 @@ class ServiceError(RuntimeError):
 
 class FragmentsLost(ServiceError):
     """Fragments vanished with their node before the learner could read them; the learner itself is as it was."""
+
+
+class PendingUpdate(NamedTuple):
+    """An update that is under way, as references to what it will give."""
+
+    report: Any
+    weights: Any
 
 
 class Arrival(NamedTuple):
@@ -43,6 +53,10 @@ class Runner(Protocol):
     @property
     def version(self) -> int:
         """Version of the newest weights."""
+
+    @property
+    def restarts(self) -> int:
+        """Workers that were lost and replaced so far."""
 
     def start(self) -> None:
         """Wait until every part is ready."""
@@ -75,6 +89,38 @@ class Runner(Protocol):
         """Let everything go."""
 
 
+@runtime_checkable
+class OverlappingRunner(Runner, Protocol):
+    """A `Runner` that can collect and learn at the same time; what the asynchronous loop asks for."""
+
+    @property
+    def idle(self) -> list[int]:
+        """Workers that were asked for nothing."""
+
+    @property
+    def workers(self) -> int:
+        """How many there are."""
+
+    def request(self, worker: int) -> None:
+        """Ask an idle worker for a fragment under the newest weights, at the present level."""
+
+    def wait(self, update: PendingUpdate | None) -> list[Arrival]:
+        """What has arrived, as soon as something has, or the update is done, or a moment has passed.
+
+        Raises:
+            ServiceError: a worker failed more often in a row than `service.max_restarts`.
+        """
+
+    def learn_begin(self, fragments: Sequence[FragmentRef]) -> PendingUpdate:
+        """Start an update, which goes to `learn_end`."""
+
+    def learn_ready(self, update: PendingUpdate) -> bool:
+        """Whether `learn_end` would return at once."""
+
+    def learn_end(self, update: PendingUpdate) -> UpdateReport:
+        """Wait for an update; its weights become the newest. Raises as `learn` does."""
+
+
 def episode_shares(episodes: int, workers: int) -> int:
     """Episodes for each worker, so that together they run at least `episodes`."""
     return -(-episodes // workers)
@@ -83,9 +129,9 @@ def episode_shares(episodes: int, workers: int) -> int:
 class LocalRunner:
     """The same workers, called in turn in this process, without Ray; for debugging, tests and machines without Ray."""
 
-    def __init__(self, blueprint: Blueprint, note: Callable[[str], None]) -> None:
+    def __init__(self, blueprint: Blueprint) -> None:
         self.level = 0
-        self._note = note
+        self.restarts = 0  # nothing here can be lost alone
         self._evaluation_timeout = blueprint.config.train.evaluation_timeout
         self._learner = LearnerWorker(blueprint)
         self._workers = [RolloutWorker(blueprint, worker) for worker in range(blueprint.config.rollout.workers)]
@@ -102,7 +148,7 @@ class LocalRunner:
         arrivals = [Arrival(*worker.collect(self._weights, self.level)) for worker in self._workers]
         for arrival in arrivals:
             if arrival.delivery.error:
-                self._note(f"a fragment was not used: {arrival.delivery.error}")
+                _log.warning(f"a fragment was not used: {arrival.delivery.error}")
         return arrivals
 
     def learn(self, fragments: Sequence[FragmentRef]) -> UpdateReport:

@@ -5,16 +5,21 @@ Fragments flow worker -> object store -> replay (references) -> learner; weights
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 from mneme.distributed.blueprint import too_small_a_replay
 from mneme.distributed.replay import Replay, ReplayCounts
-from mneme.distributed.runners import Arrival, FragmentRef, FragmentsLost, Runner, ServiceError
+from mneme.distributed.runners import (
+    Arrival,
+    FragmentRef,
+    FragmentsLost,
+    OverlappingRunner,
+    PendingUpdate,
+    Runner,
+    ServiceError,
+)
 from mneme.distributed.workers import Delivery
 from mneme.learner import UpdateReport
-
-if TYPE_CHECKING:
-    from mneme.distributed.ray_runner import RayRunner
 
 
 class Update(NamedTuple):
@@ -23,6 +28,7 @@ class Update(NamedTuple):
     report: UpdateReport
     deliveries: list[Delivery]  # that arrived since the update before
     replay: ReplayCounts
+    restarts: int  # of workers, so far
 
 
 def synchronous(runner: Runner, replay: Replay[FragmentRef], patience: int) -> Iterator[Update]:
@@ -41,14 +47,14 @@ def synchronous(runner: Runner, replay: Replay[FragmentRef], patience: int) -> I
         fragments = replay.sample(len(replay), runner.version)
         report = _unless_lost(partial(runner.learn, fragments)) if fragments else None
         if report:
-            yield Update(report, [arrival.delivery for arrival in arrivals], replay.counts)
+            yield Update(report, [arrival.delivery for arrival in arrivals], replay.counts, runner.restarts)
         barren = 0 if report else barren + 1
         if barren > patience:
             reasons = {arrival.delivery.error for arrival in arrivals if arrival.delivery.error}
             raise ServiceError(f"{barren} rounds in a row brought no fragment: {'; '.join(sorted(reasons))}")
 
 
-def asynchronous(runner: "RayRunner", replay: Replay[FragmentRef]) -> Iterator[Update]:
+def asynchronous(runner: OverlappingRunner, replay: Replay[FragmentRef]) -> Iterator[Update]:
     """Collect and learn at the same time, never more than `replay.max_lag` versions apart.
 
     Consumes fragments in order of arrival, one for each worker and update; waits for whichever is first, a delivery or
@@ -56,16 +62,16 @@ def asynchronous(runner: "RayRunner", replay: Replay[FragmentRef]) -> Iterator[U
     bound when their turn comes, so a slow learner holds them back; while it is idle every idle worker is asked, so a
     slow worker holds nobody back.
     """
-    per_update = len(runner.fleet)
+    per_update = runner.workers
     deliveries: list[Delivery] = []
-    learning: tuple[Any, Any] | None = None
+    learning: PendingUpdate | None = None
     while True:
-        idle = runner.fleet.idle
+        idle = runner.idle
         in_flight = per_update - len(idle)
         wanted = per_update * replay.max_lag - len(replay) - in_flight if learning else len(idle)
         for worker in idle[: max(0, wanted)]:
-            runner.fleet.request(worker, runner.weights, runner.level)
-        arrivals = runner.fleet.wait(*(learning or ())[:1])
+            runner.request(worker)
+        arrivals = runner.wait(learning)
         _store(replay, arrivals, per_update)
         deliveries += [arrival.delivery for arrival in arrivals]
         finished = learning if learning and runner.learn_ready(learning) else None
@@ -74,7 +80,7 @@ def asynchronous(runner: "RayRunner", replay: Replay[FragmentRef]) -> Iterator[U
             fragments = replay.sample(per_update, runner.version)
             learning = runner.learn_begin(fragments) if fragments else None
         if report:
-            yield Update(report, deliveries, replay.counts)
+            yield Update(report, deliveries, replay.counts, runner.restarts)
             deliveries = []
 
 

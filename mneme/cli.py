@@ -6,6 +6,7 @@ Every failure is one sentence on stderr and a non-zero status.
 import argparse
 import difflib
 import json
+import logging
 import os
 import re
 import sys
@@ -20,7 +21,8 @@ from mneme.configuration.presets import described_presets, find_preset, preset_n
 from mneme.distributed.config import ConfigError
 from mneme.distributed.runners import ServiceError
 from mneme.envs import EnvironmentFailure
-from mneme.reporting.tracking import TrackingSettings, serve_dashboard
+from mneme.reporting.tracking.dashboard import serve_dashboard
+from mneme.reporting.tracking.settings import TrackingSettings
 from mneme.storage.checkpoint import CheckpointError
 from mneme.storage.paths import local_path
 from mneme.streams import forgiving_output
@@ -54,6 +56,11 @@ def _run(options: argparse.Namespace) -> int:
             sys.path.append(os.getcwd())  # where a controller or an environment of one's own may lie
         else:
             os.environ.setdefault("PYTHONSAFEPATH", "1")  # nor do processes that are started from here look there
+        if options.command not in (_train, _suite):  # which show themselves what is logged
+            handler = logging.StreamHandler()
+            handler.setFormatter(logging.Formatter("mneme: %(message)s"))
+            logging.getLogger("mneme").addHandler(handler)
+            logging.getLogger("mneme").setLevel(logging.INFO)
         status: int = options.command(options)
         return status
     except (ConfigError, CheckpointError) as error:

@@ -1,6 +1,6 @@
 """Evaluating a checkpoint, without Ray."""
 
-import sys
+import logging
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -18,6 +18,8 @@ from mneme.rollout_workers import Evaluation, evaluate, policy_spec
 from mneme.rollout_workers.recording import recording
 from mneme.rollout_workers.video import film_episodes
 from mneme.storage.restoring import checked_state, load_run
+
+_log = logging.getLogger(__name__)
 
 
 def evaluate_checkpoint(
@@ -66,19 +68,19 @@ def evaluate_checkpoint(
     if best is not None and record is None:
         raise ValueError(f"--best is {best}, but nothing is recorded; name a file with --record")
     torch.set_num_threads(1)
-    path, checkpoint, config = load_run(path, _say, trust)
+    path, checkpoint, config = load_run(path, trust)
     blueprint = make_blueprint(config)
     env_settings, facts = blueprint.config.env, blueprint.facts
     if changes:
         env_settings, facts = _changed_task(blueprint, changes)
-        _say(f"the task is changed: {' '.join(changes)}")
+        _log.info(f"the task is changed: {' '.join(changes)}")
     if reset_carry_at is not None and facts and facts.episode_length and reset_carry_at >= facts.episode_length:
         raise ValueError(
             f"--reset-carry-at is {reset_carry_at}, beyond the episode's last step {facts.episode_length - 1}; "
             f"use a lower one"
         )
     policy = blueprint.policy()
-    compile_ahead(policy.controller, blueprint.config.policy.controller.kind, _say)
+    compile_ahead(policy.controller, blueprint.config.policy.controller.kind)
     arrays = checked_state(path, checkpoint, blueprint).learner
     weights = {name.removeprefix("policy."): a for name, a in arrays.items() if name.startswith("policy.")}
     version = int(arrays["version"])
@@ -118,7 +120,3 @@ def _changed_task(blueprint: Blueprint[Config], changes: Sequence[str]) -> tuple
             f"leaves them alike"
         )
     return settings, facts
-
-
-def _say(sentence: str) -> None:
-    print(f"mneme: {sentence}", file=sys.stderr)

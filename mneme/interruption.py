@@ -4,11 +4,13 @@ import logging
 import math
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
 from types import FrameType
+
+_log = logging.getLogger(__name__)
 
 _SAME_WISH = 0.5  # seconds; timeout(1) sends its signal twice at once, to the process and to its group
 
@@ -21,7 +23,7 @@ class StopRequest:
 
 
 @contextmanager
-def stopping_on_signals(note: Callable[[str], None]) -> Iterator[StopRequest]:
+def stopping_on_signals() -> Iterator[StopRequest]:
     """Ctrl-C and SIGTERM ask for a stop after the update at hand; a second one interrupts at once.
 
     So does SIGHUP, a terminal that was closed, once or often, unless nohup has it ignored. Outside the main thread
@@ -41,7 +43,7 @@ def stopping_on_signals(note: Callable[[str], None]) -> Iterator[StopRequest]:
             pressed = min(pressed, monotonic())
         if not request.made:
             request.made = True
-            note("stopping after the update at hand; once more to stop at once, without a checkpoint")
+            _log.info("stopping after the update at hand; once more to stop at once, without a checkpoint")
 
     wished = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
@@ -56,23 +58,3 @@ def stopping_on_signals(note: Callable[[str], None]) -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def warnings_noted(note: Callable[[str], None]) -> Iterator[None]:
-    """Pass the warnings of the logger "mneme" on."""
-    logger, handler = logging.getLogger("mneme"), _NoteHandler(note)
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-
-
-class _NoteHandler(logging.Handler):
-    def __init__(self, note: Callable[[str], None]) -> None:
-        super().__init__(logging.WARNING)
-        self._note = note
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._note(record.getMessage())

@@ -1,6 +1,7 @@
 """Small real parts that many tests need."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -42,6 +43,24 @@ def counting_collector() -> Callable[..., Collector]:
         return Collector(env, policy, length, stride, seed=seed, **options)
 
     return build
+
+
+@pytest.fixture
+def notes() -> Iterator[list[str]]:
+    """What is logged under "mneme" while the test runs, in order."""
+    sentences: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            sentences.append(record.getMessage())
+
+    logger, listener = logging.getLogger("mneme"), Listener()
+    level = logger.level
+    logger.addHandler(listener)
+    logger.setLevel(logging.INFO)
+    yield sentences
+    logger.removeHandler(listener)
+    logger.setLevel(level)
 
 
 @pytest.fixture

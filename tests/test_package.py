@@ -51,9 +51,7 @@ def run(python: Path, *arguments: str, cwd: Path) -> str:
     return done.stdout
 
 
-def test_a_wheel_trains_on_a_users_own_envs_beside_dasks_distributed(
-    python: Path, clone: Path, tmp_path: Path
-) -> None:
+def test_a_wheel_trains_on_a_users_own_envs_beside_dasks_distributed(python: Path, clone: Path, tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, clone],
         check=True,

@@ -17,7 +17,7 @@ from mneme.configuration.hints import suggestions
 from mneme.configuration.records import RecordError, read_yaml, refuse_what_changes
 from mneme.controllers import hints_of
 from mneme.distributed.config import ConfigError, ServiceConfig
-from mneme.reporting.tracking import TrackingSettings
+from mneme.reporting.tracking.settings import TrackingSettings
 from mneme.storage.settings import CheckpointSettings
 
 

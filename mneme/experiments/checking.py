@@ -44,7 +44,7 @@ def check_controller(kind: str, overrides: Sequence[str], console: Console | Non
         f"[bold]{kind}[/bold], hidden_size {settings.hidden_size}, {settings.layers} layer(s), "
         f"backend {controller.backend_on(_CPU)}"
     )
-    compile_ahead(controller, kind, console.print)
+    compile_ahead(controller, kind)
     failed, table = [], _table()
     for finding in findings(build):
         table.add_row(*_row(finding))

@@ -1,13 +1,14 @@
 """Does it learn? One run for one seed, and what came of it."""
 
+from collections.abc import Iterable
 from time import perf_counter
 from typing import NamedTuple
 
+from mneme.callbacks import Callback
 from mneme.configuration.config import Config
 from mneme.distributed.blueprint import make_blueprint
 from mneme.evaluation import evaluate_checkpoint
 from mneme.experiments.machine import describe_machine, versions
-from mneme.reporting.display import Display
 from mneme.rollout_workers import EvaluationError
 from mneme.training import train
 
@@ -30,18 +31,20 @@ class SeedRun(NamedTuple):
     success_with_carry_reset: float  # with the memory taken away in the middle of every episode
 
 
-def run_seed(config: Config, *, local: bool = False, display: Display | None = None) -> SeedRun | None:
+def run_seed(
+    config: Config, *, local: bool = False, callbacks: Iterable[Callback] = (), progress: bool = True
+) -> SeedRun | None:
     """Train and evaluate; None if it was interrupted.
 
     Args:
         config: of an environment that says what success is.
-        local, display: as for `train`.
+        local, callbacks, progress: as for `train`.
 
     Raises:
         EvaluationError: the evaluation at the end came to no result. Else as `train`.
     """
     started = perf_counter()
-    result = train(config, local=local, display=display)
+    result = train(config, local=local, callbacks=callbacks, progress=progress)
     seconds = perf_counter() - started
     if result.interrupted:
         return None

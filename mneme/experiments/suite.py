@@ -257,7 +257,7 @@ def _run(job: Job, local: bool, log: IO[str]) -> dict[str, Any] | None:
         "task": job.task, "controller": job.controller, "settings": job.settings, "cpu": describe_machine()["cpu"],
     }  # fmt: skip
     try:
-        outcome = run_seed(job.config, local=local, display=Display(Console(file=log)))
+        outcome = run_seed(job.config, local=local, callbacks=[Display(Console(file=log))], progress=False)
     except (FloatingPointError, EvaluationError) as error:
         seconds = round(perf_counter() - started, 1)
         return run | {"seed": job.config.seed, "seconds": seconds, "solved": False, "failure": str(error)}

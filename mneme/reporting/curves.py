@@ -1,5 +1,6 @@
 """The learning-curve picture that a run leaves behind. Matplotlib is imported only when one is drawn."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,8 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from mneme.callbacks import Callback, Outcome, Progress, RunStart
+from mneme.storage.run_folder import RunFolder
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+_log = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float64]
 
@@ -34,6 +40,34 @@ STYLE: dict[Any, Any] = {
     "ytick.color": GREY,
     "ytick.labelcolor": INK,
 }
+
+
+class LearningCurve(Callback):
+    """Draws what a run has learned into its folder once it is over."""
+
+    def on_start(self, run: RunStart) -> None:
+        """Keep what the picture says besides the metrics."""
+        self._run = run
+
+    def on_end(self, progress: Progress, outcome: Outcome) -> None:
+        """Draw, unless the run failed; a disk that is full costs the picture alone."""
+        if outcome == "failed":
+            return
+        config, facts, folder = self._run.config, self._run.blueprint.facts, RunFolder(self._run.folder)
+        references = (
+            {
+                "optimal": facts.optimal_return,
+                "without memory": facts.memoryless_return,
+                "chance": facts.chance_return,
+            }
+            if facts
+            else {}
+        )
+        title = f"{config.env.id}, {config.policy.controller.kind}, {config.learner.mode}"
+        try:
+            draw_learning_curve(folder.history(), folder.curve, title, references)
+        except OSError as error:
+            _log.warning(f"the learning curve could not be drawn: {error}")
 
 
 def draw_learning_curve(

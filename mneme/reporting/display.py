@@ -1,5 +1,6 @@
 """Progress in the terminal: a live view where one can be drawn, else one plain line per update."""
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,11 +10,15 @@ from typing import IO, NamedTuple, Self, cast
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from mneme.callbacks import Callback, Outcome, Progress, RunStart
 from mneme.streams import Forgiving
+
+_LOGGER = logging.getLogger("mneme")
 
 NOTHING = "–"
 _WIDTHS = range(20, 1000)  # columns that a terminal may have; what says otherwise is not believed
@@ -43,8 +48,9 @@ QUANTITIES = (
 )
 
 
-class Display:
-    """Shows one run; a context manager, so that the terminal is left tidy whatever happens.
+class Display(Callback):
+    """Shows one run, and what is logged meanwhile under "mneme"; a context manager, so that the terminal is left tidy
+    whatever happens.
 
     A terminal that fails costs what would have been shown, never the run: no method raises.
 
@@ -58,7 +64,7 @@ class Display:
         if self._console.width not in _WIDTHS:
             self._console.width = _USUAL_WIDTH
         self._live: Live | None = None
-        self._bar = Progress(
+        self._bar = Bar(
             BarColumn(bar_width=None, complete_style="cyan", finished_style="green"),
             TextColumn("[bold]{task.percentage:.0f} %"),
             TextColumn("{task.fields[steps]} steps"),
@@ -70,13 +76,28 @@ class Display:
         self._title = ""
         self._total = 1
         self._first: tuple[float, int] | None = None  # time and step of the first update
+        self._sentences = _Sentences(self)
 
     def __enter__(self) -> Self:
+        self._sentences.listen()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def on_start(self, run: RunStart) -> None:
+        """Begin."""
+        self._sentences.listen()
+        self.start(run.config.train.total_steps, run.folder.name)
+
+    def on_update(self, progress: Progress, metrics: Mapping[str, float]) -> None:
+        """Show the update."""
+        self.update(metrics, progress.steps)
+
+    def on_end(self, progress: Progress, outcome: Outcome) -> None:
+        """Leave the last view standing."""
         self.close()
 
     def start(self, total_steps: int, title: str) -> None:
@@ -122,6 +143,7 @@ class Display:
             with self._costing_only_itself():
                 self._live.stop()
             self._live = None
+        self._sentences.stop_listening()
 
     @contextmanager
     def _costing_only_itself(self) -> Iterator[None]:
@@ -156,6 +178,33 @@ class Display:
         shown = {quantity.name: texts.get(quantity.key, NOTHING) for quantity in QUANTITIES}
         tables = [_table(part) for part in _broken(shown, self._console.width)]
         return Group(Text(self._title, style="bold"), self._bar, *tables)
+
+
+class _Sentences(logging.Handler):
+    """Passes on what is logged under "mneme"."""
+
+    def __init__(self, display: Display) -> None:
+        super().__init__(logging.INFO)
+        self._display = display
+        self._level: int | None = None  # of the logger, before
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one."""
+        self._display.note(record.getMessage())
+
+    def listen(self) -> None:
+        """Begin, unless it has begun."""
+        if self._level is None:
+            self._level = _LOGGER.level
+            _LOGGER.setLevel(min(logging.INFO, _LOGGER.level or logging.INFO))
+            _LOGGER.addHandler(self)
+
+    def stop_listening(self) -> None:
+        """Leave the logger as it was."""
+        if self._level is not None:
+            _LOGGER.removeHandler(self)
+            _LOGGER.setLevel(self._level)
+            self._level = None
 
 
 def _broken(shown: Mapping[str, str], width: int) -> list[dict[str, str]]:

@@ -62,6 +62,7 @@ class Meter:
             "steps_per_second": report.steps / wall,
             "weights_version": float(report.version),
             "environment_failures": float(self._failures),
+            "worker_restarts": float(update.restarts),
             "fragments_refused": float(self._refused),
             "fragments_dropped": float(update.replay.dropped_stale + update.replay.dropped_full),
             **{f"seconds/{key}": value for key, value in spent.items()},

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from mneme.storage.paths import CHECKPOINT_PREFIX, CHECKPOINTS, MANIFEST, UNSUPPORTED, locate
+
+_log = logging.getLogger(__name__)
 
 FORMAT = 2  # 1: Mamba-2 carried [B, H, P, N], and mamba and mamba2 were fed with a bias
 _RUN = "run.json"
@@ -118,10 +120,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(run, arrays)
 
 
-def find_checkpoint(path: Path, note: Callable[[str], None]) -> tuple[Path, Checkpoint]:
+def find_checkpoint(path: Path) -> tuple[Path, Checkpoint]:
     """The newest whole checkpoint of the run that `path` names, or the very one, if it names that; see `locate`.
 
-    Where a run's newest is damaged, the one before it is used, and `note` is told.
+    Where a run's newest is damaged, the one before it is used, with a warning.
 
     Raises:
         CheckpointError: there is none.
@@ -139,7 +141,7 @@ def find_checkpoint(path: Path, note: Callable[[str], None]) -> tuple[Path, Chec
         try:
             return candidate, load_checkpoint(candidate)
         except CheckpointError as error:
-            note(f"{error}; trying the one before it")
+            _log.warning(f"{error}; trying the one before it")
     raise CheckpointError(
         f"no usable checkpoint under {root}; "
         + ("all of them are damaged" if candidates else "give a run folder, or train one with: mneme train")

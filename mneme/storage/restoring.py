@@ -33,18 +33,17 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of one parameter in Adam: all of
 _BY_LANE = ("reward_scale.running", "reward_scale.expected")  # of the lanes up to the last that has been seen
 
 
-def load_run(path: Path, note: Callable[[str], None], trust: bool) -> tuple[Path, Checkpoint, Config]:
+def load_run(path: Path, trust: bool) -> tuple[Path, Checkpoint, Config]:
     """The checkpoint that a path means, and its configuration, which asks for no code that nobody here has chosen.
 
     Args:
         path: a run folder or one of its checkpoints.
-        note: told of checkpoints that are passed over.
         trust: whether any code may be asked for.
 
     Raises:
         CheckpointError: there is none, or it is not one that a run has written.
     """
-    path, saved = find_checkpoint(path, note)
+    path, saved = find_checkpoint(path)
     for name, kind in (("steps", int), ("episodes", int), ("config", dict), ("resumes_exactly", bool)):
         value = saved.run.get(name)
         if type(value) is not kind or (isinstance(value, int) and value < 0):

@@ -5,10 +5,10 @@ runs/<name>/config.yaml  metrics.jsonl  curve.png  checkpoints/step-000000500000
 
 import fcntl
 import json
+import logging
 import math
 import os
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +18,8 @@ from mneme.configuration.config import Config
 from mneme.configuration.records import write_yaml
 from mneme.distributed.config import ConfigError
 from mneme.storage.paths import CHECKPOINTS, UNSUPPORTED, checked_name, explained, local_path, locate
+
+_log = logging.getLogger(__name__)
 
 Row = dict[str, float]
 
@@ -46,6 +48,7 @@ class RunFolder:
         self.checkpoints = path / CHECKPOINTS
         self.curve = path / "curve.png"
         self.metrics = path / "metrics.jsonl"
+        self.config = path / "config.yaml"
 
     @classmethod
     def new(cls, config: Config, preset: Path | None) -> "RunFolder":
@@ -95,10 +98,10 @@ class RunFolder:
                     f"{self.path} exists already; choose another name=..., or go on with it: --resume {self.path}"
                 ) from None
 
-    def lock(self, note: Callable[[str], None]) -> IO[str]:
+    def lock(self) -> IO[str]:
         """Hold the folder for this process until the returned file is closed, or the process ends.
 
-        A file system without locks, as some networks' are, is noted, and the folder is not held.
+        A file system without locks, as some networks' are, costs a warning, and the folder is not held.
 
         Raises:
             ConfigError: another process holds it.
@@ -112,7 +115,7 @@ class RunFolder:
             if error.errno not in UNSUPPORTED:
                 file.close()
                 raise ConfigError(f"another process is training in {self.path}; wait for it or stop it") from None
-            note(
+            _log.warning(
                 f"the file system of {self.path} has no locks ({error.strerror}): see to it that no other process "
                 f"trains there"
             )
@@ -125,13 +128,11 @@ class RunFolder:
             ConfigError: another process holds the folder.
         """
         if (self.path / _LOCK).exists():
-            self.lock(lambda _: None).close()
+            self.lock().close()
 
-    def write_config(self, config: Config) -> Path:
+    def write_config(self, config: Config) -> None:
         """Keep the resolved configuration beside the results."""
-        target = self.path / "config.yaml"
-        self._replace(target, write_yaml(config.to_dict()))
-        return target
+        self._replace(self.config, write_yaml(config.to_dict()))
 
     def append(self, step: int, row: Row) -> None:
         """Add one line of metrics with the time, in seconds since 1970; values that are not finite are left out.

@@ -1,5 +1,6 @@
 """A run's last checkpoint, without which the run was for nothing: written to its folder, or else elsewhere."""
 
+import logging
 import shutil
 import sys
 import tempfile
@@ -14,6 +15,8 @@ from mneme.interruption import StopRequest
 from mneme.storage.paths import local_path
 from mneme.storage.run_folder import RunFolder
 
+_log = logging.getLogger(__name__)
+
 PAUSES = (1, 2, 4, 8, 15)  # seconds between tries, after which a run that nobody watches gives up
 _WATCHED_PAUSE = 15  # while somebody at a terminal may make room
 
@@ -22,7 +25,6 @@ def save_last(
     write: Callable[[Path], Path],
     folder: RunFolder,
     config: Config,
-    note: Callable[[str], None],
     stop: StopRequest,
 ) -> tuple[Path | None, str | None]:
     """Write the state that a run ends with.
@@ -51,7 +53,7 @@ def save_last(
             )
         except OSError as error:
             reasons = f"{folder.checkpoints} ({reason}) nor to {fallback} ({error})"
-        note(f"the last checkpoint could be written neither to {reasons}; make room: trying again in {pause} s")
+        _log.warning(f"the last checkpoint could be written neither to {reasons}; make room: trying again in {pause} s")
         try:
             for _ in range(pause):
                 sleep(1)

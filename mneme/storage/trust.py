@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mneme.configuration.config import Config
-from mneme.reporting.tracking import TrackingSettings
-from mneme.reporting.tracking.settings import sqlite_file, without_password
+from mneme.reporting.tracking.settings import TrackingSettings, sqlite_file, without_password
 from mneme.storage.checkpoint import CheckpointError
 
 

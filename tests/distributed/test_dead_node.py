@@ -26,12 +26,11 @@ def cluster() -> Iterator[Cluster]:
     made.shutdown()
 
 
-def test_a_dead_node_costs_what_was_on_it(cluster: Cluster) -> None:
+def test_a_dead_node_costs_what_was_on_it(cluster: Cluster, notes: list[str]) -> None:
     node = cluster.add_node(num_cpus=2, object_store_memory=MEMORY)
     ray.init(address=cluster.address, log_to_driver=False)
     overrides = ["rollout.lanes=256", "env.kwargs.horizon=200", "learner.mode=cached", "learner.epochs=1"]
-    notes: list[str] = []
-    runner = RayRunner(make_blueprint(load_config(None, overrides)), notes.append)
+    runner = RayRunner(make_blueprint(load_config(None, overrides)))
     runner.start()
     arrivals = runner.collect()
     assert len(arrivals) == 2

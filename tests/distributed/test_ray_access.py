@@ -50,34 +50,33 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_token_is_its_owners_alone(home: Path) -> None:
-    notes: list[str] = []
-    keep_token_private(notes.append)
+def test_the_token_is_its_owners_alone(home: Path, notes: list[str]) -> None:
+    keep_token_private()
     token = home / ".ray" / "auth_token"
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
     content = token.read_text()
     assert len(content) == 64
     assert notes == []
     token.chmod(0o644)
-    keep_token_private(notes.append)
+    keep_token_private()
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
     assert token.read_text() == content
     assert "could be read by others" in notes[0]
 
 
-def test_a_home_that_cannot_be_written_gets_a_token_for_this_run(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_that_cannot_be_written_gets_a_token_for_this_run(
+    home: Path, monkeypatch: pytest.MonkeyPatch, notes: list[str]
+) -> None:
     (home / "file").write_text("")
     monkeypatch.setenv("HOME", str(home / "file"))
-    notes: list[str] = []
-    keep_token_private(notes.append)
+    keep_token_private()
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
     assert "RAY_AUTH_TOKEN_PATH" in notes[0]
 
 
-def test_a_start_that_takes_long_is_said_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_that_takes_long_is_said_to_go_on(monkeypatch: pytest.MonkeyPatch, notes: list[str]) -> None:
     monkeypatch.setattr(ray_access, "_SILENCE", 0.001)
-    notes: list[str] = []
-    with saying_that_it_goes_on("starting Ray", notes.append):
+    with saying_that_it_goes_on("starting Ray"):
         while not notes:
             pass
     assert notes[0].startswith("starting Ray: 0 s so far")
@@ -103,6 +102,6 @@ def test_a_ray_that_does_not_start_is_one_sentence_with_a_remedy(
     with pytest.raises(
         ServiceError, match="cannot start Ray on this machine: .*; or train without Ray: --local"
     ) as told:
-        ray_runner.start_ray(ServiceSettings(), 1, lambda _: None)
+        ray_runner.start_ray(ServiceSettings(), 1)
     assert sentence in str(told.value)
     assert "\n" not in str(told.value)

@@ -1,7 +1,7 @@
 """The service on a real Ray: equal to the local run, whole in every mode, and steady when actors die."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 import ray
 import torch
 
+from mneme.callbacks import Callback, Progress
 from mneme.configuration.config import Config, load_config
 from mneme.distributed.blueprint import make_blueprint
 from mneme.distributed.ray_runner import RayRunner, start_ray
@@ -23,7 +24,6 @@ from mneme.envs import EnvironmentMisuse
 from mneme.envs.counting import CountingEnv
 from mneme.learner.batch import SequenceBatch
 from mneme.learner.windows import cut
-from mneme.reporting.display import Display
 from mneme.rollout_workers import EvaluationError, Fragment
 from mneme.storage.checkpoint import list_checkpoints, load_checkpoint
 from mneme.training import resume, train
@@ -61,10 +61,9 @@ def last_arrays(folder: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture
-def runner(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[RayRunner, list[str]]]:
-    notes: list[str] = []
-    made = RayRunner(make_blueprint(config(tmp_path, *getattr(request, "param", ()))), notes.append)
-    yield made, notes
+def service(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[RayRunner]:
+    made = RayRunner(make_blueprint(config(tmp_path, *getattr(request, "param", ()))))
+    yield made
     for actor in [*made.fleet._actors, made._learner]:
         ray.kill(actor)
 
@@ -106,10 +105,9 @@ def test_the_first_ratio_is_one_through_the_real_object_store(tmp_path: Path, mo
     assert all(row["lag"] == 0 for row in seen)
 
 
-@pytest.mark.parametrize("runner", [[f"learner.mode={mode}"] for mode in MODES], indirect=True, ids=MODES)
-def test_the_counting_environment_arrives_in_order(runner: tuple[RayRunner, list[str]]) -> None:
+@pytest.mark.parametrize("service", [[f"learner.mode={mode}"] for mode in MODES], indirect=True, ids=MODES)
+def test_the_counting_environment_arrives_in_order(service: RayRunner) -> None:
     """Worker, object store, replay, windows: every step is where its own number says."""
-    service, _ = runner
     plan = make_blueprint_of(service).config.learner.plan(23)
     replay: Replay[Any] = Replay(10**9, max_lag=0)
     for round_ in range(2):
@@ -143,8 +141,7 @@ def make_blueprint_of(service: RayRunner) -> Any:
     return ray.get(service.fleet._blueprint)
 
 
-def test_a_killed_actor_costs_what_it_had_in_flight(runner: tuple[RayRunner, list[str]]) -> None:
-    service, notes = runner
+def test_a_killed_actor_costs_what_it_had_in_flight(service: RayRunner, notes: list[str]) -> None:
     updates = synchronous(service, Replay(10**9, 0), patience=3)
     assert len(next(updates).deliveries) == 2
     for worker in service.fleet.idle:
@@ -159,13 +156,12 @@ def test_a_killed_actor_costs_what_it_had_in_flight(runner: tuple[RayRunner, lis
     assert update.report.version == 3
 
 
-class KillsAnActor(Display):
+class KillsAnActor(Callback):
     """After the first update it kills a rollout actor's process, as the kernel or a colleague might."""
 
     killed: int | None = None
 
-    def update(self, row: Any, step: int) -> None:
-        super().update(row, step)
+    def on_update(self, progress: Progress, metrics: Mapping[str, float]) -> None:
         if self.killed is None:
             victims = [p for p in psutil.Process().children(recursive=True) if is_rollout_worker(p)]
             self.killed = victims[0].pid
@@ -183,15 +179,14 @@ def is_rollout_worker(process: psutil.Process) -> bool:
 def test_a_run_survives_a_process_killed_from_outside(
     tmp_path: Path, mode: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = train(config(tmp_path, "train.total_steps=4600", f"service.mode={mode}"), display=KillsAnActor())
+    result = train(config(tmp_path, "train.total_steps=4600", f"service.mode={mode}"), callbacks=[KillsAnActor()])
     assert result.steps >= 4600
     assert result.evaluation is not None
     assert "was lost" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("runner", [["service.max_restarts=1"]], indirect=True)
-def test_an_actor_that_keeps_dying_ends_the_run_with_a_sentence(runner: tuple[RayRunner, list[str]]) -> None:
-    service, _ = runner
+@pytest.mark.parametrize("service", [["service.max_restarts=1"]], indirect=True)
+def test_an_actor_that_keeps_dying_ends_the_run_with_a_sentence(service: RayRunner) -> None:
     with pytest.raises(ServiceError, match="rollout actor 1 failed 2 times in a row"):
         for _ in range(10):
             ray.kill(service.fleet._actors[1])
@@ -217,9 +212,8 @@ def test_an_environment_of_an_older_interface_ends_the_run_at_once(tmp_path: Pat
         train(config(tmp_path, "env.id=OfOld-v0", "service.max_restarts=1000"))
 
 
-@pytest.mark.parametrize("runner", [["train.evaluation_timeout=1e-6"]], indirect=True)
-def test_an_evaluation_that_fails_for_certain_is_not_asked_for_again(runner: tuple[RayRunner, list[str]]) -> None:
-    service, notes = runner
+@pytest.mark.parametrize("service", [["train.evaluation_timeout=1e-6"]], indirect=True)
+def test_an_evaluation_that_fails_for_certain_is_not_asked_for_again(service: RayRunner, notes: list[str]) -> None:
     with pytest.raises(EvaluationError, match="episodes were finished after"):
         service.evaluate(20, seed=0)
     assert service.fleet.restarts == 0
@@ -227,15 +221,13 @@ def test_an_evaluation_that_fails_for_certain_is_not_asked_for_again(runner: tup
     assert len(service.collect()) == 2  # and the actors are at work again
 
 
-def test_an_evaluation_may_take_longer_than_a_fragment(runner: tuple[RayRunner, list[str]]) -> None:
-    service, _ = runner
+def test_an_evaluation_may_take_longer_than_a_fragment(service: RayRunner) -> None:
     service.fleet._timeout = 0.0
     assert service.evaluate(20, seed=0).episodes == 20
     assert service.fleet.restarts == 0
 
 
-def test_an_actor_lost_in_an_evaluation_is_replaced_and_asked_once_more(runner: tuple[RayRunner, list[str]]) -> None:
-    service, notes = runner
+def test_an_actor_lost_in_an_evaluation_is_replaced_and_asked_once_more(service: RayRunner, notes: list[str]) -> None:
     expected = service.evaluate(20, seed=0)
     ray.kill(service.fleet._actors[1])
     found = service.evaluate(20, seed=0)
@@ -245,8 +237,7 @@ def test_an_actor_lost_in_an_evaluation_is_replaced_and_asked_once_more(runner: 
     assert any("rollout actor 1 was lost" in note for note in notes)
 
 
-def test_a_lost_learner_ends_the_run_with_a_sentence(runner: tuple[RayRunner, list[str]]) -> None:
-    service, _ = runner
+def test_a_lost_learner_ends_the_run_with_a_sentence(service: RayRunner) -> None:
     updates = synchronous(service, Replay(10**9, 0), patience=3)
     next(updates)
     ray.kill(service._learner)
@@ -270,8 +261,7 @@ def test_asynchronous_service_overlaps_under_the_lag_bound(tmp_path: Path, max_l
     assert all(row["staleness_kl"] >= 0 for row in seen)
 
 
-def test_asynchronous_service_survives_a_death(runner: tuple[RayRunner, list[str]]) -> None:
-    service, notes = runner
+def test_asynchronous_service_survives_a_death(service: RayRunner, notes: list[str]) -> None:
     updates = asynchronous(service, Replay(10**9, max_lag=1))
     next(updates)
     ray.kill(service.fleet._actors[1])

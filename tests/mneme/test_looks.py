@@ -7,12 +7,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from mneme.callbacks import Look
 from mneme.configuration.config import Config, load_config
 from mneme.distributed.runners import LocalRunner
 from mneme.rollout_workers import Evaluation, EvaluationError
 from mneme.storage.checkpoint import list_checkpoints
 from mneme.storage.run_folder import RunFolder
-from mneme.training import Look, train
+from mneme.training import train
 
 
 def config(tmp_path: Path, *overrides: str) -> Config:

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from mneme import training
+from mneme import active_run
 from mneme.configuration.config import Config, load_config
 from mneme.distributed.config import ConfigError
 from mneme.distributed.runners import LocalRunner, ServiceError
@@ -153,14 +153,14 @@ def test_ctrl_c_leaves_a_checkpoint_and_a_resumable_run(tmp_path: Path, monkeypa
 def test_a_full_disk_costs_a_checkpoint_not_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save, calls = training.save_checkpoint, iter(range(100))
+    save, calls = active_run.save_checkpoint, iter(range(100))
 
     def sometimes_full(*arguments: Any) -> Path:
         if next(calls) == 1:
             raise OSError(28, "No space left on device")
         return save(*arguments)
 
-    monkeypatch.setattr(training, "save_checkpoint", sometimes_full)
+    monkeypatch.setattr(active_run, "save_checkpoint", sometimes_full)
     result = train(small(tmp_path), local=True)
     assert result.steps == 1120
     assert len(list_checkpoints(result.folder / "checkpoints")) == 4
@@ -246,7 +246,7 @@ def test_resuming_an_older_checkpoint_sets_the_abandoned_future_aside(tmp_path: 
 
 def test_one_folder_is_trained_in_by_one_process(tmp_path: Path) -> None:
     run = train(small(tmp_path), local=True)
-    with RunFolder(run.folder).lock(print), pytest.raises(ConfigError, match="another process is training in"):
+    with RunFolder(run.folder).lock(), pytest.raises(ConfigError, match="another process is training in"):
         resume(run.folder, total_steps=2240, local=True)
 
 

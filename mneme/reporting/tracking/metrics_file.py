@@ -50,6 +50,6 @@ def _parse(line: bytes, modified_ms: int) -> list[Point]:
     try:
         row = json.loads(line)
         step, seconds = int(row.pop("step")), row.pop("time", None)
-        return points_of(row, step, modified_ms if seconds is None else int(seconds * 1000))
+        return points_of(row, step, modified_ms if seconds is None else round(seconds * 1000))
     except (ValueError, TypeError, KeyError, AttributeError):
         return []

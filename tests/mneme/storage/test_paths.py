@@ -63,7 +63,7 @@ def test_a_run_is_found_by_every_name_it_has(
     assert place.run.resolve() == run
     assert (place.checkpoint and place.checkpoint.name) == checkpoint
     assert RunFolder.of(Path(given.format(**words))).path.name in (name, "link")
-    assert find_checkpoint(Path(given.format(**words)), print)[0].resolve().name == (checkpoint or NEWEST)
+    assert find_checkpoint(Path(given.format(**words)))[0].resolve().name == (checkpoint or NEWEST)
 
 
 def test_a_run_keeps_the_name_that_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +78,7 @@ def test_a_run_keeps_the_name_that_it_was_given(tmp_path: Path, monkeypatch: pyt
 def test_a_checkpoint_outside_a_run_is_evaluated_and_not_resumed(tmp_path: Path) -> None:
     alone = tmp_path / "best"
     (make_run(tmp_path / "a") / "checkpoints" / NEWEST).rename(alone)
-    assert find_checkpoint(alone, print)[0] == alone
+    assert find_checkpoint(alone)[0] == alone
     with pytest.raises(ConfigError, match="best lies in no run's folder"):
         RunFolder.of(alone)
     assert {path.name for path in alone.iterdir()} == {"manifest.json", "run.json", "learner.safetensors"}
@@ -162,13 +162,14 @@ def test_a_folder_that_cannot_be_made_is_explained(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_a_file_system_without_locks_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, notes: list[str]
+) -> None:
     def unsupported(*_: Any) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("fcntl.flock", unsupported)
-    notes: list[str] = []
-    RunFolder(tmp_path).lock(notes.append).close()
+    RunFolder(tmp_path).lock().close()
     assert len(notes) == 1
     assert "has no locks" in notes[0]
 

@@ -100,7 +100,7 @@ def load_run_config(saved: Checkpoint, tmp_path: Path) -> Any:
     save_checkpoint(
         tmp_path / "checkpoints", 80, {k: v for k, v in saved.run.items() if k != "format"}, saved.arrays, 3
     )
-    return load_run(tmp_path, print, trust=False)[2]
+    return load_run(tmp_path, trust=False)[2]
 
 
 def test_parts_and_names_that_do_not_belong_are_refused(saved: Checkpoint, tmp_path: Path) -> None:

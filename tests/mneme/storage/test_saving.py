@@ -39,7 +39,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch, *roots: Path, times: int = 1000) -
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return save_checkpoint(root, *arguments)
 
-    monkeypatch.setattr("mneme.training.save_checkpoint", save)
+    monkeypatch.setattr("mneme.active_run.save_checkpoint", save)
     monkeypatch.setattr(saving, "sleep", lambda _: None)
 
 
@@ -70,7 +70,7 @@ def test_what_was_rescued_before_stays(tmp_path: Path, monkeypatch: pytest.Monke
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return save_checkpoint(root, step, {}, PARTS, 1)
 
-        return saving.save_last(write, folder, config, lambda _: None, StopRequest())[0]
+        return saving.save_last(write, folder, config, StopRequest())[0]
 
     for path in (rescue(1), rescue(2)):
         assert path is not None
@@ -106,7 +106,7 @@ def test_at_a_terminal_it_waits_until_it_is_asked_to_stop(tmp_path: Path, monkey
     def full(_: Path) -> Path:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    path, fault = saving.save_last(full, RunFolder(tmp_path / "a"), small(tmp_path), lambda _: None, stop)
+    path, fault = saving.save_last(full, RunFolder(tmp_path / "a"), small(tmp_path), stop)
     assert path is None
     assert fault is not None
     assert next(slept) == 101  # well beyond the tries of a run that nobody watches

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from mneme.reporting.tracking import dashboard, database, serve_dashboard
-from mneme.reporting.tracking.dashboard import store_uri
+from mneme.reporting.tracking import dashboard, database
+from mneme.reporting.tracking.dashboard import serve_dashboard, store_uri
 
 
 def test_a_file_its_folder_and_its_uri_name_the_same_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from mneme.reporting.tracking import absolute_uri, database
+from mneme.reporting.tracking import database
+from mneme.reporting.tracking.settings import absolute_uri
 
 ROOT = Path(__file__).parents[4]
 
@@ -143,7 +144,9 @@ TRACK = """
 import json, sys, time
 from pathlib import Path
 from mneme.storage.run_folder import RunFolder
-from mneme.reporting.tracking import Identity, Tracker, TrackingSettings, absolute_uri
+from mneme.reporting.tracking.store_run import Identity
+from mneme.reporting.tracking.tracker import Tracker
+from mneme.reporting.tracking.settings import TrackingSettings, absolute_uri
 name = sys.argv[1]
 folder = RunFolder(Path("runs") / name)
 folder.create()

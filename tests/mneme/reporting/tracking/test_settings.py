@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mneme.reporting.tracking import TrackingSettings, absolute_uri
-from mneme.reporting.tracking.settings import fault_of, sqlite_file
+from mneme.reporting.tracking.settings import TrackingSettings, absolute_uri, fault_of, sqlite_file
 
 ODD = "what? #1 100% 50%25 ü & a=b;c"
 

@@ -14,8 +14,11 @@ from typing import Any
 
 import pytest
 
-from mneme.reporting.tracking import Identity, Tracker, TrackingSettings, store_run, tracker
+from mneme.reporting.tracking import store_run, tracker
 from mneme.reporting.tracking.metrics_file import MetricsFile
+from mneme.reporting.tracking.settings import TrackingSettings
+from mneme.reporting.tracking.store_run import Identity
+from mneme.reporting.tracking.tracker import Tracker
 from mneme.storage.run_folder import RunFolder
 
 

@@ -1,0 +1,174 @@
+"""A run while it trains: what its loop asks for between two updates, each of which costs at most itself."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mneme.callbacks import Callbacks, Look, Progress
+from mneme.configuration.config import Config
+from mneme.configuration.records import to_json
+from mneme.curriculum import Curriculum
+from mneme.distributed.blueprint import Blueprint
+from mneme.distributed.runners import Runner
+from mneme.distributed.service import Update
+from mneme.episodes import EpisodeOrder, Episodes
+from mneme.interruption import StopRequest
+from mneme.reporting.meter import Meter, Row, describe_evaluation, evaluation_row
+from mneme.rollout_workers import Evaluation, EvaluationError
+from mneme.storage.checkpoint import save_checkpoint
+from mneme.storage.run_folder import RunFolder
+from mneme.storage.saving import save_last
+
+_log = logging.getLogger(__name__)
+
+_ENDLESS = 1000  # steps of each lane after which an environment of which no episode has ended is suspicious
+
+
+@dataclass
+class ActiveRun:
+    """The parts of a run, and how far it is."""
+
+    blueprint: Blueprint[Config]
+    folder: RunFolder
+    runner: Runner
+    callbacks: Callbacks
+    key: str  # by which the tracking store finds the run again
+    meter: Meter
+    curriculum: Curriculum
+    episodes: EpisodeOrder = field(default_factory=EpisodeOrder)
+    steps: int = 0
+    saved_at: int | None = None  # step of the newest checkpoint of this process
+    rows_lost: bool = False
+    endless: bool = False  # whether it was said that no episode ends
+
+    @property
+    def config(self) -> Config:
+        """Every setting, as resolved."""
+        return self.blueprint.config
+
+    @property
+    def progress(self) -> Progress:
+        """How far it is."""
+        return Progress(self.runner.version, self.steps, self.config.train.total_steps)
+
+    def count(self, update: Update) -> tuple[list[Episodes], Row]:
+        """Take in what an update reports; returns the episodes that are counted with it, and its metrics, recorded."""
+        self.steps += update.report.steps
+        episodes = self.episodes.release(update.deliveries)
+        row = self.meter.row(update, episodes)
+        if self.config.curriculum.stages:
+            row["curriculum/level"] = float(self.curriculum.level)
+        for sentence in update.report.refused:
+            _log.warning(f"a fragment was refused: {sentence}")
+        for delivery in update.deliveries:
+            for sentence in delivery.stats.failures if delivery.stats else ():
+                _log.warning(f"an episode was cut short: {sentence}")
+        self._record(row)
+        self.callbacks.update(self.progress, row)
+        return episodes, row
+
+    def _record(self, row: Row) -> None:
+        """Keep a row of metrics; a disk that is full costs rows, not the run."""
+        try:
+            self.folder.append(self.steps, row)
+        except OSError as error:
+            self.callbacks.unrecorded(self.progress, row)
+            if not self.rows_lost:
+                _log.warning(f"metrics cannot be written to {self.folder.path} ({error}); training goes on")
+            self.rows_lost = True
+
+    def seems_endless(self) -> bool:
+        """Whether no episode has ended in many steps of each lane, though the task declares no length. Said once."""
+        facts, lane_steps = self.blueprint.facts, self.steps // self.config.rollout.lanes
+        declared = facts is not None and facts.episode_length is not None
+        ended = self.meter.episodes or self.episodes.waits()
+        if ended or declared or lane_steps < _ENDLESS:
+            return False
+        if not self.endless:
+            _log.warning(
+                f"no episode has ended in {lane_steps:,} steps of each lane, so there is no return to show or to "
+                f"evaluate; if the environment never ends one, set env.max_episode_steps"
+            )
+        self.endless = True
+        return True
+
+    def enter_level(self) -> None:
+        """Collect at the curriculum's level from now on."""
+        level = self.runner.level = self.curriculum.level
+        what = "the task itself" if self.curriculum.complete else self.config.curriculum.stages[level]
+        _log.info(f"step {self.steps:,}: level {level} begins, {what}")
+
+    def solved(self) -> bool:
+        """Whether an evaluation and, on other episodes, a second one reach `train.stop_success`; if that is unset, one
+        evaluation takes place all the same."""
+        if self.saved_at is None:
+            self.checkpoint()  # evaluation runs the user's code under a new policy: what was learned is saved first
+        return self._reached(Look.EVALUATION) and self._reached(Look.CONFIRMATION)
+
+    def _reached(self, look: Look) -> bool:
+        evaluation, target = self.evaluate(look), self.config.train.stop_success
+        success = None if evaluation is None else evaluation.success_rate
+        return target is not None and success is not None and success >= target
+
+    def evaluate(self, look: Look) -> Evaluation | None:
+        """Run complete episodes, unless none has ended so far; None, with a note, where that came to no result."""
+        if self.seems_endless():
+            return None
+        name = look.name.lower()
+        try:
+            evaluation = self.runner.evaluate(
+                self.config.train.evaluation_episodes, look.seed(self.config.seed, self.steps)
+            )
+        except EvaluationError as error:
+            _log.warning(f"{name} at step {self.steps:,} came to no result: {error}")
+            return None
+        finally:
+            self.meter.skip_pause()
+        self._record(evaluation_row(evaluation, "confirmation/" if look is Look.CONFIRMATION else "evaluation/"))
+        _log.info(f"{name} at step {self.steps:,}: {describe_evaluation(evaluation)}")
+        self.callbacks.evaluation(self.progress, evaluation, look)
+        return evaluation
+
+    def checkpoint(self) -> None:
+        """Save; a disk that is full costs this checkpoint, not the run."""
+        try:
+            path = self._snapshot()(self.folder.checkpoints)
+        except OSError as error:
+            _log.warning(
+                f"the checkpoint at step {self.steps:,} could not be written ({error}); training goes on, and the "
+                f"checkpoints before it are whole"
+            )
+        else:
+            self.saved_at = self.steps
+            self.callbacks.checkpoint(self.progress, path)
+        self.meter.skip_pause()
+
+    def last_checkpoint(self, stop: StopRequest) -> str | None:
+        """Save what the run ends with, unless that was done; what went wrong, if it is not in the run's folder."""
+        if self.saved_at == self.steps:
+            return None
+        path, fault = save_last(self._snapshot(), self.folder, self.config, stop)
+        if path is not None:
+            self.callbacks.checkpoint(self.progress, path)
+        if fault is not None:
+            _log.warning(fault)
+        return fault
+
+    def _snapshot(self) -> Callable[[Path], Path]:
+        """The state now, as what writes it under a folder of checkpoints."""
+        state = self.runner.state()
+        parts = {"learner": state.learner}
+        parts |= {f"worker-{i}": worker for i, worker in enumerate(state.workers) if worker is not None}
+        run = {
+            "steps": self.steps,
+            "episodes": self.meter.episodes,
+            "curriculum": self.curriculum.state(),
+            "waiting_episodes": self.episodes.state(),
+            "config": to_json(self.config.to_dict()),
+            "tracking_run": self.key,
+            "resumes_exactly": self.config.service.mode == "sync"
+            and self.config.train.evaluation_environments == "own"
+            and None not in state.workers,
+        }
+        return lambda root: save_checkpoint(root, self.steps, run, parts, self.config.checkpoint.keep)
