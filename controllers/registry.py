@@ -10,6 +10,7 @@ from typing import Any
 from torch import Generator
 
 from mneme.controllers.controller import Controller
+from mneme.controllers.given import given
 from mneme.controllers.gru import GruController
 from mneme.controllers.lru import LruController
 from mneme.controllers.lstm import LstmController
@@ -85,7 +86,7 @@ def _nearest(kind: str) -> str | None:
 def _own(kind: str) -> ControllerFactory:
     module, _, name = kind.partition(":")
     try:
-        factory = getattr(importlib.import_module(module), name)
+        factory = given(kind) or getattr(importlib.import_module(module), name)
     except Exception as error:
         raise ValueError(
             f"policy.controller.kind is {kind!r}, which cannot be imported: {error}; "

@@ -1,6 +1,6 @@
 """What follows from a configuration once its environment has been looked at; made before any actor starts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from math import prod
@@ -10,6 +10,7 @@ import torch
 from typing_extensions import TypeVar
 
 from mneme.controllers import Controller, Policy, PolicySpec, build_policy
+from mneme.controllers.given import pickled, take
 from mneme.distributed.config import ConfigError, ServiceConfig
 from mneme.distributed.room import check_room, memory
 from mneme.envs import (
@@ -43,6 +44,7 @@ class Blueprint(NamedTuple, Generic[ConfigT_co]):
     facts: TaskFacts | None
     observed: tuple[str, ...]  # how each part of the observation is read, in words
     registered: Registered  # the ids that the task, or what it makes in its turn, may need
+    given: Mapping[str, bytes]  # the class of a controller that other processes cannot import, pickled, by its kind
 
     @property
     def lanes_per_worker(self) -> int:
@@ -83,6 +85,7 @@ class Blueprint(NamedTuple, Generic[ConfigT_co]):
 
     def policy(self) -> Policy:
         """The policy that the run starts from."""
+        take(self.given)
         return build_policy(self.spec, self.config.policy, self.horizon, self.config.seed)
 
     def fragment_bytes(self, policy: Policy) -> int:
@@ -140,6 +143,7 @@ def make_blueprint(config: ConfigT) -> Blueprint[ConfigT]:
             facts,
             seen.described,
             registered_here(),
+            pickled(config.policy.controller.kind),
         )
         policy = blueprint.policy()
         _try_out(policy.controller, config.policy.controller.kind)

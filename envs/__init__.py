@@ -5,6 +5,7 @@ from typing import Any
 import gymnasium
 
 from mneme.envs.associative_recall import AssociativeRecall
+from mneme.envs.callables import HERE, id_of
 from mneme.envs.copy_memory import CopyMemory
 from mneme.envs.counting import Counting
 from mneme.envs.delayed_cue import DelayedCue
@@ -18,6 +19,7 @@ from mneme.envs.guard import (
     reset_failures_in,
 )
 from mneme.envs.make import make_vector_env
+from mneme.envs.masks import flat_mask
 from mneme.envs.memory_chain import MemoryChain
 from mneme.envs.memory_env import MemoryVectorEnv, SingleEnv
 from mneme.envs.place import Place
@@ -29,6 +31,7 @@ from mneme.envs.tmaze import TMaze
 from mneme.envs.vector_guard import adrift_in
 
 __all__ = [
+    "HERE",
     "LARGEST_OBSERVED",
     "AssociativeRecall",
     "CopyMemory",
@@ -50,6 +53,8 @@ __all__ = [
     "check_sendable",
     "facts_of",
     "failures_in",
+    "flat_mask",
+    "id_of",
     "make_vector_env",
     "one_line",
     "register_missing",

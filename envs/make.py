@@ -14,6 +14,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from mneme.envs.callables import HERE, found_in
 from mneme.envs.enclosed import Enclosed, VectorEnv
 from mneme.envs.global_random import GlobalStreams, seed_process
 from mneme.envs.guard import Guard, one_line
@@ -104,8 +105,15 @@ def _find_spec(id: str) -> tuple[str, EnvSpec]:
                 f"its folder on PYTHONPATH"
             ) from error
     if name not in gym.registry:
+        if package and (spec := found_in(package, name)):
+            return package, spec
         if why := why_left_out(name):
             raise _cannot_load(name, why)
+        if name.startswith(HERE):
+            raise ValueError(
+                f"env.id is {id!r}, which only the process that made it can make; put what makes the environment into "
+                f"a module of its own, for others to import"
+            )
         near = difflib.get_close_matches(name, gym.registry, n=3)
         near = near or [known for known in gym.registry if known.startswith("mneme/")]
         raise ValueError(

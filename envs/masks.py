@@ -96,8 +96,7 @@ class Masks:
         return np.stack([self._fitted_lane(lane, origin) for lane in mask])
 
     def _fitted_lane(self, mask: Any, origin: str) -> np.ndarray:
-        parts = [np.ravel(part) for part in mask] if isinstance(mask, (list, tuple)) else [np.ravel(mask)]
-        mask_N = np.concatenate(parts) if parts else np.empty(0)
+        mask_N = flat_mask(mask)
         if mask_N.shape != (sum(self._counts),) or mask_N.dtype.kind not in "biuf":
             raise Misfit(
                 f"{origin} holds {mask_N.size} values of type {mask_N.dtype}; it must hold one number or boolean for "
@@ -107,6 +106,12 @@ class Masks:
 
     def _say(self, what: str, why: str) -> None:
         tell_once(f"{what} of {self._name} is not used as an action mask, as {why}")
+
+
+def flat_mask(mask: Any) -> np.ndarray:
+    """A mask [N] of one environment, which may be given part by part."""
+    parts = [np.ravel(part) for part in mask] if isinstance(mask, (list, tuple)) else [np.ravel(mask)]
+    return np.concatenate(parts) if parts else np.empty(0)
 
 
 def category_counts(space: gym.Space[Any]) -> Iterator[int]:

@@ -77,6 +77,8 @@ class Plain(gym.Wrapper[Any, Any, Any, Any]):
 def made_plain(creator: Creator, **kwargs: Any) -> Any:
     """What the creator makes, as `Plain` where it is an environment of Gymnasium's."""
     env = creator(**kwargs)
+    if isinstance(env, gym.vector.VectorEnv):
+        raise ValueError("a vector environment was made, of its own size; let what makes it take num_envs")
     return Plain(env) if isinstance(env, gym.Env) else env
 
 

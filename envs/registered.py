@@ -35,6 +35,8 @@ def check_sendable(id: str) -> None:
         ValueError: one sentence.
     """
     package, _, name = id.rpartition(":")
+    if name not in gym.registry:
+        return  # it is found in the package itself
     pickled = _pickled(gym.registry[name])
     if isinstance(pickled, Exception) and package in ("", "__main__"):
         reason = " ".join(f"{type(pickled).__name__}: {pickled}".split())

@@ -8,16 +8,14 @@ from typing import Any
 
 import torch
 
+from mneme.agent import load_policy
 from mneme.configuration.config import Config, override
-from mneme.controllers import Weights
-from mneme.controllers.compilation import compile_ahead
-from mneme.distributed.blueprint import Blueprint, make_blueprint
+from mneme.distributed.blueprint import Blueprint
 from mneme.distributed.config import ConfigError
 from mneme.envs import EnvSettings, TaskFacts, facts_of, make_vector_env
 from mneme.rollout_workers import Evaluation, evaluate, policy_spec
 from mneme.rollout_workers.recording import recording
 from mneme.rollout_workers.video import film_episodes
-from mneme.storage.restoring import checked_state, load_run
 
 _log = logging.getLogger(__name__)
 
@@ -68,8 +66,8 @@ def evaluate_checkpoint(
     if best is not None and record is None:
         raise ValueError(f"--best is {best}, but nothing is recorded; name a file with --record")
     torch.set_num_threads(1)
-    path, checkpoint, config = load_run(path, trust)
-    blueprint = make_blueprint(config)
+    loaded = load_policy(path, trust)
+    blueprint, policy = loaded.blueprint, loaded.policy
     env_settings, facts = blueprint.config.env, blueprint.facts
     if changes:
         env_settings, facts = _changed_task(blueprint, changes)
@@ -79,16 +77,10 @@ def evaluate_checkpoint(
             f"--reset-carry-at is {reset_carry_at}, beyond the episode's last step {facts.episode_length - 1}; "
             f"use a lower one"
         )
-    policy = blueprint.policy()
-    compile_ahead(policy.controller, blueprint.config.policy.controller.kind)
-    arrays = checked_state(path, checkpoint, blueprint).learner
-    weights = {name.removeprefix("policy."): a for name, a in arrays.items() if name.startswith("policy.")}
-    version = int(arrays["version"])
-    Weights(version, weights).load_into(policy)
     settings, spaces = env_settings, blueprint.config.spaces
     how: dict[str, Any] = {"seed": seed, "greedy": greedy, "reset_carry_at": reset_carry_at, "spaces": spaces}
     description = (
-        f"{settings.id}, weights {version}, seed {seed}, {'greedy' if greedy else 'sampled'}"
+        f"{settings.id}, weights {loaded.version}, seed {seed}, {'greedy' if greedy else 'sampled'}"
         f"{'' if reset_carry_at is None else f', carry reset at step {reset_carry_at}'}"
     )
     recorded = nullcontext() if record is None else recording(record, description, best)
@@ -99,7 +91,7 @@ def evaluate_checkpoint(
         count = min(lanes or blueprint.config.rollout.lanes, episodes)
         with closing(make_vector_env(settings, count, place=blueprint.place(0, seed, copy=2))) as env:
             return evaluate(
-                env, policy, episodes=episodes, success_return=settings.success_return, weights_version=version,
+                env, policy, episodes=episodes, success_return=settings.success_return, weights_version=loaded.version,
                 recorder=recorder, max_episode_steps=blueprint.config.train.evaluation_max_steps, **how,
             )  # fmt: skip
 

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
+import pyarrow as pa
+
 from mneme.active_run import ActiveRun
 from mneme.callbacks import Callback, Callbacks, Look, Outcome, RunStart
 from mneme.configuration.config import Config
+from mneme.controllers import given
 from mneme.controllers.compilation import compile_ahead
 from mneme.curriculum import Curriculum
 from mneme.distributed.blueprint import Blueprint, make_blueprint
@@ -37,14 +40,20 @@ _log = logging.getLogger(__name__)
 _EXPLORATION = 0.03  # success that sampled actions may cost a policy whose greedy form succeeds
 
 
-class Result(NamedTuple):
-    """How a run ended."""
+class Run(NamedTuple):
+    """A run that has ended."""
 
     folder: Path
     steps: int  # environment steps trained on, since the run's very beginning
     evaluation: Evaluation | None  # at the end; None if the run was interrupted, or it came to no result
     interrupted: bool
-    meter: Meter
+
+    def history(self) -> pa.Table:
+        """Its metrics, oldest first: a row for every update and evaluation, with `step`, and null for what has no
+        value. docs/metrics.md lists the columns; `history().to_pandas()` is pandas' form."""
+        rows = RunFolder(self.folder).history()
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        return pa.table({name: pa.array([row.get(name) for row in rows]) for name in columns})
 
 
 def train(
@@ -54,7 +63,7 @@ def train(
     local: bool = False,
     callbacks: Iterable[Callback] = (),
     progress: bool = True,
-) -> Result:
+) -> Run:
     """Train from the beginning.
 
     Args:
@@ -83,7 +92,7 @@ def resume(
     trust: bool = False,
     callbacks: Iterable[Callback] = (),
     progress: bool = True,
-) -> Result:
+) -> Run:
     """Go on with a run under its own configuration, in its own folder and its own tracking run.
 
     Args:
@@ -130,14 +139,9 @@ def _checked(config: Config, local: bool) -> Blueprint[Config]:
 
 def _check_sendable(config: Config) -> None:
     """Refuse code that Ray's workers cannot have."""
-    kind = config.policy.controller.kind
-    if kind.startswith("__main__:"):
-        raise ConfigError(
-            f"policy.controller.kind is {kind!r}, which Ray's workers cannot import from a notebook or a script; put "
-            f"it into a module of its own, or train without Ray: --local"
-        )
     try:
         check_sendable(config.env.id)
+        given.check_sendable(config.policy.controller.kind)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
@@ -148,7 +152,7 @@ def _execute(
     saved: tuple[dict[str, Any], RunState] | None,
     local: bool,
     callbacks: list[Callback],
-) -> Result:
+) -> Run:
     config: Config = blueprint.config
     outcome: Outcome = "failed"
     compile_ahead(blueprint.policy().controller, config.policy.controller.kind)
@@ -183,7 +187,7 @@ def _execute(
         outcome = "complete" if complete else "stopped"
     if told.error is not None:
         raise told.error
-    return Result(folder.path, run.steps, evaluation, not complete, run.meter)
+    return Run(folder.path, run.steps, evaluation, not complete)
 
 
 def _loop(run: ActiveRun, stop: StopRequest) -> bool:

@@ -97,7 +97,9 @@ class Collector:
         self._next_step = self.env.metadata.get("autoreset_mode") is AutoresetMode.NEXT_STEP
         self._lanes = np.arange(self.first_lane, self.first_lane + B, dtype=np.int64)
         self._reset_failures: list[str] = []
-        self._adapter = SpaceAdapter(self.env, self.spaces, self.policy.spec.masked)
+        self._adapter = SpaceAdapter(
+            self.env.single_observation_space, self.env.single_action_space, self.spaces, self.policy.spec.masked
+        )
         env_keys, self._noise_keys = self._lane_keys()
         with self._blamed("in reset"):
             observation, info = self.env.reset(seed=self._env_seeds(env_keys))

@@ -27,7 +27,7 @@ class SpaceAdapter:
     """What a policy must fit, and the two translations around it.
 
     Args:
-        env: a vector environment.
+        observation_space, action_space: of a single environment.
         settings: which parts of the spaces are used, and how.
         masked: whether the environment says which actions are allowed, in `info["action_mask"]` or as the part
             "action_mask" of a Dict observation: an array [B, mask_size], non-zero where allowed.
@@ -36,9 +36,15 @@ class SpaceAdapter:
         ValueError: a space, or a choice in the settings, that no policy here can handle.
     """
 
-    def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any], settings: SpaceSettings, masked: bool) -> None:
+    def __init__(
+        self,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        settings: SpaceSettings,
+        masked: bool,
+    ) -> None:
         self.settings = settings
-        self._space = env.single_observation_space
+        self._space = observation_space
         leaves = list(leaves_of(self._space))
         self._mask_leaves = [leaf for leaf in leaves if leaf.path[:1] == (ACTION_MASK,)]
         self._observed = observed_leaves([leaf for leaf in leaves if leaf not in self._mask_leaves], settings)
@@ -51,7 +57,7 @@ class SpaceAdapter:
             scale=settings.scale | {name: reading.scale for name, reading in read.items()},
         )
         """With how images are read filled in."""
-        self._action_space = env.single_action_space
+        self._action_space = action_space
         self._acted = [acted_leaf(leaf, settings.squash) for leaf in leaves_of(self._action_space)]
         if not self._acted:
             raise ValueError(
@@ -187,7 +193,7 @@ def adapter_of(env: gym.vector.VectorEnv[Any, Any, Any], settings: SpaceSettings
         raise
     except BaseException as error:
         raise EnvironmentFailure(f"the environment cannot be reset: {one_line(error)}") from error
-    return SpaceAdapter(env, settings, masked=ACTION_MASK in info)
+    return SpaceAdapter(env.single_observation_space, env.single_action_space, settings, masked=ACTION_MASK in info)
 
 
 def _independent(head: ActionHead) -> tuple[ActionHead, ...]:

@@ -19,7 +19,7 @@ from mneme.envs.counting import Counting
 from mneme.evaluation import evaluate_checkpoint
 from mneme.storage.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint
 from mneme.storage.run_folder import RunFolder
-from mneme.training import Result, resume, train
+from mneme.training import Run, resume, train
 
 
 def small(tmp_path: Path, *overrides: str) -> Config:
@@ -388,7 +388,7 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
 
 
 def test_the_local_result_is_complete(tmp_path: Path) -> None:
-    result: Result = train(small(tmp_path), local=True)
+    result: Run = train(small(tmp_path), local=True)
     assert {p.name for p in result.folder.iterdir()} == {
         ".lock",
         "checkpoints",

@@ -26,6 +26,10 @@ class Shaped(gym.Env[Any, Any]):
         return self.observation_space.sample(), {}
 
 
+def made(env: gym.vector.VectorEnv[Any, Any, Any], settings: SpaceSettings, masked: bool) -> SpaceAdapter:
+    return SpaceAdapter(env.single_observation_space, env.single_action_space, settings, masked)
+
+
 def vector(observation: gym.Space[Any], action: gym.Space[Any], lanes: int = 2) -> SyncVectorEnv:
     return SyncVectorEnv([lambda: Shaped(observation, action)] * lanes)
 
@@ -169,7 +173,7 @@ def test_a_part_without_numbers_may_be_left_out() -> None:
 
 def test_nested_parts_are_named_converted_and_kept_in_their_types() -> None:
     env = SyncVectorEnv([Everything] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
-    adapter = SpaceAdapter(env, SpaceSettings(previous_action=True, previous_reward=True), masked=False)
+    adapter = made(env, SpaceSettings(previous_action=True, previous_reward=True), masked=False)
     observation, info = env.reset(seed=0)
     action = adapter.no_action(3)
     assert action.dtype == np.float32
@@ -191,12 +195,12 @@ def test_nested_parts_are_named_converted_and_kept_in_their_types() -> None:
 
 
 def test_categories_are_counted_from_where_the_space_starts() -> None:
-    adapter = SpaceAdapter(vector(BOX, spaces.MultiDiscrete([2, 3], start=[4, 5])), SpaceSettings(), masked=False)
+    adapter = made(vector(BOX, spaces.MultiDiscrete([2, 3], start=[4, 5])), SpaceSettings(), masked=False)
     np.testing.assert_array_equal(adapter.to_env(np.array([[0, 0], [1, 2]])), [[4, 5], [5, 7]])
 
 
 def test_packed_actions_fill_the_space() -> None:
-    adapter = SpaceAdapter(SyncVectorEnv([Everything] * 2), SpaceSettings(), masked=False)
+    adapter = made(SyncVectorEnv([Everything] * 2), SpaceSettings(), masked=False)
     packed = np.float32([[3, -1.0, 0.5, 1, 2, 3, 0, 1, 0, 0, 1], [0, 5.0, -5.0, 0, 0, 0, 1, 0, 0, 0, 1]])
     action = adapter.to_env(packed)
     np.testing.assert_array_equal(action["choice"], [4, 1])
@@ -208,24 +212,24 @@ def test_packed_actions_fill_the_space() -> None:
 
 def test_squashed_actions_span_the_box_and_unbounded_ones_are_left_alone() -> None:
     space = spaces.Box(np.float32([-2.0, 0.0]), np.float32([2.0, 10.0]))
-    adapter = SpaceAdapter(vector(BOX, space), SpaceSettings(squash=True), masked=False)
+    adapter = made(vector(BOX, space), SpaceSettings(squash=True), masked=False)
     got = adapter.to_env(np.float32([[0.0, 30.0], [0.5, -30.0]]))
     np.testing.assert_allclose(got, [[0.0, 10.0], [2 * np.tanh(0.5), 0.0]], rtol=1e-6)
-    free = SpaceAdapter(vector(BOX, spaces.Box(-np.inf, np.inf, (2,))), SpaceSettings(), masked=False)
+    free = made(vector(BOX, spaces.Box(-np.inf, np.inf, (2,))), SpaceSettings(), masked=False)
     np.testing.assert_array_equal(free.to_env(np.float32([[3.0, -9.0]])), np.float32([[3.0, -9.0]]))
-    half = SpaceAdapter(vector(BOX, spaces.Box(0.0, np.inf, (1,))), SpaceSettings(), masked=False)
+    half = made(vector(BOX, spaces.Box(0.0, np.inf, (1,))), SpaceSettings(), masked=False)
     np.testing.assert_array_equal(half.to_env(np.float32([[3.0], [-9.0]])), np.float32([[3.0], [0.0]]))
 
 
 def test_a_box_as_wide_as_floats_go_is_spanned() -> None:
     most = float(np.finfo(np.float32).max)
-    adapter = SpaceAdapter(vector(BOX, spaces.Box(-most, most, (2,))), SpaceSettings(), masked=False)
+    adapter = made(vector(BOX, spaces.Box(-most, most, (2,))), SpaceSettings(), masked=False)
     np.testing.assert_allclose(adapter.to_env(np.float32([[-1.0, 0.5]])), np.float32([[-most, most / 2]]))
 
 
 def test_hidden_features_and_parts_stay_hidden() -> None:
     env = vector(spaces.Box(-1, 1, (4,), np.float64), TWO)
-    adapter = SpaceAdapter(env, SpaceSettings(features=(2, 0)), masked=False)
+    adapter = made(env, SpaceSettings(features=(2, 0)), masked=False)
     assert adapter.spec.observations == {"observation": Vector(2)}
     observation, info = env.reset(seed=0)
     parts = adapter.observe(observation, info, adapter.no_action(2), np.zeros(2))
@@ -239,7 +243,7 @@ def test_a_mask_in_the_observation_is_no_part_of_it() -> None:
     spec = policy_spec(env)
     assert spec.masked
     assert spec.observations == {"x": Vector(3)}
-    adapter = SpaceAdapter(env, SpaceSettings(), masked=True)
+    adapter = made(env, SpaceSettings(), masked=True)
     observation, info = env.reset(seed=0)
     observation["action_mask"][:] = [[0, 1], [1, 1]]
     mask = adapter.observe(observation, info, adapter.no_action(2), np.zeros(2))["action_mask"]
@@ -250,7 +254,7 @@ def test_a_mask_in_the_observation_is_no_part_of_it() -> None:
 def test_masks_of_the_wrong_shape_or_without_any_choice_are_refused() -> None:
     env = SyncVectorEnv([lambda: Everything(masked=True)] * 2)
     assert policy_spec(env).masked
-    adapter = SpaceAdapter(env, SpaceSettings(), masked=True)
+    adapter = made(env, SpaceSettings(), masked=True)
     observation, info = env.reset(seed=0)
     with pytest.raises(ValueError, match=r"shape \(2, 3\) .* each of 15 actions"):
         adapter.observe(observation, {"action_mask": np.ones((2, 3))}, adapter.no_action(2), np.zeros(2))

@@ -1,0 +1,80 @@
+"""Controllers that are given as classes, which other processes may not be able to import."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import cloudpickle
+
+from mneme.controllers.controller import Controller
+
+_given: dict[str, type[Controller]] = {}  # by kind; of this process
+
+
+def kind_of(controller: type[Controller]) -> str:
+    """The kind, `module:Class`, by which settings name a class, in this process and in those that are sent `pickled`.
+
+    Raises:
+        ValueError: it is not a subclass of `Controller`.
+    """
+    if not (isinstance(controller, type) and issubclass(controller, Controller)):
+        raise ValueError(
+            f"the controller is given as {controller!r}; give a kind such as gru, or a subclass of Controller"
+        )
+    kind = f"{controller.__module__}:{controller.__qualname__}"
+    if not importable(kind):
+        _given[kind] = controller
+    return kind
+
+
+def importable(kind: str) -> bool:
+    """Whether any process can import this kind; modules are not imported to find out."""
+    module, _, name = kind.partition(":")
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return module != "__main__" and (found is not None or module not in sys.modules)
+
+
+def given(kind: str) -> type[Controller] | None:
+    """A class that was given to this process."""
+    return _given.get(kind)
+
+
+def pickled(kind: str) -> dict[str, bytes]:
+    """What another process needs besides the name of a kind, for `take`; nothing where that cannot be sent."""
+    code = _code(kind)
+    return {kind: code} if isinstance(code, bytes) else {}
+
+
+def check_sendable(kind: str) -> None:
+    """Refuse a class that only this process can have.
+
+    Raises:
+        ValueError: one sentence.
+    """
+    if isinstance(error := _code(kind), Exception):
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(
+            f"policy.controller.kind is {kind!r}, whose code cannot be sent to other processes ({reason}); put it into "
+            f"a module of its own, or train without Ray: --local"
+        )
+
+
+def _code(kind: str) -> bytes | Exception | None:
+    """A class, pickled with all of the code that no other process can import; None where it need not be."""
+    if ":" not in kind or importable(kind):
+        return None
+    module, _, name = kind.partition(":")
+    try:
+        code: bytes = cloudpickle.dumps(_given.get(kind) or getattr(sys.modules[module], name))
+        return code
+    except Exception as error:
+        return error
+
+
+def take(classes: Mapping[str, bytes]) -> None:
+    """Know the classes that another process has pickled."""
+    for kind, code in classes.items():
+        if kind not in _given:
+            _given[kind] = cloudpickle.loads(code)

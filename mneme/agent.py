@@ -1,0 +1,255 @@
+"""A trained agent in a loop of the user's own: it acts on what an environment returns, one or a vector of them.
+
+Legend: B environments.
+"""
+
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import concatenate, create_empty_array, iterate
+from gymnasium.vector.utils.space_utils import batch_space
+
+from mneme.configuration.config import Config
+from mneme.controllers import ACTION_MASK, Carry, Policy, Weights
+from mneme.controllers.compilation import compile_ahead
+from mneme.distributed.blueprint import Blueprint, make_blueprint
+from mneme.envs import flat_mask, make_vector_env
+from mneme.rollout_workers import SpaceSettings, adapter_of
+from mneme.rollout_workers.spaces import SpaceAdapter, leaves_of
+from mneme.storage.restoring import checked_state, load_run
+
+
+class LoadedPolicy(NamedTuple):
+    """The policy of a checkpoint, and what it was trained on."""
+
+    path: Path  # of the checkpoint
+    blueprint: Blueprint[Config]
+    policy: Policy
+    version: int  # of the weights
+
+
+class AgentCarry(NamedTuple):
+    """What an agent remembers from one step to the next."""
+
+    memory: Carry  # the controller's own, each part [B, ...]
+    action_B: np.ndarray  # what it did last, [B, ...]
+
+
+class Agent:
+    """A policy that acts on an environment's own observations, actions and masks. Its methods change nothing in it.
+
+    Args:
+        policy: what acts.
+        observation_space, action_space: of a single environment.
+        spaces: how observations and actions pass between the two.
+        path: the checkpoint that it is from, if any.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        spaces: SpaceSettings | None = None,
+        path: Path | None = None,
+    ) -> None:
+        self.policy = policy
+        self.observation_space, self.action_space, self.path = observation_space, action_space, path
+        self._adapter = SpaceAdapter(observation_space, action_space, spaces or SpaceSettings(), policy.spec.masked)
+        self._first_leaf = next(iter(leaves_of(observation_space)), None)
+
+    def initial_carry(self, num_envs: int = 1) -> AgentCarry:
+        """The carry that episodes begin with."""
+        with torch.no_grad():
+            return AgentCarry(self.policy.initial_carry(num_envs), self._adapter.no_action(num_envs))
+
+    def act(
+        self,
+        observation: Any,
+        carry: AgentCarry | None = None,
+        *,
+        reset: Any = None,
+        info: Mapping[str, Any] | None = None,
+        reward: Any = None,
+        greedy: bool = True,
+        rng: np.random.Generator | None = None,
+    ) -> tuple[Any, AgentCarry]:
+        """Choose the next action.
+
+        Args:
+            observation: what `reset` or `step` returned: of one environment, or a vector environment's batch.
+            carry: what the last call returned; none at the beginning.
+            reset: whether an episode begins with this observation, for each environment; unset: only where there is no
+                carry.
+            info: where an environment says there which actions are allowed.
+            reward: of the last step, which an agent reads that was trained with `spaces.previous_reward`.
+            greedy: the most probable action instead of a sampled one.
+            rng: draws the sampled ones; unset: one of its own, seeded by the operating system.
+
+        Returns:
+            The action as `step` takes it, and the carry for the next call.
+
+        Raises:
+            ValueError: what is given does not fit what the agent was trained on.
+        """
+        single = self._is_single(observation)
+        if single:
+            space = self.observation_space
+            observation = concatenate(space, [observation], create_empty_array(space, 1))
+        B = 1 if single else self._size_of(observation)
+        begins = carry is None
+        carry = self.initial_carry(B) if carry is None else carry
+        if len(carry.action_B) != B:
+            raise ValueError(f"the carry is of {len(carry.action_B)} environments and the observation of {B}")
+        reset_B = np.full(B, begins) if reset is None else np.broadcast_to(np.asarray(reset, dtype=np.bool_), B)
+        reward_B = np.where(reset_B, 0.0, self._rewards(reward, reset_B))
+        parts = self._adapter.observe(observation, self._batched(info or {}, single), carry.action_B, reward_B)
+        if self._adapter.spec.masked:
+            self._adapter.check_mask(parts[ACTION_MASK], np.zeros(B, dtype=np.bool_))
+        act = self.policy.act(
+            {name: torch.from_numpy(np.ascontiguousarray(part)) for name, part in parts.items()},
+            torch.from_numpy(reset_B.copy()),
+            carry.memory,
+            self._noise(B, None if greedy else rng or np.random.default_rng()),
+            greedy=greedy,
+        )
+        action_B = act.action_B.numpy()
+        action = self._adapter.to_env(action_B)
+        if single:
+            action = next(iter(iterate(batch_space(self.action_space, 1), action)))
+        return action, AgentCarry(act.carry, action_B)
+
+    def session(self, env: Any = None, *, greedy: bool = True, seed: int | None = None) -> "Session":
+        """An agent that keeps its carry by itself, from one call to the next.
+
+        Args:
+            env: the vector environment that it plays in; one single environment need not be given.
+            greedy: as for `act`.
+            seed: of sampled actions; unset: the operating system's.
+        """
+        return Session(self, env, greedy, seed)
+
+    def _is_single(self, observation: Any) -> bool:
+        leaf = self._first_leaf
+        return leaf is not None and leaf.of(observation).shape == (leaf.space.shape or ())
+
+    def _size_of(self, observation: Any) -> int:
+        leaf = self._first_leaf
+        shape = leaf.of(observation).shape if leaf is not None else ()
+        if leaf is None or shape[1:] != (leaf.space.shape or ()) or not shape:
+            raise ValueError(
+                f"the observation has shape {list(shape)} and is neither one of {self.observation_space} nor a batch "
+                f"of them"
+            )
+        return int(shape[0])
+
+    def _rewards(self, reward: Any, reset_B: np.ndarray) -> np.ndarray:
+        if reward is None:
+            if self._adapter.settings.previous_reward and not reset_B.all():
+                raise ValueError("this agent reads the reward of the last step; give it as reward=")
+            return np.zeros(len(reset_B))
+        return np.broadcast_to(np.asarray(reward, dtype=np.float64), reset_B.shape)
+
+    def _batched(self, info: Mapping[str, Any], single: bool) -> Mapping[str, Any]:
+        if ACTION_MASK not in info:
+            return info
+        masks = [info[ACTION_MASK]] if single else info[ACTION_MASK]
+        return {ACTION_MASK: np.stack([flat_mask(mask) for mask in masks])}
+
+    def _noise(self, lanes: int, rng: np.random.Generator | None) -> torch.Tensor:
+        shape = (lanes, self.policy.action_head.noise_size)
+        return torch.zeros(shape) if rng is None else torch.from_numpy(rng.random(shape, np.float32))
+
+
+class Session:
+    """An agent that plays: it keeps its carry, its last action and where episodes end.
+
+    `action = session.reset(*env.reset())`, and then `action = session.predict(*env.step(action))`. A single environment
+    is reset by its user once an episode has ended; a vector environment resets its own.
+    """
+
+    def __init__(self, agent: Agent, env: Any = None, greedy: bool = True, seed: int | None = None) -> None:
+        self._agent, self._greedy = agent, greedy
+        self._mode = None if env is None else (env.metadata or {}).get("autoreset_mode")
+        self._rng = np.random.default_rng(seed)
+        self._carry: AgentCarry | None = None
+        self._ended: Any = False  # episodes that the last step ended, where the next step is what resets
+
+    def reset(self, observation: Any, info: Mapping[str, Any] | None = None) -> Any:
+        """Begin episodes with what `env.reset()` returned; the first action."""
+        self._carry, self._ended = None, False
+        return self._act(observation, None, None, info)
+
+    def predict(
+        self,
+        observation: Any,
+        reward: Any = None,
+        terminated: Any = False,
+        truncated: Any = False,
+        info: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """The next action, after what `env.step(action)` returned.
+
+        Raises:
+            ValueError: a vector environment ended an episode and its form of reset is not known.
+        """
+        if self._carry is None:
+            return self.reset(observation, info)
+        ended = np.asarray(terminated, dtype=np.bool_) | np.asarray(truncated, dtype=np.bool_)
+        if ended.ndim and ended.any() and self._mode not in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP):
+            raise ValueError(
+                "an episode of a vector environment has ended, and nothing says whether it resets in the same step or "
+                "in the next; give the environment: agent.session(env), one that resets by itself"
+            )
+        begins = ended | self._ended
+        self._ended = ended if self._mode is AutoresetMode.NEXT_STEP else False
+        return self._act(observation, begins, reward, info)
+
+    def _act(self, observation: Any, reset: Any, reward: Any, info: Mapping[str, Any] | None) -> Any:
+        action, self._carry = self._agent.act(
+            observation, self._carry, reset=reset, reward=reward, info=info, greedy=self._greedy, rng=self._rng
+        )
+        return action
+
+
+def load_policy(path: Path, trust: bool = False) -> LoadedPolicy:
+    """The policy of a run's newest checkpoint, or of the very one that a path names.
+
+    Raises:
+        CheckpointError: there is no usable checkpoint, or its weights do not fit its configuration, or it names code
+            that nobody here has chosen, without `trust`.
+    """
+    path, checkpoint, config = load_run(path, trust)
+    blueprint = make_blueprint(config)
+    policy = blueprint.policy()
+    compile_ahead(policy.controller, blueprint.config.policy.controller.kind)
+    arrays = checked_state(path, checkpoint, blueprint).learner
+    weights = {name.removeprefix("policy."): a for name, a in arrays.items() if name.startswith("policy.")}
+    version = int(arrays["version"])
+    Weights(version, weights).load_into(policy)
+    return LoadedPolicy(path, blueprint, policy, version)
+
+
+def load(path: Path | str, *, trust: bool = False) -> Agent:
+    """The agent of a run, as its newest checkpoint has it.
+
+    Args:
+        path: a run's folder, or one of its checkpoints.
+        trust: import what the run names, whoever wrote it.
+
+    Raises:
+        CheckpointError: there is no usable one; the message says why.
+    """
+    loaded = load_policy(Path(path), trust)
+    config = loaded.blueprint.config
+    with closing(make_vector_env(config.env, 1)) as env:
+        adapter = adapter_of(env, config.spaces)
+        return Agent(
+            loaded.policy, env.single_observation_space, env.single_action_space, adapter.settings, loaded.path
+        )

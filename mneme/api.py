@@ -1,0 +1,143 @@
+"""What `import mneme` offers: train, resume and evaluate, each in one call."""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mneme import training
+from mneme.agent import Agent
+from mneme.callbacks import Callback
+from mneme.configuration.config import Config, load_config, override
+from mneme.configuration.presets import find_preset
+from mneme.controllers import Controller
+from mneme.controllers.given import importable, kind_of
+from mneme.distributed.config import ConfigError
+from mneme.envs import HERE, id_of
+from mneme.evaluation import evaluate_checkpoint
+from mneme.rollout_workers import Evaluation
+from mneme.training import Run
+
+_log = logging.getLogger(__name__)
+
+
+def train(
+    preset: str | Path | Config | None = None,
+    *overrides: str,
+    env: str | Callable[..., Any] | None = None,
+    controller: str | type[Controller] | None = None,
+    seed: int | None = None,
+    name: str | None = None,
+    local: bool = False,
+    callbacks: Iterable[Callback] = (),
+    progress: bool = True,
+) -> Run:
+    """Train an agent, and evaluate it in the end.
+
+    `mneme.train("delayed_cue", controller="gru", seed=3, local=True)`
+
+    Args:
+        preset: a preset's name, a YAML file or a `Config`; none for the defaults.
+        overrides: settings as `key=value`, which count most.
+        env: a registered Gymnasium id in place of the preset's, or a callable that makes a Gymnasium `Env`, or, if it
+            takes `num_envs`, a `VectorEnv`; the preset's settings of its own task are then left out.
+        controller: a kind, `module:Class`, or a subclass of `Controller`.
+        seed, name: of the run.
+        local: run everything in this process, without Ray.
+        callbacks: told what happens; see `Callback`.
+        progress: show the run on standard output.
+
+    Returns:
+        The run. An environment or a controller that only this process has cannot be found again by another one, which
+        is said: such a run is evaluated and resumed in this process alone.
+
+    Raises:
+        ConfigError: a setting, the environment or the controller cannot be used; one sentence.
+        ServiceError, EnvironmentFailure, FloatingPointError, OSError: the run failed; its last checkpoint is whole.
+        Exception: what a callback raised, once the run has ended.
+    """
+    given = _given(env, controller, seed, name)
+    if isinstance(preset, Config):
+        file, config = None, preset
+        if env is not None:  # what the settings say of another task does not fit it
+            config = config.model_copy(update={"env": type(config.env)()})
+        config = override(config, [*given, *overrides])
+    else:
+        file = None if preset is None else find_preset(str(preset))
+        config = load_config(file, [*given, *overrides])
+    only_here = []
+    if config.env.id.startswith(HERE) or config.env.id.startswith("__main__:"):
+        only_here.append("the environment")
+    if not importable(config.policy.controller.kind):
+        only_here.append("the controller")
+    if only_here:
+        _log.warning(
+            f"{' and '.join(only_here)} cannot be imported by another process, so this run can be resumed and "
+            f"evaluated in the present one alone; put the code into a module of its own to lift that"
+        )
+    return training.train(config, preset=file, local=local, callbacks=callbacks, progress=progress)
+
+
+def resume(
+    run: Run | Path | str,
+    *,
+    total_steps: int | None = None,
+    local: bool = False,
+    trust: bool = False,
+    callbacks: Iterable[Callback] = (),
+    progress: bool = True,
+) -> Run:
+    """Go on with a run under its own settings; see `mneme.training.resume`."""
+    return training.resume(
+        _path(run), total_steps=total_steps, local=local, trust=trust, callbacks=callbacks, progress=progress
+    )
+
+
+def evaluate(
+    agent: Agent | Run | Path | str,
+    *changes: str,
+    episodes: int = 512,
+    seed: int = 0,
+    greedy: bool = True,
+    trust: bool = False,
+    **options: Any,
+) -> Evaluation:
+    """Run complete episodes of the task that an agent was trained on, through the training collector.
+
+    Args:
+        agent: an agent that was loaded, a run, or the path of a run or a checkpoint.
+        changes: settings of the task, `env.key=value`, that replace the run's.
+        episodes: how many at least.
+        seed: of the episodes.
+        greedy: take the most probable action instead of sampling.
+        trust: import what the run names, whoever wrote it.
+        options: as for `mneme.evaluation.evaluate_checkpoint`: `record`, `video`, `reset_carry_at` ...
+
+    Raises:
+        ConfigError, CheckpointError, ValueError, OSError: one sentence each.
+    """
+    return evaluate_checkpoint(
+        _path(agent), episodes=episodes, seed=seed, changes=changes, greedy=greedy, trust=trust, **options
+    )
+
+
+def _given(env: Any, controller: Any, seed: int | None, name: str | None) -> Sequence[str]:
+    """The arguments as overrides, in quotes, as they are no YAML."""
+    try:
+        id = env if isinstance(env, str) or env is None else id_of(env)
+        kind = controller if isinstance(controller, str) or controller is None else kind_of(controller)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    settings = {"policy.controller.kind": kind, "seed": seed, "name": name}
+    task = [] if id is None else [f"env={{id: {id!r}}}"]
+    return task + [f"{key}={value}" for key, value in settings.items() if value is not None]
+
+
+def _path(run: Agent | Run | Path | str) -> Path:
+    if isinstance(run, Run):
+        return run.folder
+    if isinstance(run, Agent):
+        if run.path is None:
+            raise ConfigError("this agent is from no run, so nothing says what to evaluate it on; load one from a run")
+        return run.path
+    return Path(run)

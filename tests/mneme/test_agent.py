@@ -1,0 +1,216 @@
+"""Agents in loops of one's own act as they do in evaluations."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+import mneme
+from mneme.agent import load_policy
+from mneme.controllers import CONTROLLERS, ControllerSettings, PolicySettings, build_policy
+from mneme.envs import EnvSettings, make_vector_env
+from mneme.rollout_workers import Collector, Fragment, SpaceSettings, adapter_of
+
+LANES, STEPS = 3, 40
+
+
+class Everything(gym.Env[Any, Any]):
+    """A Dict with a tuple, categories and a mask, and two actions; episodes of one to four steps."""
+
+    observation_space = spaces.Dict(
+        {
+            "numbers": spaces.Box(-1, 1, (2,), np.float32),
+            "pair": spaces.Tuple((spaces.Discrete(3), spaces.Box(0, 255, (12, 12, 3), np.uint8))),
+        }
+    )
+    action_space = spaces.Tuple((spaces.Discrete(3), spaces.MultiDiscrete([2, 2])))
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.left = int(self.np_random.integers(1, 5))
+        return self._observe()
+
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action)
+        assert self.mask[action[0]]
+        self.left -= 1
+        observation, info = self._observe()
+        return observation, float(self.left), self.left == 0, False, info
+
+    def _observe(self) -> Any:
+        random = self.np_random
+        self.mask = np.ones(3, np.int8)
+        self.mask[random.integers(3)] = 0
+        image = random.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+        observation = {"numbers": random.uniform(-1, 1, 2), "pair": (int(random.integers(3)), image)}
+        return observation, {"action_mask": (self.mask, np.ones(4, np.int8))}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def everything() -> Iterator[None]:
+    gym.register("Everything-v0", Everything)
+    yield
+    del gym.registry["Everything-v0"]
+
+
+def agent_of(env: Any, kind: str, settings: SpaceSettings) -> mneme.Agent:
+    adapter = adapter_of(env, settings)
+    controller = ControllerSettings(kind=kind, hidden_size=8)
+    policy = build_policy(adapter.spec, PolicySettings(controller=controller), 5, seed=3)
+    with torch.no_grad():
+        policy.policy_head.weight.mul_(1000)  # else all actions are nearly alike at first, and the first is taken
+    return mneme.Agent(policy, env.single_observation_space, env.single_action_space, settings)
+
+
+def collected(id: str, agent: mneme.Agent, settings: SpaceSettings) -> tuple[Fragment, Any]:
+    """What the collector, which evaluation runs, does; and the seeds it gave."""
+    seeds: list[Any] = []
+    with closing(make_vector_env(EnvSettings(id=id), LANES)) as env:
+        reset = env.reset
+
+        def noted(*, seed: Any = None, options: Any = None) -> Any:
+            seeds.append(seed)
+            return reset(seed=seed, options=options)
+
+        env.reset = noted  # type: ignore[method-assign]
+        collector = Collector(env, agent.policy, STEPS, STEPS, seed=5, spaces=settings, greedy=True)
+        return collector.collect()[0], seeds[-1]
+
+
+@pytest.mark.parametrize("kind", CONTROLLERS)
+@pytest.mark.parametrize(
+    ("id", "settings"),
+    [
+        ("mneme/Counting-v0", SpaceSettings()),
+        ("Everything-v0", SpaceSettings(previous_action=True, previous_reward=True)),
+    ],
+)
+def test_a_session_acts_as_the_collector_does(kind: str, id: str, settings: SpaceSettings) -> None:
+    with closing(make_vector_env(EnvSettings(id=id), LANES)) as env:
+        agent = agent_of(env, kind, settings)
+        fragment, seed = collected(id, agent, settings)
+        session = agent.session(env)
+        action = session.reset(*env.reset(seed=seed))
+        taken = []
+        for _ in range(STEPS):
+            columns = [np.reshape(part, (LANES, -1)) for part in (action if isinstance(action, tuple) else [action])]
+            taken.append(np.concatenate(columns, axis=1))
+            action = session.predict(*env.step(action))
+    expected = fragment.actions.reshape(LANES, STEPS, -1)
+    np.testing.assert_array_equal(np.stack(taken, axis=1), expected)
+    assert id == "mneme/Counting-v0" or len(np.unique(expected)) > 1
+
+
+@pytest.mark.parametrize("kind", ["gru", "mamba2", "transformer"])
+def test_one_environment_is_played_as_a_vector_of_one(kind: str) -> None:
+    settings = SpaceSettings(previous_action=True, previous_reward=True)
+    with closing(make_vector_env(EnvSettings(id="Everything-v0"), 1)) as vector, closing(Everything()) as env:
+        agent = agent_of(vector, kind, settings)
+        many, alone = agent.session(vector), agent.session()
+        expected = many.reset(*vector.reset(seed=[7]))
+        action = alone.reset(*env.reset(seed=7))
+        for _ in range(STEPS):
+            assert action[0] == expected[0][0]
+            np.testing.assert_array_equal(action[1], expected[1][0])
+            observation, reward, terminated, truncated, info = env.step(action)
+            expected = many.predict(*vector.step(expected))
+            if terminated or truncated:
+                action = alone.reset(*env.reset())
+            else:
+                action = alone.predict(observation, reward, terminated, truncated, info)
+
+
+def test_a_vector_that_resets_in_the_next_step_is_played_right() -> None:
+    """The final observation belongs to the old episode and is acted on in vain; the new one begins after it."""
+    modes = {
+        mode: SyncVectorEnv([lambda: gym.make("mneme/Counting-v0")] * LANES, autoreset_mode=mode)
+        for mode in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP)
+    }
+    same = modes[AutoresetMode.SAME_STEP]
+    agent = agent_of(same, "gru", SpaceSettings())
+    played = {}
+    for mode, env in modes.items():
+        session = agent.session(env)
+        action, ended = session.reset(*env.reset(seed=0)), np.zeros(LANES, np.bool_)
+        played[mode] = [[] for _ in range(LANES)]
+        for _ in range(STEPS):
+            for lane in np.flatnonzero(~ended):
+                played[mode][lane].append(int(action[lane]))
+            result = env.step(action)
+            ended = (result[2] | result[3]) if mode is AutoresetMode.NEXT_STEP else np.zeros(LANES, np.bool_)
+            action = session.predict(*result)
+        env.close()
+    for a, b in zip(*played.values(), strict=True):
+        assert a[: len(b)] == b
+        assert len(b) > STEPS // 2
+    session = agent.session()
+    session.reset(np.zeros((LANES, *same.single_observation_space.shape), np.float32))
+    with pytest.raises(ValueError, match=r"give the environment: agent\.session\(env\)"):
+        session.predict(
+            np.zeros((LANES, *same.single_observation_space.shape), np.float32), np.zeros(LANES), np.ones(LANES, bool)
+        )
+
+
+def test_the_carry_is_explicit_and_calls_change_nothing() -> None:
+    with closing(make_vector_env(EnvSettings(id="mneme/Counting-v0"), LANES)) as env:
+        agent = agent_of(env, "lstm", SpaceSettings())
+        observation, info = env.reset(seed=0)
+        _, carry = agent.act(observation, info=info)
+        kept = {name: part.clone() for name, part in carry.memory.items()}
+        second, after = agent.act(observation, carry)
+        again, _ = agent.act(observation, carry)
+        np.testing.assert_array_equal(second, again)
+        assert all((carry.memory[name] == part).all() for name, part in kept.items())
+        assert any((after.memory[name] != part).any() for name, part in kept.items())
+        _, fresh = agent.act(observation, carry, reset=[True, False, False])
+        begun = agent.act(observation)[1].memory
+        for name, part in fresh.memory.items():
+            assert (part[0] == begun[name][0]).all()
+            assert (part[1:] == after.memory[name][1:]).all()
+        rng = np.random.default_rng(0)
+        sampled = {tuple(agent.act(observation, greedy=False, rng=rng)[0]) for _ in range(20)}
+        assert len(sampled) > 1
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"observation": np.zeros((2, 2, 9))}, "is neither one of .* nor a batch of them"),
+        ({"observation": np.zeros(9), "carry": 3}, "the carry is of 3 environments and the observation of 1"),
+        ({"observation": np.zeros(9), "carry": 1}, "reads the reward of the last step; give it as reward="),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(given: dict[str, Any], sentence: str) -> None:
+    with closing(make_vector_env(EnvSettings(id="mneme/Counting-v0"), 1)) as env:
+        agent = agent_of(env, "gru", SpaceSettings(previous_reward=True))
+        shape = env.single_observation_space.shape
+        given = dict(given)
+        if given["observation"].ndim == 1:
+            given["observation"] = np.zeros(shape, np.float32)
+        if "carry" in given:
+            given["carry"] = agent.initial_carry(given["carry"])
+        with pytest.raises(ValueError, match=sentence):
+            agent.act(**given)
+
+
+def test_a_runs_agent_is_loaded_with_its_weights(tmp_path: Path) -> None:
+    run = mneme.train(
+        "delayed_cue", f"checkpoint.root={tmp_path}", "train.total_steps=2000", "env.kwargs.horizon=8",
+        "tracking.enabled=false", "train.evaluation_episodes=8", local=True, progress=False, name="run",
+    )  # fmt: skip
+    agent = mneme.load(run.folder)
+    loaded = load_policy(run.folder)
+    assert loaded.version == run.history()["weights_version"].to_pylist()[-2]
+    assert mneme.evaluate(agent, episodes=8).episodes == 8
+    np.testing.assert_array_equal(mneme.evaluate(agent, episodes=8).returns, mneme.evaluate(run, episodes=8).returns)
+    with closing(gym.make("mneme/DelayedCue-v0", horizon=8)) as env:
+        session = agent.session()
+        action = session.reset(*env.reset(seed=0))
+        assert env.action_space.contains(action)
