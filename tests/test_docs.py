@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
     (ROOT / "docs").glob("*.md")
 )
-PACKAGES = ("envs", "controllers", "rollout_workers", "learner", "distributed")
+PACKAGES = ("mneme", "envs", "controllers", "rollout_workers", "learner", "distributed")
 PRODUCTS = ("benchmarks/results/",)  # what commands write
 SECTIONS = "|".join(name for name in Config.model_fields if name not in ("seed", "name"))
 
@@ -71,7 +71,7 @@ def test_make_targets_exist(document: Path) -> None:
 def test_settings_exist(document: Path) -> None:
     keys = {setting.key for setting in settings()}
     known = keys | {key.rpartition(".")[0] for key in keys}  # sections too
-    for key in re.findall(rf"(?<![\w./-])((?:{SECTIONS})\.[a-z_]+(?:\.[a-z_]+)*)", document.read_text()):
+    for key in re.findall(rf"(?<![\w./-])((?:{SECTIONS})\.[a-z_]+(?:\.[a-z_]+)*)\b(?!\()", document.read_text()):
         assert key in known or key.startswith(("env.kwargs.", "policy.controller.kwargs.")), (
             f"{document.name} names {key}"
         )
