@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mneme.cli import _parser
+from mneme.arguments import make_parser
 from mneme.configuration.config import Config, load_config, settings
 from mneme.configuration.presets import find_preset
 from tests.third_party.test_environments import TASKS as THIRD_PARTY_TASKS
@@ -102,7 +102,7 @@ def test_commands_parse(document: Path) -> None:
         if len(words) == 1 or "--help" in words:  # the mere name of a command, or what every parser knows
             assert words[0] in ("train", "evaluate", "replay", "check", "suite", "dashboard")
             continue
-        options, rest = _parser().parse_known_args(words)
+        options, rest = make_parser().parse_known_args(words)
         assert not any(word.startswith("-") for word in rest), f"{document.name}: {words}"
         if words[0] != "train":
             assert not rest, f"{document.name}: {words}"

@@ -1,0 +1,180 @@
+"""The words of the command line: commands, options, their help, and what a wrong one may have meant."""
+
+import argparse
+import difflib
+import re
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from textwrap import fill
+
+from mneme.configuration.config import settings, suggest
+from mneme.configuration.presets import described_presets
+from mneme.reporting.tracking.settings import TrackingSettings
+from mneme.storage.paths import local_path
+
+_TRUST = "import the modules that the run names, whoever wrote them, and look for them in the present folder too"
+_TRUST_RESUMED = f"{_TRUST}; join the Ray cluster and open the MLflow store that it names"
+_ALIKE = 0.7  # of two options, as difflib measures it
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser; what it returns has the command's name in `command` and its usage in `usage`."""
+    parser = argparse.ArgumentParser(prog="mneme", description="Reinforcement learning for agents that must remember.")
+    parser.add_argument("--version", action="version", version=f"mneme {_version()}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="train an agent",
+        description="Train an agent through Ray rollout actors and a learner actor, or in one process with --local.",
+        epilog=f"{_presets_help()}\n\n{_settings_help()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument("preset", nargs="?", help="a preset such as delayed_cue, or a YAML file")
+    train.add_argument("settings", nargs="*", metavar="key=value", help="settings that replace the preset's")
+    train.add_argument("--local", action="store_true", help="one process, without Ray")
+    train.add_argument(
+        "--resume", metavar="PATH", type=_path, help="go on with a run: its folder, or one of its checkpoints"
+    )
+    train.add_argument("--trust", action="store_true", help=_TRUST_RESUMED)
+    train.set_defaults(command="train")
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="run complete episodes with a trained agent",
+        description="Run complete episodes through the training collector; print return and success, with 95 % "
+        "intervals.",
+    )
+    evaluate.add_argument("checkpoint", type=_path, help="a run folder, or one of its checkpoints")
+    evaluate.add_argument(
+        "settings", nargs="*", metavar="env.key=value", help="play a changed task, such as env.kwargs.horizon=128"
+    )
+    evaluate.add_argument("--episodes", type=int, default=512, help="complete episodes (default 512)")
+    evaluate.add_argument("--lanes", type=int, help="parallel environments (default: as many as the run had)")
+    evaluate.add_argument("--seed", type=int, default=0, help="seed of the episodes (default 0)")
+    evaluate.add_argument("--sample", action="store_true", help="sample actions instead of taking the most probable")
+    evaluate.add_argument(
+        "--reset-carry-at", type=int, metavar="T",
+        help="forget everything at step T of every episode: an agent that needs its memory then falls to chance",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--record", metavar="FILE", type=_path, help="write the episodes, memory included, to a new Parquet file"
+    )
+    evaluate.add_argument("--best", type=int, metavar="N", help="record only the N episodes of highest return")
+    evaluate.add_argument(
+        "--video", metavar="FOLDER", type=_path, help="film the first episodes: an animation and a strip of frames each"
+    )
+    evaluate.add_argument("--video-episodes", type=int, default=3, metavar="N", help="episodes to film (default 3)")
+    evaluate.add_argument("--trust", action="store_true", help=_TRUST)
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object instead of a sentence")
+    evaluate.set_defaults(command="evaluate")
+
+    replay = commands.add_parser(
+        "replay",
+        help="show recorded episodes",
+        description="List the episodes of a recording, or print one of them step by step.",
+    )
+    replay.add_argument("recording", type=_path, help="what mneme evaluate --record wrote")
+    replay.add_argument("--episode", type=int, metavar="I", help="show this one, counted from 0")
+    replay.add_argument(
+        "--plot", metavar="FILE.png", type=_path, help="draw it, with its memory over time (unless chosen: the first)"
+    )
+    replay.set_defaults(command="replay")
+
+    check = commands.add_parser(
+        "check",
+        help="hold a controller to the contract",
+        description="Check that a controller keeps the contract of controllers, and measure what it costs. The exit "
+        "status is 1 if it fails.",
+    )
+    check.add_argument("controller", help="a kind such as gru, or one of your own as module:Class")
+    check.add_argument(
+        "settings", nargs="*", metavar="key=value", help="as under policy.controller: hidden_size=64 kwargs.heads=2"
+    )
+    check.set_defaults(command="check")
+
+    suite = commands.add_parser(
+        "suite",
+        help="compare controllers on the memory tasks",
+        description="Train every controller on every task for several seeds, each with its preset under configs/, and "
+        "print what was solved. What is done is kept: the same --name goes on where it stopped.",
+    )
+    suite.add_argument("settings", nargs="*", metavar="key=value", help="settings that replace the presets'")
+    suite.add_argument("--tasks", type=_names, default=[], metavar="A,B", help="presets (default: the memory tasks)")
+    suite.add_argument("--controllers", type=_names, default=[], metavar="A,B", help="kinds (default: all)")
+    suite.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each (default %(default)s)")
+    suite.add_argument("--name", default="suite", help="folder under runs/suites (default %(default)s)")
+    suite.add_argument("--local", action="store_true", help="one process, without Ray")
+    suite.add_argument("--table", action="store_true", help="only print what has been done")
+    suite.set_defaults(command="suite")
+
+    dashboard = commands.add_parser(
+        "dashboard", help="open MLflow on this machine", description="Serve the MLflow store on 127.0.0.1."
+    )
+    dashboard.add_argument("--store", default=TrackingSettings.uri, help="MLflow store (default %(default)s)")
+    dashboard.add_argument("--port", type=_port, default=5000, help="port on 127.0.0.1 (default %(default)s)")
+    dashboard.set_defaults(command="dashboard")
+    for command in commands.choices.values():
+        command.set_defaults(usage=command.format_usage())
+    return parser
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _path(text: str) -> Path:
+    try:
+        return local_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is no port; give a number from 1 to 65535")
+    return int(text)
+
+
+def _version() -> str:
+    try:
+        return version("mneme-rl")
+    except PackageNotFoundError:
+        return "of a folder that is not installed"
+
+
+def _presets_help() -> str:
+    lines = ["presets (by name from any folder; a file of that name in the present folder comes first):", ""]
+    for name, description in described_presets():
+        lines += [f"  {name}", fill(description, width=100, initial_indent="      ", subsequent_indent="      ")]
+    return "\n".join(lines)
+
+
+def _settings_help() -> str:
+    lines = ["settings (in YAML as sections, on the command line as key=value):", ""]
+    for setting in settings():
+        default = "unset" if setting.default is None else setting.default
+        lines.append(f"  {setting.key}  ({setting.type}, default {default})")
+        lines.append(fill(setting.help, width=100, initial_indent="      ", subsequent_indent="      "))
+    return "\n".join(lines)
+
+
+def hint_of(arguments: Sequence[str], unknown: Sequence[str], options: argparse.Namespace) -> str:
+    """What was meant by an option that is none: one that is spelt alike, or a setting."""
+    option = next((word for word in unknown if word.startswith("--")), "")
+    given, separator, value = option.partition("=")
+    key = given.lstrip("-").replace("-", "_")
+    if not key:
+        return ""
+    exact = key in {setting.key for setting in settings()}
+    known = re.findall(r"--[\w-]+", options.usage)
+    if not exact and (alike := difflib.get_close_matches(given.replace("_", "-").lower(), known, n=1, cutoff=_ALIKE)):
+        return f"; did you mean {alike[0]}?"
+    near = [key] if exact else suggest(key)
+    if not near or "settings" not in options:
+        return ""
+    if not separator and option in arguments:
+        behind = [*arguments[arguments.index(option) + 1 :], "-"][0]
+        value = "" if behind.startswith("-") or "=" in behind else behind
+    return f"; settings are written without dashes: {near[0]}={value or 'VALUE'}"
