@@ -40,8 +40,8 @@ STEPS, LANES = 1024, (1, 64)  # of the long scan
 COLLECTING_LANES, ROUNDS = 64, 3
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{kind: (kind, {}) for kind in CONTROLLERS},
-    "gru, cell_norm": ("gru", {"cell_norm": True}),
-    "lstm, cell_norm": ("lstm", {"cell_norm": True}),
+    "gru, layer_norm": ("gru", {"layer_norm": True}),
+    "lstm, layer_norm": ("lstm", {"layer_norm": True}),
     "pseudo_mamba, query=state": ("pseudo_mamba", {"query": "state"}),
 }
 
@@ -52,7 +52,7 @@ def _sb3(key: str, what: str, *arguments: str) -> Contestant:
         key=key,
         name=f"sb3-contrib RecurrentPPO, {what}",
         module="benchmarks.peers.sb3_recurrent_ppo",
-        arguments=("--lanes", str(COLLECTING_LANES), "--one-thread", *arguments),
+        arguments=("--num-envs", str(COLLECTING_LANES), "--one-thread", *arguments),
         peer=True,
     )
 

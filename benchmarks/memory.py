@@ -25,8 +25,8 @@ from mneme.rollout_workers import Collector, policy_spec
 
 MODES: dict[str, dict[str, Any]] = {
     "full": {"mode": "full"},
-    "truncated 16": {"mode": "truncated", "window": 16},
-    "truncated 16, burn-in 16": {"mode": "truncated", "window": 16, "burn_in": 16},
+    "truncated 16": {"mode": "truncated", "bptt_length": 16},
+    "truncated 16, burn-in 16": {"mode": "truncated", "bptt_length": 16, "burn_in": 16},
     "cached": {"mode": "cached"},
 }
 MIB = 2**20
@@ -46,7 +46,7 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", choices=list(CONTROLLERS), default=list(CONTROLLERS))
     parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
     parser.add_argument("--length", type=int, default=512, help="steps in a sequence")
-    parser.add_argument("--lanes", type=int, default=64, help="sequences")
+    parser.add_argument("--num-envs", type=int, default=64, help="sequences")
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
@@ -60,7 +60,7 @@ def main() -> int:
         cells = []
         for name in arguments.modes:
             cost = update_cost(
-                kind, MODES[name], arguments.length, arguments.lanes, arguments.hidden, arguments.repeats
+                kind, MODES[name], arguments.length, arguments.num_envs, arguments.hidden, arguments.repeats
             )
             cells += [f"{cost.peak / MIB:,.0f}, {cost.seconds:.2f} s", f"{cost.fragment / MIB:,.0f}"]
             print(kind, name, *cells[-2:], file=sys.stderr)
@@ -72,13 +72,13 @@ def main() -> int:
 def update_cost(kind: str, mode: dict[str, Any], length: int, lanes: int, hidden: int, repeats: int = 1) -> Cost:
     """What an update in this mode costs; the median of the repeats' seconds, the highest of their peaks."""
     _give_back_at_once()
-    settings = LearnerSettings(**mode, epochs=1, shards=1)
+    settings = LearnerSettings(**mode, num_epochs=1, num_threads=1)
     env = make_vector_env(EnvSettings(id="mneme/DelayedCue-v0", kwargs={"horizon": length - 1}), lanes)
     controller = ControllerSettings(kind=kind, hidden_size=hidden)
     policy = build_policy(policy_spec(env), PolicySettings(controller=controller), length - 1, seed=0)
     collector = Collector(env, policy, length, settings.plan(length).carry_stride, seed=0)
     batch = collector.collect()[0].to_arrow()
-    learner = Learner(policy, settings, seed=0, total_steps=10**9)
+    learner = Learner(policy, settings, seed=0, total_timesteps=10**9)
 
     def update() -> None:
         learner.update([batch])

@@ -38,13 +38,13 @@ def configuration(steps: int, seed: int, controller: str, mode: str, folder: str
             f"env.kwargs={{cues: {m.CUES}, horizon: {m.HORIZON}}}",
             f"policy.controller.kind={controller}",
             f"policy.controller.hidden_size={m.HIDDEN}",
-            f"rollout.lanes={m.LANES}",
-            f"learner.epochs={m.EPOCHS}",
-            f"learner.minibatches={m.MINIBATCHES}",
+            f"rollout.num_envs={m.LANES}",
+            f"learner.num_epochs={m.EPOCHS}",
+            f"learner.num_minibatches={m.MINIBATCHES}",
             f"learner.learning_rate={m.LEARNING_RATE}",
             "learner.mode=full",
             "learner.device=cpu",
-            f"train.total_steps={steps}",
+            f"train.total_timesteps={steps}",
             "train.stop_success=null",
             "train.evaluate_every=null",
             "train.evaluation_episodes=1",
@@ -77,14 +77,14 @@ def bare_loop(config: Config, stopwatch: m.Stopwatch) -> None:
     config = blueprint.config
     acting = blueprint.policy()
     collector = Collector(
-        make_vector_env(config.env, config.rollout.lanes),
+        make_vector_env(config.env, config.rollout.num_envs),
         acting,
         length=blueprint.length,
         carry_stride=blueprint.carry_stride,
         seed=config.seed,
     )
-    total = config.train.total_steps
-    learner = Learner(blueprint.policy(), config.learner, seed=config.seed, total_steps=total)
+    total = config.train.total_timesteps
+    learner = Learner(blueprint.policy(), config.learner, seed=config.seed, total_timesteps=total)
     while learner.env_steps < total:
         learner.weights().load_into(acting)
         fragment, stats = collector.collect(learner.version)

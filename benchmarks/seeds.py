@@ -30,7 +30,7 @@ def main() -> int:
     config = load_config(args.preset, ["tracking.enabled=false", "checkpoint.root=runs/seeds", *args.settings])
     target = config.train.stop_success or DEFAULT_TARGET
     document = provenance()
-    start_ray(config.service, config.rollout.workers)
+    start_ray(config.service, config.rollout.num_workers)
     runs = []
     for seed in range(args.seeds):
         run = run_seed(config.model_copy(update={"seed": seed}))

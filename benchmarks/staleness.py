@@ -46,7 +46,7 @@ def run(kind: str, lag: int, updates: int, settings: EnvSettings, seed: int) -> 
         build_policy(spec, PolicySettings(controller=ControllerSettings(kind=kind)), horizon, seed) for _ in "ab"
     )
     collector = Collector(env, acting, LENGTH, STRIDE, seed=seed)
-    learner = Learner(learning, LearnerSettings(), seed=seed, total_steps=1, asynchronous=True)
+    learner = Learner(learning, LearnerSettings(), seed=seed, total_timesteps=1, asynchronous=True)
     weights, fragments, found = deque([learner.weights()], lag + 1), [], defaultdict(list)
     for update in range(updates):
         weights[0].load_into(acting)

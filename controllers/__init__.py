@@ -1,6 +1,6 @@
 """The agent's network: sequence models behind one contract, and the policy around them."""
 
-from mneme.controllers.actions import ActionHead, Bernoulli, Categorical, Gaussian, Joint
+from mneme.controllers.actions import ActionDistribution, Bernoulli, Categorical, Gaussian, Joint
 from mneme.controllers.controller import Carry, Controller, DonatedCarry, reset_carry
 from mneme.controllers.observations import Image, Observation, ObservationPart, OneHot, Vector
 from mneme.controllers.policy import ACTION_MASK, PREVIOUS_ACTION, Act, Policy, PolicyOutput, PolicySpec, build_policy
@@ -14,7 +14,7 @@ __all__ = [
     "CONTROLLERS",
     "PREVIOUS_ACTION",
     "Act",
-    "ActionHead",
+    "ActionDistribution",
     "Bernoulli",
     "Carry",
     "Categorical",

@@ -16,7 +16,7 @@ class GruController(Controller):
     """Parameters as in `torch.nn.GRUCell` (gates r, z, n); it carries `h` [B, H].
 
     Args:
-        cell_norm: LayerNorm before the gates; the scan then takes two to three times as long.
+        layer_norm: LayerNorm before the gates; the scan then takes two to three times as long.
     """
 
     # The last only where forced, until it has been timed on a GPU.
@@ -30,7 +30,7 @@ class GruController(Controller):
         horizon: int,
         generator: Generator,
         *,
-        cell_norm: bool = False,
+        layer_norm: bool = False,
     ) -> None:
         hidden = settings.hidden_size
         super().__init__(input_size, hidden, {"h": (hidden,)}, settings.initial_carry == "learned")
@@ -42,8 +42,8 @@ class GruController(Controller):
         self.weight_hh = nn.Parameter(w_hh)
         self.bias_ih = nn.Parameter(b_ih)
         self.bias_hh = nn.Parameter(torch.zeros(3 * hidden))
-        self.gate_gains = nn.Parameter(torch.ones(2, 3 * hidden)) if cell_norm else None
-        self.backends = ("torch",) if cell_norm else type(self).backends
+        self.gate_gains = nn.Parameter(torch.ones(2, 3 * hidden)) if layer_norm else None
+        self.backends = ("torch",) if layer_norm else type(self).backends
 
     def gru_parameters(self) -> GruParameters:
         return GruParameters(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)

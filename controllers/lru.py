@@ -28,7 +28,7 @@ class LruController(ResidualBlock):
     Without it |lambda|^2 is uniform in [0, 1), the paper's ring.
 
     Args:
-        state_size: complex states; none for as many as the hidden size.
+        d_state: complex states; none for as many as the hidden size.
         max_phase: the fastest rotation at the start, in radians a step; small for what lasts long (section 3.4).
     """
 
@@ -41,11 +41,11 @@ class LruController(ResidualBlock):
         horizon: int,
         generator: Generator,
         *,
-        state_size: int | None = None,
+        d_state: int | None = None,
         max_phase: float = math.pi / 10,
     ) -> None:
         hidden = settings.hidden_size
-        states = hidden if state_size is None else at_least("policy.controller.kwargs.state_size", state_size, 1)
+        states = hidden if d_state is None else at_least("policy.controller.kwargs.d_state", d_state, 1)
         if not 0 < max_phase <= 2 * math.pi:
             raise ValueError(f"policy.controller.kwargs.max_phase is {max_phase:g}; it must be in (0, 2 pi]")
         super().__init__(input_size, settings, {"h": (states, 2)}, generator, mixed_size=hidden)

@@ -16,7 +16,7 @@ class LstmController(Controller):
     """Parameters as in `torch.nn.LSTMCell` (gates i, f, g, o); it carries `h` and `c` [B, H].
 
     Args:
-        cell_norm: LayerNorm before the gates and on the memory; the scan then takes two to three times as long.
+        layer_norm: LayerNorm before the gates and on the memory; the scan then takes two to three times as long.
     """
 
     # The last only where forced, until it has been timed on a GPU.
@@ -31,7 +31,7 @@ class LstmController(Controller):
         horizon: int,
         generator: Generator,
         *,
-        cell_norm: bool = False,
+        layer_norm: bool = False,
     ) -> None:
         hidden = settings.hidden_size
         shapes = {"h": (hidden,), "c": (hidden,)}
@@ -45,9 +45,9 @@ class LstmController(Controller):
         self.weight_hh = nn.Parameter(w_hh)
         self.bias_ih = nn.Parameter(b_ih)
         self.bias_hh = nn.Parameter(torch.zeros(4 * hidden))
-        self.gate_gains = nn.Parameter(torch.ones(2, 4 * hidden)) if cell_norm else None
-        self.memory_norm = nn.Parameter(torch.tensor([[1.0], [0.0]]).repeat(1, hidden)) if cell_norm else None
-        self.backends = ("torch",) if cell_norm else type(self).backends
+        self.gate_gains = nn.Parameter(torch.ones(2, 4 * hidden)) if layer_norm else None
+        self.memory_norm = nn.Parameter(torch.tensor([[1.0], [0.0]]).repeat(1, hidden)) if layer_norm else None
+        self.backends = ("torch",) if layer_norm else type(self).backends
 
     def lstm_parameters(self) -> LstmParameters:
         return LstmParameters(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)

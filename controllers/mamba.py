@@ -96,14 +96,14 @@ class MambaMixer(nn.Module):
 class MambaController(Controller):
     """y = u + mixer(norm(u)), where u is the input, projected if its width differs from `hidden_size`.
 
-    It carries the `state` [B, N, I] and the convolution's `window` [B, convolution - 1, I]. Chrono starts each
+    It carries the `state` [B, N, I] and the convolution's `window` [B, d_conv - 1, I]. Chrono starts each
     channel's states with time constants log-spaced from 1 step to twice the horizon. Without it the start is the
     published one: rates 1 to N times steps of 0.001 to 0.1, so from 0.6 to 1000 steps.
 
     Args:
-        state_size: N.
+        d_state: N.
         expand: I is this many times `hidden_size`.
-        convolution: how many steps it sees.
+        d_conv: how many steps it sees.
     """
 
     backends = ("triton", "numba", "torch")
@@ -117,14 +117,14 @@ class MambaController(Controller):
         horizon: int,
         generator: Generator,
         *,
-        state_size: int = 16,
+        d_state: int = 16,
         expand: int = 2,
-        convolution: int = 4,
+        d_conv: int = 4,
     ) -> None:
         hidden, kwargs = settings.hidden_size, "policy.controller.kwargs"
         inner = hidden * at_least(f"{kwargs}.expand", expand, 1)
-        states = at_least(f"{kwargs}.state_size", state_size, 1)
-        taps = at_least(f"{kwargs}.convolution", convolution, 2)
+        states = at_least(f"{kwargs}.d_state", d_state, 1)
+        taps = at_least(f"{kwargs}.d_conv", d_conv, 2)
         shapes = {"state": (states, inner), "window": (taps - 1, inner)}
         super().__init__(input_size, hidden, shapes, settings.initial_carry == "learned")
         self.embed = projection(input_size, hidden, generator)

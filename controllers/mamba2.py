@@ -41,7 +41,7 @@ class Mamba2Sizes(NamedTuple):
     taps: int  # of the convolution
 
 
-def mamba2_sizes(hidden: int, state_size: int, head_size: int | None, expand: int, convolution: int) -> Mamba2Sizes:
+def mamba2_sizes(hidden: int, d_state: int, headdim: int | None, expand: int, d_conv: int) -> Mamba2Sizes:
     """The sizes of a layer of `hidden` features.
 
     Raises:
@@ -49,13 +49,13 @@ def mamba2_sizes(hidden: int, state_size: int, head_size: int | None, expand: in
     """
     kwargs = "policy.controller.kwargs"
     inner = hidden * at_least(f"{kwargs}.expand", expand, 1)
-    head = math.gcd(inner, 32) if head_size is None else at_least(f"{kwargs}.head_size", head_size, 1)
+    head = math.gcd(inner, 32) if headdim is None else at_least(f"{kwargs}.headdim", headdim, 1)
     if inner % head:
         raise ValueError(
-            f"{kwargs}.head_size is {head}, which does not divide expand * hidden_size, {inner}; choose a divisor of it"
+            f"{kwargs}.headdim is {head}, which does not divide expand * hidden_size, {inner}; choose a divisor of it"
         )
-    state = at_least(f"{kwargs}.state_size", state_size, 1)
-    return Mamba2Sizes(inner, inner // head, head, state, at_least(f"{kwargs}.convolution", convolution, 2))
+    state = at_least(f"{kwargs}.d_state", d_state, 1)
+    return Mamba2Sizes(inner, inner // head, head, state, at_least(f"{kwargs}.d_conv", d_conv, 2))
 
 
 class Mamba2Mixer(nn.Module):
@@ -117,16 +117,16 @@ class Mamba2Mixer(nn.Module):
 class Mamba2Controller(Controller):
     """y = u + mixer(norm(u)), where u is the input, projected if its width differs from `hidden_size`.
 
-    It carries the `state` [B, N, I] and the convolution's `window` [B, convolution - 1, C]. Chrono spaces the heads'
+    It carries the `state` [B, N, I] and the convolution's `window` [B, d_conv - 1, C]. Chrono spaces the heads'
     time constants at the start evenly from one step to twice the horizon, and lets blank steps write nothing; without
     it they are the published ones, of 0.6 to 1000 steps.
 
     Args:
-        state_size: N. The published 64 and more cost as much again in acting, and in every carry that is stored.
-        head_size: P, which divides I; none for 32, or as much of it as divides.
+        d_state: N. The published 64 and more cost as much again in acting, and in every carry that is stored.
+        headdim: P, which divides I; none for 32, or as much of it as divides.
         expand: I is this many times `hidden_size`.
-        convolution: how many steps it sees.
-        chunk: steps computed at once; it changes speed and memory alone.
+        d_conv: how many steps it sees.
+        chunk_size: steps computed at once; it changes speed and memory alone.
     """
 
     backends = ("mamba_ssm", "numba", "torch")
@@ -140,14 +140,14 @@ class Mamba2Controller(Controller):
         horizon: int,
         generator: Generator,
         *,
-        state_size: int = 16,
-        head_size: int | None = None,
+        d_state: int = 16,
+        headdim: int | None = None,
         expand: int = 2,
-        convolution: int = 4,
-        chunk: int = 16,
+        d_conv: int = 4,
+        chunk_size: int = 16,
     ) -> None:
         hidden = settings.hidden_size
-        sizes = mamba2_sizes(hidden, state_size, head_size, expand, convolution)
+        sizes = mamba2_sizes(hidden, d_state, headdim, expand, d_conv)
         channels = sizes.inner + 2 * sizes.state
         shapes = {"state": (sizes.state, sizes.inner), "window": (sizes.taps - 1, channels)}
         learned = settings.initial_carry == "learned"
@@ -157,7 +157,7 @@ class Mamba2Controller(Controller):
                 "choose auto, or policy.controller.initial_carry=zero"
             )
         super().__init__(input_size, hidden, shapes, learned)
-        self.chunk = at_least("policy.controller.kwargs.chunk", chunk, 1)
+        self.chunk_size = at_least("policy.controller.kwargs.chunk_size", chunk_size, 1)
         self.embed = projection(input_size, hidden, generator)
         self.norm = LayerNorm(hidden, bias=False)
         self.mixer = Mamba2Mixer(hidden, sizes, horizon if settings.chrono else None, generator)
@@ -189,7 +189,9 @@ class Mamba2Controller(Controller):
                 x_KBD,
                 carry,
                 lambda x, window, w, b: silu_convolution(x, reset_KB, window, self.initial_window, w, b),
-                lambda xbc, dt, h, a, d: ssd_layer(xbc, dt, reset_KB, h, self.initial_state, a, d, self.chunk, backend),
+                lambda xbc, dt, h, a, d: ssd_layer(
+                    xbc, dt, reset_KB, h, self.initial_state, a, d, self.chunk_size, backend
+                ),
             )
 
         y_TBM, after = in_blocks(steps, x_TBD, reset_TB, carry)

@@ -18,18 +18,18 @@ class MambaGruController(Stack):
         horizon: int,
         generator: Generator,
         *,
-        state_size: int = 16,
+        d_state: int = 16,
         expand: int = 2,
-        convolution: int = 4,
+        d_conv: int = 4,
     ) -> None:
         mamba = MambaController(
             input_size,
             settings,
             horizon,
             generator,
-            state_size=state_size,
+            d_state=d_state,
             expand=expand,
-            convolution=convolution,
+            d_conv=d_conv,
         )
         gru = GruController(mamba.output_size, settings, horizon, generator)
         for layer in (mamba, gru):

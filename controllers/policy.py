@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Size, Tensor, nn
 
-from mneme.controllers.actions import ActionHead
+from mneme.controllers.actions import ActionDistribution
 from mneme.controllers.controller import Carry
 from mneme.controllers.initialisation import linear
 from mneme.controllers.layer_norm import LayerNorm
@@ -29,7 +29,7 @@ class PolicySpec:
     observations: Mapping[str, ObservationPart]
     """What each part of an observation is, in the order in which they are concatenated."""
 
-    actions: ActionHead
+    actions: ActionDistribution
     """The family of action distributions."""
 
     masked: bool = False
@@ -59,7 +59,7 @@ class PolicyOutput(NamedTuple):
 class Act(NamedTuple):
     """One decision a lane."""
 
-    action_B: Tensor  # [B, *action_shape] in the head's action_dtype
+    action_B: Tensor  # [B, *action_shape] in the distribution's action_dtype
     log_prob_B: Tensor  # [B] of that action under the policy, in nats
     value_B: Tensor  # [B] expected discounted return
     carry: Carry  # after this step
@@ -71,7 +71,7 @@ class Policy(nn.Module):
     def __init__(self, spec: PolicySpec, settings: PolicySettings, horizon: int, generator: Generator) -> None:
         super().__init__()
         self.spec = spec
-        self.action_head = spec.actions
+        self.action_distribution = spec.actions
         self.observations = ObservationEncoder(spec.observations, settings, generator)
         observed_size = self.observations.output_size + spec.previous_action * spec.actions.feature_size
         self.encoder = dense(observed_size, settings.encoder, generator) if settings.encoder else nn.Identity()
@@ -79,7 +79,7 @@ class Policy(nn.Module):
         self.controller = build_controller(settings.controller, encoded_size, horizon, generator)
         hidden = self.controller.output_size
         self.norm = LayerNorm(hidden) if settings.controller.output_norm else nn.Identity()
-        self.policy_head = linear(hidden, self.action_head.parameter_size, 0.01, generator)
+        self.policy_head = linear(hidden, self.action_distribution.parameter_size, 0.01, generator)
         self.value_head = linear(hidden, 1, 1.0, generator)
         self._expected = {name: (part.dtypes, part.shape) for name, part in spec.observations.items()}
         if spec.masked:
@@ -103,7 +103,7 @@ class Policy(nn.Module):
         self._check(observations, reset_TB.shape)
         features = self.observations(observations)
         if self.spec.previous_action:
-            previous = self.action_head.features(observations[PREVIOUS_ACTION])
+            previous = self.action_distribution.features(observations[PREVIOUS_ACTION])
             features.append(previous.masked_fill(reset_TB.unsqueeze(-1), 0.0))
         x_TBF = features[0] if len(features) == 1 else torch.cat(features, -1)
         arguments = self.encoder(x_TBF), reset_TB, carry
@@ -115,18 +115,18 @@ class Policy(nn.Module):
         normed_TBH = self.norm(y_TBH)
         parameters_TBA = self.policy_head(normed_TBH)
         if self.spec.masked:
-            parameters_TBA = self.action_head.masked(parameters_TBA, observations[ACTION_MASK])
+            parameters_TBA = self.action_distribution.masked(parameters_TBA, observations[ACTION_MASK])
         return PolicyOutput(parameters_TBA, self.value_head(normed_TBH).squeeze(-1), carry, signals)
 
     @torch.no_grad()
     def act(
         self, observations: Observation, reset_B: Tensor, carry: Carry, uniform_BN: Tensor, greedy: bool = False
     ) -> Act:
-        """Choose one action a lane from noise in [0, 1), or the head's mode; without autograd."""
+        """Choose one action a lane from noise in [0, 1), or the distribution's mode; without autograd."""
         parameters_BA, value_B, carry = self._step(observations, reset_B, carry)
-        head = self.action_head
-        action_B = head.mode(parameters_BA) if greedy else head.sample(parameters_BA, uniform_BN)
-        return Act(action_B, head.log_prob(parameters_BA, action_B), value_B, carry)
+        distribution = self.action_distribution
+        action_B = distribution.mode(parameters_BA) if greedy else distribution.sample(parameters_BA, uniform_BN)
+        return Act(action_B, distribution.log_prob(parameters_BA, action_B), value_B, carry)
 
     @torch.no_grad()
     def value(self, observations: Observation, reset_B: Tensor, carry: Carry) -> Tensor:

@@ -29,7 +29,7 @@ class PseudoMambaController(Controller):
     bias starts at logit(1 / horizon), so that a slot outlives a horizon (rule recent), or at 0 (classic).
 
     Args:
-        slots: K.
+        num_slots: K.
         slot_size: S.
         rule: "recent", or "classic", the published way to write, in which a half-open gate overwrites everything
             within K steps. The published memory is rule "classic" with query "state"; with "input" it is written to
@@ -55,31 +55,37 @@ class PseudoMambaController(Controller):
         horizon: int,
         generator: Generator,
         *,
-        slots: int = 16,
+        num_slots: int = 16,
         slot_size: int = 64,
         rule: Rule = "recent",
         query: Query = "input",
         decay: float = 0.0,
         gate_coef: float = 0.1,
-        state_size: int = 16,
-        head_size: int | None = None,
+        d_state: int = 16,
+        headdim: int | None = None,
         expand: int = 2,
-        convolution: int = 4,
-        chunk: int = 16,
+        d_conv: int = 4,
+        chunk_size: int = 16,
     ) -> None:
         kwargs, hidden = "policy.controller.kwargs", settings.hidden_size
-        at_least(f"{kwargs}.slots", slots, 1)
+        at_least(f"{kwargs}.num_slots", num_slots, 1)
         at_least(f"{kwargs}.slot_size", slot_size, 1)
         rule, query = typed(f"{kwargs}.rule", rule, Rule), typed(f"{kwargs}.query", query, Query)
         if not 0 <= decay < 1:
             raise ValueError(f"{kwargs}.decay is {decay}; it must be in [0, 1)")
         if gate_coef < 0:
             raise ValueError(f"{kwargs}.gate_coef is {gate_coef}; it must not be negative")
-        shapes = {"slots": (slots, slot_size), "usage": (slots,), "age": (slots,)}
+        shapes = {"slots": (num_slots, slot_size), "usage": (num_slots,), "age": (num_slots,)}
         super().__init__(
             input_size, hidden + slot_size, shapes | ({"h": (hidden,)} if query == "state" else {}), learn_initial=False
         )
-        self.rule, self.query, self.decay, self.gate_coef, self.chunk = rule, query, float(decay), gate_coef, chunk
+        self.rule, self.query, self.decay, self.gate_coef, self.chunk_size = (
+            rule,
+            query,
+            float(decay),
+            gate_coef,
+            chunk_size,
+        )
         self.gate_target = 1 / max(2, horizon)
         published = query == "state"
         if published and settings.backend not in ("auto", "torch", REFERENCE):
@@ -92,11 +98,11 @@ class PseudoMambaController(Controller):
             settings,
             horizon,
             generator,
-            state_size=state_size,
-            head_size=head_size,
+            d_state=d_state,
+            headdim=headdim,
             expand=expand,
-            convolution=convolution,
-            chunk=chunk,
+            d_conv=d_conv,
+            chunk_size=chunk_size,
         )
         self.core.backend = settings.backend
         self.to_query = linear(hidden if published else input_size, slot_size, 1.0, generator)
@@ -135,7 +141,7 @@ class PseudoMambaController(Controller):
         h_TBM, core = self.core.fast_scan(x_TBD, reset_TB, core)
         inputs = self._query(x_TBD), self._gate_logit(h_TBM), self.to_value(h_TBM)
         donated = isinstance(carry, DonatedCarry)
-        r_TBS, memory = slots_scan(*inputs, reset_TB, memory, self.decay, self.rule, self.chunk, backend, donated)
+        r_TBS, memory = slots_scan(*inputs, reset_TB, memory, self.decay, self.rule, self.chunk_size, backend, donated)
         y_TBY, after = torch.cat([h_TBM, r_TBS], 2), core | memory._asdict()
         if backend != "numba" and not all_finite(y_TBY, *after.values()):
             return self.reference_scan(x_TBD, reset_TB, carry)

@@ -62,7 +62,7 @@ def build_controller(settings: ControllerSettings, input_size: int, horizon: int
     kwargs = _kwargs(settings, factory)
     horizon = settings.expected_horizon or horizon
     layers: list[Controller] = []
-    for _ in range(settings.layers):
+    for _ in range(settings.num_layers):
         size = layers[-1].output_size if layers else input_size
         layers.append(_built(factory, size, settings, horizon, generator, kwargs))
         layers[-1].backend = settings.backend

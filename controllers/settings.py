@@ -30,7 +30,7 @@ class ControllerSettings(Settings, section="policy.controller"):
     kwargs: dict[str, Any] = field(default_factory=dict)
     """What only this kind of sequence model has to choose."""
 
-    layers: int = 1
+    num_layers: int = 1
     """How many of them, each reading the one below."""
 
     hidden_size: int = 128
@@ -55,7 +55,7 @@ class ControllerSettings(Settings, section="policy.controller"):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("policy.controller.hidden_size", self.hidden_size, 2)  # a LayerNorm makes nothing of one number
-        at_least("policy.controller.layers", self.layers, 1)
+        at_least("policy.controller.num_layers", self.num_layers, 1)
         if self.expected_horizon is not None:
             at_least("policy.controller.expected_horizon", self.expected_horizon, 1)
 

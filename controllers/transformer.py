@@ -23,16 +23,16 @@ LONGEST_WINDOW = 512
 class TransformerController(Controller):
     """h = W x where x is not as wide as h; then h += attention(norm(h)) and h += MLP(norm(h)), or gates for the +=.
 
-    It carries `memory` [B, window - 1, 2 * hidden_size / heads], the key and value of each step before, the newest
-    last, and `past` [B, 1], how many steps the episode has behind it. All of a lane's 2 * window * hidden_size / heads
-    numbers are copied at every step. An episode starts with nothing to look back on, so that `initial_carry` has
-    nothing to learn; what is in the window does not fade, and no distance is preferred at the start, so that `chrono`
-    has nothing to spread.
+    It carries `memory` [B, window_size - 1, 2 * hidden_size / num_heads], the key and value of each step before, the
+    newest last, and `past` [B, 1], how many steps the episode has behind it. All of an environment's
+    2 * window_size * hidden_size / num_heads numbers are copied at every step. An episode starts with nothing to look
+    back on, so that `initial_carry` has nothing to learn; what is in the window does not fade, and no distance is
+    preferred at the start, so that `chrono` has nothing to spread.
 
     Args:
-        window: how many steps a step sees, itself included: nothing is remembered for longer. None takes one more
+        window_size: how many steps a step sees, itself included: nothing is remembered for longer. None takes one more
             than the horizon, and 512 at most.
-        heads: must divide hidden_size; they share the keys and values. None takes 4, or 2, or 1.
+        num_heads: must divide hidden_size; they share the keys and values. None takes 4, or 2, or 1.
         mlp_ratio: how many times as wide as the stream the MLP is inside.
         gate: how a branch joins the stream: "none" adds it, "gru" gates it (GTrXL, Parisotto et al. 2020).
     """
@@ -44,18 +44,18 @@ class TransformerController(Controller):
         horizon: int,
         generator: Generator,
         *,
-        window: int | None = None,
-        heads: int | None = None,
+        window_size: int | None = None,
+        num_heads: int | None = None,
         mlp_ratio: int = 2,
         gate: Gate = "none",
     ) -> None:
         hidden, own = settings.hidden_size, "policy.controller.kwargs"
         longest = min(max(horizon, 1) + 1, LONGEST_WINDOW)
-        window = at_least(f"{own}.window", longest if window is None else window, 2)
-        heads = at_least(f"{own}.heads", math.gcd(hidden, 4) if heads is None else heads, 1)
+        window = at_least(f"{own}.window_size", longest if window_size is None else window_size, 2)
+        heads = at_least(f"{own}.num_heads", math.gcd(hidden, 4) if num_heads is None else num_heads, 1)
         at_least(f"{own}.mlp_ratio", mlp_ratio, 1)
         if hidden % heads:
-            raise ValueError(f"{own}.heads is {heads}; it must divide policy.controller.hidden_size, {hidden}")
+            raise ValueError(f"{own}.num_heads is {heads}; it must divide policy.controller.hidden_size, {hidden}")
         gate = typed(f"{own}.gate", gate, Gate)
         width = hidden // heads
         super().__init__(input_size, hidden, {"memory": (window - 1, 2 * width), "past": (1,)}, learn_initial=False)

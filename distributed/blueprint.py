@@ -23,7 +23,7 @@ from mneme.envs import (
     make_vector_env,
     registered_here,
 )
-from mneme.learner import default_shards
+from mneme.learner import default_num_threads
 from mneme.rollout_workers import adapter_of, policy_spec
 
 _DEFAULT_LENGTH = 128  # steps in a sequence where the task's episodes have no fixed length
@@ -38,7 +38,7 @@ ConfigT = TypeVar("ConfigT", bound=ServiceConfig)
 class Blueprint(NamedTuple, Generic[ConfigT_co]):
     """Enough to build every part of a run, on any machine, alike."""
 
-    config: ConfigT_co  # with what is left open in rollout, learner.shards and how images are read filled in
+    config: ConfigT_co  # with what is left open in rollout, learner.num_threads and how images are read filled in
     spec: PolicySpec
     horizon: int  # steps over which the task asks to remember
     facts: TaskFacts | None
@@ -49,13 +49,13 @@ class Blueprint(NamedTuple, Generic[ConfigT_co]):
     @property
     def lanes_per_worker(self) -> int:
         """Environments that one rollout worker steps."""
-        return self.config.rollout.lanes // self.config.rollout.workers
+        return self.config.rollout.num_envs // self.config.rollout.num_workers
 
     @property
     def length(self) -> int:
         """Steps in one sequence."""
-        assert self.config.rollout.length is not None
-        return self.config.rollout.length
+        assert self.config.rollout.unroll_length is not None
+        return self.config.rollout.unroll_length
 
     @property
     def carry_stride(self) -> int:
@@ -78,8 +78,8 @@ class Blueprint(NamedTuple, Generic[ConfigT_co]):
         evaluation (1) and of an evaluation by itself (2) are numbered one after the other."""
         rollout = self.config.rollout
         return Place(
-            copy * rollout.lanes + worker * self.lanes_per_worker,
-            copy * rollout.workers + worker,
+            copy * rollout.num_envs + worker * self.lanes_per_worker,
+            copy * rollout.num_workers + worker,
             (seed, incarnation),
         )
 
@@ -115,8 +115,8 @@ def make_blueprint(config: ConfigT) -> Blueprint[ConfigT]:
     try:
         seen, facts = adapter_of(env, config.spaces), facts_of(env)
         spec, config = seen.spec, config.changed("spaces", layout=seen.settings.layout, scale=seen.settings.scale)
-        length = config.rollout.length or (facts.episode_length if facts else None) or _DEFAULT_LENGTH
-        config.learner.check_batch(config.rollout.lanes)
+        length = config.rollout.unroll_length or (facts.episode_length if facts else None) or _DEFAULT_LENGTH
+        config.learner.check_batch(config.rollout.num_envs)
         if facts is None and config.env.success_return is None:
             _refuse_success(config)
         check_room(config, spec, length, memory())
@@ -134,10 +134,10 @@ def make_blueprint(config: ConfigT) -> Blueprint[ConfigT]:
         blueprint = Blueprint(
             config.changed(
                 "rollout",
-                length=length,
+                unroll_length=length,
                 carry_stride=_carry_stride(config, length),
                 warm_up=_warm_up(config, length, facts),
-            ).changed("learner", shards=config.learner.shards or default_shards()),
+            ).changed("learner", num_threads=config.learner.num_threads or default_num_threads()),
             spec,
             config.policy.controller.expected_horizon or (max(1, facts.memory_horizon) if facts else length),
             facts,
@@ -204,7 +204,7 @@ def _try_out(controller: Controller, kind: str) -> None:
 
 def _check_replay(blueprint: Blueprint, policy: Policy) -> None:
     """Refuse a replay that cannot hold what one update takes."""
-    given, workers = blueprint.config.service.replay_bytes, blueprint.config.rollout.workers
+    given, workers = blueprint.config.service.replay_bytes, blueprint.config.rollout.num_workers
     nbytes = blueprint.fragment_bytes(policy)
     if nbytes * workers > given:
         largest = max(blueprint.spec.observations.items(), key=lambda item: prod(item[1].shape))
@@ -218,7 +218,7 @@ def too_small_a_replay(given: int, fragments: int, nbytes: int) -> str:
     """The sentence about a replay of `given` bytes that one update's fragments, of `nbytes` each, do not fit in."""
     return (
         f"service.replay_bytes is {given}, less than the {fragments} fragments of {nbytes} bytes that one update "
-        f"takes; raise it, or lower rollout.lanes or rollout.length"
+        f"takes; raise it, or lower rollout.num_envs or rollout.unroll_length"
     )
 
 

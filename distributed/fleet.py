@@ -41,9 +41,9 @@ class RolloutFleet:
         self._blueprint = ray.put(blueprint)
         self._timeout, self._max_restarts = service.collect_timeout, service.max_restarts
         self._evaluation_timeout = blueprint.config.train.evaluation_timeout
-        self._incarnations = [0] * blueprint.config.rollout.workers
-        self._failures = [0] * blueprint.config.rollout.workers
-        self._actors = [self._spawn(worker) for worker in range(blueprint.config.rollout.workers)]
+        self._incarnations = [0] * blueprint.config.rollout.num_workers
+        self._failures = [0] * blueprint.config.rollout.num_workers
+        self._actors = [self._spawn(worker) for worker in range(blueprint.config.rollout.num_workers)]
         self._requests: dict[ray.ObjectRef, _Request] = {}  # type: ignore[type-arg]
         self.restarts = 0
 

@@ -76,7 +76,7 @@ def _remedy(error: Exception, address: str | None) -> str:
         asked = "RAY_AUTH_MODE" in os.environ or isinstance(error, (ValueError, OSError))
         return "" if asked else "; if the cluster asks for a token, set RAY_AUTH_MODE=token"
     if "timed out" in str(error).lower():
-        return " The machine is busy or short of memory: try again when it is less so, with fewer rollout.workers"
+        return " The machine is busy or short of memory: try again when it is less so, with fewer rollout.num_workers"
     if isinstance(error, OSError) and error.filename is not None:
         return "; Ray writes to /tmp/ray: name another folder that can be written, with a short path, in RAY_TMPDIR"
     return ""
@@ -93,7 +93,7 @@ class RayRunner:
     def __init__(self, blueprint: Blueprint) -> None:
         service = blueprint.config.service
         self.level = 0
-        self._owns_ray = start_ray(service, blueprint.config.rollout.workers)
+        self._owns_ray = start_ray(service, blueprint.config.rollout.num_workers)
         gpus = service.learner_gpus
         if gpus is None:
             gpus = min(1.0, ray.cluster_resources().get("GPU", 0.0))

@@ -27,7 +27,7 @@ def check_room(config: ServiceConfig, spec: PolicySpec, length: int, available: 
     Raises:
         ValueError: one sentence that names the part, its size and the remedy.
     """
-    steps = -(-config.rollout.lanes // config.learner.minibatches) * config.learner.plan(length).window
+    steps = -(-config.rollout.num_envs // config.learner.num_minibatches) * config.learner.plan(length).window
     for what, width, units, nbytes in _widths(config, spec):
         weights, batch = _WEIGHT * width * units, nbytes * width * steps
         needed = weights + batch if config.service.cluster() is None else weights
@@ -35,7 +35,7 @@ def check_room(config: ServiceConfig, spec: PolicySpec, length: int, available: 
             raise ValueError(
                 f"{what} needs {needed / 2**30:,.0f} GiB and more for {width:,} numbers, their weights and a minibatch "
                 f"of {steps:,} steps, and this machine has {available / 2**30:,.0f} GiB; wrap the environment so that "
-                f"it has fewer, or raise learner.minibatches"
+                f"it has fewer, or raise learner.num_minibatches"
             )
 
 

@@ -134,7 +134,7 @@ class LocalRunner:
         self.restarts = 0  # nothing here can be lost alone
         self._evaluation_timeout = blueprint.config.train.evaluation_timeout
         self._learner = LearnerWorker(blueprint)
-        self._workers = [RolloutWorker(blueprint, worker) for worker in range(blueprint.config.rollout.workers)]
+        self._workers = [RolloutWorker(blueprint, worker) for worker in range(blueprint.config.rollout.num_workers)]
         self._weights: Weights = self._learner.weights()
 
     @property

@@ -11,11 +11,11 @@ from mneme.controllers import Settings
 class TrainSettings(Settings, section="train"):
     """How long to train and when to look."""
 
-    total_steps: int = 500_000
+    total_timesteps: int = 500_000
     """Environment steps to train on."""
     stop_success: float | None = None
     """Stop early once the success rates of two evaluations in a row, on different episodes, reach this. Unset: train
-    for total_steps."""
+    for total_timesteps."""
     evaluate_every: int | None = None
     """Evaluate greedily every so many environment steps. Unset: at the end, and when stop_success seems reached."""
     evaluation_episodes: int = 512
@@ -30,7 +30,7 @@ class TrainSettings(Settings, section="train"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("total_steps", "evaluate_every", "evaluation_episodes", "evaluation_max_steps"):
+        for name in ("total_timesteps", "evaluate_every", "evaluation_episodes", "evaluation_max_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"train.{name} is {value}; it must be at least 1")

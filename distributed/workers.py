@@ -191,7 +191,7 @@ class LearnerWorker:
             blueprint.policy(),
             config.learner,
             seed=config.seed,
-            total_steps=config.train.total_steps,
+            total_timesteps=config.train.total_timesteps,
             asynchronous=config.service.mode == "async",
         )
 

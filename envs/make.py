@@ -34,7 +34,7 @@ from mneme.envs.subprocesses import Subprocesses
 from mneme.envs.vector_guard import VectorGuard
 
 _OF_GYMNASIUM = ("num_envs", "render_mode", "max_episode_steps")  # which Gymnasium gives to a vector form
-_SETTINGS = {"num_envs": "rollout.lanes", "max_episode_steps": "env.max_episode_steps"}
+_SETTINGS = {"num_envs": "rollout.num_envs", "max_episode_steps": "env.max_episode_steps"}
 
 
 def make_vector_env(
@@ -63,7 +63,7 @@ def make_vector_env(
         kwargs=registered.kwargs | settings.kwargs | ({} if render_mode is None else {"render_mode": render_mode}),
         max_episode_steps=settings.max_episode_steps or registered.max_episode_steps,
     )
-    native = _load(spec, spec.vector_entry_point) if settings.vectorization == "auto" else None
+    native = _load(spec, spec.vector_entry_point) if settings.vectorization_mode == "auto" else None
     obstacle = _obstacle(native, spec, settings, render_mode)
     creator = native if obstacle is None else _load(spec, spec.entry_point)
     if creator is None:
@@ -72,7 +72,7 @@ def make_vector_env(
     _check_names(settings, creator, _OF_GYMNASIUM if obstacle is None else ())
     if not _renders(creator, render_mode):
         raise ValueError(f"{settings.id} does not render as {render_mode!r}; choose another task, or render nothing")
-    alone = settings.vectorization == "async"
+    alone = settings.vectorization_mode == "async"
     if alone:
         check_sendable(settings.id)
     try:
@@ -144,8 +144,8 @@ def _cannot_load(id: str, why: str) -> ValueError:
 
 def _obstacle(native: Creator | None, spec: EnvSpec, settings: EnvSettings, render_mode: str | None) -> str | None:
     """Why the task's own vector form is not used, or None where it is."""
-    if settings.vectorization != "auto":
-        return f"env.vectorization is {settings.vectorization}"
+    if settings.vectorization_mode != "auto":
+        return f"env.vectorization_mode is {settings.vectorization_mode}"
     if native is None:
         return "no vector form"
     if speaks_of_lanes(settings.kwargs):

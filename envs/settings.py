@@ -9,7 +9,7 @@ import numpy as np
 
 from mneme.envs.memory_env import whole_number
 
-Vectorization = Literal["auto", "sync", "async"]
+VectorizationMode = Literal["auto", "sync", "async"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class EnvSettings:
     kwargs: dict[str, Any] = field(default_factory=dict)
     """The task's own settings, such as cues, horizon and noise for delayed cue."""
 
-    vectorization: Vectorization = "auto"
+    vectorization_mode: VectorizationMode = "auto"
     """auto takes the task's own vector form where it has one that resets finished lanes by itself, and otherwise does
     as sync: single environments, stepped one after the other. async gives each single environment a subprocess, which
     pays where a step takes milliseconds."""
@@ -45,8 +45,8 @@ class EnvSettings:
             raise ValueError(f"env.id is {self.id!r}; it must be text")
         if not isinstance(self.kwargs, Mapping) or not all(isinstance(name, str) for name in self.kwargs):
             raise ValueError(f"env.kwargs is {self.kwargs!r}; it must be a mapping whose keys are text")
-        if self.vectorization not in get_args(Vectorization):
-            raise ValueError(f"env.vectorization is {self.vectorization!r}; use 'auto', 'sync' or 'async'")
+        if self.vectorization_mode not in get_args(VectorizationMode):
+            raise ValueError(f"env.vectorization_mode is {self.vectorization_mode!r}; use 'auto', 'sync' or 'async'")
         for name in ("max_episode_steps", "max_failures"):
             if name == "max_failures" or self.max_episode_steps is not None:
                 self._set(name, _whole_number(f"env.{name}", getattr(self, name)))

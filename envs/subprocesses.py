@@ -98,7 +98,8 @@ class Subprocesses(AsyncVectorEnv):
             self.closed = True  # closing it in the ordinary way would wait for answers that never come
             raise EnvironmentFailure(
                 f"an environment's subprocess died (exit codes by lane: {codes}), and its last words, if any, are in "
-                f"the log of standard error; mend the environment, or use env.vectorization=sync to see it fail here"
+                f"the log of standard error; mend the environment, or use env.vectorization_mode=sync to see it fail "
+                f"here"
             ) from error
 
 

@@ -58,7 +58,9 @@ def anchor_pass(policy: Policy, batch: SequenceBatch) -> Anchor:
         observations = {name: x[:, steps].transpose(0, 1) for name, x in batch.observations.items()}
         out = policy.scan(observations, batch.resets[:, steps].transpose(0, 1), carry)
         carry = out.carry
-        log_probs.append(policy.action_head.log_prob(out.parameters_TBA, batch.actions[:, steps].transpose(0, 1)))
+        log_probs.append(
+            policy.action_distribution.log_prob(out.parameters_TBA, batch.actions[:, steps].transpose(0, 1))
+        )
         values.append(out.value_TB)
     last = {name: x[:, T] for name, x in batch.observations.items()}
     values.append(policy.value(last, batch.resets[:, T], carry)[None])

@@ -37,13 +37,13 @@ def accepted(batches: Iterable[pa.RecordBatch], policy: Policy, version: int) ->
 @torch.no_grad()
 def _require_fit(fragment: Fragment, policy: Policy) -> None:
     """Try one step of one lane, so that what another policy has made is found before anything is made of it."""
-    head, device = policy.action_head, next(policy.parameters()).device
+    distribution, device = policy.action_distribution, next(policy.parameters()).device
     action = torch.from_numpy(fragment.actions[:1, 0].copy())[0]
     try:
-        if action.dtype != head.action_dtype or action.shape != head.action_shape:
+        if action.dtype != distribution.action_dtype or action.shape != distribution.action_shape:
             raise ValueError(
                 f"an action is {action.dtype} of shape {list(action.shape)}; "
-                f"it must be {head.action_dtype} of shape {list(head.action_shape)}"
+                f"it must be {distribution.action_dtype} of shape {list(distribution.action_shape)}"
             )
         policy.scan(
             {name: torch.from_numpy(part[:1, :1].copy()).to(device) for name, part in fragment.observations.items()},

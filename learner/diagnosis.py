@@ -35,7 +35,7 @@ def suspects(policy: Policy, batch: SequenceBatch, returns: Returns, learning_ra
         return f"lower learner.learning_rate ({learning_rate:g})"
     return (
         f"the weights are those of the start and the batch is ordinary, so the network itself overflows over "
-        f"{batch.length} steps; lower rollout.length, or choose other policy.controller settings"
+        f"{batch.length} steps; lower rollout.unroll_length, or choose other policy.controller settings"
     )
 
 

@@ -58,7 +58,7 @@ class Learner:
         policy: the policy to train; moved to the device that `settings.device` names.
         settings: see `LearnerSettings`.
         seed: of the minibatch order, which depends on (seed, update) alone.
-        total_steps: the run's length in environment steps, for annealing.
+        total_timesteps: the run's length in environment steps, for annealing.
         asynchronous: whether fragments may be older than the weights: anchors by default and corrects with V-trace.
     """
 
@@ -68,7 +68,7 @@ class Learner:
         settings: LearnerSettings,
         *,
         seed: int,
-        total_steps: int,
+        total_timesteps: int,
         asynchronous: bool = False,
     ) -> None:
         self.settings = settings
@@ -78,17 +78,17 @@ class Learner:
         self.version = 0
         self.env_steps = 0
         self._seed = seed
-        self._annealing = Annealing(0.0, 1.0, float(total_steps), 1.0)
+        self._annealing = Annealing(0.0, 1.0, float(total_timesteps), 1.0)
         self._asynchronous = asynchronous
         self._anchors = settings.anchor == "always" or (settings.anchor == "auto" and asynchronous)
         self._parameters = list(self.policy.parameters())
         self._reward_scale = RewardScale(settings.gamma) if settings.normalize_rewards else None
         self._optimizer = torch.optim.Adam(self._parameters, lr=settings.learning_rate, eps=_ADAM_EPSILON, fused=True)
-        self.shards = 1 if self.device.type != "cpu" else settings.shards or default_shards()
+        self.num_threads = 1 if self.device.type != "cpu" else settings.num_threads or default_num_threads()
         # Torch's thread count is a thread's own: without this a shard's matrix products would take every core, and how
         # they are split, and so the last bits, would differ from machine to machine.
         self._pool = ThreadPoolExecutor(
-            self.shards, thread_name_prefix="learner-shard", initializer=torch.set_num_threads, initargs=(1,)
+            self.num_threads, thread_name_prefix="learner-thread", initializer=torch.set_num_threads, initargs=(1,)
         )
 
     def weights(self) -> Weights:
@@ -154,7 +154,7 @@ class Learner:
 
     def _anchor(self, batch: SequenceBatch) -> tuple[Anchor, Staleness]:
         """Of as many sequences at once as a minibatch has, or of fewer where their carries are large."""
-        chunks = min(batch.sequences, max(self.shards, self.settings.minibatches))
+        chunks = min(batch.sequences, max(self.num_threads, self.settings.num_minibatches))
         plan = self.settings.plan(batch.length)
         shares = torch.arange(batch.sequences, device=self.device).tensor_split(chunks)
         rows = [group[0].rows for share in shares for group in pieces(self.policy, plan, share, batch.length)]
@@ -186,10 +186,10 @@ class Learner:
         order = np.random.default_rng([self._seed, self.version])
         sums: dict[str, float] = defaultdict(float)
         counted, minibatches, grad_norm, ratio_error, epochs = 0, 0, 0.0, math.nan, 0
-        for epoch in range(s.epochs):
+        for epoch in range(s.num_epochs):
             epoch_kl, epoch_count = 0.0, 0
             permutation = torch.from_numpy(order.permutation(batch.sequences)).to(self.device)
-            for rows in permutation.tensor_split(min(s.minibatches, batch.sequences)):
+            for rows in permutation.tensor_split(min(s.num_minibatches, batch.sequences)):
                 count = max(1, int(batch.valid[rows].sum()))
                 results = self._gradients(batch, returns, rows, count)
                 clock = perf_counter()
@@ -231,12 +231,12 @@ class Learner:
 
     def _kl(self, batch: SequenceBatch, rows: Tensor) -> float:
         """Between the policy that the epochs began with and the present one, a mean over these sequences' steps."""
-        shards = [shard for shard in rows.chunk(self.shards) if len(shard)]
+        shards = [shard for shard in rows.chunk(self.num_threads) if len(shard)]
         sums = self._pool.map(lambda shard: kl_sum(self.policy, self.settings, batch, shard), shards)
         return sum(sums) / max(1, int(batch.valid[rows].sum()))
 
     def _gradients(self, batch: SequenceBatch, returns: Returns, rows: Tensor, count: int) -> list[ShardResult]:
-        shards = [shard for shard in rows.chunk(self.shards) if len(shard)]
+        shards = [shard for shard in rows.chunk(self.num_threads) if len(shard)]
 
         def work(shard: Tensor) -> ShardResult:
             return shard_gradients(self.policy, self.settings, batch, returns, shard, count)
@@ -261,7 +261,7 @@ class Learner:
         return norm
 
     def _set_learning_rate(self) -> None:
-        if self.settings.anneal:
+        if self.settings.anneal_lr:
             self._annealing = self._annealing.at(self.env_steps)
         for group in self._optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * self._annealing.share
@@ -274,7 +274,7 @@ class Learner:
                 state[f"adam.{key}.{name}"] = value.detach().cpu().numpy().copy()
         if self._reward_scale is not None:
             state |= {f"reward_scale.{name}": array for name, array in self._reward_scale.state().items()}
-        if self.settings.anneal:
+        if self.settings.anneal_lr:
             state["annealing"] = np.array(self._annealing)
         return state | {"version": np.array(self.version), "env_steps": np.array(self.env_steps)}
 
@@ -318,7 +318,7 @@ class Learner:
             self._annealing = saved.until(self._annealing.end, self.env_steps)
 
 
-def default_shards() -> int:
+def default_num_threads() -> int:
     """Threads for a minibatch where the settings leave it open: one a core, four at most."""
     return min(os.cpu_count() or 1, _MAX_SHARDS)
 

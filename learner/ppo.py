@@ -83,9 +83,9 @@ def kl_sum(policy: Policy, s: LearnerSettings, batch: SequenceBatch, rows: Tenso
         for piece in group:
             windows = windows_of(policy, plan, batch, piece)
             out = policy.scan(windows.observations, windows.resets, windows.carry)
-            now = policy.action_head.log_prob(out.parameters_TBA, taken(batch.actions, piece, plan.window))
+            now = policy.action_distribution.log_prob(out.parameters_TBA, taken(batch.actions, piece, plan.window))
             before = taken(batch.log_probs, piece, plan.window)
-            total += masked_sum(clipped_policy_loss(now, before, torch.zeros_like(now), s.clip).kl, windows.mask)
+            total += masked_sum(clipped_policy_loss(now, before, torch.zeros_like(now), s.clip_range).kl, windows.mask)
     return float(total)
 
 
@@ -109,18 +109,18 @@ def _piece_gradients(
     cut_done = perf_counter()
 
     out = policy.scan(windows.observations, windows.resets, windows.carry)
-    log_probs = policy.action_head.log_prob(out.parameters_TBA, actions)
-    surrogate = clipped_policy_loss(log_probs, old_log_probs, advantages, s.clip)
+    log_probs = policy.action_distribution.log_prob(out.parameters_TBA, actions)
+    surrogate = clipped_policy_loss(log_probs, old_log_probs, advantages, s.clip_range)
     terms = {
         "policy_loss": surrogate.loss,
-        "value_loss": value_loss(out.value_TB, old_values, targets, s.value_clip),
-        "entropy": policy.action_head.entropy(out.parameters_TBA),
+        "value_loss": value_loss(out.value_TB, old_values, targets, s.clip_range_vf),
+        "entropy": policy.action_distribution.entropy(out.parameters_TBA),
         "kl_minibatches": surrogate.kl,
         "clip_fraction": surrogate.clipped,
         **{f"{SIGNAL}{name}": signal for name, signal in out.signals.items()},
     }
     sums = {name: masked_sum(term, mask) for name, term in terms.items()}
-    loss = sums["policy_loss"] + s.value_coef * sums["value_loss"] - s.entropy_coef * sums["entropy"]
+    loss = sums["policy_loss"] + s.vf_coef * sums["value_loss"] - s.ent_coef * sums["entropy"]
     if policy.controller.penalises:
         said = SignalSums.of(out.signals, mask, len(piece.rows))
         penalty = penalty or Penalty.at(policy.controller, said)

@@ -21,17 +21,17 @@ class LearnerSettings(Settings, section="learner"):
 
     mode: Literal["cached", "truncated", "full"] = "full"
     """Backpropagation through time: cached (none), truncated (inside windows) or full (whole sequences)."""
-    window: int = 32
+    bptt_length: int = 32
     """Steps in a window, K, in truncated mode; longer than the sequence means the whole sequence."""
     burn_in: int = 0
     """Steps replayed without gradient before each window, to refresh its carry (truncated mode)."""
-    epochs: int = 4
+    num_epochs: int = 4
     """Passes over each batch of sequences."""
-    minibatches: int = 4
+    num_minibatches: int = 4
     """Parts into which an epoch's sequences are shuffled, as equal as whole sequences allow; one step for each."""
     learning_rate: float = 3e-3
     """Adam's step size at the start."""
-    anneal: bool = False
+    anneal_lr: bool = False
     """Lower the learning rate linearly to zero over the run. A run that is extended goes on from its last rate."""
     gamma: float = 0.99
     """Discount per step."""
@@ -41,13 +41,13 @@ class LearnerSettings(Settings, section="learner"):
     """Shift and scale the advantages of each batch to mean 0 and standard deviation 1."""
     normalize_rewards: bool = False
     """Divide rewards by the running standard deviation of the discounted return."""
-    clip: float = 0.2
+    clip_range: float = 0.2
     """PPO's clip range of the probability ratio."""
-    value_coef: float = 0.5
+    vf_coef: float = 0.5
     """Weight of the value loss."""
-    value_clip: float | None = None
+    clip_range_vf: float | None = None
     """Clip range of the change in value; unset: no clipping."""
-    entropy_coef: float = 0.01
+    ent_coef: float = 0.01
     """Weight of the entropy bonus."""
     max_grad_norm: float = 0.5
     """Gradients are scaled down to this norm."""
@@ -60,7 +60,7 @@ class LearnerSettings(Settings, section="learner"):
     """V-trace's clip of the importance weights (asynchronous service)."""
     vtrace_c: float = 1.0
     """V-trace's clip of the trace-cutting weights (asynchronous service)."""
-    shards: int | None = None
+    num_threads: int | None = None
     """Threads among which a minibatch is split on a CPU; the result depends on it in the last bits. Unset: one a core
     of the machine that starts the run, four at most. On a GPU always one."""
     device: str = "auto"
@@ -68,26 +68,26 @@ class LearnerSettings(Settings, section="learner"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, low in (("window", 1), ("burn_in", 0), ("epochs", 1), ("minibatches", 1), ("shards", 1)):
-            value = getattr(self, name)
+        for name in ("bptt_length", "burn_in", "num_epochs", "num_minibatches", "num_threads"):
+            value, low = getattr(self, name), 0 if name == "burn_in" else 1
             if value is not None and value < low:
                 raise ValueError(f"learner.{name} is {value}; it must be at least {low}")
-        for name in ("learning_rate", "max_grad_norm", "clip", "vtrace_rho", "vtrace_c"):
+        for name in ("learning_rate", "max_grad_norm", "clip_range", "vtrace_rho", "vtrace_c"):
             if not 0 < getattr(self, name) < inf:
                 raise ValueError(f"learner.{name} is {getattr(self, name)}; it must be above 0 and finite")
-        for name in ("value_coef", "entropy_coef"):
+        for name in ("vf_coef", "ent_coef"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"learner.{name} is {getattr(self, name)}; it must be at least 0")
-        for name in ("value_clip", "target_kl"):
+        for name in ("clip_range_vf", "target_kl"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"learner.{name} is {value}; it must be above 0, or unset")
         for name in ("gamma", "gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"learner.{name} is {getattr(self, name)}; it must lie between 0 and 1")
-        if self.mode == "truncated" and self.burn_in > self.window:
+        if self.mode == "truncated" and self.burn_in > self.bptt_length:
             raise ValueError(
-                f"learner.burn_in is {self.burn_in}, longer than learner.window ({self.window}); "
+                f"learner.burn_in is {self.burn_in}, longer than learner.bptt_length ({self.bptt_length}); "
                 f"use a burn-in of at most one window"
             )
         if self.mode != "truncated" and self.burn_in:
@@ -101,7 +101,7 @@ class LearnerSettings(Settings, section="learner"):
             return WindowPlan(length, 0, length)
         if self.mode == "cached":
             return WindowPlan(1, 0, 1)
-        window = min(self.window, length)
+        window = min(self.bptt_length, length)
         burn_in = 0 if window == length else self.burn_in
         return WindowPlan(window, burn_in, gcd(window, burn_in))
 
@@ -111,8 +111,9 @@ class LearnerSettings(Settings, section="learner"):
         Raises:
             ValueError: a minibatch would hold less than one sequence.
         """
-        if sequences < self.minibatches:
+        if sequences < self.num_minibatches:
             raise ValueError(
-                f"learner.minibatches is {self.minibatches} but a batch holds only {sequences} sequences, so that a "
-                f"minibatch would be smaller than one sequence; lower learner.minibatches or raise rollout.lanes"
+                f"learner.num_minibatches is {self.num_minibatches} but a batch holds only {sequences} sequences, so "
+                f"that a minibatch would be smaller than one sequence; lower learner.num_minibatches or raise "
+                f"rollout.num_envs"
             )

@@ -84,7 +84,7 @@ def measure_staleness(policy: Policy, batch: SequenceBatch, anchor: Anchor) -> S
     fresh = parameters(recomputed)
 
     def kl(carry: Carry) -> float:
-        return float(policy.action_head.kl(fresh, parameters(carry)).mean())
+        return float(policy.action_distribution.kl(fresh, parameters(carry)).mean())
 
     whole = kl(stored)
     alone = {name: whole if len(stored) == 1 else kl({**recomputed, name: stored[name]}) for name in stored}

@@ -50,7 +50,7 @@ class ActiveRun:
     @property
     def progress(self) -> Progress:
         """How far it is."""
-        return Progress(self.runner.version, self.steps, self.config.train.total_steps)
+        return Progress(self.runner.version, self.steps, self.config.train.total_timesteps)
 
     def count(self, update: Update) -> tuple[list[Episodes], Row]:
         """Take in what an update reports; returns the episodes that are counted with it, and its metrics, recorded."""
@@ -80,7 +80,7 @@ class ActiveRun:
 
     def seems_endless(self) -> bool:
         """Whether no episode has ended in many steps of each lane, though the task declares no length. Said once."""
-        facts, lane_steps = self.blueprint.facts, self.steps // self.config.rollout.lanes
+        facts, lane_steps = self.blueprint.facts, self.steps // self.config.rollout.num_envs
         declared = facts is not None and facts.episode_length is not None
         ended = self.meter.episodes or self.episodes.waits()
         if ended or declared or lane_steps < _ENDLESS:

@@ -163,7 +163,7 @@ class Agent:
         return {ACTION_MASK: np.stack([flat_mask(mask) for mask in masks])}
 
     def _noise(self, lanes: int, rng: np.random.Generator | None) -> torch.Tensor:
-        shape = (lanes, self.policy.action_head.noise_size)
+        shape = (lanes, self.policy.action_distribution.noise_size)
         return torch.zeros(shape) if rng is None else torch.from_numpy(rng.random(shape, np.float32))
 
 

@@ -81,7 +81,7 @@ def train(
 def resume(
     run: Run | Path | str,
     *,
-    total_steps: int | None = None,
+    total_timesteps: int | None = None,
     local: bool = False,
     trust: bool = False,
     callbacks: Iterable[Callback] = (),
@@ -89,7 +89,7 @@ def resume(
 ) -> Run:
     """Go on with a run under its own settings; see `mneme.training.resume`."""
     return training.resume(
-        _path(run), total_steps=total_steps, local=local, trust=trust, callbacks=callbacks, progress=progress
+        _path(run), total_timesteps=total_timesteps, local=local, trust=trust, callbacks=callbacks, progress=progress
     )
 
 

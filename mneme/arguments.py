@@ -51,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
         "settings", nargs="*", metavar="env.key=value", help="play a changed task, such as env.kwargs.horizon=128"
     )
     evaluate.add_argument("--episodes", type=int, default=512, help="complete episodes (default 512)")
-    evaluate.add_argument("--lanes", type=int, help="parallel environments (default: as many as the run had)")
+    evaluate.add_argument("--num-envs", type=int, help="parallel environments (default: as many as the run had)")
     evaluate.add_argument("--seed", type=int, default=0, help="seed of the episodes (default 0)")
     evaluate.add_argument("--sample", action="store_true", help="sample actions instead of taking the most probable")
     evaluate.add_argument(
@@ -90,7 +90,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     check.add_argument("controller", help="a kind such as gru, or one of your own as module:Class")
     check.add_argument(
-        "settings", nargs="*", metavar="key=value", help="as under policy.controller: hidden_size=64 kwargs.heads=2"
+        "settings", nargs="*", metavar="key=value", help="as under policy.controller: hidden_size=64 kwargs.num_heads=2"
     )
     check.set_defaults(command="check")
 

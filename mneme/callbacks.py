@@ -49,7 +49,7 @@ class Progress(NamedTuple):
 
     update: int  # updates since the run's very beginning: the version of the weights
     steps: int  # environment steps trained on, since the run's very beginning
-    total_steps: int  # after which training ends
+    total_timesteps: int  # after which training ends
 
 
 class Callback:

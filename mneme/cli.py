@@ -108,10 +108,12 @@ def _train(options: argparse.Namespace) -> int:
     if options.resume is None:
         result = train(load_config(preset, overrides), preset=preset, local=options.local)
     else:
-        if preset or any(not override.startswith("train.total_steps=") for override in overrides):
-            raise ConfigError("--resume goes on with the run's own settings; besides it, give only train.total_steps=N")
-        total = load_config(None, overrides).train.total_steps if overrides else None
-        result = resume(options.resume, total_steps=total, local=options.local, trust=options.trust)
+        if preset or any(not override.startswith("train.total_timesteps=") for override in overrides):
+            raise ConfigError(
+                "--resume goes on with the run's own settings; besides it, give only train.total_timesteps=N"
+            )
+        total = load_config(None, overrides).train.total_timesteps if overrides else None
+        result = resume(options.resume, total_timesteps=total, local=options.local, trust=options.trust)
     if result.interrupted:
         print(f"interrupted at step {result.steps:,}; go on with: mneme train --resume {result.folder}")
         return _INTERRUPTED
@@ -127,7 +129,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         options.checkpoint,
         changes=options.settings,
         episodes=options.episodes,
-        lanes=options.lanes,
+        num_envs=options.num_envs,
         seed=options.seed,
         greedy=not options.sample,
         reset_carry_at=options.reset_carry_at,

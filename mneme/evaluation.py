@@ -25,7 +25,7 @@ def evaluate_checkpoint(
     *,
     episodes: int,
     seed: int,
-    lanes: int | None = None,
+    num_envs: int | None = None,
     changes: Sequence[str] = (),
     greedy: bool = True,
     reset_carry_at: int | None = None,
@@ -43,7 +43,7 @@ def evaluate_checkpoint(
         path: a run folder, or one of its checkpoints.
         episodes: how many at least; each lane plays equally many.
         seed: of the episodes.
-        lanes: parallel environments; unset: as many as the run had.
+        num_envs: parallel environments; unset: as many as the run had.
         changes: settings of the task as `env.key=value`, which replace the run's. The policy stays what it is, so that
             observations and actions must be alike.
 
@@ -55,7 +55,7 @@ def evaluate_checkpoint(
     """
     for name, value, least in (
         ("--episodes", episodes, 1),
-        ("--lanes", lanes, 1),
+        ("--num-envs", num_envs, 1),
         ("--seed", seed, 0),
         ("--reset-carry-at", reset_carry_at, 0),
         ("--best", best, 1),
@@ -88,7 +88,7 @@ def evaluate_checkpoint(
         if video is not None:
             with closing(make_vector_env(settings, 1, "rgb_array", blueprint.place(0, seed, copy=2))) as env:
                 film_episodes(env, policy, video, episodes=video_episodes, **how)
-        count = min(lanes or blueprint.config.rollout.lanes, episodes)
+        count = min(num_envs or blueprint.config.rollout.num_envs, episodes)
         with closing(make_vector_env(settings, count, place=blueprint.place(0, seed, copy=2))) as env:
             return evaluate(
                 env, policy, episodes=episodes, success_return=settings.success_return, weights_version=loaded.version,

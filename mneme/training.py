@@ -87,7 +87,7 @@ def train(
 def resume(
     path: Path,
     *,
-    total_steps: int | None = None,
+    total_timesteps: int | None = None,
     local: bool = False,
     trust: bool = False,
     callbacks: Iterable[Callback] = (),
@@ -97,7 +97,7 @@ def resume(
 
     Args:
         path: a run folder or one of its checkpoints.
-        total_steps: train for this many environment steps in all instead of the configured number.
+        total_timesteps: train for this many environment steps in all instead of the configured number.
         trust: import what the run names, whoever wrote it, and join the cluster and open the store that it names.
         local, callbacks, progress: as for `train`.
 
@@ -111,12 +111,12 @@ def resume(
         path, saved, config = load_run(path, trust)
         if not trust:
             refuse_foreign_places(config, path, folder.path, local)
-        if total_steps is not None:
-            config = config.changed("train", total_steps=total_steps)
-        if saved.run["steps"] >= config.train.total_steps:
+        if total_timesteps is not None:
+            config = config.changed("train", total_timesteps=total_timesteps)
+        if saved.run["steps"] >= config.train.total_timesteps:
             raise ConfigError(
-                f"{path} is complete at step {saved.run['steps']}; to train for longer, give train.total_steps=N above "
-                f"that"
+                f"{path} is complete at step {saved.run['steps']}; to train for longer, give train.total_timesteps=N "
+                f"above that"
             )
         blueprint = _checked(config, local)
         state = checked_state(path, saved, blueprint)
@@ -166,7 +166,7 @@ def _execute(
         key = (saved[0]["tracking_run"] if saved else None) or uuid4().hex
         stop = stack.enter_context(stopping_on_signals())
         told = Callbacks([*callbacks, LearningCurve(), Tracking()], stop)
-        meter, curriculum = Meter(config.rollout.workers), Curriculum(config.curriculum)
+        meter, curriculum = Meter(config.rollout.num_workers), Curriculum(config.curriculum)
         run = ActiveRun(blueprint, folder, runner, told, key, meter, curriculum)
         stack.callback(lambda: told.end(run.progress, outcome))
         # What is told may work in the background, and so do the runner's parts, which start meanwhile.
@@ -200,7 +200,7 @@ def _loop(run: ActiveRun, stop: StopRequest) -> bool:
         run.seems_endless()
         if run.curriculum.advance(episodes):  # before any return, as the last checkpoint holds its counts
             run.enter_level()
-        if run.steps >= train.total_steps:
+        if run.steps >= train.total_timesteps:
             return True
         if stop.made:
             return False
@@ -245,11 +245,11 @@ def _restore(run: ActiveRun, saved: dict[str, Any], state: RunState) -> None:
     run.folder.rewind(run.steps)
     set_aside_after(run.folder.checkpoints, run.steps)
     _log.info(f"resuming {run.folder.path} from step {run.steps:,}")
-    total = run.config.train.total_steps
-    if run.config.learner.anneal and saved["config"]["train"]["total_steps"] != total:
+    total = run.config.train.total_timesteps
+    if run.config.learner.anneal_lr and saved["config"]["train"]["total_timesteps"] != total:
         _log.info(
-            f"train.total_steps was {saved['config']['train']['total_steps']:,}: learner.anneal goes on from the "
-            f"learning rate of the last update and falls to zero at step {total:,}"
+            f"train.total_timesteps was {saved['config']['train']['total_timesteps']:,}: learner.anneal_lr goes on "
+            f"from the learning rate of the last update and falls to zero at step {total:,}"
         )
     if None in state.workers:
         _log.info("this run resumes with new episodes: the state of its environment cannot be read")

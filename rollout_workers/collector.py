@@ -136,7 +136,9 @@ class Collector:
         T = self.length
         draft, past = self._draft(weights_version), self._history.past() if self._history else None
         fragment = draft.fragment
-        noise = lane_noise(self._noise_keys, self._step, T, self.policy.action_head.noise_size).astype(np.float32)
+        noise = lane_noise(self._noise_keys, self._step, T, self.policy.action_distribution.noise_size).astype(
+            np.float32
+        )
         noise_TBN = torch.from_numpy(noise.swapaxes(0, 1))
         failures: list[str] = []
         inference = stepping = 0.0

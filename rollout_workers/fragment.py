@@ -62,7 +62,7 @@ class Fragment:
     """
 
     observations: Mapping[str, np.ndarray]  # part -> [B, T + 1, ...]; the last one bootstraps
-    actions: np.ndarray  # [B, T, *action] int64 or float32, packed as the policy's action head packs them
+    actions: np.ndarray  # [B, T, *action] int64 or float32, packed as the policy's action distribution packs them
     log_probs: np.ndarray  # [B, T] float32, of the behaviour policy
     values: np.ndarray  # [B, T + 1] float32
     final_values: np.ndarray  # [B, T] float32, V(true final observation) where cut short, else 0

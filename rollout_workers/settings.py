@@ -52,11 +52,11 @@ class SpaceSettings(Settings, section="spaces"):
 class RolloutSettings(Settings, section="rollout"):
     """How experience is collected."""
 
-    lanes: int = 128
+    num_envs: int = 128
     """Parallel environments in all, shared out evenly over the workers."""
-    workers: int = 2
-    """Rollout actors; each steps lanes / workers environments in one process."""
-    length: int | None = None
+    num_workers: int = 2
+    """Rollout actors; each steps num_envs / num_workers environments in one process."""
+    unroll_length: int | None = None
     """Steps in one sequence. Unset: the task's episode length where it has a fixed one, else 128."""
     carry_stride: int | None = None
     """Store the carry every so many steps. Unset: as sparsely as the learner's mode allows."""
@@ -67,14 +67,14 @@ class RolloutSettings(Settings, section="rollout"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("lanes", "workers", "length", "carry_stride"):
+        for name in ("num_envs", "num_workers", "unroll_length", "carry_stride"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"rollout.{name} is {value}; it must be at least 1")
         if self.warm_up is not None and self.warm_up < 0:
             raise ValueError(f"rollout.warm_up is {self.warm_up}; it must be at least 0")
-        if self.lanes % self.workers:
+        if self.num_envs % self.num_workers:
             raise ValueError(
-                f"rollout.lanes is {self.lanes}, which {self.workers} workers cannot share evenly; "
-                f"use a multiple of rollout.workers"
+                f"rollout.num_envs is {self.num_envs}, which {self.num_workers} workers cannot share evenly; "
+                f"use a multiple of rollout.num_workers"
             )

@@ -13,8 +13,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TRAIN = [
-    "-m", "mneme", "train", "--local", "name=run", "tracking.enabled=false", "rollout.lanes=4", "rollout.workers=1",
-    "rollout.length=8", "train.total_steps=32", "train.evaluation_episodes=4", "learner.minibatches=1",
+    "-m", "mneme", "train", "--local", "name=run", "tracking.enabled=false", "rollout.num_envs=4",
+    "rollout.num_workers=1",
+    "rollout.unroll_length=8", "train.total_timesteps=32", "train.evaluation_episodes=4", "learner.num_minibatches=1",
     "policy.controller.hidden_size=8",
 ]  # fmt: skip
 OF_A_USER = """

@@ -103,18 +103,18 @@ def main() -> None:
     """Train for `--steps` timed environment steps and print a measurement."""
     parser = m.contestant_parser(__doc__)
     parser.add_argument("--stock", action="store_true")
-    parser.add_argument("--lanes", type=int, default=m.LANES)
+    parser.add_argument("--num-envs", type=int, default=m.LANES)
     parser.add_argument("--one-thread", action="store_true", help="try no more")
     args = parser.parse_args()
     task = {"cues": m.CUES, "horizon": m.HORIZON}
-    env: VecEnv = BatchedVecEnv(make_vector_env(EnvSettings(id=m.ENV_ID, kwargs=task), args.lanes))
+    env: VecEnv = BatchedVecEnv(make_vector_env(EnvSettings(id=m.ENV_ID, kwargs=task), args.num_envs))
     # One LSTM and linear heads, as in our own policy; by default the critic has an LSTM and layers of its own.
     policy: dict[str, Any] = {"shared_lstm": True, "enable_critic_lstm": False, "net_arch": []}
     if args.stock:
-        env, policy = make_vec_env(m.ENV_ID, args.lanes, env_kwargs=task), {}
+        env, policy = make_vec_env(m.ENV_ID, args.num_envs, env_kwargs=task), {}
     settings: dict[str, Any] = {
         "n_steps": m.EPISODE,
-        "batch_size": args.lanes * m.EPISODE // m.MINIBATCHES,
+        "batch_size": args.num_envs * m.EPISODE // m.MINIBATCHES,
         "n_epochs": m.EPOCHS,
         "learning_rate": m.LEARNING_RATE,
         "ent_coef": 0.01,
@@ -122,10 +122,10 @@ def main() -> None:
     }
     model = RecurrentPPO("MlpLstmPolicy", env, seed=args.seed, device="cpu", **settings)
     stopwatch, threads = m.Stopwatch(), ThreadChoice(torch.set_num_threads, 1 if args.one_thread else None)
-    batch = args.lanes * m.EPISODE
-    model.learn(m.updates_for(args.steps, batch) * batch, callback=_Timing(stopwatch, threads, args.lanes))
+    batch = args.num_envs * m.EPISODE
+    model.learn(m.updates_for(args.steps, batch) * batch, callback=_Timing(stopwatch, threads, args.num_envs))
     parameters = sum(parameter.numel() for parameter in model.policy.parameters())
-    configuration = settings | {"lanes": args.lanes, "threads": threads.threads, "parameters": parameters}
+    configuration = settings | {"lanes": args.num_envs, "threads": threads.threads, "parameters": parameters}
     stopwatch.measurement(configuration, "sb3-contrib", "stable-baselines3", "gymnasium", "torch", "numpy").report()
 
 

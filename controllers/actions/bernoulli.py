@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from mneme.controllers.actions.head import ActionHead
+from mneme.controllers.actions.distribution import ActionDistribution
 
 
 @dataclass(frozen=True)
-class Bernoulli(ActionHead):
+class Bernoulli(ActionDistribution):
     """`size` switches, each 0 or 1 in int64; the parameters are the log-odds of 1."""
 
     size: int

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mneme.controllers.actions.head import BELOW_ONE, ActionHead
+from mneme.controllers.actions.distribution import BELOW_ONE, ActionDistribution
 
 
 @dataclass(frozen=True)
-class Categorical(ActionHead):
+class Categorical(ActionDistribution):
     """One of `actions` choices; the parameters are unnormalised log-probabilities, -inf for "never"."""
 
     actions: int

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus, softsign
 
-from mneme.controllers.actions.head import BELOW_ONE, ActionHead
+from mneme.controllers.actions.distribution import BELOW_ONE, ActionDistribution
 
 LOG_STD_RANGE = (-5.0, 2.0)  # below, float32's rounding of a mean of size 1 would move ratios by more than 1e-5
 _NODES, _STEP, _SHARE = 16, 0.5, 0.75  # of the quadrature: nodes on each side; their distance, and in deviations
@@ -21,7 +21,7 @@ BEND = 0.5  # from each limit; between the bends the log standard deviation is t
 
 
 @dataclass(frozen=True)
-class Gaussian(ActionHead):
+class Gaussian(ActionDistribution):
     """`size` independent normal numbers; the parameters are all means, then all log standard deviations.
 
     Log standard deviations keep within `LOG_STD_RANGE`. The action is float32 [B, A]. With `squash` the

@@ -10,20 +10,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mneme.controllers.actions.head import ActionHead
+from mneme.controllers.actions.distribution import ActionDistribution
 
 EXACT_IN_FLOAT32 = 2**24
 
 
 @dataclass(frozen=True)
-class Joint(ActionHead):
+class Joint(ActionDistribution):
     """One action of every part; parameters, noise, masks and features are the parts' own, one after the other.
 
     Actions are packed along the last axis, a part with action shape () into one slot: int64 if all parts are, else
     float32. Several choices at once (MultiDiscrete) are a joint of `Categorical`s.
     """
 
-    parts: tuple[ActionHead, ...]
+    parts: tuple[ActionDistribution, ...]
 
     def __post_init__(self) -> None:
         if not self.parts:
@@ -95,7 +95,7 @@ class Joint(ActionHead):
     def features(self, action: Tensor) -> Tensor:
         return torch.cat([part.features(a) for part, a in zip(self.parts, self.unpack(action), strict=True)], -1)
 
-    def _each(self, parameters: Tensor) -> Iterator[tuple[ActionHead, Tensor]]:
+    def _each(self, parameters: Tensor) -> Iterator[tuple[ActionDistribution, Tensor]]:
         """Every part with its own parameters."""
         sizes = [part.parameter_size for part in self.parts]
         return zip(self.parts, parameters.split(sizes, -1), strict=True)

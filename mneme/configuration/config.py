@@ -8,13 +8,14 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import yaml
 from pydantic import ValidationError, field_validator
 
 from mneme.configuration.hints import suggestions
 from mneme.configuration.records import RecordError, read_yaml, refuse_what_changes
+from mneme.configuration.renamed import RENAMED
 from mneme.controllers import hints_of
 from mneme.distributed.config import ConfigError, ServiceConfig
 from mneme.reporting.tracking.settings import TrackingSettings
@@ -35,6 +36,17 @@ class Config(ServiceConfig):
         if name is not None and (not name.strip(".") or "/" in name or "\\" in name):
             raise ValueError(f"name is {name!r}; it names a folder inside checkpoint.root, so it holds no slashes")
         return name
+
+    def changed(self, section: str, **values: Any) -> Self:
+        """This configuration with some settings of one section replaced.
+
+        Raises:
+            ConfigError: one is given under a name of old.
+        """
+        keys = [f"{section}.{name}" for name in values]
+        if old := [_new_name(key) for key in keys if key in RENAMED]:
+            raise ConfigError("\n".join(old))
+        return super().changed(section, **values)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries and lists; what stands in a free-form mapping is left as it is."""
@@ -181,6 +193,9 @@ def _unknown(key: str, value: Any) -> Iterator[str]:
         for name, child in value.items():
             yield from _unknown(f"{key}.{name}", child)
         return
+    if key in RENAMED:
+        yield _new_name(key)
+        return
     section, _, rest = key.partition(".")
     if near := suggest(key):
         hint = f"did you mean {' or '.join(near)}?"
@@ -191,6 +206,10 @@ def _unknown(key: str, value: Any) -> Iterator[str]:
         of_task = "" if rest else f", and what the task itself takes is env.kwargs.{key}"
         hint = f"the sections are {', '.join(sections)}{of_task}"
     yield f"unknown setting {key} (given {value!r}); {hint}"
+
+
+def _new_name(old: str) -> str:
+    return f"{old} is now {RENAMED[old]}"
 
 
 def suggest(key: str) -> list[str]:

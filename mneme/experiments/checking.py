@@ -41,7 +41,7 @@ def check_controller(kind: str, overrides: Sequence[str], console: Console | Non
     build = _builder(settings)
     controller = build(1, Generator().manual_seed(0))
     console.print(
-        f"[bold]{kind}[/bold], hidden_size {settings.hidden_size}, {settings.layers} layer(s), "
+        f"[bold]{kind}[/bold], hidden_size {settings.hidden_size}, {settings.num_layers} layer(s), "
         f"backend {controller.backend_on(_CPU)}"
     )
     compile_ahead(controller, kind)

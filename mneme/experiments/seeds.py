@@ -53,7 +53,7 @@ def run_seed(
         raise EvaluationError(f"the evaluation at the end of {result.folder} came to no result")
     assert evaluation.success_rate is not None and evaluation.success_interval is not None
     forgetful = evaluate_checkpoint(
-        result.folder, episodes=512, lanes=128, seed=config.seed, reset_carry_at=int(evaluation.lengths.max()) // 2
+        result.folder, episodes=512, num_envs=128, seed=config.seed, reset_carry_at=int(evaluation.lengths.max()) // 2
     )
     assert forgetful.success_rate is not None
     return SeedRun(

@@ -170,7 +170,7 @@ def run_suite(
         if missing and not local:
             from mneme.distributed.ray_runner import start_ray  # once for all runs
 
-            start_ray(missing[0].config.service, max(job.config.rollout.workers for job in missing))
+            start_ray(missing[0].config.service, max(job.config.rollout.num_workers for job in missing))
         for number, job in enumerate(missing):
             title = f"[{len(jobs) - len(missing) + number + 1} of {len(jobs)}] {job.task}, {job.controller}"
             with console.status(title):

@@ -90,7 +90,7 @@ class Display(Callback):
     def on_start(self, run: RunStart) -> None:
         """Begin."""
         self._sentences.listen()
-        self.start(run.config.train.total_steps, run.folder.name)
+        self.start(run.config.train.total_timesteps, run.folder.name)
 
     def on_update(self, progress: Progress, metrics: Mapping[str, float]) -> None:
         """Show the update."""
@@ -100,14 +100,14 @@ class Display(Callback):
         """Leave the last view standing."""
         self.close()
 
-    def start(self, total_steps: int, title: str) -> None:
-        """Begin a run of `total_steps` environment steps."""
-        self._total, self._title = total_steps, title
+    def start(self, total_timesteps: int, title: str) -> None:
+        """Begin a run of `total_timesteps` environment steps."""
+        self._total, self._title = total_timesteps, title
         if not self._console.is_terminal:
-            self._write(f"{title}: {total_steps:,} steps")
+            self._write(f"{title}: {total_timesteps:,} steps")
             return
         with self._costing_only_itself():
-            self._bar.add_task("", total=total_steps, steps=self._progress(0), eta=NOTHING)
+            self._bar.add_task("", total=total_timesteps, steps=self._progress(0), eta=NOTHING)
             self._live = Live(self._view({}), console=self._console, refresh_per_second=4)
             self._live.start()
 

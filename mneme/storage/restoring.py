@@ -68,12 +68,12 @@ def checked_state(path: Path, saved: Checkpoint, blueprint: Blueprint[Config]) -
     """
     config, levels = blueprint.config, len(blueprint.config.curriculum.stages)
     _check_record(path, saved.run, config)
-    names = [f"worker-{i}" for i in range(config.rollout.workers)]
+    names = [f"worker-{i}" for i in range(config.rollout.num_workers)]
     for part in saved.arrays:
         if part not in ("learner", *names):
             raise _misfit(path, f"{part} is unexpected; there are learner and {', '.join(names)}")
     learner, fresh = saved.arrays["learner"], LearnerWorker(_anywhere(blueprint))
-    _check(path, "learner", learner, fresh.expected_state(), config.rollout.lanes)
+    _check(path, "learner", learner, fresh.expected_state(), config.rollout.num_envs)
     _attempt(path, "learner", fresh.set_state, learner)
     workers = [saved.arrays.get(name) for name in names]
     for i, state in enumerate(workers):
@@ -82,7 +82,7 @@ def checked_state(path: Path, saved: Checkpoint, blueprint: Blueprint[Config]) -
         worker = RolloutWorker(blueprint, i)
         try:
             level = {name: array for name, array in state.items() if name == "level"}
-            _check(path, names[i], level, {"level": np.array(0)}, config.rollout.lanes)
+            _check(path, names[i], level, {"level": np.array(0)}, config.rollout.num_envs)
             if level["level"] > levels:
                 raise _misfit(path, f"level in {names[i]} is {level['level']}; it must be at most {levels}")
             worker.enter(int(level["level"]))
@@ -91,7 +91,7 @@ def checked_state(path: Path, saved: Checkpoint, blueprint: Blueprint[Config]) -
                 raise _misfit(path, f"{names[i]} is unexpected, as the state of {config.env.id} cannot be read")
             own = not any(name.startswith("env.") for name in expected)
             judged = {name: array for name, array in state.items() if not (own and name.startswith("env."))}
-            _check(path, names[i], judged, expected, config.rollout.lanes)
+            _check(path, names[i], judged, expected, config.rollout.num_envs)
             _attempt(path, names[i], worker.try_out, state)
         finally:
             worker.close()
@@ -128,7 +128,7 @@ def _check_record(path: Path, run: Mapping[str, Any], config: Config) -> None:
         fits = (
             plain
             and same(order.state(), waiting)
-            and {entry["worker"] for entry in waiting} <= set(range(config.rollout.workers))
+            and {entry["worker"] for entry in waiting} <= set(range(config.rollout.num_workers))
         )
     except (TypeError, KeyError, ValueError, AttributeError):
         fits = False

@@ -1,11 +1,11 @@
-"""From action spaces to the heads that a policy acts with."""
+"""From action spaces to the distributions that a policy acts with."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from gymnasium import spaces
 
-from mneme.controllers import ActionHead, Bernoulli, Categorical, Gaussian, Joint
+from mneme.controllers import ActionDistribution, Bernoulli, Categorical, Gaussian, Joint
 from mneme.rollout_workers.spaces.leaves import Convert, Leaf, size_of
 
 
@@ -13,7 +13,7 @@ from mneme.rollout_workers.spaces.leaves import Convert, Leaf, size_of
 class ActedLeaf:
     """A simple space of the action, and what fills it."""
 
-    head: ActionHead
+    distribution: ActionDistribution
     convert: Convert  # slots [B, n] of the packed action to the environment's array [B, ...]
 
 
@@ -21,7 +21,7 @@ def acted_leaf(leaf: Leaf, squash: bool) -> ActedLeaf:
     """How a policy acts in this space.
 
     Raises:
-        ValueError: no head does.
+        ValueError: no distribution does.
     """
     space = leaf.space
     leaf.check_size("action", "wrap the environment")
@@ -30,14 +30,14 @@ def acted_leaf(leaf: Leaf, squash: bool) -> ActedLeaf:
         return ActedLeaf(Categorical(int(space.n)), lambda a: a[:, 0].astype(np.int64, copy=False) + first)
     if isinstance(space, spaces.MultiDiscrete):
         shape, start = space.shape, space.start
-        heads = Joint(tuple(Categorical(int(n)) for n in space.nvec.ravel()))
-        return ActedLeaf(heads, lambda a: a.astype(np.int64).reshape(-1, *shape) + start)
+        distributions = Joint(tuple(Categorical(int(n)) for n in space.nvec.ravel()))
+        return ActedLeaf(distributions, lambda a: a.astype(np.int64).reshape(-1, *shape) + start)
     if isinstance(space, spaces.MultiBinary):
         shape, dtype = space.shape, space.dtype
         return ActedLeaf(Bernoulli(size_of(shape)), lambda a: a.reshape(-1, *shape).astype(dtype))
     if isinstance(space, spaces.Box) and space.dtype is not None and space.dtype.kind == "f":
-        head = Gaussian(size_of(space.shape), squash)
-        return ActedLeaf(head, _box_action(space, leaf, squash))
+        distribution = Gaussian(size_of(space.shape), squash)
+        return ActedLeaf(distribution, _box_action(space, leaf, squash))
     raise ValueError(
         f"{leaf.named('action')} is not supported (Discrete, MultiDiscrete, MultiBinary, Box of floats, and Dict and "
         f"Tuple of these are); wrap the environment"

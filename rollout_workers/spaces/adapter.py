@@ -13,7 +13,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector.utils import concatenate, create_empty_array
 
-from mneme.controllers import ACTION_MASK, PREVIOUS_ACTION, ActionHead, Joint, PolicySpec, Vector
+from mneme.controllers import ACTION_MASK, PREVIOUS_ACTION, ActionDistribution, Joint, PolicySpec, Vector
 from mneme.envs import EnvironmentFailure, one_line
 from mneme.rollout_workers.settings import SpaceSettings
 from mneme.rollout_workers.spaces.actions import acted_leaf
@@ -68,10 +68,10 @@ class SpaceAdapter:
             raise ValueError(
                 f"spaces.squash is set, but the action space {self._action_space} has no Box; leave it unset"
             )
-        ends = np.cumsum([size_of(acted.head.action_shape) for acted in self._acted]).tolist()
+        ends = np.cumsum([size_of(acted.distribution.action_shape) for acted in self._acted]).tolist()
         self._slots = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
-        heads = [head for acted in self._acted for head in _independent(acted.head)]
-        self._joint = self._acted[0].head if len(self._acted) == 1 else Joint(tuple(heads))
+        distributions = [distribution for acted in self._acted for distribution in _independent(acted.distribution)]
+        self._joint = self._acted[0].distribution if len(self._acted) == 1 else Joint(tuple(distributions))
         observations = {observed.leaf.name: observed.part for observed in self._observed}
         if settings.previous_reward:
             observations[PREVIOUS_REWARD] = Vector(1)
@@ -135,17 +135,17 @@ class SpaceAdapter:
             ValueError: one sentence that names the lane.
         """
         start = 0
-        for head in _independent(self._joint):
-            part_BM = mask_BN[:, start : start + head.mask_size]
-            start += head.mask_size
+        for distribution in _independent(self._joint):
+            part_BM = mask_BN[:, start : start + distribution.mask_size]
+            start += distribution.mask_size
             empty_B = ~part_BM.any(axis=1)
-            if not head.mask_size or not empty_B.any():
+            if not distribution.mask_size or not empty_B.any():
                 continue
             part_BM[empty_B & free_B] = True
             if (empty_B & ~free_B).any():
                 raise ValueError(
-                    f"the action mask of lane {np.flatnonzero(empty_B & ~free_B)[0]} allows none of {head.mask_size} "
-                    f"actions; an environment must leave at least one, or end the episode"
+                    f"the action mask of lane {np.flatnonzero(empty_B & ~free_B)[0]} allows none of "
+                    f"{distribution.mask_size} actions; an environment must leave at least one, or end the episode"
                 )
 
     def no_action(self, lanes: int) -> np.ndarray:
@@ -196,5 +196,5 @@ def adapter_of(env: gym.vector.VectorEnv[Any, Any, Any], settings: SpaceSettings
     return SpaceAdapter(env.single_observation_space, env.single_action_space, settings, masked=ACTION_MASK in info)
 
 
-def _independent(head: ActionHead) -> tuple[ActionHead, ...]:
-    return head.parts if isinstance(head, Joint) else (head,)
+def _independent(distribution: ActionDistribution) -> tuple[ActionDistribution, ...]:
+    return distribution.parts if isinstance(distribution, Joint) else (distribution,)

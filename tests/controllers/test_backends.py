@@ -69,7 +69,7 @@ def test_a_backend_that_the_kind_does_not_have_is_refused() -> None:
 
 
 def test_the_setting_reaches_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = ControllerSettings(kind="gru", hidden_size=4, layers=2, backend="reference")
+    settings = ControllerSettings(kind="gru", hidden_size=4, num_layers=2, backend="reference")
     stack = build_controller(settings, 3, 5, Generator().manual_seed(0))
     calls = []
     own = stack.reference_scan

@@ -11,12 +11,12 @@ from mneme.controllers.layer_norm import layer_norm
 CASES = [(kind, start) for kind in ("gru", "lstm") for start in ("zero", "learned")]
 
 
-def make(kind: str, cell_norm: bool, start: str = "zero", inputs: int = 5) -> Controller:
+def make(kind: str, layer_norm: bool, start: str = "zero", inputs: int = 5) -> Controller:
     settings = ControllerSettings(
         kind=kind,
         hidden_size=6,
         initial_carry=start,  # type: ignore[arg-type]
-        kwargs={"cell_norm": cell_norm},
+        kwargs={"layer_norm": layer_norm},
     )
     return build_controller(settings, inputs, 10, Generator().manual_seed(0))
 
@@ -29,14 +29,14 @@ def normed(a: Tensor, epsilon: float) -> Tensor:
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_the_normed_cells_keep_the_contract(case: tuple[str, str], check: Check) -> None:
     kind, start = case
-    settings = ControllerSettings(kind=kind, hidden_size=6, initial_carry=start, kwargs={"cell_norm": True})  # type: ignore[arg-type]
+    settings = ControllerSettings(kind=kind, hidden_size=6, initial_carry=start, kwargs={"layer_norm": True})  # type: ignore[arg-type]
     finding = check.run(lambda inputs, generator: build_controller(settings, inputs, 10, generator))
     assert finding.passed, finding
 
 
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
 def test_one_step_is_the_papers(kind: str) -> None:
-    controller = make(kind, cell_norm=True).double()
+    controller = make(kind, layer_norm=True).double()
     generator = Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in controller.parameters():
@@ -60,7 +60,7 @@ def test_one_step_is_the_papers(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
 def test_the_norm_adds_parameters_and_leaves_the_others_as_they_start(kind: str) -> None:
-    plain, with_norm = make(kind, cell_norm=False).state_dict(), make(kind, cell_norm=True).state_dict()
+    plain, with_norm = make(kind, layer_norm=False).state_dict(), make(kind, layer_norm=True).state_dict()
     assert set(with_norm) - set(plain) == {"gate_gains"} | ({"memory_norm"} if kind == "lstm" else set())
     assert all(torch.equal(with_norm[name], value) for name, value in plain.items())
 
@@ -68,7 +68,7 @@ def test_the_norm_adds_parameters_and_leaves_the_others_as_they_start(kind: str)
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
 @pytest.mark.parametrize("chrono", [True, False])
 def test_no_gradient_grows_around_the_loop_of_a_blank_start(kind: str, chrono: bool) -> None:
-    settings = ControllerSettings(kind=kind, hidden_size=16, chrono=chrono, kwargs={"cell_norm": True})
+    settings = ControllerSettings(kind=kind, hidden_size=16, chrono=chrono, kwargs={"layer_norm": True})
     controller = build_controller(settings, 4, 100, Generator().manual_seed(0)).double()
     carry = {name: value[0] for name, value in controller.initial_carry(1).items()}
 

@@ -23,7 +23,7 @@ def test_every_controller_keeps_the_contract(case: tuple[str, str, int, str], ch
         kind=kind,
         hidden_size=6,
         initial_carry=start,
-        layers=layers,
+        num_layers=layers,
         backend=backend,  # type: ignore[arg-type]
     )
 

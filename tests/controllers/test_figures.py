@@ -9,7 +9,7 @@ from mneme.controllers.contract import measure
 
 
 def test_parameters_and_carry_are_counted_and_the_gru_beside_it_is_the_narrowest_with_as_many() -> None:
-    settings = ControllerSettings(kind="lstm", hidden_size=6, layers=2)
+    settings = ControllerSettings(kind="lstm", hidden_size=6, num_layers=2)
 
     def build(input_size: int, generator: Generator) -> Controller:
         return build_controller(settings, input_size, 10, generator)

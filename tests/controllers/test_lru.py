@@ -19,7 +19,7 @@ def lru(horizon: int = 100, hidden: int = 64, chrono: bool = True, **kwargs: Any
 
 
 def test_chrono_time_constants_are_uniform_over_the_horizon() -> None:
-    radius = lru(horizon=101, hidden=8, state_size=20_000).eigenvalues().abs()
+    radius = lru(horizon=101, hidden=8, d_state=20_000).eigenvalues().abs()
     assert radius.max() <= 1 - 1 / 101 + 1e-6
     spans = radius / (1 - radius)
     torch.testing.assert_close(spans.quantile(torch.tensor([0.25, 0.5, 0.75])), torch.tensor([25.75, 50.5, 75.25]),
@@ -27,13 +27,13 @@ def test_chrono_time_constants_are_uniform_over_the_horizon() -> None:
 
 
 def test_without_chrono_the_squared_radius_is_uniform() -> None:
-    squares = lru(chrono=False, hidden=8, state_size=20_000).eigenvalues().abs().square()
+    squares = lru(chrono=False, hidden=8, d_state=20_000).eigenvalues().abs().square()
     torch.testing.assert_close(squares.quantile(torch.tensor([0.1, 0.5, 0.9])), torch.tensor([0.1, 0.5, 0.9]),
                                rtol=0, atol=0.02)  # fmt: skip
 
 
 def test_phases_fill_the_range_that_was_asked_for() -> None:
-    phase = lru(hidden=8, state_size=2000, max_phase=0.2).eigenvalues().angle()
+    phase = lru(hidden=8, d_state=2000, max_phase=0.2).eigenvalues().angle()
     assert 0 < phase.min() < 0.01 and 0.19 < phase.max() <= 0.2 + 1e-6
 
 
@@ -62,7 +62,7 @@ def test_white_noise_keeps_every_state_at_the_size_of_what_drives_it() -> None:
 
 
 def test_the_cell_is_the_papers_equations_with_complex_matrices() -> None:
-    controller = lru(hidden=6, state_size=4).double()
+    controller = lru(hidden=6, d_state=4).double()
     b = torch.exp(controller.log_gamma).unsqueeze(1) * torch.complex(
         *controller.weight_in.unflatten(0, (-1, 2)).unbind(1)
     )
@@ -80,8 +80,8 @@ def test_the_cell_is_the_papers_equations_with_complex_matrices() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "sentence"),
     [
-        ({"state_size": 0}, "policy.controller.kwargs.state_size is 0; it must be at least 1"),
-        ({"state_size": 2.5}, "policy.controller.kwargs.state_size is 2.5; it must be a whole number"),
+        ({"d_state": 0}, "policy.controller.kwargs.d_state is 0; it must be at least 1"),
+        ({"d_state": 2.5}, "policy.controller.kwargs.d_state is 2.5; it must be a whole number"),
         ({"max_phase": 0}, r"policy.controller.kwargs.max_phase is 0; it must be in \(0, 2 pi\]"),
         ({"max_phase": 2 * math.pi + 0.1}, r"max_phase is 6.38.*; it must be in \(0, 2 pi\]"),
         ({"max_phase": "small"}, "max_phase is 'small'; it must be a number"),

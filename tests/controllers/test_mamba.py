@@ -79,7 +79,7 @@ def test_without_chrono_the_start_is_the_published_one() -> None:
 
 
 @pytest.mark.parametrize("kind", ["mamba", "mamba_gru"])
-@pytest.mark.parametrize("name,value,least", [("state_size", 0, 1), ("expand", 0, 1), ("convolution", 1, 2)])
+@pytest.mark.parametrize("name,value,least", [("d_state", 0, 1), ("expand", 0, 1), ("d_conv", 1, 2)])
 def test_a_size_that_is_too_small_is_refused(kind: str, name: str, value: int, least: int) -> None:
     settings = ControllerSettings(kind=kind, kwargs={name: value})
     with pytest.raises(ValueError, match=rf"kwargs\.{name} is {value}; it must be at least {least}"):
@@ -87,7 +87,7 @@ def test_a_size_that_is_too_small_is_refused(kind: str, name: str, value: int, l
 
 
 def test_the_carry_has_the_sizes_that_were_chosen() -> None:
-    kwargs = {"state_size": 5, "expand": 3, "convolution": 2}
+    kwargs = {"d_state": 5, "expand": 3, "d_conv": 2}
     assert {k: v.shape for k, v in build(kwargs=kwargs).initial().items()} == {
         "state": (5, 3 * MODEL),
         "window": (1, 3 * MODEL),

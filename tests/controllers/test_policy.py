@@ -67,13 +67,15 @@ def observed(spec: PolicySpec, generator: Generator, lead: tuple[int, ...] = (T,
             found[name] = torch.randint(256, (*lead, *part.shape), dtype=torch.uint8, generator=generator)
         else:
             found[name] = torch.randn(*lead, part.size, generator=generator)
-    head = spec.actions
+    distribution = spec.actions
     if spec.masked:
-        found["action_mask"] = torch.rand(*lead, head.mask_size, generator=generator) < 0.5
+        found["action_mask"] = torch.rand(*lead, distribution.mask_size, generator=generator) < 0.5
         found["action_mask"][..., -1] = True
     if spec.previous_action:
-        parameters = torch.randn(*lead, head.parameter_size, generator=generator)
-        found["previous_action"] = head.sample(parameters, torch.rand(*lead, head.noise_size, generator=generator))
+        parameters = torch.randn(*lead, distribution.parameter_size, generator=generator)
+        found["previous_action"] = distribution.sample(
+            parameters, torch.rand(*lead, distribution.noise_size, generator=generator)
+        )
     return found
 
 
@@ -82,9 +84,9 @@ def at(observations: Observation, t: int) -> Observation:
 
 
 def check_acting_is_scanning(policy: Policy) -> None:
-    head, generator = policy.action_head, Generator().manual_seed(1)
+    distribution, generator = policy.action_distribution, Generator().manual_seed(1)
     observations = observed(policy.spec, generator)
-    uniform = torch.rand(T, B, head.noise_size, generator=generator)
+    uniform = torch.rand(T, B, distribution.noise_size, generator=generator)
     reset = torch.rand(T, B, generator=generator) < 0.2
     carry = policy.initial_carry(B)
     whole = policy.scan(observations, reset, carry)
@@ -92,11 +94,13 @@ def check_acting_is_scanning(policy: Policy) -> None:
         value = policy.value(at(observations, t), reset[t], carry)
         torch.testing.assert_close(value, whole.value_TB[t], rtol=3e-6, atol=3e-6)
         act = policy.act(at(observations, t), reset[t], carry, uniform[t])
-        log_prob = head.log_prob(whole.parameters_TBA[t], act.action_B)
+        log_prob = distribution.log_prob(whole.parameters_TBA[t], act.action_B)
         torch.testing.assert_close(act.log_prob_B, log_prob, rtol=1e-5, atol=5e-6)
         torch.testing.assert_close(act.value_B, whole.value_TB[t], rtol=3e-6, atol=3e-6)
-        torch.testing.assert_close(act.action_B, head.sample(whole.parameters_TBA[t], uniform[t]), rtol=1e-6, atol=1e-6)
-        assert act.action_B.dtype == head.action_dtype
+        torch.testing.assert_close(
+            act.action_B, distribution.sample(whole.parameters_TBA[t], uniform[t]), rtol=1e-6, atol=1e-6
+        )
+        assert act.action_B.dtype == distribution.action_dtype
         assert not any(x.requires_grad for x in (act.log_prob_B, act.value_B, *act.carry.values()))
         carry = act.carry
     torch.testing.assert_close(carry, whole.carry, rtol=1e-6, atol=1e-6)
@@ -126,8 +130,8 @@ def test_every_part_of_an_observation_reaches_the_value_and_every_parameter_gets
     for name in observations.keys() - {"action_mask"}:
         changed = policy.scan({**observations, name: other[name]}, reset, policy.initial_carry(B))
         assert not torch.equal(changed.value_TB, output.value_TB), name
-    action = policy.action_head.mode(output.parameters_TBA)
-    (policy.action_head.log_prob(output.parameters_TBA, action).sum() + output.value_TB.sum()).backward()
+    action = policy.action_distribution.mode(output.parameters_TBA)
+    (policy.action_distribution.log_prob(output.parameters_TBA, action).sum() + output.value_TB.sum()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in policy.parameters())
 
 

@@ -10,7 +10,7 @@ from mneme.controllers import Controller, ControllerSettings, build_controller
 from mneme.controllers.contract import CHECKS
 from mneme.controllers.pseudo_mamba import PseudoMambaController
 
-SMALL = {"slots": 3, "slot_size": 4, "state_size": 3, "chunk": 8}
+SMALL = {"num_slots": 3, "slot_size": 4, "d_state": 3, "chunk_size": 8}
 OTHERS = [("classic", "input"), ("recent", "state"), ("classic", "state")]  # the default is in the contract's own test
 
 
@@ -74,7 +74,7 @@ def test_a_backend_for_all_steps_at_once_is_refused_where_they_follow_one_anothe
 @pytest.mark.parametrize(
     "kwargs,sentence",
     [
-        ({"slots": 0}, r"kwargs.slots is 0; it must be at least 1"),
+        ({"num_slots": 0}, r"kwargs.num_slots is 0; it must be at least 1"),
         ({"slot_size": 1.5}, r"kwargs.slot_size is 1.5; it must be a whole number"),
         ({"rule": "oldest"}, r"kwargs.rule is 'oldest'; use 'recent' or 'classic'"),
         ({"query": "output"}, r"kwargs.query is 'output'; use 'input' or 'state'"),

@@ -41,7 +41,7 @@ def build(**settings: Any) -> Controller:
 
 
 def test_a_controller_of_ones_own_is_built_with_its_settings() -> None:
-    own = build(kind="tests.controllers.test_registry:Average", kwargs={"keep": 0.0}, layers=2)
+    own = build(kind="tests.controllers.test_registry:Average", kwargs={"keep": 0.0}, num_layers=2)
     x = torch.randn(3, 2, 5)
     y, carry = own.scan(x, torch.zeros(3, 2, dtype=torch.bool), own.initial_carry(2))
     torch.testing.assert_close(y, x)
@@ -58,7 +58,7 @@ def test_one_without_parameters_has_the_type_of_its_carry() -> None:
 
 
 def test_layers_are_built_from_one_stream_of_numbers_and_differ() -> None:
-    stack = build(kind="gru", hidden_size=5, layers=3)
+    stack = build(kind="gru", hidden_size=5, num_layers=3)
     state = stack.state_dict()
     weights = [state[f"layers.{i}.weight_hh"] for i in range(3)]
     assert not torch.equal(weights[0], weights[1])
@@ -66,7 +66,7 @@ def test_layers_are_built_from_one_stream_of_numbers_and_differ() -> None:
 
 
 def test_two_layers_are_one_scan_after_the_other() -> None:
-    stack = build(kind="gru", hidden_size=5, layers=2)
+    stack = build(kind="gru", hidden_size=5, num_layers=2)
     x, reset = torch.randn(7, 2, 5), torch.rand(7, 2) < 0.3
     lower, upper = stack.layers  # type: ignore[misc]
     middle, _ = lower.scan(x, reset, lower.initial_carry(2))
@@ -83,16 +83,19 @@ def test_two_layers_are_one_scan_after_the_other() -> None:
         ({"kind": "no_such_module:X"}, "cannot be imported: No module named 'no_such_module'"),
         ({"kind": "tests.controllers.test_registry:Missing"}, "cannot be imported: .*Missing"),
         ({"kind": "tests.controllers.test_registry:NOT_A_CONTROLLER"}, "not a subclass of controllers.Controller"),
-        ({"kind": "mlp", "kwargs": {"slots": 3}}, r"kwargs.slots is 3, but mlp has no such setting; it accepts none"),
+        (
+            {"kind": "mlp", "kwargs": {"num_slots": 3}},
+            r"kwargs.num_slots is 3, but mlp has no such setting; it accepts none",
+        ),
         ({"kind": "tests.controllers.test_registry:Average", "kwargs": {"kep": 0.1}}, "it accepts keep"),
         ({"kind": "tests.controllers.test_registry:Postponed", "kwargs": {"keep": "x"}}, "'x'; it must be a number"),
         ({"kind": "tests.controllers.test_registry:Postponed", "kwargs": {"fast": 1}}, "1; it must be true or false"),
-        ({"kwargs": {"cell_norm": "false"}}, "kwargs.cell_norm is 'false'; it must be true or false"),
+        ({"kwargs": {"layer_norm": "false"}}, "kwargs.layer_norm is 'false'; it must be true or false"),
         ({"kind": "pseudo_mamba", "kwargs": {"decay": "abc"}}, "kwargs.decay is 'abc'; it must be a number"),
         ({"kind": "pseudo_mamba", "kwargs": {"decay": True}}, "kwargs.decay is True; it must be a number"),
         ({"kind": "pseudo_mamba", "kwargs": {"gate_coef": float("nan")}}, "kwargs.gate_coef is nan; it must be finite"),
-        ({"layers": 0}, "policy.controller.layers is 0; it must be at least 1"),
-        ({"layers": 1.5}, "policy.controller.layers is 1.5; it must be a whole number"),
+        ({"num_layers": 0}, "policy.controller.num_layers is 0; it must be at least 1"),
+        ({"num_layers": 1.5}, "policy.controller.num_layers is 1.5; it must be a whole number"),
     ],
 )
 def test_what_cannot_be_built_is_refused_in_one_sentence(settings: dict[str, Any], sentence: str) -> None:

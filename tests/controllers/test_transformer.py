@@ -11,10 +11,10 @@ from mneme.controllers.contract import CHECKS, Check
 from mneme.controllers.transformer import GruGate, TransformerController
 
 VARIANTS: list[dict[str, Any]] = [
-    {"window": 2},
-    {"window": 3, "heads": 6},
-    {"window": 50, "heads": 1, "mlp_ratio": 4},
-    {"window": 5, "gate": "gru"},
+    {"window_size": 2},
+    {"window_size": 3, "num_heads": 6},
+    {"window_size": 50, "num_heads": 1, "mlp_ratio": 4},
+    {"window_size": 5, "gate": "gru"},
 ]
 
 
@@ -37,14 +37,14 @@ def test_every_variant_keeps_the_contract(kwargs: dict[str, Any], check: Check) 
 
 @pytest.mark.parametrize("window", [2, 4])
 def test_a_step_sees_its_window_and_nothing_else(window: int) -> None:
-    controller = make(window=window)
+    controller = make(window_size=window)
     x = torch.randn(9, 1, 5, dtype=torch.float64, requires_grad=True)
     (dx,) = torch.autograd.grad(run(controller, x, torch.zeros(9, 1, dtype=torch.bool))[6].square().sum(), x)
     assert [t for t in range(9) if dx[t].any()] == list(range(7 - window, 7))
 
 
 def test_nan_from_before_a_reset_leaves_no_trace_in_the_middle_of_a_scan() -> None:
-    controller, reset = make(window=6), torch.zeros(9, 2, dtype=torch.bool)
+    controller, reset = make(window_size=6), torch.zeros(9, 2, dtype=torch.bool)
     reset[4, 0] = True
     x = torch.randn(9, 2, 5, dtype=torch.float64)
     clean = run(controller, x, reset)
@@ -58,21 +58,21 @@ def test_nan_from_before_a_reset_leaves_no_trace_in_the_middle_of_a_scan() -> No
 def test_the_window_comes_from_the_horizon_unless_it_is_given() -> None:
     assert make(horizon=10).initial()["memory"].shape == (10, 4)
     assert make(horizon=100_000).initial()["memory"].shape == (511, 4)
-    assert make(horizon=10, window=700).initial()["memory"].shape == (699, 4)
+    assert make(horizon=10, window_size=700).initial()["memory"].shape == (699, 4)
 
 
 @pytest.mark.parametrize("hidden,heads", [(128, 4), (6, 2), (7, 1)])
 def test_there_are_four_heads_where_that_divides_the_width(hidden: int, heads: int) -> None:
-    assert make(hidden, window=3).initial()["memory"].shape == (2, 2 * hidden // heads)
+    assert make(hidden, window_size=3).initial()["memory"].shape == (2, 2 * hidden // heads)
 
 
 @pytest.mark.parametrize(
     "kwargs,sentence",
     [
-        ({"window": 1}, r"kwargs\.window is 1; it must be at least 2"),
-        ({"window": 2.5}, r"kwargs\.window is 2\.5; it must be a whole number"),
-        ({"heads": 0}, r"kwargs\.heads is 0; it must be at least 1"),
-        ({"heads": 3}, r"kwargs\.heads is 3; it must divide policy\.controller\.hidden_size, 8"),
+        ({"window_size": 1}, r"kwargs\.window_size is 1; it must be at least 2"),
+        ({"window_size": 2.5}, r"kwargs\.window_size is 2\.5; it must be a whole number"),
+        ({"num_heads": 0}, r"kwargs\.num_heads is 0; it must be at least 1"),
+        ({"num_heads": 3}, r"kwargs\.num_heads is 3; it must divide policy\.controller\.hidden_size, 8"),
         ({"mlp_ratio": 0}, r"kwargs\.mlp_ratio is 0; it must be at least 1"),
         ({"gate": "lstm"}, r"kwargs\.gate is 'lstm'; use 'none' or 'gru'"),
     ],

@@ -29,7 +29,7 @@ def cluster() -> Iterator[Cluster]:
 def test_a_dead_node_costs_what_was_on_it(cluster: Cluster, notes: list[str]) -> None:
     node = cluster.add_node(num_cpus=2, object_store_memory=MEMORY)
     ray.init(address=cluster.address, log_to_driver=False)
-    overrides = ["rollout.lanes=256", "env.kwargs.horizon=200", "learner.mode=cached", "learner.epochs=1"]
+    overrides = ["rollout.num_envs=256", "env.kwargs.horizon=200", "learner.mode=cached", "learner.num_epochs=1"]
     runner = RayRunner(make_blueprint(load_config(None, overrides)))
     runner.start()
     arrivals = runner.collect()

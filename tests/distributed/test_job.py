@@ -60,7 +60,7 @@ def test_a_job_trains_through_the_dashboards_job_server(head: tuple[str, dict[st
     submit = [
         str(RAY), "job", "submit", "--address", address, "--working-dir", ".", "--",
         sys.executable, "-m", "mneme", "train", "configs/delayed_cue.yaml",
-        "env.kwargs.horizon=6", "rollout.lanes=16", "train.total_steps=448", "name=job",
+        "env.kwargs.horizon=6", "rollout.num_envs=16", "train.total_timesteps=448", "name=job",
         f"checkpoint.root={runs}", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
     ]  # fmt: skip
     done = None

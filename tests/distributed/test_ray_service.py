@@ -42,10 +42,11 @@ def cluster() -> Iterator[None]:
 
 def config(tmp_path: Path, *overrides: str) -> Config:
     base = [
-        f"checkpoint.root={tmp_path}", "name=run", "tracking.enabled=false", "rollout.lanes=10", "rollout.length=23",
-        "env.id=mneme/Counting-v0", "policy.controller.hidden_size=16", "train.total_steps=920",
-        "checkpoint.every=460", "learner.minibatches=2", "learner.window=5", "train.evaluation_episodes=20",
-        "learner.shards=2",
+        f"checkpoint.root={tmp_path}", "name=run", "tracking.enabled=false", "rollout.num_envs=10",
+        "rollout.unroll_length=23",
+        "env.id=mneme/Counting-v0", "policy.controller.hidden_size=16", "train.total_timesteps=920",
+        "checkpoint.every=460", "learner.num_minibatches=2", "learner.bptt_length=5", "train.evaluation_episodes=20",
+        "learner.num_threads=2",
     ]  # fmt: skip
     return load_config(None, [*base, *overrides])
 
@@ -98,7 +99,7 @@ def test_resuming_over_ray_equals_the_uninterrupted_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", ["gru", "lstm", "mlp"])
 def test_the_first_ratio_is_one_through_the_real_object_store(tmp_path: Path, mode: str, kind: str) -> None:
-    result = train(config(tmp_path, f"learner.mode={mode}", f"policy.controller.kind={kind}", "learner.epochs=2"))
+    result = train(config(tmp_path, f"learner.mode={mode}", f"policy.controller.kind={kind}", "learner.num_epochs=2"))
     seen = rows(result.folder)
     assert len(seen) == 4
     assert max(row["ratio_error"] for row in seen) < 1e-5
@@ -179,7 +180,7 @@ def is_rollout_worker(process: psutil.Process) -> bool:
 def test_a_run_survives_a_process_killed_from_outside(
     tmp_path: Path, mode: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = train(config(tmp_path, "train.total_steps=4600", f"service.mode={mode}"), callbacks=[KillsAnActor()])
+    result = train(config(tmp_path, "train.total_timesteps=4600", f"service.mode={mode}"), callbacks=[KillsAnActor()])
     assert result.steps >= 4600
     assert result.evaluation is not None
     assert "was lost" in capsys.readouterr().out
@@ -249,7 +250,11 @@ def test_a_lost_learner_ends_the_run_with_a_sentence(service: RayRunner) -> None
 def test_asynchronous_service_overlaps_under_the_lag_bound(tmp_path: Path, max_lag: int) -> None:
     result = train(
         config(
-            tmp_path, "service.mode=async", f"service.max_lag={max_lag}", "train.total_steps=9200", "learner.mode=full"
+            tmp_path,
+            "service.mode=async",
+            f"service.max_lag={max_lag}",
+            "train.total_timesteps=9200",
+            "learner.mode=full",
         )
     )
     seen = rows(result.folder)

@@ -8,7 +8,7 @@ from mneme.distributed.room import check_room
 
 GIB = 2**30
 HIDDEN, STEPS = 64, 128 // 4 * 100  # of a minibatch: a quarter of 128 lanes, 100 steps long
-SETTINGS = [f"policy.controller.hidden_size={HIDDEN}", "rollout.lanes=128", "learner.minibatches=4"]
+SETTINGS = [f"policy.controller.hidden_size={HIDDEN}", "rollout.num_envs=128", "learner.num_minibatches=4"]
 
 
 def check(spec: PolicySpec, available: int, *settings: str) -> None:
@@ -29,8 +29,8 @@ def test_a_minibatch_that_does_not_fit_beside_its_weights_is_refused_by_name(
     with pytest.raises(ValueError, match=f"^{what} needs .* GiB and more for 1,000,000 numbers, .*raise learner.mini"):
         check(spec, weights + batch - 1)
     with pytest.raises(ValueError, match=what):
-        check(spec, weights + batch, "rollout.lanes=256")
-    check(spec, weights + batch, "rollout.lanes=256", "learner.minibatches=8")
+        check(spec, weights + batch, "rollout.num_envs=256")
+    check(spec, weights + batch, "rollout.num_envs=256", "learner.num_minibatches=8")
 
 
 def test_where_learning_runs_elsewhere_only_the_weights_must_fit_here() -> None:

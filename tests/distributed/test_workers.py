@@ -53,7 +53,7 @@ def numbered() -> Iterator[str]:
 
 
 def workers(id: str, *overrides: str) -> tuple[list[RolloutWorker], Any]:
-    base = ["rollout.lanes=4", "rollout.workers=2", "rollout.length=8", "policy.controller.hidden_size=8"]
+    base = ["rollout.num_envs=4", "rollout.num_workers=2", "rollout.unroll_length=8", "policy.controller.hidden_size=8"]
     config = load_config(None, [f"env.id={id}", "env.kwargs.number={lane}", *base, *overrides])
     blueprint = make_blueprint(config)
     return [RolloutWorker(blueprint, worker) for worker in range(2)], LearnerWorker(blueprint).weights()

@@ -52,7 +52,7 @@ def test_the_example_trains_by_the_kind_that_the_page_gives(tmp_path: Path) -> N
     config = load_config(
         None,
         [f"policy.controller.kind={KIND}", "env.kwargs.horizon=2", f"checkpoint.root={tmp_path}",
-         "tracking.enabled=false", "rollout.lanes=8", "policy.controller.hidden_size=8", "learner.minibatches=2",
-         "train.total_steps=72", "train.evaluation_episodes=16"],
+         "tracking.enabled=false", "rollout.num_envs=8", "policy.controller.hidden_size=8", "learner.num_minibatches=2",
+         "train.total_timesteps=72", "train.evaluation_episodes=16"],
     )  # fmt: skip
     assert train(config, local=True).steps == 72

@@ -53,8 +53,8 @@ def test_it_trains_by_the_id_that_the_page_gives(tmp_path: Path) -> None:
     config = load_config(
         None,
         [f"env.id=docs.examples.count_flashes:{ID}", "env.kwargs.steps=2", f"checkpoint.root={tmp_path}",
-         "tracking.enabled=false", "rollout.lanes=8", "policy.controller.hidden_size=8", "learner.minibatches=2",
-         "train.total_steps=72", "train.evaluation_episodes=16"],
+         "tracking.enabled=false", "rollout.num_envs=8", "policy.controller.hidden_size=8", "learner.num_minibatches=2",
+         "train.total_timesteps=72", "train.evaluation_episodes=16"],
     )  # fmt: skip
     result = train(config, local=True)
     assert result.steps == 72  # three updates of 8 lanes and 3 steps

@@ -29,7 +29,7 @@ def test_the_loop_over_the_parts_learns() -> None:
 
 def test_a_trained_agent_plays(tmp_path: Path) -> None:
     run = mneme.train(
-        "delayed_cue", f"checkpoint.root={tmp_path}", "tracking.enabled=false", "train.total_steps=1",
+        "delayed_cue", f"checkpoint.root={tmp_path}", "tracking.enabled=false", "train.total_timesteps=1",
         "train.evaluation_episodes=1", local=True, progress=False,
     )  # fmt: skip
     assert 0 <= example("act").play(str(run.folder), episodes=2) <= 1
@@ -47,13 +47,13 @@ def test_the_pages_show_the_example_as_it_is() -> None:
 def test_what_the_pages_show_of_the_front_door_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With fewer steps, and without Ray."""
     train, resume = mneme.train, mneme.resume
-    small = [f"checkpoint.root={tmp_path}", "tracking.enabled=false", "train.total_steps=1"]
+    small = [f"checkpoint.root={tmp_path}", "tracking.enabled=false", "train.total_timesteps=1"]
 
     def briefly(*given: Any, **options: Any) -> mneme.Run:
         return train(*given, *small, **options | {"local": True, "progress": False})
 
-    def resumed(run: mneme.Run, *, total_steps: int, local: bool) -> mneme.Run:
-        return resume(run, total_steps=run.steps + 1, local=local, progress=False)
+    def resumed(run: mneme.Run, *, total_timesteps: int, local: bool) -> mneme.Run:
+        return resume(run, total_timesteps=run.steps + 1, local=local, progress=False)
 
     monkeypatch.setattr(mneme, "train", briefly)
     monkeypatch.setattr(mneme, "resume", resumed)

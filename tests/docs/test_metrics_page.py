@@ -12,12 +12,13 @@ from mneme.training import train
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
 
 SMALL = [
-    "name=run", "rollout.lanes=8", "rollout.workers=2", "rollout.length=6", "env.kwargs.horizon=6",
+    "name=run", "rollout.num_envs=8", "rollout.num_workers=2", "rollout.unroll_length=6", "env.kwargs.horizon=6",
     "policy.controller.kind=pseudo_mamba", "policy.controller.hidden_size=8", "policy.controller.backend=torch",
-    "learner.minibatches=1", "learner.epochs=1", "learner.shards=1", "learner.mode=truncated", "learner.window=2",
-    "train.total_steps=192", "train.evaluation_episodes=16", "tracking.enabled=false",
+    "learner.num_minibatches=1", "learner.num_epochs=1", "learner.num_threads=1", "learner.mode=truncated",
+    "learner.bptt_length=2",
+    "train.total_timesteps=192", "train.evaluation_episodes=16", "tracking.enabled=false",
 ]  # fmt: skip
-STALE = ["learner.anchor=always", "policy.controller.layers=2"]
+STALE = ["learner.anchor=always", "policy.controller.num_layers=2"]
 STAGED = ["curriculum.stages=[{horizon: 3}]", "train.evaluate_every=48", "train.stop_success=1e-9"]
 
 

@@ -17,7 +17,7 @@ def settings(request: pytest.FixtureRequest) -> Iterator[EnvSettings]:
     form = {"vector_entry_point": DrawingVector} if request.param == "vector" else {"entry_point": Drawing}
     gym.register("mneme-test/Drawing-v0", **form)
     yield EnvSettings(
-        id="mneme-test/Drawing-v0", vectorization="auto" if form.keys() != {"entry_point"} else request.param
+        id="mneme-test/Drawing-v0", vectorization_mode="auto" if form.keys() != {"entry_point"} else request.param
     )
     del gym.registry["mneme-test/Drawing-v0"]
 

@@ -113,7 +113,7 @@ def test_a_vector_form_with_no_autoreset_gives_way_to_single_environments(regist
 
 
 def test_single_environments_are_taken_on_request() -> None:
-    env = make_vector_env(EnvSettings(id="CartPole-v1", vectorization="sync"), 2)
+    env = make_vector_env(EnvSettings(id="CartPole-v1", vectorization_mode="sync"), 2)
     assert isinstance(env.unwrapped, gym.vector.SyncVectorEnv)
     env.reset(seed=0)
     for _ in range(100):
@@ -125,7 +125,7 @@ def test_single_environments_are_taken_on_request() -> None:
 @pytest.mark.parametrize("id", ["CartPole-v1", "mneme/Counting-v0"])
 def test_episodes_are_cut_at_the_limit(id: str, vectorization: str) -> None:
     kwargs = {} if id == "CartPole-v1" else {"shortest": 50}
-    settings = EnvSettings(id=id, kwargs=kwargs, vectorization=vectorization, max_episode_steps=4)
+    settings = EnvSettings(id=id, kwargs=kwargs, vectorization_mode=vectorization, max_episode_steps=4)
     env = make_vector_env(settings, 2)
     env.reset(seed=0)
     truncated = [env.step(np.zeros(2, np.int64))[3].tolist() for _ in range(5)]
@@ -143,7 +143,7 @@ def test_an_unset_limit_leaves_that_of_the_registration() -> None:
 @pytest.mark.parametrize("registered", [{"entry_point": fails}], indirect=True)
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 def test_an_environment_that_raises_when_made_is_refused(registered: str, vectorization: str) -> None:
-    settings = EnvSettings(id=registered, kwargs={"key": 1}, vectorization=vectorization)
+    settings = EnvSettings(id=registered, kwargs={"key": 1}, vectorization_mode=vectorization)
     with pytest.raises(
         ValueError, match=r"Registered-v0 refuses env.kwargs \{'key': 1\}: KeyError: .*no licence"
     ) as caught:
@@ -161,7 +161,7 @@ def test_lanes_are_guarded(single_only: str) -> None:
 
 @pytest.mark.parametrize("vectorization", ["auto", "sync", "async"])
 def test_environments_render_on_request(vectorization: str) -> None:
-    env = make_vector_env(EnvSettings(id="CartPole-v1", vectorization=vectorization), 2, render_mode="rgb_array")
+    env = make_vector_env(EnvSettings(id="CartPole-v1", vectorization_mode=vectorization), 2, render_mode="rgb_array")
     env.reset(seed=0)
     frames = env.render()
     assert [frame.shape for frame in frames] == [(400, 600, 3)] * 2
@@ -213,7 +213,7 @@ def test_facts_are_found_through_wrappers_and_vectorisers(single_only: str) -> N
             "env.max_episode_steps is the setting for it$",
         ),
         (
-            EnvSettings(kwargs={"cues": "4"}, vectorization="sync"),
+            EnvSettings(kwargs={"cues": "4"}, vectorization_mode="sync"),
             "^env.kwargs.cues is '4'; it must be a whole number of at least 2$",
         ),
         (
@@ -232,7 +232,7 @@ def test_bad_settings_are_refused_in_one_sentence(settings: EnvSettings, message
     ("registered", "settings", "reason"),
     [
         ({"vector_entry_point": Undeclared}, {}, "whose vector form does not say that it resets finished lanes, .*"),
-        ({"vector_entry_point": Counting}, {"vectorization": "sync"}, "env.vectorization is sync"),
+        ({"vector_entry_point": Counting}, {"vectorization_mode": "sync"}, "env.vectorization_mode is sync"),
         (
             {"vector_entry_point": Counting},
             {"max_episode_steps": 3},
@@ -323,7 +323,7 @@ def leaves(**kwargs: object) -> gym.Env:
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 def test_an_environment_that_leaves_the_program_when_made_is_refused(registered: str, vectorization: str) -> None:
     with pytest.raises(ValueError, match=r"Registered-v0 refuses env.kwargs \{\}: SystemExit: 0"):
-        make_vector_env(EnvSettings(id=registered, vectorization=vectorization), 2)
+        make_vector_env(EnvSettings(id=registered, vectorization_mode=vectorization), 2)
 
 
 def test_a_port_that_another_lane_holds_is_told_with_how_lanes_get_their_own() -> None:

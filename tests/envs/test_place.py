@@ -96,7 +96,7 @@ def listening() -> Iterator[str]:
 
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 def test_every_lane_gets_what_its_number_makes_of_the_setting(listening: str, vectorization: str) -> None:
-    settings = EnvSettings(id=listening, kwargs={"port": "{47310 + lane}"}, vectorization=vectorization)
+    settings = EnvSettings(id=listening, kwargs={"port": "{47310 + lane}"}, vectorization_mode=vectorization)
     env = make_vector_env(settings, 3, place=Place(first_lane=4))
     assert env.reset()[0].ravel().tolist() == [47314, 47315, 47316]
     env.close()

@@ -30,7 +30,7 @@ class Inner(gym.Env):
 gym.register("Inner-v0", entry_point="__main__:Inner")
 gym.register("Outer-v0", entry_point=lambda: gym.wrappers.TransformReward(gym.make("Inner-v0"), lambda r: 2 * r))
 for id in ("Inner-v0", "Outer-v0"):
-    env = make_vector_env(EnvSettings(id=id, vectorization="async"), 2)
+    env = make_vector_env(EnvSettings(id=id, vectorization_mode="async"), 2)
     env.reset(seed=0)
     print(env.step(np.zeros(2, np.int64))[1].tolist())
     env.close()
@@ -89,7 +89,7 @@ def test_what_cannot_be_pickled_is_refused_if_it_is_the_task_and_else_left_out()
     check_sendable("some_package:Mine-v0")  # which other processes import
     for refuse in (
         lambda: check_sendable("Mine-v0"),
-        lambda: make_vector_env(EnvSettings(id="Mine-v0", vectorization="async"), 1),
+        lambda: make_vector_env(EnvSettings(id="Mine-v0", vectorization_mode="async"), 1),
     ):
         with pytest.raises(ValueError, match=r"^env.id is 'Mine-v0', whose code cannot be sent .*lock.*Mine-v0$"):
             refuse()

@@ -72,7 +72,7 @@ def task(request: pytest.FixtureRequest) -> Iterator[str]:
 def test_lanes_play_as_they_do_in_one_process(task: str) -> None:
     runs = []
     for vectorization in ("sync", "async"):
-        env = make_vector_env(EnvSettings(id=task, vectorization=vectorization, max_failures=9), 2)
+        env = make_vector_env(EnvSettings(id=task, vectorization_mode=vectorization, max_failures=9), 2)
         assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
         assert facts_of(env) == FACTS
         observation, _ = env.reset(seed=[2**62, 5])
@@ -107,7 +107,7 @@ class Task(gym.Env):
 
 print("started")
 gym.register("Task-v0", entry_point=Task)
-env = make_vector_env(EnvSettings(id="Task-v0", vectorization="async"), 2)
+env = make_vector_env(EnvSettings(id="Task-v0", vectorization_mode="async"), 2)
 env.reset(seed=0)
 print(env.step(np.zeros(2, np.int64))[1].tolist(), sys.modules["__main__"].Task is Task)
 env.close()
@@ -122,7 +122,7 @@ def test_the_package_of_an_id_is_imported_in_subprocesses_too(tmp_path: Path, mo
     )
     (tmp_path / "some_module.py").write_text('import gymnasium\nmake = lambda: gymnasium.make("Inner-v0")\n')
     monkeypatch.syspath_prepend(tmp_path)
-    env = make_vector_env(EnvSettings(id="some_package:Outer-v0", vectorization="async"), 1)
+    env = make_vector_env(EnvSettings(id="some_package:Outer-v0", vectorization_mode="async"), 1)
     assert env.reset(seed=0)[0].shape == (1, 4)
     env.close()
     del gym.registry["Outer-v0"], gym.registry["Inner-v0"]
@@ -139,7 +139,7 @@ def test_subprocesses_do_not_run_the_main_program(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("task", [Wordy], indirect=True)
 def test_observations_that_shared_memory_cannot_hold_arrive(task: str) -> None:
-    env = make_vector_env(EnvSettings(id=task, vectorization="async"), 2)
+    env = make_vector_env(EnvSettings(id=task, vectorization_mode="async"), 2)
     observation, _ = env.reset(seed=0)
     assert observation["word"] == ((1, 0), (1, 0))
     assert observation["number"].shape == (2, 1)
@@ -148,7 +148,7 @@ def test_observations_that_shared_memory_cannot_hold_arrive(task: str) -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_the_traceback_comes_out_of_the_subprocess_once(task: str) -> None:
-    env = make_vector_env(EnvSettings(id=task, vectorization="async", max_failures=1), 2)
+    env = make_vector_env(EnvSettings(id=task, vectorization_mode="async", max_failures=1), 2)
     env.reset(seed=0)
     with pytest.raises(EnvironmentFailure, match=r"failed at step 0 of an episode: RuntimeError: boom") as caught:
         env.step(np.array([0, 1]))
@@ -157,7 +157,7 @@ def test_the_traceback_comes_out_of_the_subprocess_once(task: str) -> None:
 
 
 def test_a_subprocess_that_dies_ends_the_others(task: str) -> None:
-    env = make_vector_env(EnvSettings(id=task, vectorization="async"), 2)
+    env = make_vector_env(EnvSettings(id=task, vectorization_mode="async"), 2)
     env.reset(seed=0)
     with pytest.raises(EnvironmentFailure, match=r"subprocess died \(exit codes by lane: \{1: 3\}\)"):
         env.step(np.array([0, 2]))
@@ -169,7 +169,7 @@ def test_a_subprocess_that_dies_ends_the_others(task: str) -> None:
 
 @pytest.mark.parametrize("task", [OnlyHere], indirect=True)
 def test_an_environment_that_cannot_be_made_in_a_subprocess_is_refused(task: str) -> None:
-    settings = EnvSettings(id=task, kwargs={"pid": os.getpid()}, vectorization="async")
+    settings = EnvSettings(id=task, kwargs={"pid": os.getpid()}, vectorization_mode="async")
     with pytest.raises(ValueError, match="refuses env.kwargs .*: EnvironmentFailure: an environment's subprocess died"):
         make_vector_env(settings, 1)
 
@@ -216,7 +216,7 @@ def end(pids: list[int]) -> bool:
 @pytest.mark.parametrize("task", [Parent], indirect=True)
 @pytest.mark.parametrize("by", ["close", "death"])
 def test_lanes_may_have_processes_of_their_own_which_end_with_them(task: str, by: str) -> None:
-    env = make_vector_env(EnvSettings(id=task, vectorization="async"), 2)
+    env = make_vector_env(EnvSettings(id=task, vectorization_mode="async"), 2)
     pids = env.reset(seed=0)[0].astype(int).ravel().tolist()
     assert all(map(alive, pids))
     if by == "close":
@@ -234,7 +234,7 @@ import tests.envs.test_subprocesses as here
 import gymnasium as gym
 
 gym.register("Parent-v0", entry_point=here.Parent)
-env = make_vector_env(EnvSettings(id="Parent-v0", vectorization="async"), 2)
+env = make_vector_env(EnvSettings(id="Parent-v0", vectorization_mode="async"), 2)
 print(*env.reset(seed=0)[0].astype(int).ravel(), *[process.pid for process in env.processes], flush=True)
 how = {how}
 if how:
@@ -258,6 +258,6 @@ def test_lanes_and_their_processes_end_with_the_program(tmp_path: Path, how: int
 @pytest.mark.filterwarnings("ignore:.*ERROR")
 @pytest.mark.parametrize("task", [UnmakeableSecond], indirect=True)
 def test_a_lane_that_cannot_be_made_says_why(task: str) -> None:
-    settings = EnvSettings(id=task, kwargs={"lane": "{lane}"}, vectorization="async")
+    settings = EnvSettings(id=task, kwargs={"lane": "{lane}"}, vectorization_mode="async")
     with pytest.raises(ValueError, match="EnvironmentFailure: lane 1 cannot be made: SystemExit: no licence left"):
         make_vector_env(settings, 2)

@@ -19,7 +19,7 @@ from tests.environments import Everything, Recall
 
 MODES: list[dict[str, Any]] = [
     {"mode": "cached"},
-    {"mode": "truncated", "window": 6, "burn_in": 3},
+    {"mode": "truncated", "bptt_length": 6, "burn_in": 3},
     {"mode": "full"},
 ]
 
@@ -35,11 +35,11 @@ def test_the_first_ratio_is_one_with_every_space_mask_and_statistic(mode: dict[s
     spaces = SpaceSettings(previous_action=True, previous_reward=True, squash=True)
     controller = ControllerSettings(hidden_size=8, initial_carry="learned")
     policy_settings = PolicySettings(controller=controller, normalize_observations=True, image_features=8)
-    settings = LearnerSettings(**mode, anchor=anchor, epochs=2, minibatches=2, normalize_rewards=True)
+    settings = LearnerSettings(**mode, anchor=anchor, num_epochs=2, num_minibatches=2, normalize_rewards=True)
     policies = [build_policy(policy_spec(env, spaces), policy_settings, 5, seed=0) for _ in range(2)]
     stride = settings.plan(23).carry_stride
     collector = Collector(env, policies[0], 23, stride, seed=0, spaces=spaces)
-    learner = Learner(policies[1], settings, seed=0, total_steps=1000)
+    learner = Learner(policies[1], settings, seed=0, total_timesteps=1000)
     for version in range(3):
         fragment, _ = collector.collect(version)
         report = learner.update([fragment.to_arrow()])
@@ -55,7 +55,7 @@ def test_the_first_batch_is_normalised_before_it_is_learned_from_and_counted_onc
     policy = build_policy(policy_spec(env), settings, 5, seed=0)
     fragment, _ = Collector(env, policy, 23, 23, seed=0).collect(0)
     observations = {"observation": 500 + 100 * fragment.observations["observation"]}
-    learner = Learner(policy, LearnerSettings(epochs=2, minibatches=2), seed=0, total_steps=1000)
+    learner = Learner(policy, LearnerSettings(num_epochs=2, num_minibatches=2), seed=0, total_timesteps=1000)
     (normalizer,) = (module for module in policy.modules() if isinstance(module, Normalizer))
     seen: list[Tensor] = []
     policy.encoder.register_forward_pre_hook(lambda _, x: seen.append(x[0]) if torch.is_grad_enabled() else None)
@@ -97,12 +97,12 @@ def test_what_filler_holds_changes_no_bit(
     mode: dict[str, Any],
     normalize: bool,
 ) -> None:
-    settings = LearnerSettings(**mode, minibatches=2, normalize_rewards=normalize, shards=1)
+    settings = LearnerSettings(**mode, num_minibatches=2, normalize_rewards=normalize, num_threads=1)
     collector = counting_collector(settings)
     fragment, _ = collector.collect()
     results = []
     for seed in (0, 1):
-        learner = Learner(copy_of(collector.policy), settings, seed=0, total_steps=1000)
+        learner = Learner(copy_of(collector.policy), settings, seed=0, total_timesteps=1000)
         report = learner.update([with_filler(fragment, np.random.default_rng(seed)).to_arrow()])
         assert report.steps == fragment.lanes * (fragment.length - 2)
         results.append((learner.weights().digest(), report.metrics))
@@ -116,9 +116,9 @@ def test_every_kind_of_action_learns_to_recall_a_bit(kind: str) -> None:
     env = same_step(lambda: Recall(kind), 64)
     controller = ControllerSettings(hidden_size=16)
     policy = build_policy(policy_spec(env), PolicySettings(controller=controller), 2, seed=0)
-    settings = LearnerSettings(learning_rate=1e-2, minibatches=2)
+    settings = LearnerSettings(learning_rate=1e-2, num_minibatches=2)
     learner = Learner(build_policy(policy_spec(env), PolicySettings(controller=controller), 2, 0), settings,
-                      seed=0, total_steps=100_000)  # fmt: skip
+                      seed=0, total_timesteps=100_000)  # fmt: skip
     collector = Collector(env, policy, 16, 16, seed=0)
     for version in range(15):
         fragment, stats = collector.collect(version)

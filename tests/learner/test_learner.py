@@ -15,8 +15,8 @@ from mneme.rollout_workers import Collector, Fragment, FragmentError
 
 MODES: list[dict[str, Any]] = [
     {"mode": "cached"},
-    {"mode": "truncated", "window": 5},
-    {"mode": "truncated", "window": 6, "burn_in": 3},
+    {"mode": "truncated", "bptt_length": 5},
+    {"mode": "truncated", "bptt_length": 6, "burn_in": 3},
     {"mode": "full"},
 ]
 KINDS = list(CONTROLLERS)
@@ -25,7 +25,7 @@ KINDS = list(CONTROLLERS)
 def make_learner(collector: Collector, settings: LearnerSettings, **options: Any) -> Learner:
     from copy import deepcopy
 
-    return Learner(deepcopy(collector.policy), settings, seed=3, total_steps=10_000, **options)
+    return Learner(deepcopy(collector.policy), settings, seed=3, total_timesteps=10_000, **options)
 
 
 def moved(before: Weights, after: Weights) -> dict[str, np.ndarray]:
@@ -45,7 +45,7 @@ def step_of(collector: Collector, settings: LearnerSettings, fragment: Fragment)
 def test_first_ratio_is_one_across_episode_boundaries(
     counting_collector: Callable[..., Collector], kind: str, mode: dict[str, Any], anchor: Any
 ) -> None:
-    settings = LearnerSettings(**mode, anchor=anchor, minibatches=2, shards=2)
+    settings = LearnerSettings(**mode, anchor=anchor, num_minibatches=2, num_threads=2)
     collector = counting_collector(settings, kind=kind, initial_carry="learned")
     learner = make_learner(collector, settings)
     for _ in range(3):  # the carries of later fragments come from the middle of episodes
@@ -59,7 +59,7 @@ def test_first_ratio_is_one_across_episode_boundaries(
 
 def test_the_ratio_test_can_fail(counting_collector: Callable[..., Collector]) -> None:
     """Resets one step late, the classical mistake, are seen."""
-    settings = LearnerSettings(mode="full", minibatches=1)
+    settings = LearnerSettings(mode="full", num_minibatches=1)
     collector = counting_collector(settings)
     fragment, _ = collector.collect()
     late = np.roll(fragment.resets, 1, axis=1)
@@ -73,10 +73,10 @@ def test_the_ratio_test_can_fail(counting_collector: Callable[..., Collector]) -
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_truncated_at_full_length_is_full(counting_collector: Callable[..., Collector], kind: str) -> None:
-    full = LearnerSettings(mode="full", epochs=2, minibatches=2)
+    full = LearnerSettings(mode="full", num_epochs=2, num_minibatches=2)
     collector = counting_collector(full, kind=kind)
     fragment, _ = collector.collect()
-    truncated = LearnerSettings(mode="truncated", window=23, epochs=2, minibatches=2)
+    truncated = LearnerSettings(mode="truncated", bptt_length=23, num_epochs=2, num_minibatches=2)
     a, b = step_of(collector, full, fragment), step_of(collector, truncated, fragment)
     for name in a:
         np.testing.assert_array_equal(a[name], b[name])
@@ -84,10 +84,10 @@ def test_truncated_at_full_length_is_full(counting_collector: Callable[..., Coll
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_truncated_at_one_step_is_cached(counting_collector: Callable[..., Collector], kind: str) -> None:
-    cached = LearnerSettings(mode="cached", epochs=2, minibatches=2)
+    cached = LearnerSettings(mode="cached", num_epochs=2, num_minibatches=2)
     collector = counting_collector(cached, kind=kind)
     fragment, _ = collector.collect()
-    truncated = LearnerSettings(mode="truncated", window=1, epochs=2, minibatches=2)
+    truncated = LearnerSettings(mode="truncated", bptt_length=1, num_epochs=2, num_minibatches=2)
     a, b = step_of(collector, cached, fragment), step_of(collector, truncated, fragment)
     for name in a:
         np.testing.assert_array_equal(a[name], b[name])
@@ -106,7 +106,9 @@ def test_modes_differ_where_they_should(counting_collector: Callable[..., Collec
 def test_shards_only_split_the_work(
     counting_collector: Callable[..., Collector], kind: str, max_grad_norm: float
 ) -> None:
-    one = LearnerSettings(mode="truncated", window=5, epochs=1, minibatches=1, shards=1, max_grad_norm=max_grad_norm)
+    one = LearnerSettings(
+        mode="truncated", bptt_length=5, num_epochs=1, num_minibatches=1, num_threads=1, max_grad_norm=max_grad_norm
+    )
     collector = counting_collector(one, lanes=7, kind=kind)
     fragment, _ = collector.collect()
     gradients = []
@@ -125,7 +127,14 @@ def test_shards_only_split_the_work(
 def test_one_update_is_adam_on_the_gradient_of_the_plainest_loss(counting_collector: Callable[..., Collector]) -> None:
     """Everything at once against a loop over lanes and steps with torch's own autograd and the formula of Adam."""
     settings = LearnerSettings(
-        mode="full", epochs=1, minibatches=1, shards=2, gamma=0.9, gae_lambda=0.8, max_grad_norm=1e9, learning_rate=0.01
+        mode="full",
+        num_epochs=1,
+        num_minibatches=1,
+        num_threads=2,
+        gamma=0.9,
+        gae_lambda=0.8,
+        max_grad_norm=1e9,
+        learning_rate=0.01,
     )
     collector = counting_collector(settings, kind="gru", initial_carry="learned")
     collector.collect()
@@ -173,7 +182,7 @@ def test_one_update_is_adam_on_the_gradient_of_the_plainest_loss(counting_collec
 
 def test_padding_and_its_contents_change_nothing(counting_collector: Callable[..., Collector]) -> None:
     """One sequence in windows that divide it and in windows that do not: both equal the sum over real steps."""
-    settings = LearnerSettings(mode="cached", epochs=1, minibatches=1)
+    settings = LearnerSettings(mode="cached", num_epochs=1, num_minibatches=1)
     collector = counting_collector(settings, kind="mlp", length=23)  # without memory the cut cannot matter
     fragment, _ = collector.collect()
     ragged = replace(settings, mode="truncated", window=7)
@@ -183,7 +192,7 @@ def test_padding_and_its_contents_change_nothing(counting_collector: Callable[..
 
 
 def test_ragged_minibatches_use_every_sequence(counting_collector: Callable[..., Collector]) -> None:
-    settings = LearnerSettings(mode="full", epochs=1, minibatches=4)
+    settings = LearnerSettings(mode="full", num_epochs=1, num_minibatches=4)
     collector = counting_collector(settings, lanes=6)  # 2 + 2 + 1 + 1
     report = make_learner(collector, settings).update([collector.collect()[0].to_arrow()])
     assert report.steps == 6 * 23
@@ -191,12 +200,12 @@ def test_ragged_minibatches_use_every_sequence(counting_collector: Callable[...,
 
 
 def test_a_minibatch_smaller_than_a_sequence_is_refused_beforehand() -> None:
-    with pytest.raises(ValueError, match="lower learner.minibatches or raise rollout.lanes"):
-        LearnerSettings(minibatches=7).check_batch(6)
+    with pytest.raises(ValueError, match="lower learner.num_minibatches or raise rollout.num_envs"):
+        LearnerSettings(num_minibatches=7).check_batch(6)
 
 
 def test_an_update_that_lost_a_fragment_takes_fewer_minibatches(counting_collector: Callable[..., Collector]) -> None:
-    settings = LearnerSettings(mode="full", minibatches=7)
+    settings = LearnerSettings(mode="full", num_minibatches=7)
     collector = counting_collector(settings, lanes=6)
     report = make_learner(collector, settings).update([collector.collect()[0].to_arrow()])
     assert report.steps == 6 * 23
@@ -206,7 +215,7 @@ def test_an_update_that_lost_a_fragment_takes_fewer_minibatches(counting_collect
 def test_a_bad_fragment_is_refused_counted_and_training_goes_on(
     counting_collector: Callable[..., Collector],
 ) -> None:
-    settings = LearnerSettings(mode="full", minibatches=1)
+    settings = LearnerSettings(mode="full", num_minibatches=1)
     collector = counting_collector(settings)
     good, _ = collector.collect()
     rewards = good.rewards.copy()
@@ -242,7 +251,7 @@ def test_a_bad_fragment_is_refused_counted_and_training_goes_on(
 def test_a_fragment_that_another_policy_made_is_refused_and_training_goes_on(
     counting_collector: Callable[..., Collector], changes: Callable[[Fragment], dict[str, Any]], sentence: str
 ) -> None:
-    settings = LearnerSettings(mode="full", minibatches=1)
+    settings = LearnerSettings(mode="full", num_minibatches=1)
     collector = counting_collector(settings)
     good, _ = collector.collect()
     report = make_learner(collector, settings).update([replace(good, **changes(good)).to_arrow(), good.to_arrow()])
@@ -255,7 +264,7 @@ def test_a_fragment_that_another_policy_made_is_refused_and_training_goes_on(
 def test_fragments_of_other_sizes_are_refused(
     counting_collector: Callable[..., Collector], options: dict[str, Any]
 ) -> None:
-    settings = LearnerSettings(mode="full", minibatches=1)
+    settings = LearnerSettings(mode="full", num_minibatches=1)
     collector = counting_collector(settings)
     fragments = [c.collect()[0].to_arrow() for c in (collector, counting_collector(settings, **options))]
     (refused,) = make_learner(collector, settings).update(fragments).refused
@@ -263,14 +272,14 @@ def test_fragments_of_other_sizes_are_refused(
 
 
 def test_a_fragment_from_the_future_is_refused(counting_collector: Callable[..., Collector]) -> None:
-    settings = LearnerSettings(mode="full", minibatches=1)
+    settings = LearnerSettings(mode="full", num_minibatches=1)
     collector = counting_collector(settings)
     with pytest.raises(FragmentError, match="claims weights version 7"):
         make_learner(collector, settings).update([collector.collect(7)[0].to_arrow()])
 
 
 def test_state_restores_to_the_bit(counting_collector: Callable[..., Collector]) -> None:
-    settings = LearnerSettings(mode="full", epochs=2, minibatches=2, anneal=True, shards=2)
+    settings = LearnerSettings(mode="full", num_epochs=2, num_minibatches=2, anneal_lr=True, num_threads=2)
     collector = counting_collector(settings)
     fragments = [collector.collect()[0].to_arrow() for _ in range(3)]
     straight = make_learner(collector, settings)
@@ -292,7 +301,7 @@ def test_state_restores_to_the_bit(counting_collector: Callable[..., Collector])
 def test_fresh_fragments_have_no_staleness_and_old_ones_do(
     counting_collector: Callable[..., Collector],
 ) -> None:
-    settings = LearnerSettings(mode="truncated", window=5, anchor="always", minibatches=2)
+    settings = LearnerSettings(mode="truncated", bptt_length=5, anchor="always", num_minibatches=2)
     collector = counting_collector(settings)
     learner = make_learner(collector, settings, asynchronous=True)
     fragment = collector.collect()[0].to_arrow()
@@ -308,7 +317,7 @@ def test_fresh_fragments_have_no_staleness_and_old_ones_do(
 
 
 def test_target_kl_stops_the_epochs(counting_collector: Callable[..., Collector]) -> None:
-    settings = LearnerSettings(mode="full", epochs=10, minibatches=2, target_kl=1e-9, learning_rate=1e-2)
+    settings = LearnerSettings(mode="full", num_epochs=10, num_minibatches=2, target_kl=1e-9, learning_rate=1e-2)
     collector = counting_collector(settings)
     assert make_learner(collector, settings).update([collector.collect()[0].to_arrow()]).metrics["epochs"] < 10
 
@@ -316,7 +325,7 @@ def test_target_kl_stops_the_epochs(counting_collector: Callable[..., Collector]
 def test_a_gradient_that_is_not_finite_ends_the_update_with_a_sentence(
     counting_collector: Callable[..., Collector],
 ) -> None:
-    settings = LearnerSettings(mode="full", minibatches=1, normalize_advantages=False)
+    settings = LearnerSettings(mode="full", num_minibatches=1, normalize_advantages=False)
     collector = counting_collector(settings)
     fragment, _ = collector.collect()
     huge = np.full_like(fragment.rewards, 3e38)
@@ -327,10 +336,10 @@ def test_a_gradient_that_is_not_finite_ends_the_update_with_a_sentence(
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"window": 0}, "learner.window is 0"),
+        ({"bptt_length": 0}, "learner.bptt_length is 0"),
         ({"gamma": 1.5}, "learner.gamma is 1.5"),
         ({"learning_rate": -1.0}, "learner.learning_rate is -1.0"),
-        ({"mode": "truncated", "window": 4, "burn_in": 5}, "use a burn-in of at most one window"),
+        ({"mode": "truncated", "bptt_length": 4, "burn_in": 5}, "use a burn-in of at most one window"),
         ({"mode": "full", "burn_in": 5}, "burn-in is for truncated mode"),
         ({"target_kl": 0.0}, "learner.target_kl is 0.0"),
     ],

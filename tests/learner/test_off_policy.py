@@ -40,9 +40,9 @@ def after_one_update(rewards_of_arms: list[float], rho_clip: float = 1.0) -> np.
         torch.nn.init.zeros_(head.bias)
     fragment, _ = Collector(env, policy, 4, 4, seed=0).collect()
     settings = LearnerSettings(
-        epochs=1, minibatches=1, learning_rate=0.1, entropy_coef=0.0, shards=1, vtrace_rho=rho_clip
+        num_epochs=1, num_minibatches=1, learning_rate=0.1, ent_coef=0.0, num_threads=1, vtrace_rho=rho_clip
     )
-    learner = Learner(policy, settings, seed=0, total_steps=1000, asynchronous=True)
+    learner = Learner(policy, settings, seed=0, total_timesteps=1000, asynchronous=True)
     learner.update([acted_by_the_older_policy(fragment, rewards_of_arms).to_arrow()])
     with torch.no_grad():
         out = policy.scan({"observation": torch.ones(1, 1, 1)}, torch.ones(1, 1, dtype=torch.bool), {})

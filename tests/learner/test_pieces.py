@@ -21,8 +21,8 @@ from mneme.rollout_workers import Collector, policy_spec
 LENGTH, LANES = 23, 5
 MODES: dict[str, dict[str, Any]] = {
     "full": {"mode": "full"},
-    "truncated": {"mode": "truncated", "window": 5},
-    "burn-in": {"mode": "truncated", "window": 6, "burn_in": 3},
+    "truncated": {"mode": "truncated", "bptt_length": 5},
+    "burn-in": {"mode": "truncated", "bptt_length": 6, "burn_in": 3},
     "cached": {"mode": "cached"},
 }
 
@@ -47,13 +47,13 @@ class Doubled(torch.nn.Module):
 CONTROLLERS: dict[str, ControllerSettings] = {
     "level": ControllerSettings(kind="tests.learner.test_pieces:Level", hidden_size=6),
     "gru": ControllerSettings(kind="gru", hidden_size=6, initial_carry="learned", backend="torch"),
-    "transformer": ControllerSettings(kind="transformer", hidden_size=8, kwargs={"window": 9}),
+    "transformer": ControllerSettings(kind="transformer", hidden_size=8, kwargs={"window_size": 9}),
     "two pseudo_mamba": ControllerSettings(
         kind="pseudo_mamba",
-        layers=2,
+        num_layers=2,
         hidden_size=6,
         backend="torch",
-        kwargs={"slots": 3, "slot_size": 4, "state_size": 3, "gate_coef": 50.0},
+        kwargs={"num_slots": 3, "slot_size": 4, "d_state": 3, "gate_coef": 50.0},
     ),
 }
 

@@ -48,8 +48,8 @@ def test_signals_are_averaged_over_valid_steps_into_the_metrics() -> None:
         carry = {name: torch.from_numpy(c[:, 0].copy()) for name, c in fragment.carries.items()}
         out = policy.scan(observations, torch.from_numpy(resets[:, :-1].copy()).t(), carry)
     first = out.signals["first"][:-1]
-    settings = LearnerSettings(epochs=1, minibatches=1, shards=2)
-    metrics = Learner(policy, settings, seed=0, total_steps=100).update([fragment.to_arrow()]).metrics
+    settings = LearnerSettings(num_epochs=1, num_minibatches=1, num_threads=2)
+    metrics = Learner(policy, settings, seed=0, total_timesteps=100).update([fragment.to_arrow()]).metrics
     assert metrics["signal/first"] == pytest.approx(float(first.mean()), rel=1e-5)
     assert metrics["penalty"] == pytest.approx(float(100.0 * first.square().mean()), rel=1e-5)
     assert metrics["signal/policy_loss"] == pytest.approx(float(first.mean()) + 100.0, rel=1e-5)
@@ -59,8 +59,8 @@ def test_signals_are_averaged_over_valid_steps_into_the_metrics() -> None:
 def test_a_penalty_pushes_what_it_punishes_down() -> None:
     collector, policy = collected()
     fragment, _ = collector.collect()
-    settings = LearnerSettings(epochs=10, minibatches=1, learning_rate=1e-2)
-    learner = Learner(policy, settings, seed=0, total_steps=100)
+    settings = LearnerSettings(num_epochs=10, num_minibatches=1, learning_rate=1e-2)
+    learner = Learner(policy, settings, seed=0, total_timesteps=100)
     before = learner.update([fragment.to_arrow()]).metrics["penalty"]
     learner.version = 0
     assert learner.update([fragment.to_arrow()]).metrics["penalty"] < before / 2
@@ -78,7 +78,7 @@ def test_a_penalty_may_be_of_parameters_alone() -> None:
     controller = ControllerSettings(kind="tests.learner.test_signals:Frugal", hidden_size=8)
     policy = build_policy(policy_spec(collector.env), PolicySettings(controller=controller), 5, seed=0)
     size = float(next(policy.controller.parameters()).square().sum())
-    settings = LearnerSettings(epochs=1, minibatches=1, shards=1)
+    settings = LearnerSettings(num_epochs=1, num_minibatches=1, num_threads=1)
     fragment = Collector(collector.env, policy, 20, 20, seed=0).collect()[0]
-    metrics = Learner(policy, settings, seed=0, total_steps=100).update([fragment.to_arrow()]).metrics
+    metrics = Learner(policy, settings, seed=0, total_timesteps=100).update([fragment.to_arrow()]).metrics
     assert metrics["penalty"] == pytest.approx(size, rel=1e-5)

@@ -41,12 +41,12 @@ def truth(policy: Policy, fragments: list[Fragment]) -> Staleness:
                 for name in distances:
                     size = carry[name].norm()
                     distances[name].append(float((stored[name] - carry[name]).norm() / size) if size else 0.0)
-                    kl = policy.action_head.kl(
+                    kl = policy.action_distribution.kl(
                         fresh, policy.scan(observed, reset, {**carry, name: stored[name]}).parameters_TBA
                     )
                     alone[name].append(float(kl))
                 together.append(
-                    float(policy.action_head.kl(fresh, policy.scan(observed, reset, stored).parameters_TBA))
+                    float(policy.action_distribution.kl(fresh, policy.scan(observed, reset, stored).parameters_TBA))
                 )
             carry = policy.scan(observed, reset, carry).carry
     sizes = {name: c[0, 0].size for name, c in last.carries.items()}
@@ -115,7 +115,7 @@ def test_where_there_should_be_nothing_what_there_is_counts_as_one() -> None:
 
 
 def test_parts_of_a_batch_join_to_the_whole(counting_collector: Callable[..., Collector]) -> None:
-    collector = counting_collector(LearnerSettings(mode="truncated", window=5), kind="lstm")
+    collector = counting_collector(LearnerSettings(mode="truncated", bptt_length=5), kind="lstm")
     batch, policy = batch_of(collector.collect()[0]), moved(collector.policy)
     parts = [batch.rows(rows) for rows in torch.arange(6).tensor_split(4)]
     whole, joined = measured(policy, batch), Staleness.joined([measured(policy, part) for part in parts])
@@ -130,7 +130,9 @@ def test_the_learner_shows_it_and_starts_from_the_renewed_carry() -> None:
     fragments = [collector.collect()[0] for _ in range(3)]
     policy = moved(collector.policy)
     expected = truth(policy, fragments)
-    learner = Learner(policy, LearnerSettings(minibatches=1, shards=2), seed=0, total_steps=1, asynchronous=True)
+    learner = Learner(
+        policy, LearnerSettings(num_minibatches=1, num_threads=2), seed=0, total_timesteps=1, asynchronous=True
+    )
     metrics = learner.update([fragments[-1].to_arrow()]).metrics
     for name, value in expected.metrics().items():
         assert metrics[name] == pytest.approx(value, abs=1e-5, rel=1e-3), name

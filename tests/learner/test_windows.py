@@ -40,9 +40,9 @@ def test_cut_numbers_every_step_once_and_join_undoes_it(window: int) -> None:
 def test_modes_are_windows_of_the_same_engine() -> None:
     assert LearnerSettings(mode="full").plan(65) == WindowPlan(65, 0, 65)
     assert LearnerSettings(mode="cached").plan(65) == WindowPlan(1, 0, 1)
-    assert LearnerSettings(mode="truncated", window=16).plan(65) == WindowPlan(16, 0, 16)
-    assert LearnerSettings(mode="truncated", window=16, burn_in=4).plan(65) == WindowPlan(16, 4, 4)
-    assert LearnerSettings(mode="truncated", window=100, burn_in=4).plan(65) == WindowPlan(65, 0, 65)
+    assert LearnerSettings(mode="truncated", bptt_length=16).plan(65) == WindowPlan(16, 0, 16)
+    assert LearnerSettings(mode="truncated", bptt_length=16, burn_in=4).plan(65) == WindowPlan(16, 4, 4)
+    assert LearnerSettings(mode="truncated", bptt_length=100, burn_in=4).plan(65) == WindowPlan(65, 0, 65)
 
 
 def whole_of(batch: SequenceBatch, plan: WindowPlan) -> Piece:
@@ -51,7 +51,7 @@ def whole_of(batch: SequenceBatch, plan: WindowPlan) -> Piece:
 
 
 def test_a_missing_carry_is_an_error_not_zeros(counting_collector: Callable[..., Collector]) -> None:
-    collector = counting_collector(LearnerSettings(mode="truncated", window=8), length=20)
+    collector = counting_collector(LearnerSettings(mode="truncated", bptt_length=8), length=20)
     batch = SequenceBatch.from_fragments([collector.collect()[0]], CPU)
     with pytest.raises(ValueError, match="set rollout.carry_stride to a divisor of 4"):
         window_carries(collector.policy, WindowPlan(4, 0, 4), batch, whole_of(batch, WindowPlan(4, 0, 4)))
@@ -60,7 +60,7 @@ def test_a_missing_carry_is_an_error_not_zeros(counting_collector: Callable[...,
 def test_stored_carries_are_those_of_the_steps_where_windows_start(
     counting_collector: Callable[..., Collector],
 ) -> None:
-    collector = counting_collector(LearnerSettings(mode="truncated", window=2), length=20)
+    collector = counting_collector(LearnerSettings(mode="truncated", bptt_length=2), length=20)
     batch = SequenceBatch.from_fragments([collector.collect()[0]], CPU)
     rows = torch.tensor([4, 1])
     assert torch.equal(stored_carries(batch, rows, range(6, 18, 6))["h"], batch.carries["h"][rows][:, [3, 6]])
@@ -73,7 +73,7 @@ def test_windows_join_to_one_pass(
     counting_collector: Callable[..., Collector], kind: str, window: int, burn_in: int
 ) -> None:
     """Windows that start from carries stored under the same weights give what one scan over all gives."""
-    settings = LearnerSettings(mode="truncated", window=window, burn_in=burn_in)
+    settings = LearnerSettings(mode="truncated", bptt_length=window, burn_in=burn_in)
     collector = counting_collector(settings, kind=kind)
     collector.collect()
     batch = SequenceBatch.from_fragments([collector.collect()[0]], CPU)
@@ -93,7 +93,7 @@ def test_gradient_reaches_back_to_the_windows_start_and_no_further(
     counting_collector: Callable[..., Collector], burn_in: int
 ) -> None:
     K, length = 8, 24
-    settings = LearnerSettings(mode="truncated", window=K, burn_in=burn_in)
+    settings = LearnerSettings(mode="truncated", bptt_length=K, burn_in=burn_in)
     collector = counting_collector(settings, length=length, lanes=1)
     batch = SequenceBatch.from_fragments([collector.collect()[0]], CPU)
     plan = settings.plan(length)
@@ -111,7 +111,7 @@ def test_gradient_reaches_back_to_the_windows_start_and_no_further(
 
 def test_stale_carries_are_refreshed_by_burn_in(counting_collector: Callable[..., Collector]) -> None:
     """Garbage stored inside an episode that began within the burn-in cannot reach the window."""
-    settings = LearnerSettings(mode="truncated", window=8, burn_in=8)
+    settings = LearnerSettings(mode="truncated", bptt_length=8, burn_in=8)
     collector = counting_collector(settings, length=24, lanes=1)  # lane 0: episodes of 3 steps
     batch = SequenceBatch.from_fragments([collector.collect()[0]], CPU)
     plan = settings.plan(24)

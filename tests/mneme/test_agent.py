@@ -202,7 +202,7 @@ def test_what_does_not_fit_is_one_sentence(given: dict[str, Any], sentence: str)
 
 def test_a_runs_agent_is_loaded_with_its_weights(tmp_path: Path) -> None:
     run = mneme.train(
-        "delayed_cue", f"checkpoint.root={tmp_path}", "train.total_steps=2000", "env.kwargs.horizon=8",
+        "delayed_cue", f"checkpoint.root={tmp_path}", "train.total_timesteps=2000", "env.kwargs.horizon=8",
         "tracking.enabled=false", "train.evaluation_episodes=8", local=True, progress=False, name="run",
     )  # fmt: skip
     agent = mneme.load(run.folder)

@@ -27,9 +27,9 @@ OFFERED = {
 def short(tmp_path: Path, *overrides: str, **options: Any) -> mneme.Run:
     """A run of two updates on the counting environment, unless the options say otherwise."""
     given = [
-        f"checkpoint.root={tmp_path}", "rollout.lanes=8", "rollout.workers=2", "rollout.length=10",
-        "train.total_steps=160", "train.evaluation_episodes=8", "learner.minibatches=1", "learner.shards=1",
-        "policy.controller.hidden_size=8", "tracking.enabled=false", *overrides,
+        f"checkpoint.root={tmp_path}", "rollout.num_envs=8", "rollout.num_workers=2", "rollout.unroll_length=10",
+        "train.total_timesteps=160", "train.evaluation_episodes=8", "learner.num_minibatches=1",
+        "learner.num_threads=1", "policy.controller.hidden_size=8", "tracking.enabled=false", *overrides,
     ]  # fmt: skip
     options = {"env": "mneme/Counting-v0", "local": True, "progress": False} | options
     return mneme.train(options.pop("preset", None), *given, **options)
@@ -64,9 +64,9 @@ def test_a_run_comes_back_with_its_history(tmp_path: Path) -> None:
 
 def test_a_run_goes_on(tmp_path: Path) -> None:
     run = short(tmp_path)
-    more = mneme.resume(run, total_steps=240, local=True, progress=False)
+    more = mneme.resume(run, total_timesteps=240, local=True, progress=False)
     assert (more.folder, more.steps) == (run.folder, 240)
-    assert mneme.resume(str(run.folder), total_steps=320, local=True, progress=False).steps == 320
+    assert mneme.resume(str(run.folder), total_timesteps=320, local=True, progress=False).steps == 320
 
 
 def test_presets_files_and_configurations_are_taken(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_what_makes_an_environment_may_be_given_in_place_of_an_id(tmp_path: Path
     assert "horizon: 4" in (run.folder / "config.yaml").read_text()
     assert f"{__name__}:make_cue" in (run.folder / "config.yaml").read_text()
     assert f"{__name__}:Own" in (run.folder / "config.yaml").read_text()
-    assert mneme.resume(run, total_steps=240, local=True, progress=False, trust=True).steps == 240
+    assert mneme.resume(run, total_timesteps=240, local=True, progress=False, trust=True).steps == 240
     assert short(tmp_path, env=make_many).evaluation is not None
     assert short(tmp_path, env=Counting).evaluation is not None  # a vector environment's class
     assert short(tmp_path, env=CountingEnv).evaluation is not None
@@ -114,7 +114,7 @@ def test_what_only_this_process_has_trains_and_is_said_to_be_lost_with_it(tmp_pa
         "evaluated in the present one alone; put the code into a module of its own to lift that"
     ]
     assert mneme.evaluate(run, episodes=4, trust=True).episodes >= 4
-    code = f"import mneme; mneme.resume({str(run.folder)!r}, total_steps=240, local=True, trust=True)"
+    code = f"import mneme; mneme.resume({str(run.folder)!r}, total_timesteps=240, local=True, trust=True)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode != 0
     assert "Error: " in done.stderr.splitlines()[-1]
@@ -129,9 +129,9 @@ def test_what_only_this_process_has_trains_over_ray_too(tmp_path: Path) -> None:
         "from mneme.controllers.gru import GruController\n"
         "class Mine(GruController):\n    pass\n"
         "def make(length=5):\n    return gym.make('mneme/Counting-v0')\n"
-        "run = mneme.train(None, 'rollout.lanes=4', 'rollout.workers=2', 'rollout.length=8', 'train.total_steps=64',\n"
-        "    'tracking.enabled=false', 'learner.minibatches=1', 'train.evaluation_episodes=4', env=make,\n"
-        "    controller=Mine, progress=False)\n"
+        "run = mneme.train(None, 'rollout.num_envs=4', 'rollout.num_workers=2',\n"
+        "    'rollout.unroll_length=8', 'train.total_timesteps=64', 'tracking.enabled=false',\n"
+        "    'learner.num_minibatches=1', 'train.evaluation_episodes=4', env=make, controller=Mine, progress=False)\n"
         "print(run.steps, run.evaluation.episodes)\n"
     )
     command = [sys.executable, "program.py"]
@@ -167,14 +167,14 @@ class Diary(Callback):
         return self._act() if event.startswith(self._at) and self._at else None
 
     def on_start(self, run: RunStart) -> None:
-        self._noted(f"start {run.config.rollout.lanes} {run.resumed}")
+        self._noted(f"start {run.config.rollout.num_envs} {run.resumed}")
 
     def on_begin(self, progress: Progress) -> None:
         self._noted(f"begin {progress.steps}")
 
     def on_update(self, progress: Progress, metrics: Mapping[str, float]) -> bool | None:
         assert np.isfinite(metrics["policy_loss"])
-        answer: bool | None = self._noted(f"update {progress.update} {progress.steps}/{progress.total_steps}")
+        answer: bool | None = self._noted(f"update {progress.update} {progress.steps}/{progress.total_timesteps}")
         return answer
 
     def on_evaluation(self, progress: Progress, evaluation: mneme.Evaluation, look: Look) -> bool | None:
@@ -208,11 +208,13 @@ def test_callbacks_hear_of_everything_in_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize("event", ["update 1", "checkpoint", "EVALUATION"])
 def test_a_callback_may_ask_to_stop(tmp_path: Path, event: str) -> None:
     diary = Diary(event, lambda: True)
-    run = short(tmp_path, "train.total_steps=800", "checkpoint.every=80", "train.evaluate_every=80", callbacks=[diary])
+    run = short(
+        tmp_path, "train.total_timesteps=800", "checkpoint.every=80", "train.evaluate_every=80", callbacks=[diary]
+    )
     assert run.interrupted
     assert run.steps <= 160
     assert diary.events[-1] == "end stopped"
-    assert mneme.resume(run, total_steps=run.steps + 80, local=True, progress=False).steps == run.steps + 80
+    assert mneme.resume(run, total_timesteps=run.steps + 80, local=True, progress=False).steps == run.steps + 80
 
 
 @pytest.mark.parametrize("event", ["start", "begin", "update 1", "checkpoint", "EVALUATION", "RESULT", "end"])

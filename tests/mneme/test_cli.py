@@ -18,8 +18,8 @@ from mneme.storage.checkpoint import list_checkpoints, load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
-    "name=run", "rollout.lanes=16", "env.kwargs.horizon=6", "policy.controller.hidden_size=16",
-    "train.evaluation_episodes=16", "checkpoint.keep=100", "learner.shards=2",
+    "name=run", "rollout.num_envs=16", "env.kwargs.horizon=6", "policy.controller.hidden_size=16",
+    "train.evaluation_episodes=16", "checkpoint.keep=100", "learner.num_threads=2",
 ]  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 def test_train_evaluate_and_what_a_run_leaves_behind(tmp_path: Path) -> None:
     preset = ROOT / "configs" / "delayed_cue.yaml"
     trained = mneme(
-        "train", str(preset), "--local", *SMALL, f"checkpoint.root={tmp_path}", "train.total_steps=448",
+        "train", str(preset), "--local", *SMALL, f"checkpoint.root={tmp_path}", "train.total_timesteps=448",
         f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
     )  # fmt: skip
     assert trained.returncode == 0, trained.stderr
@@ -114,7 +114,7 @@ def recorded_and_replayed(run: Path, folder: Path) -> str:
         (["train", "a.yaml", "b.yaml"], 2, "got 2 presets"),
         (["train", "--local", "service.mode=async"], 2, "set service.mode=sync"),
         (["train", "--resume", "/nowhere"], 2, "no usable checkpoint under /nowhere/checkpoints"),
-        (["train", "--resume", "runs/x", "seed=1"], 2, "only train.total_steps"),
+        (["train", "--resume", "runs/x", "seed=1"], 2, "only train.total_timesteps"),
         (["train", "service.address=127.0.0.1:1"], 1, "cannot join the Ray cluster at 127.0.0.1:1"),
         (["evaluate", "/nowhere"], 2, "no usable checkpoint"),
         (["evaluate", "/nowhere", "--episodes", "0"], 2, "--episodes is 0"),
@@ -132,7 +132,7 @@ def recorded_and_replayed(run: Path, folder: Path) -> str:
         ),
         (["train", "--seed", "3"], 2, "--seed; settings are written without dashes: seed=3"),
         (["train", "--learning-rate=1e-3"], 2, "settings are written without dashes: learner.learning_rate=1e-3"),
-        (["evaluate", "/nowhere", "--lanes", "0"], 2, "--lanes is 0"),
+        (["evaluate", "/nowhere", "--num-envs", "0"], 2, "--num-envs is 0"),
         (["train", "--locla"], 2, "unrecognized arguments: --locla; did you mean --local?"),
         (["evaluate", "x", "--episods", "3"], 2, "did you mean --episodes?"),
         (["dashboard", "--prot=80"], 2, "did you mean --port?"),
@@ -168,7 +168,7 @@ def wait_for(path: Path, lines: int, process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
-LONGER = [*SMALL, "tracking.enabled=false", "train.total_steps=16800", "checkpoint.every=1120"]
+LONGER = [*SMALL, "tracking.enabled=false", "train.total_timesteps=16800", "checkpoint.every=1120"]
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +218,7 @@ def test_a_disk_that_is_really_full_costs_a_checkpoint_not_the_training_and_in_t
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "train", "--local", *SMALL, "policy.controller.hidden_size=64",
-         "tracking.enabled=false", "train.total_steps=336", "checkpoint.every=112", f"checkpoint.root={tmp_path}"],
+         "tracking.enabled=false", "train.total_timesteps=336", "checkpoint.every=112", f"checkpoint.root={tmp_path}"],
         cwd=ROOT, capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 1
@@ -230,7 +230,7 @@ def test_a_disk_that_is_really_full_costs_a_checkpoint_not_the_training_and_in_t
 
 def test_an_unreachable_tracking_server_never_stops_training(tmp_path: Path) -> None:
     done = mneme(
-        "train", "--local", *SMALL, f"checkpoint.root={tmp_path}", "train.total_steps=448",
+        "train", "--local", *SMALL, f"checkpoint.root={tmp_path}", "train.total_timesteps=448",
         "tracking.uri=http://127.0.0.1:9",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -66,9 +66,11 @@ def test_settings_out_of_range_are_refused(values: dict[str, Any], sentence: str
 def staged(tmp_path: Path, *overrides: str) -> Config:
     return load_config(
         None,
-        [f"checkpoint.root={tmp_path}", "name=run", "tracking.enabled=false", "rollout.lanes=16", "env.kwargs.cues=2",
-         "env.kwargs.horizon=4", "policy.controller.hidden_size=16", "train.total_steps=2400", "rollout.length=10",
-         "checkpoint.every=480", "checkpoint.keep=100", "train.evaluation_episodes=16", "learner.shards=2",
+        [f"checkpoint.root={tmp_path}", "name=run", "tracking.enabled=false", "rollout.num_envs=16",
+         "env.kwargs.cues=2",
+         "env.kwargs.horizon=4", "policy.controller.hidden_size=16", "train.total_timesteps=2400",
+         "rollout.unroll_length=10",
+         "checkpoint.every=480", "checkpoint.keep=100", "train.evaluation_episodes=16", "learner.num_threads=2",
          "curriculum.stages=[{horizon: 1}, {horizon: 2}]", "curriculum.success=0.4", "curriculum.episodes=64",
          *overrides],
     )  # fmt: skip
@@ -106,10 +108,10 @@ def test_a_run_climbs_its_levels_and_resumes_on_the_one_it_was_on(tmp_path: Path
 
     climbed = next(row["step"] for row in rows if row.get("curriculum/level") == 1.0)  # one update after the climb
     before = max(row["step"] for row in rows if "kl" in row and row["step"] < climbed)
-    short = train(staged(tmp_path / "b", f"train.total_steps={int(before)}"), local=True)
+    short = train(staged(tmp_path / "b", f"train.total_timesteps={int(before)}"), local=True)
     saved = load_checkpoint(list_checkpoints(short.folder / "checkpoints")[-1])
     assert saved.run["curriculum"]["level"] == 1  # the last update's episodes count
-    resume(short.folder, total_steps=2400, local=True)
+    resume(short.folder, total_timesteps=2400, local=True)
     a, b = (load_checkpoint(list_checkpoints(run.folder / "checkpoints")[-1]) for run in (straight, short))
     assert a.run["curriculum"] == b.run["curriculum"]
     for part, arrays in a.arrays.items():

@@ -19,10 +19,11 @@ from mneme.training import train
 def config(tmp_path: Path, *overrides: str) -> Config:
     return load_config(
         None,
-        [f"checkpoint.root={tmp_path}", "name=run", "tracking.enabled=false", "rollout.lanes=16", "learner.shards=1",
+        [f"checkpoint.root={tmp_path}", "name=run", "tracking.enabled=false", "rollout.num_envs=16",
+         "learner.num_threads=1",
          "env.kwargs={horizon: 6}", "policy.controller.hidden_size=8", "policy.controller.backend=torch",
-         "train.total_steps=1120", "train.evaluate_every=112", "train.evaluation_episodes=512",
-         "train.stop_success=0.99", "learner.epochs=1", "learner.minibatches=1", "rollout.length=7",
+         "train.total_timesteps=1120", "train.evaluate_every=112", "train.evaluation_episodes=512",
+         "train.stop_success=0.99", "learner.num_epochs=1", "learner.num_minibatches=1", "rollout.unroll_length=7",
          "policy.controller.kind=mlp", *overrides],
     )  # fmt: skip
 
@@ -114,7 +115,7 @@ def test_a_greedy_policy_that_never_ends_its_episode_costs_an_evaluation(
     try:
         result = train(
             config(tmp_path, "env.id=Door-v0", "env.kwargs={}", "train.evaluation_max_steps=300",
-                   "learner.epochs=4", "train.total_steps=6720", "train.evaluate_every=1120",
+                   "learner.num_epochs=4", "train.total_timesteps=6720", "train.evaluate_every=1120",
                    "train.stop_success=null"),
             local=True,
         )  # fmt: skip

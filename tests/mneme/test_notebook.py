@@ -43,10 +43,10 @@ gym.register("Mine-v0", entry_point=doubled)
 print(train(parse_config({
     "env": {"id": "Mine-v0", "success_return": 1.0},
     "curriculum": {"stages": [{"length": 2}]},
-    "rollout": {"lanes": 4, "workers": 2, "length": 16},
-    "learner": {"minibatches": 1, "epochs": 1, "shards": 1},
+    "rollout": {"num_envs": 4, "num_workers": 2, "unroll_length": 16},
+    "learner": {"num_minibatches": 1, "num_epochs": 1, "num_threads": 1},
     "policy": {"controller": {"hidden_size": 8, "backend": "torch"}},
-    "train": {"total_steps": 128, "evaluation_episodes": 4},
+    "train": {"total_timesteps": 128, "evaluation_episodes": 4},
     "service": {"max_restarts": 0},
     "tracking": {"enabled": False},
 })).evaluation.mean_return)

@@ -24,9 +24,10 @@ from mneme.training import Run, resume, train
 
 def small(tmp_path: Path, *overrides: str) -> Config:
     base = [
-        f"checkpoint.root={tmp_path}", "name=run", "tracking.enabled=false", "rollout.lanes=16", "env.kwargs.horizon=6",
-        "policy.controller.hidden_size=16", "train.total_steps=1120", "checkpoint.every=224", "checkpoint.keep=100",
-        "train.evaluation_episodes=16", "learner.shards=2",
+        f"checkpoint.root={tmp_path}", "name=run", "tracking.enabled=false", "rollout.num_envs=16",
+        "env.kwargs.horizon=6",
+        "policy.controller.hidden_size=16", "train.total_timesteps=1120", "checkpoint.every=224", "checkpoint.keep=100",
+        "train.evaluation_episodes=16", "learner.num_threads=2",
     ]  # fmt: skip
     return load_config(None, [*base, *overrides])
 
@@ -47,7 +48,8 @@ def test_it_learns_a_short_delay_and_forgetting_undoes_it(tmp_path: Path) -> Non
     config = load_config(
         None,
         [f"checkpoint.root={tmp_path}", "name=run", "tracking.enabled=false", "env.kwargs.horizon=10",
-         "env.kwargs.cues=4", "policy.controller.hidden_size=64", "learner.gae_lambda=0", "train.total_steps=200000",
+         "env.kwargs.cues=4", "policy.controller.hidden_size=64", "learner.gae_lambda=0",
+         "train.total_timesteps=200000",
          "train.stop_success=0.99", "train.evaluation_episodes=512"],
     )  # fmt: skip
     result = train(config, local=True)
@@ -55,17 +57,19 @@ def test_it_learns_a_short_delay_and_forgetting_undoes_it(tmp_path: Path) -> Non
     assert result.evaluation.success_rate is not None
     assert result.evaluation.success_rate >= 0.99
     assert result.steps < 200_000
-    remembers = evaluate_checkpoint(result.folder, episodes=256, lanes=64, seed=5)
+    remembers = evaluate_checkpoint(result.folder, episodes=256, num_envs=64, seed=5)
     assert remembers.success_rate is not None
     assert remembers.success_rate >= 0.97
-    forgets = evaluate_checkpoint(result.folder, episodes=512, lanes=64, seed=5, reset_carry_at=5)
+    forgets = evaluate_checkpoint(result.folder, episodes=512, num_envs=64, seed=5, reset_carry_at=5)
     assert forgets.success_rate is not None
     assert 0.18 < forgets.success_rate < 0.32  # 0.25 and its 99.9 % interval
     assert (result.folder / "curve.png").stat().st_size > 5_000
 
 
 def test_a_controller_without_memory_stays_at_chance(tmp_path: Path) -> None:
-    config = small(tmp_path, "policy.controller.kind=mlp", "train.total_steps=30000", "train.evaluation_episodes=512")
+    config = small(
+        tmp_path, "policy.controller.kind=mlp", "train.total_timesteps=30000", "train.evaluation_episodes=512"
+    )
     evaluation = train(config, local=True).evaluation
     assert evaluation is not None
     assert evaluation.success_rate is not None
@@ -75,7 +79,7 @@ def test_a_controller_without_memory_stays_at_chance(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["cached", "truncated", "full"])
 @pytest.mark.parametrize("env", ["DelayedCue", "Counting"])
 def test_same_seed_same_bits_and_resume_equals_the_uninterrupted_run(tmp_path: Path, mode: str, env: str) -> None:
-    overrides = [f"learner.mode={mode}", "learner.window=4", "learner.anneal=true", "rollout.length=7"]
+    overrides = [f"learner.mode={mode}", "learner.bptt_length=4", "learner.anneal_lr=true", "rollout.unroll_length=7"]
     if env == "Counting":  # fragments end in the middle of episodes
         overrides += ["env.id=mneme/Counting-v0", "env.kwargs={}"]
         overrides += ["policy.normalize_observations=true", "learner.normalize_rewards=true"]
@@ -107,7 +111,7 @@ def test_another_seed_gives_other_bits(tmp_path: Path) -> None:
 def test_one_worker_and_two_give_the_same_batch_and_first_update(tmp_path: Path) -> None:
     first_rows = []
     for workers in (1, 2, 4):
-        folder = train(small(tmp_path / str(workers), f"rollout.workers={workers}"), local=True).folder
+        folder = train(small(tmp_path / str(workers), f"rollout.num_workers={workers}"), local=True).folder
         first_rows.append(json.loads((folder / "metrics.jsonl").read_text().splitlines()[0]))
     for name in ("return", "policy_loss", "value_loss", "entropy", "kl", "grad_norm", "value_mean"):
         assert first_rows[1][name] == pytest.approx(first_rows[0][name], rel=1e-3, abs=1e-6), name
@@ -115,9 +119,9 @@ def test_one_worker_and_two_give_the_same_batch_and_first_update(tmp_path: Path)
 
 
 def test_resume_can_train_for_longer(tmp_path: Path) -> None:
-    long = train(small(tmp_path / "a", "train.total_steps=2240"), local=True)
-    short = train(small(tmp_path / "b", "train.total_steps=1120"), local=True)
-    longer = resume(short.folder, total_steps=2240, local=True)
+    long = train(small(tmp_path / "a", "train.total_timesteps=2240"), local=True)
+    short = train(small(tmp_path / "b", "train.total_timesteps=1120"), local=True)
+    longer = resume(short.folder, total_timesteps=2240, local=True)
     assert longer.steps == 2240
     assert_same(digest(long.folder), digest(longer.folder))
 
@@ -197,7 +201,8 @@ def test_a_value_that_is_not_finite_costs_a_fragment_not_the_run(
     tmp_path: Path, faulty: str, what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = train(
-        small(tmp_path, f"env.id={faulty}", f"env.kwargs={{every: 40, what: {what}}}", "rollout.length=7"), local=True
+        small(tmp_path, f"env.id={faulty}", f"env.kwargs={{every: 40, what: {what}}}", "rollout.unroll_length=7"),
+        local=True,
     )
     assert result.steps == 1120
     out = capsys.readouterr().out
@@ -206,7 +211,9 @@ def test_a_value_that_is_not_finite_costs_a_fragment_not_the_run(
 
 
 def test_an_environment_that_only_returns_nonsense_ends_the_run_with_a_sentence(tmp_path: Path, faulty: str) -> None:
-    config = small(tmp_path, f"env.id={faulty}", "env.kwargs={every: 1}", "rollout.length=7", "service.max_restarts=2")
+    config = small(
+        tmp_path, f"env.id={faulty}", "env.kwargs={every: 1}", "rollout.unroll_length=7", "service.max_restarts=2"
+    )
     with pytest.raises(ServiceError, match="3 rounds in a row brought no fragment: .*rewards.* holds nan"):
         train(config, local=True)
 
@@ -217,9 +224,9 @@ def test_a_checkpoint_of_another_architecture_is_named(tmp_path: Path) -> None:
     saved.run["config"]["policy"]["controller"]["hidden_size"] = 24
     other = save_checkpoint(tmp_path / "other" / "checkpoints", 1, saved.run, saved.arrays, keep=1)
     with pytest.raises(CheckpointError, match="do not fit its configuration: .*float32 .* it must be float32"):
-        evaluate_checkpoint(other, episodes=16, lanes=16, seed=0)
+        evaluate_checkpoint(other, episodes=16, num_envs=16, seed=0)
     with pytest.raises(CheckpointError, match="do not fit its configuration: .*float32 .* it must be float32"):
-        resume(other, total_steps=2240, local=True)
+        resume(other, total_timesteps=2240, local=True)
 
 
 def test_a_replay_too_small_for_one_update_is_said(tmp_path: Path) -> None:
@@ -247,12 +254,12 @@ def test_resuming_an_older_checkpoint_sets_the_abandoned_future_aside(tmp_path: 
 def test_one_folder_is_trained_in_by_one_process(tmp_path: Path) -> None:
     run = train(small(tmp_path), local=True)
     with RunFolder(run.folder).lock(), pytest.raises(ConfigError, match="another process is training in"):
-        resume(run.folder, total_steps=2240, local=True)
+        resume(run.folder, total_timesteps=2240, local=True)
 
 
 def test_a_complete_run_is_not_resumed_by_accident(tmp_path: Path) -> None:
     run = train(small(tmp_path), local=True)
-    with pytest.raises(ConfigError, match="complete at step 1120; .* train.total_steps=N"):
+    with pytest.raises(ConfigError, match="complete at step 1120; .* train.total_timesteps=N"):
         resume(run.folder, local=True)
 
 
@@ -263,12 +270,12 @@ def test_an_environment_without_a_state_resumes_with_new_episodes(
     cart = [
         "env.id=CartPole-v1",
         "env.kwargs={}",
-        "env.vectorization=sync",
-        "rollout.length=64",
+        "env.vectorization_mode=sync",
+        "rollout.unroll_length=64",
         "learner.learning_rate=1e-12",
     ]
-    run = train(small(tmp_path, *cart, "train.total_steps=1024"), local=True)
-    resume(run.folder, total_steps=2048, local=True)
+    run = train(small(tmp_path, *cart, "train.total_timesteps=1024"), local=True)
+    resume(run.folder, total_timesteps=2048, local=True)
     rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     returns = {row["step"]: row["return"] for row in rows if "kl" in row}
     assert returns.keys() == {1024, 2048}
@@ -296,7 +303,7 @@ def test_an_environment_that_fails_is_named(tmp_path: Path, kind: type[Counting]
     gym.register("Broken-v0", vector_entry_point=kind)
     try:
         with pytest.raises(EnvironmentFailure, match=f"the environment Broken-v0 failed at step 0 .*{sentence}"):
-            train(small(tmp_path, "env.id=Broken-v0", "env.kwargs={}", "rollout.length=7"), local=True)
+            train(small(tmp_path, "env.id=Broken-v0", "env.kwargs={}", "rollout.unroll_length=7"), local=True)
     finally:
         del gym.registry["Broken-v0"]
 
@@ -316,7 +323,7 @@ class Endless(gym.Env[Any, Any]):
 def test_an_environment_that_never_ends_an_episode_is_said_and_not_waited_for(tmp_path: Path, capsys: Any) -> None:
     gym.register("Endless-v0", Endless)
     try:
-        endless = ["env.id=Endless-v0", "env.kwargs={}", "rollout.length=128", "train.total_steps=17000"]
+        endless = ["env.id=Endless-v0", "env.kwargs={}", "rollout.unroll_length=128", "train.total_timesteps=17000"]
         result = train(small(tmp_path / "a", *endless), local=True)
         assert result.evaluation is None
         out = capsys.readouterr().out
@@ -352,8 +359,10 @@ def test_episodes_that_wait_for_a_long_one_to_be_counted_have_ended(tmp_path: Pa
     gym.register("OneLong-v0", OneLong)
     try:
         settings = [
-            "env.id=OneLong-v0", "env.kwargs={}", "rollout.lanes=4", "rollout.workers=1", "rollout.length=125",
-            "train.total_steps=4000", "train.evaluation_episodes=4", "policy.controller.kind=mlp", "learner.epochs=1",
+            "env.id=OneLong-v0", "env.kwargs={}", "rollout.num_envs=4", "rollout.num_workers=1",
+            "rollout.unroll_length=125",
+            "train.total_timesteps=4000", "train.evaluation_episodes=4", "policy.controller.kind=mlp",
+            "learner.num_epochs=1",
         ]  # fmt: skip
         assert train(small(tmp_path, *settings), local=True).evaluation is not None
         assert "no episode has ended" not in capsys.readouterr().out

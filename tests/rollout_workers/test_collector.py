@@ -69,7 +69,7 @@ def test_replaying_stored_observations_reproduces_everything(
         np.testing.assert_allclose(out.value_TB[0].numpy(), fragment.values[:, t], atol=1e-6)
         if t < 23:
             action = torch.from_numpy(fragment.actions[:, t].copy())
-            log_prob = policy.action_head.log_prob(out.parameters_TBA[0], action)
+            log_prob = policy.action_distribution.log_prob(out.parameters_TBA[0], action)
             np.testing.assert_allclose(log_prob.numpy(), fragment.log_probs[:, t], atol=1e-6)
 
 

@@ -27,8 +27,8 @@ from mneme.rollout_workers.evaluation import bootstrap_interval, wilson_interval
 class Rememberer:
     """A policy that copies the cue into its carry and answers with it; no learning involved."""
 
-    action_head = Categorical(4)
-    spec = PolicySpec({"observation": Vector(5)}, action_head)
+    action_distribution = Categorical(4)
+    spec = PolicySpec({"observation": Vector(5)}, action_distribution)
 
     def initial_carry(self, batch: int) -> Carry:
         return {"seen": torch.zeros(batch, 4)}

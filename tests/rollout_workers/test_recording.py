@@ -124,7 +124,9 @@ def test_stored_carries_replay_values_and_log_probabilities(tmp_path: Path, chun
         resets = torch.from_numpy(rows.resets[lanes, t:-1] & (np.arange(rows.length - t) > 0)).T
         with torch.no_grad():
             output = policy.scan(observed, resets, carry)
-            log_probs = policy.action_head.log_prob(output.parameters_TBA, torch.from_numpy(rows.actions[lanes, t:]).T)
+            log_probs = policy.action_distribution.log_prob(
+                output.parameters_TBA, torch.from_numpy(rows.actions[lanes, t:]).T
+            )
         valid = rows.valid[lanes, t:]
         np.testing.assert_allclose(output.value_TB.T.numpy()[valid], rows.values[lanes, t:-1][valid], atol=1e-5)
         np.testing.assert_allclose(log_probs.T.numpy()[valid], rows.log_probs[lanes, t:][valid], atol=1e-5)

@@ -107,7 +107,7 @@ def test_observation_spaces_become_parts(space: gym.Space[Any], part: Any) -> No
 
 
 @pytest.mark.parametrize(
-    ("space", "head"),
+    ("space", "distribution"),
     [
         (spaces.Discrete(5, start=3), Categorical(5)),
         (spaces.MultiDiscrete([2, 3], start=[4, 5]), Joint((Categorical(2), Categorical(3)))),
@@ -116,8 +116,8 @@ def test_observation_spaces_become_parts(space: gym.Space[Any], part: Any) -> No
         (spaces.Tuple((TWO, spaces.MultiBinary(2))), Joint((Categorical(2), Bernoulli(2)))),
     ],
 )
-def test_action_spaces_become_heads(space: gym.Space[Any], head: Any) -> None:
-    assert policy_spec(vector(BOX, space)).actions == head
+def test_action_spaces_become_distributions(space: gym.Space[Any], distribution: Any) -> None:
+    assert policy_spec(vector(BOX, space)).actions == distribution
 
 
 NONE = spaces.Box(-1, 1, (3, 0))

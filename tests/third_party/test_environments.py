@@ -29,7 +29,9 @@ TASKS = {
 
 
 def make(id: str, vectorization: str) -> gym.vector.VectorEnv[Any, Any, Any]:
-    settings = EnvSettings(id=id, vectorization=vectorization, max_episode_steps=50, max_failures=1)  # none is forgiven
+    settings = EnvSettings(
+        id=id, vectorization_mode=vectorization, max_episode_steps=50, max_failures=1
+    )  # none is forgiven
     return make_vector_env(settings, LANES)
 
 

@@ -14,7 +14,7 @@ from mneme.training import resume, train
 TASKS: dict[str, list[str]] = {
     "CartPole that hides its velocities": ["env.id=CartPole-v1", "spaces.features=[0, 2]"],
     "CartPole that hides its velocities, one at a time": [
-        "env.id=CartPole-v1", "spaces.features=[0, 2]", "env.vectorization=sync", "env.max_episode_steps=20",
+        "env.id=CartPole-v1", "spaces.features=[0, 2]", "env.vectorization_mode=sync", "env.max_episode_steps=20",
     ],
     "POPGym's CartPole": ["env.id=popgym:popgym-PositionOnlyCartPoleEasy-v0", "policy.normalize_observations=true"],
     "POPGym's repeat previous": ["env.id=popgym:popgym-RepeatPreviousEasy-v0", "spaces.previous_reward=true"],
@@ -31,14 +31,15 @@ TASKS: dict[str, list[str]] = {
 def run(folder: Path, overrides: list[str], total: int = 3 * 8 * 32) -> Any:
     config = load_config(
         None,
-        [f"checkpoint.root={folder}", "name=run", "tracking.enabled=false", "rollout.lanes=8", "rollout.length=32",
-         "env.kwargs={}", "policy.controller.hidden_size=16", "learner.epochs=2", "learner.minibatches=2",
-         f"train.total_steps={total}", "train.evaluation_episodes=4", *overrides],
+        [f"checkpoint.root={folder}", "name=run", "tracking.enabled=false", "rollout.num_envs=8",
+         "rollout.unroll_length=32",
+         "env.kwargs={}", "policy.controller.hidden_size=16", "learner.num_epochs=2", "learner.num_minibatches=2",
+         f"train.total_timesteps={total}", "train.evaluation_episodes=4", *overrides],
     )  # fmt: skip
     return train(config, local=True)
 
 
-@pytest.mark.parametrize("mode", [["learner.mode=full"], ["learner.mode=truncated", "learner.window=12"]], ids=str)
+@pytest.mark.parametrize("mode", [["learner.mode=full"], ["learner.mode=truncated", "learner.bptt_length=12"]], ids=str)
 @pytest.mark.parametrize("task", TASKS)
 def test_updates_keep_the_invariants_of_the_pipe(tmp_path: Path, task: str, mode: list[str]) -> None:
     result = run(tmp_path, [*TASKS[task], *mode])
@@ -58,7 +59,7 @@ def test_updates_keep_the_invariants_of_the_pipe(tmp_path: Path, task: str, mode
 def test_a_run_resumes_with_its_statistics(tmp_path: Path) -> None:
     first = run(tmp_path, [*TASKS["POPGym's CartPole"], "learner.normalize_rewards=true"])
     before = load_checkpoint(list_checkpoints(first.folder / "checkpoints")[-1]).arrays["learner"]
-    resumed = resume(first.folder, total_steps=first.steps + 1, local=True)
+    resumed = resume(first.folder, total_timesteps=first.steps + 1, local=True)
     after = load_checkpoint(list_checkpoints(resumed.folder / "checkpoints")[-1]).arrays["learner"]
     counts = [name for name in before if name.endswith("count")]
     assert counts

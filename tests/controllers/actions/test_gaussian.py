@@ -11,24 +11,24 @@ from mneme.controllers import Gaussian
 
 @pytest.mark.parametrize("squash", [False, True])
 def test_gaussian_samples_are_quantiles(squash: bool) -> None:
-    head, n = Gaussian(2, squash), 1001
+    distribution, n = Gaussian(2, squash), 1001
     parameters = torch.tensor([1.0, -2.0, 0.5, -1.0]).expand(n, 4)
     uniform = torch.linspace(1e-4, 1 - 1e-4, n).unsqueeze(-1).expand(n, 2)
     normal = distributions.Normal(parameters[:, :2], parameters[:, 2:].exp())
-    torch.testing.assert_close(normal.cdf(head.sample(parameters, uniform)), uniform, rtol=0, atol=1e-6)
+    torch.testing.assert_close(normal.cdf(distribution.sample(parameters, uniform)), uniform, rtol=0, atol=1e-6)
 
 
 def test_a_squashed_gaussian_takes_the_median() -> None:
     parameters = torch.tensor([[2.0, 0.0]])
-    head = Gaussian(1, squash=True)
-    torch.testing.assert_close(head.mode(parameters), head.sample(parameters, torch.tensor([[0.5]])))
+    distribution = Gaussian(1, squash=True)
+    torch.testing.assert_close(distribution.mode(parameters), distribution.sample(parameters, torch.tensor([[0.5]])))
 
 
 def test_squashed_log_probabilities_stay_finite_far_out() -> None:
-    head, parameters = Gaussian(1, squash=True), torch.tensor([[0.0, 0.0]] * 4)
+    distribution, parameters = Gaussian(1, squash=True), torch.tensor([[0.0, 0.0]] * 4)
     far = torch.tensor([[-60.0], [-9.0], [9.0], [60.0]])
     exact = distributions.Normal(0, 1).log_prob(far) + 2 * far.abs() - math.log(4)  # as 1 - tanh² goes to 4 exp(-2|u|)
-    torch.testing.assert_close(head.log_prob(parameters, far), exact.squeeze(-1))
+    torch.testing.assert_close(distribution.log_prob(parameters, far), exact.squeeze(-1))
 
 
 def squashed_entropy(mean: Tensor, log_std: Tensor) -> Tensor:
@@ -63,10 +63,10 @@ def test_an_entropy_bonus_widens_a_squashed_normal_no_further_than_the_widest_sp
 
 
 def test_standard_deviations_are_the_networks_between_the_bends_and_keep_within_the_limits() -> None:
-    head, mean = Gaussian(1), torch.zeros(5, dtype=torch.float64)
+    distribution, mean = Gaussian(1), torch.zeros(5, dtype=torch.float64)
 
     def log_std(x: Tensor) -> Tensor:
-        return head.entropy(torch.stack([mean[: len(x)], x], -1)) - 0.5 * math.log(2 * math.pi * math.e)
+        return distribution.entropy(torch.stack([mean[: len(x)], x], -1)) - 0.5 * math.log(2 * math.pi * math.e)
 
     between = torch.tensor([-4.5, -1.0, 0.0, 0.7, 1.5], dtype=torch.float64)
     torch.testing.assert_close(log_std(between), between)
@@ -79,11 +79,19 @@ def test_standard_deviations_are_the_networks_between_the_bends_and_keep_within_
 @pytest.mark.parametrize("x", [-100.0, -6.0, -5.0, -4.5, 1.5, 2.0, 3.0, 100.0])
 def test_a_standard_deviation_beyond_the_limits_comes_back(squash: bool, x: float) -> None:
     """Whatever is asked of it, there is a gradient, and it is the slope."""
-    head, action = Gaussian(1, squash), torch.tensor([[0.3]])
+    distribution, action = Gaussian(1, squash), torch.tensor([[0.3]])
     parameters = torch.tensor([[0.2, x]], dtype=torch.float64, requires_grad=True)
     other = torch.tensor([[0.1, -1.0]], dtype=torch.float64)
-    for value in (head.log_prob(parameters, action), head.entropy(parameters), head.kl(other, parameters)):
+    for value in (
+        distribution.log_prob(parameters, action),
+        distribution.entropy(parameters),
+        distribution.kl(other, parameters),
+    ):
         (slope,) = torch.autograd.grad(value.sum(), parameters)
         assert abs(slope[0, 1]) > 1e-6
-    for function in (lambda p: head.log_prob(p, action), head.entropy, lambda p: head.kl(p, other)):
+    for function in (
+        lambda p: distribution.log_prob(p, action),
+        distribution.entropy,
+        lambda p: distribution.kl(p, other),
+    ):
         assert torch.autograd.gradcheck(function, (parameters,), eps=1e-5, atol=1e-4)

@@ -55,7 +55,7 @@ def test_the_kernels_give_our_outputs_last_states_and_gradients() -> None:
 def test_they_are_chosen_where_they_round_as_torch_may(
     installed: None, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    controller = build_controller(ControllerSettings(kind=kind, layers=2), 3, 10, Generator().manual_seed(0))
+    controller = build_controller(ControllerSettings(kind=kind, num_layers=2), 3, 10, Generator().manual_seed(0))
     assert controller.backend_on(torch.device("cpu")) == "torch"
     assert controller.backend_on(GPU) == "torch"  # TF32 was not allowed
     assert controller.bfloat16().backend_on(GPU) == "mamba_ssm"

@@ -48,12 +48,12 @@ def test_every_setting_is_explained() -> None:
         ),
         ("sed=1", ["unknown setting sed", "did you mean seed?"]),
         ("policy.controller.hiden_size=3", ["did you mean policy.controller.hidden_size?"]),
-        ("learner.epochs=many", ["learner.epochs is 'many'; it must be a whole number"]),
-        ("learner.epochs=0", ["learner.epochs is 0; it must be at least 1"]),
-        ("learner.epochs=1.5", ["learner.epochs is 1.5"]),
+        ("learner.num_epochs=many", ["learner.num_epochs is 'many'; it must be a whole number"]),
+        ("learner.num_epochs=0", ["learner.num_epochs is 0; it must be at least 1"]),
+        ("learner.num_epochs=1.5", ["learner.num_epochs is 1.5"]),
         ("learner.mode=partial", ["learner.mode is 'partial'; use 'cached', 'truncated' or 'full'"]),
         ("seed=-1", ["seed is -1", "greater than or equal to 0"]),
-        ("rollout.lanes=127", ["rollout.lanes is 127", "use a multiple of rollout.workers"]),
+        ("rollout.num_envs=127", ["rollout.num_envs is 127", "use a multiple of rollout.num_workers"]),
         ("learner=full", ["learner is 'full'; it is a section: set what it holds, such as learner.mode"]),
         ("seed.x=1", ["seed"]),
         ("train.stop_success=99", ["train.stop_success is 99"]),
@@ -106,7 +106,7 @@ def test_an_override_of_a_configuration_leaves_the_configuration_alone() -> None
 
 def test_several_mistakes_give_several_sentences() -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config(None, ["learner.epochs=0", "rollout.lanes=0", "nam=x"])
+        load_config(None, ["learner.num_epochs=0", "rollout.num_envs=0", "nam=x"])
     assert len(str(caught.value).splitlines()) == 3
 
 
@@ -119,8 +119,11 @@ def test_several_mistakes_give_several_sentences() -> None:
         (["policy.controller.kind=gur"], "(nearest: 'gru')"),
         (["policy.controller.kind=GRU"], "(nearest: 'gru')"),
         (["policy.controller.kind=PseudoMamba"], "(nearest: 'pseudo_mamba')"),
-        (["rollout.lanes=2", "learner.minibatches=4"], "lower learner.minibatches or raise rollout.lanes"),
-        (["learner.mode=truncated", "learner.window=8", "rollout.carry_stride=5"], "use a divisor of 8"),
+        (
+            ["rollout.num_envs=2", "learner.num_minibatches=4"],
+            "lower learner.num_minibatches or raise rollout.num_envs",
+        ),
+        (["learner.mode=truncated", "learner.bptt_length=8", "rollout.carry_stride=5"], "use a divisor of 8"),
         (["rollout.warm_up=8"], "rollout.warm_up is 8, but nothing replays those steps"),
         (["env.id=CartPole-v1", "spaces.features=[4]"], "names feature 4, but the observation has 4"),
         (["curriculum.stages=[{cues: 2}]"], "curriculum.stages[0] is {'cues': 2}, which changes the observations"),
@@ -144,7 +147,7 @@ def test_what_is_left_open_follows_from_the_task() -> None:
     blueprint = make_blueprint(load_config(None, ["env.kwargs.horizon=20"]))
     assert (blueprint.length, blueprint.carry_stride, blueprint.horizon) == (21, 21, 20)
     truncated = load_config(
-        None, ["env.kwargs.horizon=20", "learner.mode=truncated", "learner.window=8", "learner.burn_in=2"]
+        None, ["env.kwargs.horizon=20", "learner.mode=truncated", "learner.bptt_length=8", "learner.burn_in=2"]
     )
     assert make_blueprint(truncated).carry_stride == 2
     stale = make_blueprint(load_config(None, ["env.kwargs.horizon=20", "service.mode=async"]))
@@ -157,15 +160,15 @@ def test_what_is_left_open_follows_from_the_task() -> None:
     [
         ([], 0),
         (["service.mode=async"], 0),  # every sequence is an episode
-        (["service.mode=async", "rollout.length=30"], 30),
-        (["service.mode=async", "rollout.length=90"], 64),
-        (["service.mode=async", "rollout.length=90", "env.kwargs.horizon=40"], 80),
-        (["service.mode=async", "rollout.length=90", "policy.controller.expected_horizon=200"], 90),
-        (["service.mode=async", "rollout.length=80"], 0),
-        (["service.mode=async", "rollout.length=80", "curriculum.stages=[{horizon: 4}]"], 64),
+        (["service.mode=async", "rollout.unroll_length=30"], 30),
+        (["service.mode=async", "rollout.unroll_length=90"], 64),
+        (["service.mode=async", "rollout.unroll_length=90", "env.kwargs.horizon=40"], 80),
+        (["service.mode=async", "rollout.unroll_length=90", "policy.controller.expected_horizon=200"], 90),
+        (["service.mode=async", "rollout.unroll_length=80"], 0),
+        (["service.mode=async", "rollout.unroll_length=80", "curriculum.stages=[{horizon: 4}]"], 64),
         (["service.mode=async", "env.id=CartPole-v1", "env.kwargs={}"], 64),
         (["service.mode=async", "rollout.warm_up=5"], 5),
-        (["service.mode=async", "rollout.length=30", "rollout.warm_up=0"], 0),
+        (["service.mode=async", "rollout.unroll_length=30", "rollout.warm_up=0"], 0),
         (["learner.anchor=always", "rollout.warm_up=5"], 5),
     ],
 )
@@ -176,7 +179,7 @@ def test_a_warm_up_is_brought_along_where_the_first_carry_is_stale(overrides: li
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
-    [("a: [", "is not YAML"), ("- 1", "must be a mapping"), ("learner: {epochs: x}", "epochs")],
+    [("a: [", "is not YAML"), ("- 1", "must be a mapping"), ("learner: {num_epochs: x}", "num_epochs")],
 )
 def test_files_that_cannot_be_read(tmp_path: Path, text: str, sentence: str) -> None:
     path = tmp_path / "preset.yaml"

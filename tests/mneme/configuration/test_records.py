@@ -165,9 +165,10 @@ def test_a_run_is_evaluated_resumed_and_started_again_with_the_arguments_that_it
     try:
         config = load_config(
             None,
-            ["env.id=Typed-v0", f"env.kwargs={given}", f"checkpoint.root={tmp_path}", "name=run", "rollout.lanes=4",
-             "rollout.length=7", "tracking.enabled=false", "train.total_steps=28", "train.evaluation_episodes=4",
-             "learner.shards=1", "policy.controller.hidden_size=8", "policy.controller.backend=torch"],
+            ["env.id=Typed-v0", f"env.kwargs={given}", f"checkpoint.root={tmp_path}", "name=run", "rollout.num_envs=4",
+             "rollout.unroll_length=7", "tracking.enabled=false", "train.total_timesteps=28",
+             "train.evaluation_episodes=4",
+             "learner.num_threads=1", "policy.controller.hidden_size=8", "policy.controller.backend=torch"],
         )  # fmt: skip
         run = train(config, local=True).folder
         for read in (
@@ -178,20 +179,20 @@ def test_a_run_is_evaluated_resumed_and_started_again_with_the_arguments_that_it
             assert same(read.env.kwargs["words"], [1e3, "1e3", "yes", True, (1, 2)])
             again = read.changed("rollout", carry_stride=None, warm_up=None)
             assert again == config.changed("tracking", uri=read.tracking.uri)
-        assert evaluate_checkpoint(run, episodes=4, lanes=4, seed=0).episodes == 4
-        assert resume(run, total_steps=56, local=True).steps == 56
-        again = train(load_config(run / "config.yaml", ["name=again", "train.total_steps=28"]), local=True)
+        assert evaluate_checkpoint(run, episodes=4, num_envs=4, seed=0).episodes == 4
+        assert resume(run, total_timesteps=56, local=True).steps == 56
+        again = train(load_config(run / "config.yaml", ["name=again", "train.total_timesteps=28"]), local=True)
         assert load_config(again.folder / "config.yaml", ["name=run"]) == load_config(
-            run / "config.yaml", ["train.total_steps=28"]
+            run / "config.yaml", ["train.total_timesteps=28"]
         )
     finally:
         del gym.registry["Typed-v0"]
 
 
 def test_settings_of_python_callers_are_read_as_those_of_files(tmp_path: Path) -> None:
-    config = Config(env=EnvSettings(kwargs={"horizon": np.int64(6)})).changed("train", total_steps=np.int64(64))
+    config = Config(env=EnvSettings(kwargs={"horizon": np.int64(6)})).changed("train", total_timesteps=np.int64(64))
     recorded = config.as_recorded()
-    assert type(recorded.train.total_steps) is int
+    assert type(recorded.train.total_timesteps) is int
     assert type(recorded.env.kwargs["horizon"]) is np.int64
     assert all(same(read.to_dict(), recorded.to_dict()) for read in read_back(recorded, tmp_path))
 

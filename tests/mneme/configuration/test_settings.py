@@ -67,10 +67,10 @@ def test_a_value_of_another_type_is_refused_in_python_and_in_the_same_words_from
     ("override", "sentence"),
     [
         ("learner.mode=bogus", "learner.mode is 'bogus'; use 'cached', 'truncated' or 'full'"),
-        ("learner.epochs=true", "learner.epochs is True; it must be a whole number"),
-        ("learner.epochs='3'", "learner.epochs is '3'; it must be a whole number"),
+        ("learner.num_epochs=true", "learner.num_epochs is True; it must be a whole number"),
+        ("learner.num_epochs='3'", "learner.num_epochs is '3'; it must be a whole number"),
         ("policy.controller.chrono=1", "policy.controller.chrono is 1; it must be true or false"),
-        ("env.vectorization=threads", "env.vectorization is 'threads'; use 'auto', 'sync' or 'async'"),
+        ("env.vectorization_mode=threads", "env.vectorization_mode is 'threads'; use 'auto', 'sync' or 'async'"),
         ("curriculum.stages=[{1: 2}]", "curriculum.stages[0] is {1: 2}; it must be a mapping whose keys are text"),
         ("seed=true", "seed is True; it must be a whole number"),
     ],
@@ -82,10 +82,14 @@ def test_yaml_is_refused_in_the_same_words(override: str, sentence: str) -> None
 
 
 def test_numpys_numbers_become_pythons() -> None:
-    config = Config().changed("learner", epochs=np.int64(2), clip=np.float32(0.25), anneal=np.bool_(True))
-    assert [type(v) for v in (config.learner.epochs, config.learner.clip, config.learner.anneal)] == [int, float, bool]
+    config = Config().changed("learner", num_epochs=np.int64(2), clip_range=np.float32(0.25), anneal_lr=np.bool_(True))
+    assert [type(v) for v in (config.learner.num_epochs, config.learner.clip_range, config.learner.anneal_lr)] == [
+        int,
+        float,
+        bool,
+    ]
     assert type(Config().changed("env", max_failures=np.int32(2)).env.max_failures) is int
-    assert config.to_dict()["learner"]["epochs"] == 2
+    assert config.to_dict()["learner"]["num_epochs"] == 2
 
 
 def test_changing_one_section_checks_it() -> None:

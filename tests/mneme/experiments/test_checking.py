@@ -44,7 +44,7 @@ def report(kind: str, *settings: str) -> tuple[bool, str]:
 
 
 def test_a_sound_controller_passes_and_is_measured() -> None:
-    passed, text = report("gru", SMALL, "layers=2")
+    passed, text = report("gru", SMALL, "num_layers=2")
     assert passed
     assert text.count(" passed") == len(CHECKS) + 1
     assert "backend numba" in text
@@ -72,7 +72,7 @@ def test_shapes_that_are_wrong_end_the_checks_with_a_sentence() -> None:
     [
         (("grue",), "policy.controller.kind is 'grue'"),
         (("gru", "hiden_size=6"), "did you mean policy.controller.hidden_size?"),
-        (("gru", "kwargs.slots=3"), "kwargs.slots is 3, but gru has no such setting"),
+        (("gru", "kwargs.num_slots=3"), "kwargs.num_slots is 3, but gru has no such setting"),
         (("gru", "hidden_size=0"), "policy.controller.hidden_size is 0"),
         (("gru", "policy.controller.hidden_size=6"), "all of policy.controller; leave that out"),
         (("gru", "backend=triton"), "does not run on cpu here: it is made for CUDA devices; choose auto or numba"),

@@ -20,7 +20,7 @@ from mneme.experiments.suite import Job, Results, run_suite, show_suite
 from mneme.experiments.suite_table import HEADINGS, as_markdown, table_rows
 
 TINY = (
-    "rollout.lanes=8", "policy.controller.hidden_size=8", "learner.shards=1", "train.total_steps=100",
+    "rollout.num_envs=8", "policy.controller.hidden_size=8", "learner.num_threads=1", "train.total_timesteps=100",
     "train.evaluation_episodes=16",
 )  # fmt: skip
 

@@ -20,9 +20,10 @@ from mneme.storage.restoring import checked_state, load_run
 from mneme.training import resume, train
 
 SETTINGS = [
-    "rollout.lanes=4", "rollout.workers=2", "policy.controller.hidden_size=8", "policy.controller.backend=torch",
-    "train.total_steps=80", "checkpoint.every=40", "train.evaluation_episodes=4", "tracking.enabled=false",
-    "learner.shards=1", "learner.minibatches=2", "name=run", "rollout.length=10", "policy.normalize_observations=true",
+    "rollout.num_envs=4", "rollout.num_workers=2", "policy.controller.hidden_size=8", "policy.controller.backend=torch",
+    "train.total_timesteps=80", "checkpoint.every=40", "train.evaluation_episodes=4", "tracking.enabled=false",
+    "learner.num_threads=1", "learner.num_minibatches=2", "name=run", "rollout.unroll_length=10",
+    "policy.normalize_observations=true",
     "learner.normalize_rewards=true", "spaces.previous_action=true", "spaces.previous_reward=true",
 ]  # fmt: skip
 TASKS = {
@@ -123,7 +124,7 @@ def test_what_a_run_learned_on_is_not_needed_to_evaluate_it(saved: Checkpoint, t
     config["learner"]["device"] = "cuda:7"
     config["policy"]["controller"]["backend"] = "triton"
     path = save_checkpoint(tmp_path / "checkpoints", 80, {**saved.run, "config": config}, saved.arrays, 3)
-    assert evaluate_checkpoint(path, episodes=4, lanes=4, seed=0).lengths.size == 4
+    assert evaluate_checkpoint(path, episodes=4, num_envs=4, seed=0).lengths.size == 4
 
 
 @pytest.mark.parametrize("saved", ["tmaze"], indirect=True)
@@ -172,7 +173,7 @@ class Indebted(TMaze):
                 "curriculum.stages=[{lends: false}]",
                 "curriculum.episodes=2",
                 "env.success_return=-9",
-                "train.total_steps=120",
+                "train.total_timesteps=120",
             ],
         ),
     ],
@@ -184,8 +185,8 @@ def test_what_only_an_environment_can_judge_is_left_to_it(tmp_path: Path, kind: 
         run = train(load_config(None, settings), local=True)
         worker = load_checkpoint(list_checkpoints(run.folder / "checkpoints")[-1]).arrays["worker-0"]
         assert worker["level"] == bool(more)
-        assert evaluate_checkpoint(run.folder, episodes=4, lanes=4, seed=0).lengths.size == 4
-        assert resume(run.folder, total_steps=160, local=True).steps == 160
+        assert evaluate_checkpoint(run.folder, episodes=4, num_envs=4, seed=0).lengths.size == 4
+        assert resume(run.folder, total_timesteps=160, local=True).steps == 160
     finally:
         del gym.registry["Own-v0"]
 
@@ -223,8 +224,8 @@ def test_evaluate_and_resume_refuse_alike_and_leave_the_run_as_it_was(saved: Che
         path = written(run, arrays)
         before = sorted(str(file) for file in tmp_path.rglob("*"))
         for load in (
-            lambda path=path: evaluate_checkpoint(path, episodes=4, lanes=4, seed=0),
-            lambda path=path: resume(path, total_steps=160, local=True),
+            lambda path=path: evaluate_checkpoint(path, episodes=4, num_envs=4, seed=0),
+            lambda path=path: resume(path, total_timesteps=160, local=True),
         ):
             with pytest.raises(CheckpointError, match=sentence) as caught:
                 load()

@@ -24,9 +24,10 @@ def small(tmp_path: Path, *overrides: str) -> Config:
     return load_config(
         None,
         [f"checkpoint.root={tmp_path}/runs", f"checkpoint.fallback={tmp_path}/spare", "name=a",
-         "tracking.enabled=false", "rollout.lanes=4", "rollout.length=8", "learner.minibatches=1", "learner.epochs=1",
+         "tracking.enabled=false", "rollout.num_envs=4", "rollout.unroll_length=8", "learner.num_minibatches=1",
+         "learner.num_epochs=1",
          "env.kwargs.horizon=6", "policy.controller.hidden_size=8", "policy.controller.backend=torch",
-         "train.total_steps=32", "train.evaluation_episodes=4", "learner.shards=1", *overrides],
+         "train.total_timesteps=32", "train.evaluation_episodes=4", "learner.num_threads=1", *overrides],
     )  # fmt: skip
 
 
@@ -52,9 +53,9 @@ def test_a_run_that_cannot_save_its_end_fails_and_goes_on_from_elsewhere(
     (spare,) = (tmp_path / "spare").iterdir()
     assert str(spare) in str(failure.value)
     assert spare.stat().st_mode & 0o077 == 0
-    assert evaluate_checkpoint(spare, episodes=4, lanes=4, seed=0).lengths.size == 4
+    assert evaluate_checkpoint(spare, episodes=4, num_envs=4, seed=0).lengths.size == 4
     monkeypatch.undo()
-    resumed = resume(spare, total_steps=64, local=True)
+    resumed = resume(spare, total_timesteps=64, local=True)
     assert (resumed.folder, resumed.steps) == (spare, 64)
     assert [row["step"] for row in RunFolder(spare).history() if "kl" in row] == [32, 64]
 
@@ -166,9 +167,9 @@ def test_a_tiny_disk_really_fills(tmp_path: Path) -> None:
 def test_an_annealed_run_that_is_extended_never_learns_faster_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = train(small(tmp_path, "learner.anneal=true", "train.total_steps=128"), local=True)
-    resume(run.folder, total_steps=256, local=True)
-    assert "learner.anneal goes on from the learning rate of the last update" in capsys.readouterr().out
+    run = train(small(tmp_path, "learner.anneal_lr=true", "train.total_timesteps=128"), local=True)
+    resume(run.folder, total_timesteps=256, local=True)
+    assert "learner.anneal_lr goes on from the learning rate of the last update" in capsys.readouterr().out
     rates = [row["learning_rate"] for row in RunFolder(run.folder).history() if "learning_rate" in row]
     assert len(rates) == 8
     assert rates == sorted(rates, reverse=True)

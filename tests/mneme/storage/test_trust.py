@@ -17,9 +17,10 @@ from mneme.training import resume, train
 ROOT = Path(__file__).parents[3]
 CODE = "open('/dev/fd/2', 'w').write('THE CODE RAN')\nraise RuntimeError('THE CODE RAN')\n"
 SMALL = [
-    "rollout.lanes=4", "rollout.workers=1", "env.kwargs={horizon: 6}", "policy.controller.hidden_size=8",
-    "policy.controller.backend=torch", "train.total_steps=28", "train.evaluation_episodes=4", "tracking.enabled=false",
-    "learner.shards=1", "name=run",
+    "rollout.num_envs=4", "rollout.num_workers=1", "env.kwargs={horizon: 6}", "policy.controller.hidden_size=8",
+    "policy.controller.backend=torch", "train.total_timesteps=28", "train.evaluation_episodes=4",
+    "tracking.enabled=false",
+    "learner.num_threads=1", "name=run",
 ]  # fmt: skip
 
 
@@ -78,9 +79,9 @@ def test_a_module_that_comes_with_the_run_is_named_and_not_imported(
         monkeypatch.setattr(sys, "path", [*path, *sys.path])
         monkeypatch.setattr(sys, "path_importer_cache", {})  # it holds relative folders as they were
         for load in (
-            lambda: evaluate_checkpoint(folder, episodes=4, lanes=4, seed=0),
-            lambda: evaluate_checkpoint(folder / "checkpoints" / "step-000000000028", episodes=4, lanes=4, seed=0),
-            lambda: resume(folder, total_steps=56, local=True),
+            lambda: evaluate_checkpoint(folder, episodes=4, num_envs=4, seed=0),
+            lambda: evaluate_checkpoint(folder / "checkpoints" / "step-000000000028", episodes=4, num_envs=4, seed=0),
+            lambda: resume(folder, total_timesteps=56, local=True),
         ):
             with pytest.raises(
                 CheckpointError, match=rf"{setting}=evil:X.*the code in .*evil.*beside the run.*--trust"
@@ -203,9 +204,9 @@ def test_a_strangers_cluster_and_store_are_reached_with_trust_alone(
         config[section][setting] = value
         folder = written(strange, run)
         with pytest.raises(CheckpointError, match=f"{section}.{setting}={value}"):
-            resume(folder, total_steps=56, local=section == "tracking")
+            resume(folder, total_timesteps=56, local=section == "tracking")
         with pytest.raises(Reached):
-            resume(folder, total_steps=56, trust=True)
+            resume(folder, total_timesteps=56, trust=True)
 
 
 OWN = (
@@ -218,7 +219,7 @@ HOSTILE = ("yaml.py", "mamba_ssm.py", "mlflow.py", "torch.py", "multiprocessing.
 @pytest.mark.slow
 def test_ones_own_module_trains_as_ever_and_is_loaded_with_trust_alone(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN)
-    words = [*SMALL, "env.id=own:Own-v0", "env.kwargs={}", "rollout.length=7"]
+    words = [*SMALL, "env.id=own:Own-v0", "env.kwargs={}", "rollout.unroll_length=7"]
     trained = mneme("train", "--local", *words, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     refused = mneme("evaluate", "runs/run", "--episodes", "4", cwd=tmp_path)
@@ -226,7 +227,7 @@ def test_ones_own_module_trains_as_ever_and_is_loaded_with_trust_alone(tmp_path:
     assert f"env.id=own:Own-v0, which would run the code in {tmp_path / 'own.py'}" in refused.stderr
     evaluated = mneme("evaluate", "runs/run", "--episodes", "4", "--trust", cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
-    more = ("train", "--local", "--resume", "runs/run", "train.total_steps=56")
+    more = ("train", "--local", "--resume", "runs/run", "train.total_timesteps=56")
     assert "own.py" in mneme(*more, cwd=tmp_path).stderr
     resumed = mneme(*more, "--trust", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
@@ -239,7 +240,7 @@ def test_a_run_that_is_loaded_from_inside_its_folder_runs_none_of_its_files(run:
     try:
         for words in (
             ["evaluate", ".", "--episodes", "4"],
-            ["train", "--local", "--resume", ".", "train.total_steps=56"],
+            ["train", "--local", "--resume", ".", "train.total_timesteps=56"],
         ):
             done = mneme(*words, cwd=run)
             assert done.returncode == 0, done.stderr

@@ -76,7 +76,9 @@ def record(
 def test_round_trip(store: Path, folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder.curve.write_bytes(b"picture")
-    tracker = Tracker(settings_of(store, run_name="first"), identity_of(folder), params={"learner": {"clip": 0.2}})
+    tracker = Tracker(
+        settings_of(store, run_name="first"), identity_of(folder), params={"learner": {"clip_range": 0.2}}
+    )
     tracker.follow(folder.metrics)
     folder.append(10, {"return": 0.5, "kl": math.nan, "entropy": math.inf})
     folder.append(20, {"return": 0.75})
@@ -87,7 +89,7 @@ def test_round_trip(store: Path, folder: RunFolder, tmp_path: Path, monkeypatch:
 
     assert run_id is not None
     run = client_of(store).get_run(run_id)
-    assert (run.info.run_name, run.info.status, run.data.params) == ("first", "FINISHED", {"learner.clip": "0.2"})
+    assert (run.info.run_name, run.info.status, run.data.params) == ("first", "FINISHED", {"learner.clip_range": "0.2"})
     assert set(run.data.metrics) == {"return"}, "values that are not finite are left out"
     assert history(store, run_id, "return") == [(10, 0.5), (20, 0.75), (30, 0.875)]
     times = sorted(point.timestamp / 1000 for point in client_of(store).get_metric_history(run_id, "return"))
@@ -121,16 +123,16 @@ def test_checkpoints_in_the_store_are_those_of_the_folder(store: Path, folder: R
 
 
 def test_resume_continues_the_same_run(store: Path, folder: RunFolder) -> None:
-    first = record(store, folder, {100: 0.1}, params={"seed": 1, "total_steps": 100})
+    first = record(store, folder, {100: 0.1}, params={"seed": 1, "total_timesteps": 100})
     second = record(
-        store, folder, {200: 0.2}, resumed_at=100, params={"seed": 1, "total_steps": 200, "new": True}
+        store, folder, {200: 0.2}, resumed_at=100, params={"seed": 1, "total_timesteps": 200, "new": True}
     )  # fmt: skip
     assert first == second
     run = client_of(store).get_run(first)
     assert run.info.status == "FINISHED"
     assert history(store, first, "return") == [(100, 0.1), (200, 0.2)]
-    assert run.data.params == {"seed": "1", "total_steps": "100", "new": "True"}
-    assert run.data.tags["resumed.total_steps"] == "200"
+    assert run.data.params == {"seed": "1", "total_timesteps": "100", "new": "True"}
+    assert run.data.tags["resumed.total_timesteps"] == "200"
 
 
 def test_a_resumed_run_has_the_rows_of_its_file_and_none_of_an_abandoned_future(store: Path, folder: RunFolder) -> None:

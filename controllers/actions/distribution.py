@@ -12,7 +12,7 @@ from torch import Tensor
 BELOW_ONE = 1 - 2.0**-24  # the last float32 below 1: times any total it rounds to less than that total
 
 
-class ActionHead(ABC):
+class ActionDistribution(ABC):
     """One family of distributions. Leading axes of all arguments agree and are free.
 
     A subclass is a frozen dataclass, and its methods are pure functions of their arguments.
