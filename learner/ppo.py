@@ -4,7 +4,6 @@ Legend: n sequences, K window steps, W windows.
 """
 
 from collections.abc import Sequence
-from time import perf_counter
 from typing import NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from mneme.learner.penalty import Penalty, SignalSums
 from mneme.learner.returns import Returns
 from mneme.learner.settings import LearnerSettings
 from mneme.learner.windows import Piece, pieces, taken, windows_of
+from mneme.rollout_workers.stopwatch import Stopwatch
 
 SIGNAL = "signal/"
 """Before the names of a controller's signals among metrics, so that none of its own can be taken for ours."""
@@ -28,7 +28,7 @@ class ShardResult(NamedTuple):
     gradients: Sequence[Tensor | None]  # in the order of the policy's parameters
     sums: dict[str, float]  # of losses and signals over the shard's steps
     ratio_error: float  # max |ratio - 1|
-    seconds: tuple[float, float, float]  # windows, forward, backward
+    seconds: dict[str, float]  # "windows", "forward", "backward"
 
 
 class _PieceResult(NamedTuple):
@@ -37,7 +37,6 @@ class _PieceResult(NamedTuple):
     gradients: Sequence[Tensor | None]
     sums: dict[str, Tensor]
     ratio_error: Tensor
-    seconds: tuple[float, float, float]
 
 
 def shard_gradients(
@@ -49,17 +48,15 @@ def shard_gradients(
     """
     gradients: list[Tensor | None] = [None] * len(list(policy.parameters()))
     sums: dict[str, Tensor] = {}
-    ratio_errors, seconds = [], [0.0, 0.0, 0.0]
+    ratio_errors, watch = [], Stopwatch("windows", "forward", "backward")
     for group in pieces(policy, s.plan(batch.length), rows, batch.length):
-        started = perf_counter()
-        penalty = _penalty(policy, s, batch, group) if policy.controller.penalises and len(group) > 1 else None
-        seconds[1] += perf_counter() - started
+        with watch("forward"):
+            penalty = _penalty(policy, s, batch, group) if policy.controller.penalises and len(group) > 1 else None
         for piece in group:
-            part = _piece_gradients(policy, s, batch, returns, piece, count, penalty)
+            part = _piece_gradients(policy, s, batch, returns, piece, count, penalty, watch)
             gradients = [_sum(total, gradient) for total, gradient in zip(gradients, part.gradients, strict=True)]
             sums = {name: sums[name] + x if name in sums else x for name, x in part.sums.items()}
             ratio_errors.append(part.ratio_error)
-            seconds = [total + spent for total, spent in zip(seconds, part.seconds, strict=True)]
             penalty = penalty and penalty._replace(
                 total=torch.zeros_like(penalty.total)
             )  # counted with the first piece
@@ -67,7 +64,7 @@ def shard_gradients(
         gradients,
         dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True)),
         float(torch.stack(ratio_errors).max()),
-        (seconds[0], seconds[1], seconds[2]),
+        watch.seconds,
     )
 
 
@@ -97,46 +94,40 @@ def _piece_gradients(
     piece: Piece,
     count: int,
     penalty: Penalty | None,
+    watch: Stopwatch,
 ) -> _PieceResult:
     """Without a penalty it is that of the piece itself, which then holds whole sequences."""
     plan = s.plan(batch.length)
     K, T = plan.window, batch.length
-    started = perf_counter()
-    windows = windows_of(policy, plan, batch, piece)
-    mask, actions, old_log_probs = windows.mask, taken(batch.actions, piece, K), taken(batch.log_probs, piece, K)
-    old_values = taken(batch.values[:, :T], piece, K)
-    advantages, targets = taken(returns.advantages, piece, K), taken(returns.targets, piece, K)
-    cut_done = perf_counter()
-
-    out = policy.scan(windows.observations, windows.resets, windows.carry)
-    log_probs = policy.action_distribution.log_prob(out.parameters_TBA, actions)
-    surrogate = clipped_policy_loss(log_probs, old_log_probs, advantages, s.clip_range)
-    terms = {
-        "policy_loss": surrogate.loss,
-        "value_loss": value_loss(out.value_TB, old_values, targets, s.clip_range_vf),
-        "entropy": policy.action_distribution.entropy(out.parameters_TBA),
-        "kl_minibatches": surrogate.kl,
-        "clip_fraction": surrogate.clipped,
-        **{f"{SIGNAL}{name}": signal for name, signal in out.signals.items()},
-    }
-    sums = {name: masked_sum(term, mask) for name, term in terms.items()}
-    loss = sums["policy_loss"] + s.vf_coef * sums["value_loss"] - s.ent_coef * sums["entropy"]
-    if policy.controller.penalises:
-        said = SignalSums.of(out.signals, mask, len(piece.rows))
-        penalty = penalty or Penalty.at(policy.controller, said)
-        sums["penalty"] = penalty.total
-        loss = loss + penalty.total + penalty.through(said)
-    forward_done = perf_counter()
-
-    gradients = torch.autograd.grad(loss / count, list(policy.parameters()), allow_unused=True)
-    with torch.no_grad():
-        difference = torch.where(mask, (log_probs - old_log_probs).exp() - 1, 0.0)
-    return _PieceResult(
-        gradients,
-        {name: total.detach() for name, total in sums.items()},
-        difference.abs().max(),
-        (cut_done - started, forward_done - cut_done, perf_counter() - forward_done),
-    )
+    with watch("windows"):
+        windows = windows_of(policy, plan, batch, piece)
+        mask, actions, old_log_probs = windows.mask, taken(batch.actions, piece, K), taken(batch.log_probs, piece, K)
+        old_values = taken(batch.values[:, :T], piece, K)
+        advantages, targets = taken(returns.advantages, piece, K), taken(returns.targets, piece, K)
+    with watch("forward"):
+        out = policy.scan(windows.observations, windows.resets, windows.carry)
+        log_probs = policy.action_distribution.log_prob(out.parameters_TBA, actions)
+        surrogate = clipped_policy_loss(log_probs, old_log_probs, advantages, s.clip_range)
+        terms = {
+            "policy_loss": surrogate.loss,
+            "value_loss": value_loss(out.value_TB, old_values, targets, s.clip_range_vf),
+            "entropy": policy.action_distribution.entropy(out.parameters_TBA),
+            "kl_minibatches": surrogate.kl,
+            "clip_fraction": surrogate.clipped,
+            **{f"{SIGNAL}{name}": signal for name, signal in out.signals.items()},
+        }
+        sums = {name: masked_sum(term, mask) for name, term in terms.items()}
+        loss = sums["policy_loss"] + s.vf_coef * sums["value_loss"] - s.ent_coef * sums["entropy"]
+        if policy.controller.penalises:
+            said = SignalSums.of(out.signals, mask, len(piece.rows))
+            penalty = penalty or Penalty.at(policy.controller, said)
+            sums["penalty"] = penalty.total
+            loss = loss + penalty.total + penalty.through(said)
+    with watch("backward"):
+        gradients = torch.autograd.grad(loss / count, list(policy.parameters()), allow_unused=True)
+        with torch.no_grad():
+            difference = torch.where(mask, (log_probs - old_log_probs).exp() - 1, 0.0)
+    return _PieceResult(gradients, {name: total.detach() for name, total in sums.items()}, difference.abs().max())
 
 
 def _penalty(policy: Policy, s: LearnerSettings, batch: SequenceBatch, group: Sequence[Piece]) -> Penalty:

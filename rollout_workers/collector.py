@@ -5,51 +5,33 @@ Training and evaluation both run through it, so the carry is reset at the same m
 Legend: B lanes, T steps of a fragment.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
-from mneme.controllers import ACTION_MASK, PREVIOUS_ACTION, Act, Carry, DonatedCarry, Policy
+from mneme.controllers import PREVIOUS_ACTION, Act, Carry, DonatedCarry, Policy
 from mneme.envs import (
-    EnvironmentFailure,
     MemoryVectorEnv,
     Resumable,
-    adrift_in,
     facts_of,
-    failures_in,
-    one_line,
-    reset_failures_in,
 )
 from mneme.envs.lane_random import lane_keys, lane_noise
 from mneme.rollout_workers.draft import Draft
 from mneme.rollout_workers.episodes import EpisodeCounter, EpisodeStats
 from mneme.rollout_workers.fragment import Fragment
 from mneme.rollout_workers.history import History
+from mneme.rollout_workers.lanes import Lanes
 from mneme.rollout_workers.settings import SpaceSettings
-from mneme.rollout_workers.spaces import PREVIOUS_REWARD, Parts, SpaceAdapter
+from mneme.rollout_workers.spaces import PREVIOUS_REWARD, Parts
+from mneme.rollout_workers.stopwatch import Stopwatch
 
 State = dict[str, np.ndarray]
 
 _SEEDED_BY_LANE = (MemoryVectorEnv, SyncVectorEnv, AsyncVectorEnv)  # others take one seed for all their lanes
-
-
-class _Transition(NamedTuple):
-    """What a step of all lanes gave."""
-
-    reward_B: np.ndarray  # float64, 0 where not valid
-    terminated_B: np.ndarray  # bool, false where not valid
-    truncated_B: np.ndarray  # bool, false where not valid
-    valid_B: np.ndarray  # bool, see `Fragment`
-    cut: np.ndarray  # [n] lanes that were truncated and not terminated
-    finals: Parts  # [n, ...] the true final observations of those lanes; empty where there are none
-    failures: dict[int, str]  # lane -> sentence
 
 
 @dataclass
@@ -94,25 +76,15 @@ class Collector:
         facts = facts_of(self.env)
         if self.success_return is None and facts is not None:
             self.success_return = facts.success_return
-        self._next_step = self.env.metadata.get("autoreset_mode") is AutoresetMode.NEXT_STEP
-        self._lanes = np.arange(self.first_lane, self.first_lane + B, dtype=np.int64)
-        self._reset_failures: list[str] = []
-        self._adapter = SpaceAdapter(
-            self.env.single_observation_space, self.env.single_action_space, self.spaces, self.policy.spec.masked
-        )
+        self._numbers = np.arange(self.first_lane, self.first_lane + B, dtype=np.int64)
         env_keys, self._noise_keys = self._lane_keys()
-        with self._blamed("in reset"):
-            observation, info = self.env.reset(seed=self._env_seeds(env_keys))
-        self._action_B, self._reward_B = self._adapter.no_action(B), np.zeros(B)
-        self._reset = np.ones(B, dtype=np.bool_)
-        self._everyone, self._nobody = np.ones(B, dtype=np.bool_), np.zeros(B, dtype=np.bool_)
-        self._filler = self._nobody  # lanes whose next step belongs to no episode
-        with self._blamed("in reset"):
-            self._observation = self._observed(observation, info)
+        self._lanes = Lanes(self.env, self.spaces, self.policy.spec.masked, self.worker)
+        self._lanes.begin(self._env_seeds(env_keys))
         with torch.no_grad():
             self._carry: Carry = self.policy.initial_carry(B)
         self._episodes = EpisodeCounter(B)
-        self._history = History(self.warm_up, self.length, self._observation, self._carry) if self.warm_up else None
+        first = self._lanes.observation
+        self._history = History(self.warm_up, self.length, first, self._carry) if self.warm_up else None
 
     def _env_seeds(self, key_B: np.ndarray) -> Any:
         """One seed a lane, as large as the environment surely takes; or one for all where it takes no more."""
@@ -124,7 +96,7 @@ class Collector:
     def _lane_keys(self) -> tuple[np.ndarray, np.ndarray]:
         """Keys of the environments' randomness and of the action noise, each uint64 [B]."""
         env_seed, noise_seed = np.random.SeedSequence([self.seed, self.incarnation]).generate_state(2)
-        return lane_keys(int(env_seed), self._lanes), lane_keys(int(noise_seed), self._lanes)
+        return lane_keys(int(env_seed), self._numbers), lane_keys(int(noise_seed), self._numbers)
 
     @torch.no_grad()
     def collect(self, weights_version: int = 0) -> tuple[Fragment, EpisodeStats]:
@@ -133,131 +105,64 @@ class Collector:
         Raises:
             EnvironmentFailure: the environment raised, or returned what does not fit its spaces.
         """
-        T = self.length
-        draft, past = self._draft(weights_version), self._history.past() if self._history else None
-        fragment = draft.fragment
-        noise = lane_noise(self._noise_keys, self._step, T, self.policy.action_distribution.noise_size).astype(
-            np.float32
-        )
-        noise_TBN = torch.from_numpy(noise.swapaxes(0, 1))
+        T, lanes, watch = self.length, self._lanes, Stopwatch("env", "inference", "recording")
         failures: list[str] = []
-        inference = stepping = 0.0
-        started = perf_counter()
-
-        for t in range(T):
-            draft.state(t, self._observation, self._reset, self._carry)
-            if self._history and t == self._history.due:
-                self._history.keep(self._carry)
-            before = perf_counter()
-            act = self._act(noise_TBN[t])
-            inference += perf_counter() - before
-            self._carry = act.carry
-            fragment.actions[:, t] = self._action_B = act.action_B.numpy()
-            fragment.log_probs[:, t] = act.log_prob_B.numpy()
-            fragment.values[:, t] = act.value_B.numpy()
-            action = self._adapter.to_env(self._action_B)
-            before = perf_counter()
-            with self._blamed(f"at step {self._step + t}"):
-                results = self.env.step(action)
-                stepping += perf_counter() - before
-                step = self._transition(*results)
-            if len(step.cut):
-                draft.finals(t, step.cut, step.finals, self._values_of(step.cut, step.finals))
-            fragment.rewards[:, t] = step.reward_B
-            fragment.terminated[:, t], fragment.truncated[:, t] = step.terminated_B, step.truncated_B
-            fragment.valid[:, t] = step.valid_B
-            failures += step.failures.values()
-            self._episodes.count(step.reward_B, step.terminated_B | step.truncated_B, self._reset)
-
-        draft.state(T, self._observation, self._reset, self._carry)
-        fragment.values[:, T] = self.policy.value(
-            _tensors(self._observation), torch.from_numpy(self._reset), self._carry
-        ).numpy()
-        fragment = draft.finished(past)
-        if self._history:
-            self._history.extend(fragment)
-        self._step += T
-        recording = perf_counter() - started - inference - stepping
-        seconds = {"env": stepping, "inference": inference, "recording": recording}
-        stats = self._episodes.stats(self.success_return, (*failures, *self._reset_failures), seconds)
-        self._reset_failures.clear()
+        with watch("recording"):
+            draft, past = self._draft(weights_version), self._history.past() if self._history else None
+            noise_TBN = self._noise(T)
+            for t in range(T):
+                draft.state(t, lanes.observation, lanes.reset_B, self._carry)
+                if self._history and t == self._history.due:
+                    self._history.keep(self._carry)
+                with watch("inference"):
+                    act = self._act(noise_TBN[t])
+                self._carry = act.carry
+                draft.act(t, act)
+                step = lanes.step(act.action_B.numpy(), self._step + t, watch)
+                draft.step(t, step)
+                if len(step.cut):
+                    draft.finals(t, step.cut, step.finals, self._values_of(step.cut, step.finals))
+                failures += step.failures.values()
+                self._episodes.count(step.reward_B, step.terminated_B | step.truncated_B, lanes.reset_B)
+            draft.state(T, lanes.observation, lanes.reset_B, self._carry)
+            draft.last_value(self._value_now())
+            fragment = draft.finished(past)
+            if self._history:
+                self._history.extend(fragment)
+            self._step += T
+        stats = self._episodes.stats(self.success_return, (*failures, *lanes.reset_failures), watch.seconds)
+        lanes.reset_failures.clear()
         return fragment, stats
 
+    def _noise(self, steps: int) -> torch.Tensor:
+        """What the next actions are sampled with, float32 [T, B, N] in [0, 1)."""
+        noise = lane_noise(self._noise_keys, self._step, steps, self.policy.action_distribution.noise_size)
+        return torch.from_numpy(noise.astype(np.float32).swapaxes(0, 1))
+
     def _act(self, noise_BN: torch.Tensor) -> Act:
-        reset = self._reset
+        reset_B = self._lanes.reset_B
         if self.reset_carry_at is not None:
-            reset = reset | (self._episodes.step_B == self.reset_carry_at)
+            reset_B = reset_B | (self._episodes.step_B == self.reset_carry_at)
         carry = DonatedCarry(self._carry)  # what is to be kept of it has been recorded
         return self.policy.act(
-            _tensors(self._observation), torch.from_numpy(reset), carry, noise_BN, greedy=self.greedy
+            _tensors(self._lanes.observation), torch.from_numpy(reset_B), carry, noise_BN, greedy=self.greedy
         )
 
-    def _transition(
-        self,
-        observation: Any,
-        reward_B: np.ndarray,
-        terminated_B: np.ndarray,
-        truncated_B: np.ndarray,
-        info: dict[str, Any],
-    ) -> _Transition:
-        """What the environment answered to `_action_B`; afterwards `_observation`, `_reset` and `_filler` are the next
-        step's."""
-        failures = failures_in(info)
-        valid_B = self._everyone
-        if failures or self._next_step or self._filler.any():
-            valid_B = ~self._filler
-            valid_B[list(failures)] = False
-            terminated_B, truncated_B = terminated_B & valid_B, truncated_B & valid_B
-            reward_B = np.where(valid_B, reward_B, 0.0)
-        self._reward_B = reward_B
-        cut, finals = _NO_LANES, {}
-        if truncated_B.any() and len(cut := np.flatnonzero(truncated_B & ~terminated_B)):
-            finals = self._adapter.observe_final(observation, info, cut, self._action_B, self._reward_B)
-        self._reset = terminated_B | truncated_B
-        self._filler = self._reset if self._next_step else self._nobody
-        if valid_B is not self._everyone:
-            self._reset = self._reset | ~valid_B
-        if self._reset.any():
-            self._reward_B = np.where(self._reset, 0.0, reward_B)
-        self._observation = self._observed(observation, info)
-        return _Transition(reward_B, terminated_B, truncated_B, valid_B, cut, finals, failures)
-
-    def _observed(self, observation: Any, info: dict[str, Any]) -> Parts:
-        """The policy's view of what the environment has just returned."""
-        self._reset_failures += reset_failures_in(info)
-        if (adrift_B := adrift_in(info)) is not None:
-            self._filler = self._filler | adrift_B
-        parts = self._adapter.observe(observation, info, self._action_B, self._reward_B)
-        if self._adapter.spec.masked:
-            self._adapter.check_mask(parts[ACTION_MASK], self._filler)
-        return parts
+    def _value_now(self) -> np.ndarray:
+        observation, reset_B = _tensors(self._lanes.observation), torch.from_numpy(self._lanes.reset_B)
+        return self.policy.value(observation, reset_B, self._carry).numpy()
 
     def _values_of(self, lanes: np.ndarray, finals: Parts) -> np.ndarray:
         """Values of the true final observations of truncated lanes, read with the carry those lanes had then."""
         carry = {name: c[lanes] for name, c in self._carry.items()}
         return self.policy.value(_tensors(finals), torch.zeros(len(lanes), dtype=torch.bool), carry).numpy()
 
-    @contextmanager
-    def _blamed(self, where: str) -> Iterator[None]:
-        """What goes wrong in here is the environment's failure, that it leaves the program included."""
-        try:
-            yield
-        except (KeyboardInterrupt, EnvironmentFailure):
-            raise
-        except BaseException as error:
-            spec = getattr(self.env, "spec", None)
-            name = spec.id if spec is not None else type(self.env.unwrapped).__name__
-            raise EnvironmentFailure(
-                f"the environment {name} failed {where} of worker {self.worker}: {one_line(error)}; "
-                f"mend it, or wrap it so that it keeps to its spaces"
-            ) from error
-
     def _draft(self, weights_version: int) -> Draft:
         """Room for this collector's next T steps."""
         B = self.env.num_envs
         return Draft(
-            self._observation, self._action_B, self._carry, self.length, self.carry_stride,
-            weights_version=np.full(B, weights_version), worker=np.full(B, self.worker), lane=self._lanes.copy(),
+            self._lanes.observation, self._lanes.action_B, self._carry, self.length, self.carry_stride,
+            weights_version=np.full(B, weights_version), worker=np.full(B, self.worker), lane=self._numbers.copy(),
             first_step=np.full(B, self._step), seed=self._noise_keys.copy(),
         )  # fmt: skip
 
@@ -266,10 +171,10 @@ class Collector:
         cannot be read (it is not `Resumable`)."""
         if not isinstance(self.env.unwrapped, Resumable):
             return None
-        own = {name: getattr(self, f"_{name}") for name in _STATE}
+        own = {"reset": self._lanes.reset_B, "filler": self._lanes.filler_B}
         own |= {"return": self._episodes.return_B, "episode_step": self._episodes.step_B}
         own |= {"step": np.array(self._step), "incarnation": np.array(self.incarnation)}
-        observation = {f"observation.{name}": part for name, part in self._observation.items()}
+        observation = {f"observation.{name}": part for name, part in self._lanes.observation.items()}
         carry = {f"carry.{name}": c.numpy() for name, c in self._carry.items()}
         env = {f"env.{name}": array for name, array in self.env.unwrapped.get_state().items()}
         past = self._history.state() if self._history else {}
@@ -293,7 +198,7 @@ class Collector:
         Raises:
             ValueError: they do not.
         """
-        if (state["filler"] > (state["reset"] & self._next_step)).any():
+        if (state["filler"] > (state["reset"] & self._lanes.next_step)).any():
             raise ValueError("filler marks lanes that no reset is due in")
         env = self.env.unwrapped
         if not isinstance(env, MemoryVectorEnv) or not self._knows_env():
@@ -305,7 +210,7 @@ class Collector:
             return  # what it shows, and where its episodes begin, may be changed on the way
         if (state["env.step"] != state["episode_step"]).any() or ((state["episode_step"] == 0) != state["reset"]).any():
             raise ValueError("env.step, episode_step and reset do not agree about where episodes begin")
-        shown = self._adapter.observe(env.observation(), {}, self._action_B, self._reward_B)
+        shown = self._lanes.adapter.observe(env.observation(), {}, self._lanes.action_B, self._lanes.reward_B)
         for name in shown.keys() - {PREVIOUS_ACTION, PREVIOUS_REWARD}:
             if not np.array_equal(shown[name], state[f"observation.{name}"]):
                 raise ValueError(f"observation.{name} is not what the environment shows in its state")
@@ -314,11 +219,10 @@ class Collector:
         """Continue exactly where `state()` was taken."""
         self.incarnation, self._step = int(state["incarnation"]), int(state["step"])
         _, self._noise_keys = self._lane_keys()
-        for name in _STATE:
-            setattr(self, f"_{name}", state[name].copy())
+        self._lanes.reset_B, self._lanes.filler_B = state["reset"].copy(), state["filler"].copy()
         self._episodes.step = self._step
         self._episodes.return_B, self._episodes.step_B = state["return"].copy(), state["episode_step"].copy()
-        self._observation = {name: state[f"observation.{name}"].copy() for name in self._observation}
+        self._lanes.observation = {name: state[f"observation.{name}"].copy() for name in self._lanes.observation}
         self._carry = {name: torch.from_numpy(state[f"carry.{name}"].copy()) for name in self._carry}
         if self._history:
             self._history.set_state(state)
@@ -326,10 +230,6 @@ class Collector:
         self.env.unwrapped.set_state(
             {name.removeprefix("env."): array for name, array in state.items() if name.startswith("env.")}
         )
-
-
-_NO_LANES = np.empty(0, np.intp)
-_STATE = ("reset", "filler")  # attributes that a state holds
 
 
 def _tensors(parts: Parts) -> dict[str, torch.Tensor]:

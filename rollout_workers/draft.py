@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from mneme.controllers import Carry
+from mneme.controllers import Act, Carry
 from mneme.rollout_workers.fragment import Fragment, Past
+from mneme.rollout_workers.lanes import Transition
 from mneme.rollout_workers.spaces import Parts
 
 
@@ -58,6 +59,24 @@ class Draft:
         if t < fragment.length and t % fragment.carry_stride == 0:
             for name, c in carry.items():
                 fragment.carries[name][:, t // fragment.carry_stride] = c.numpy()
+
+    def act(self, t: int, act: Act) -> None:
+        """What the policy chose at step t."""
+        fragment = self.fragment
+        fragment.actions[:, t] = act.action_B.numpy()
+        fragment.log_probs[:, t] = act.log_prob_B.numpy()
+        fragment.values[:, t] = act.value_B.numpy()
+
+    def step(self, t: int, step: Transition) -> None:
+        """What came of it."""
+        fragment = self.fragment
+        fragment.rewards[:, t] = step.reward_B
+        fragment.terminated[:, t], fragment.truncated[:, t] = step.terminated_B, step.truncated_B
+        fragment.valid[:, t] = step.valid_B
+
+    def last_value(self, value_B: np.ndarray) -> None:
+        """The value of what the last step led to."""
+        self.fragment.values[:, -1] = value_B
 
     def finals(self, t: int, lanes: np.ndarray, observation: Parts, values: np.ndarray) -> None:
         """The true final observations [n, ...] of lanes [n] that step t cut short, and their values [n]."""

@@ -115,7 +115,7 @@ def test_shards_only_split_the_work(
     for shards in (1, 3):
         learner = make_learner(collector, replace(one, shards=shards))
         captured: list[torch.Tensor] = []
-        learner._optimizer.step = lambda learner=learner, captured=captured: captured.extend(  # type: ignore[method-assign]
+        learner._optimizer._adam.step = lambda learner=learner, captured=captured: captured.extend(  # type: ignore[method-assign]
             p.grad.clone() for p in learner.policy.parameters() if p.grad is not None
         )
         learner.update([fragment.to_arrow()])

@@ -1,0 +1,155 @@
+"""The gradient step: a minibatch shared out over threads, its gradients summed, clipped and applied.
+
+Legend: n sequences.
+"""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mneme.controllers import Policy
+from mneme.learner.annealing import Annealing
+from mneme.learner.batch import SequenceBatch
+from mneme.learner.ppo import kl_sum, shard_gradients
+from mneme.learner.returns import Returns
+from mneme.learner.settings import LearnerSettings
+from mneme.rollout_workers.stopwatch import Stopwatch
+
+_ADAM_EPSILON = 1e-5
+_MAX_THREADS = 4
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what Adam keeps of a parameter
+
+State = dict[str, np.ndarray]
+T = TypeVar("T")
+
+
+class Step(NamedTuple):
+    """What one minibatch came to."""
+
+    steps: int  # valid ones, at least 1
+    sums: dict[str, float]  # of losses and signals over them
+    ratio_error: float  # max |ratio - 1|
+    grad_norm: float  # before clipping; where it is not finite, nothing was changed
+
+
+class Optimizer:
+    """Adam over a policy's parameters, and the threads that compute their gradients.
+
+    Args:
+        policy: what is trained, on its device.
+        settings: see `LearnerSettings`.
+        total_timesteps: environment steps after which the learning rate has fallen to zero, if it falls.
+    """
+
+    def __init__(self, policy: Policy, settings: LearnerSettings, total_timesteps: int) -> None:
+        self._policy, self._settings = policy, settings
+        self._parameters = list(policy.parameters())
+        self._adam = torch.optim.Adam(self._parameters, lr=settings.learning_rate, eps=_ADAM_EPSILON, fused=True)
+        self._annealing = Annealing(0.0, 1.0, float(total_timesteps), 1.0)
+        on_cpu = self._parameters[0].device.type == "cpu"
+        self.num_threads = settings.num_threads or default_num_threads() if on_cpu else 1
+        # Torch's thread count is a thread's own: without this a shard's matrix products would take every core, and how
+        # they are split, and so the last bits, would differ from machine to machine.
+        self._pool = ThreadPoolExecutor(
+            self.num_threads, thread_name_prefix="learner-thread", initializer=torch.set_num_threads, initargs=(1,)
+        )
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return float(self._adam.param_groups[0]["lr"])
+
+    def anneal(self, env_steps: int) -> None:
+        """Set the learning rate for an update after so many environment steps."""
+        if self._settings.anneal_lr:
+            self._annealing = self._annealing.at(env_steps)
+        for group in self._adam.param_groups:
+            group["lr"] = self._settings.learning_rate * self._annealing.share
+
+    def map(self, work: Callable[[Tensor], T], shares: Sequence[Tensor]) -> list[T]:
+        """`work` on each share, side by side; results in the order of the shares."""
+        return list(self._pool.map(work, shares))
+
+    def step(self, batch: SequenceBatch, returns: Returns, rows: Tensor, watch: Stopwatch) -> Step:
+        """Descend the loss of the sequences `rows` [n]."""
+        count = max(1, int(batch.valid[rows].sum()))
+        results = self.map(
+            lambda share: shard_gradients(self._policy, self._settings, batch, returns, share, count),
+            self._shares(rows),
+        )
+        with watch("optimizer"):
+            norm = self._apply([result.gradients for result in results])
+        sums: dict[str, float] = {}
+        for result in results:
+            watch.add(result.seconds, 1 / len(results))
+            sums = {name: sums.get(name, 0.0) + value for name, value in result.sums.items()}
+        return Step(count, sums, max(result.ratio_error for result in results), norm)
+
+    def kl(self, batch: SequenceBatch, rows: Tensor) -> float:
+        """Between the policy of the batch's log-probabilities and the present one, a mean over these sequences."""
+        sums = self.map(lambda share: kl_sum(self._policy, self._settings, batch, share), self._shares(rows))
+        return sum(sums) / max(1, int(batch.valid[rows].sum()))
+
+    def _shares(self, rows: Tensor) -> list[Tensor]:
+        return [share for share in rows.chunk(self.num_threads) if len(share)]
+
+    def _apply(self, shard_gradients: Sequence[Sequence[Tensor | None]]) -> float:
+        """Sum the shards' gradients in their fixed order, clip, step; returns the norm before clipping. One that is not
+        finite changes nothing."""
+        for parameter, parts in zip(self._parameters, zip(*shard_gradients, strict=True), strict=True):
+            present = [part for part in parts if part is not None]
+            # A copy, as autograd may hand out one tensor for two parameters, which clipping would then scale twice; and
+            # one in order, as torch's fused Adam on CPU ignores a gradient's strides.
+            total = present[0].clone(memory_format=torch.contiguous_format) if present else None
+            for part in present[1:]:
+                total += part
+            parameter.grad = total
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._settings.max_grad_norm))
+        if math.isfinite(norm):
+            self._adam.step()
+        self._adam.zero_grad(set_to_none=True)
+        return norm
+
+    def state(self) -> State:
+        """Adam's moments, by parameter, and where the learning rate is."""
+        state = {}
+        for name, parameter in self._policy.named_parameters():
+            for key, value in self._adam.state.get(parameter, {}).items():
+                state[f"adam.{key}.{name}"] = value.detach().cpu().numpy().copy()
+        if self._settings.anneal_lr:
+            state["annealing"] = np.array(self._annealing)
+        return state
+
+    def expected_state(self) -> State:
+        """Arrays of the names, types and shapes that `state` gives once every parameter has had a gradient."""
+        state = self.state()
+        for name, parameter in self._policy.named_parameters():
+            like = np.zeros(parameter.shape, parameter.detach().cpu().numpy().dtype)
+            moments = dict(zip(_MOMENTS, (np.zeros((), np.float32), like, like), strict=True))
+            state |= {f"adam.{key}.{name}": array for key, array in moments.items()}
+        return state
+
+    def set_state(self, state: State, env_steps: int) -> None:
+        """Continue exactly where `state()` was taken, after so many environment steps."""
+        for name, parameter in self._policy.named_parameters():
+            moments = {
+                key: torch.from_numpy(state[f"adam.{key}.{name}"].copy()).to(parameter.device)
+                for key in _MOMENTS
+                if f"adam.{key}.{name}" in state
+            }
+            if moments:
+                self._adam.state[parameter] = moments
+        if "annealing" in state:
+            saved = Annealing(*map(float, state["annealing"]))
+            self._annealing = saved.until(self._annealing.end, env_steps)
+
+
+def default_num_threads() -> int:
+    """Threads for a minibatch where the settings leave it open: one a core, four at most."""
+    return min(os.cpu_count() or 1, _MAX_THREADS)

@@ -1,0 +1,148 @@
+"""The lanes of a vector environment as a policy meets them: what each shows, and where its episodes begin and end.
+
+Whether the environment resets finished lanes in the same step or in the next is settled here, and so is what a failing
+environment costs. Legend: B lanes.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from mneme.controllers import ACTION_MASK
+from mneme.envs import EnvironmentFailure, adrift_in, failures_in, one_line, reset_failures_in
+from mneme.rollout_workers.settings import SpaceSettings
+from mneme.rollout_workers.spaces import Parts, SpaceAdapter
+from mneme.rollout_workers.stopwatch import Stopwatch
+
+_NO_LANES = np.empty(0, np.intp)
+
+
+class Transition(NamedTuple):
+    """What a step of all lanes gave."""
+
+    reward_B: np.ndarray  # float64, 0 where not valid
+    terminated_B: np.ndarray  # bool, false where not valid
+    truncated_B: np.ndarray  # bool, false where not valid
+    valid_B: np.ndarray  # bool, see `Fragment`
+    cut: np.ndarray  # [n] lanes that were truncated and not terminated
+    finals: Parts  # [n, ...] the true final observations of those lanes; empty where there are none
+    failures: dict[int, str]  # lane -> sentence
+
+
+class Lanes:
+    """A vector environment, and the policy's view of it before the next step.
+
+    Args:
+        env: of same-step or next-step autoreset.
+        spaces: how observations and actions pass between the two.
+        masked: whether the policy reads action masks.
+        worker: whose lanes they are, for what is said of failures.
+    """
+
+    observation: Parts
+    """What each lane shows, [B, ...]."""
+    reset_B: np.ndarray
+    """Where an episode begins with that, bool."""
+    filler_B: np.ndarray
+    """Where the next step belongs to no episode, bool."""
+    action_B: np.ndarray
+    """What was done last, packed, [B, ...]."""
+    reward_B: np.ndarray
+    """What that was paid, float64; 0 where an episode begins."""
+
+    def __init__(
+        self, env: gym.vector.VectorEnv[Any, Any, Any], spaces: SpaceSettings, masked: bool, worker: int
+    ) -> None:
+        self.env, self._worker = env, worker
+        self.adapter = SpaceAdapter(env.single_observation_space, env.single_action_space, spaces, masked)
+        self.next_step = env.metadata.get("autoreset_mode") is AutoresetMode.NEXT_STEP
+        """Whether a lane that has ended an episode is reset by the step after."""
+        self.reset_failures: list[str] = []
+        """What went wrong in resets before one succeeded, until somebody takes note."""
+        self._everyone = np.ones(env.num_envs, dtype=np.bool_)
+        self._nobody = np.zeros(env.num_envs, dtype=np.bool_)
+
+    def begin(self, seed: Any) -> None:
+        """Begin an episode in every lane."""
+        B = self.env.num_envs
+        self.action_B, self.reward_B = self.adapter.no_action(B), np.zeros(B)
+        self.reset_B, self.filler_B = np.ones(B, dtype=np.bool_), self._nobody
+        with self._blamed("in reset"):
+            observation, info = self.env.reset(seed=seed)
+            self.observation = self._observed(observation, info)
+
+    def step(self, action_B: np.ndarray, number: int, watch: Stopwatch) -> Transition:
+        """Act in every lane; what the lanes show afterwards is the next step's.
+
+        Args:
+            action_B: packed actions, [B, ...].
+            number: of the step, for what is said of failures.
+            watch: counts the environment's own time as "env".
+
+        Raises:
+            EnvironmentFailure: the environment raised, or returned what does not fit its spaces.
+        """
+        self.action_B = action_B
+        action = self.adapter.to_env(action_B)
+        with self._blamed(f"at step {number}"):
+            with watch("env"):
+                results = self.env.step(action)
+            return self._transition(*results)
+
+    def _transition(
+        self,
+        observation: Any,
+        reward_B: np.ndarray,
+        terminated_B: np.ndarray,
+        truncated_B: np.ndarray,
+        info: dict[str, Any],
+    ) -> Transition:
+        """What the environment answered to `action_B`."""
+        failures = failures_in(info)
+        valid_B = self._everyone
+        if failures or self.next_step or self.filler_B.any():
+            valid_B = ~self.filler_B
+            valid_B[list(failures)] = False
+            terminated_B, truncated_B = terminated_B & valid_B, truncated_B & valid_B
+            reward_B = np.where(valid_B, reward_B, 0.0)
+        self.reward_B = reward_B
+        cut, finals = _NO_LANES, {}
+        if truncated_B.any() and len(cut := np.flatnonzero(truncated_B & ~terminated_B)):
+            finals = self.adapter.observe_final(observation, info, cut, self.action_B, self.reward_B)
+        self.reset_B = terminated_B | truncated_B
+        self.filler_B = self.reset_B if self.next_step else self._nobody
+        if valid_B is not self._everyone:
+            self.reset_B = self.reset_B | ~valid_B
+        if self.reset_B.any():
+            self.reward_B = np.where(self.reset_B, 0.0, reward_B)
+        self.observation = self._observed(observation, info)
+        return Transition(reward_B, terminated_B, truncated_B, valid_B, cut, finals, failures)
+
+    def _observed(self, observation: Any, info: dict[str, Any]) -> Parts:
+        """The policy's view of what the environment has just returned."""
+        self.reset_failures += reset_failures_in(info)
+        if (adrift_B := adrift_in(info)) is not None:
+            self.filler_B = self.filler_B | adrift_B
+        parts = self.adapter.observe(observation, info, self.action_B, self.reward_B)
+        if self.adapter.spec.masked:
+            self.adapter.check_mask(parts[ACTION_MASK], self.filler_B)
+        return parts
+
+    @contextmanager
+    def _blamed(self, where: str) -> Iterator[None]:
+        """What goes wrong in here is the environment's failure, that it leaves the program included."""
+        try:
+            yield
+        except (KeyboardInterrupt, EnvironmentFailure):
+            raise
+        except BaseException as error:
+            spec = getattr(self.env, "spec", None)
+            name = spec.id if spec is not None else type(self.env.unwrapped).__name__
+            raise EnvironmentFailure(
+                f"the environment {name} failed {where} of worker {self._worker}: {one_line(error)}; "
+                f"mend it, or wrap it so that it keeps to its spaces"
+            ) from error
