@@ -113,7 +113,7 @@ def test_shards_only_split_the_work(
     fragment, _ = collector.collect()
     gradients = []
     for shards in (1, 3):
-        learner = make_learner(collector, replace(one, shards=shards))
+        learner = make_learner(collector, replace(one, num_threads=shards))
         captured: list[torch.Tensor] = []
         learner._optimizer._adam.step = lambda learner=learner, captured=captured: captured.extend(  # type: ignore[method-assign]
             p.grad.clone() for p in learner.policy.parameters() if p.grad is not None
@@ -185,7 +185,7 @@ def test_padding_and_its_contents_change_nothing(counting_collector: Callable[..
     settings = LearnerSettings(mode="cached", num_epochs=1, num_minibatches=1)
     collector = counting_collector(settings, kind="mlp", length=23)  # without memory the cut cannot matter
     fragment, _ = collector.collect()
-    ragged = replace(settings, mode="truncated", window=7)
+    ragged = replace(settings, mode="truncated", bptt_length=7)
     a, b = step_of(collector, settings, fragment), step_of(collector, ragged, fragment)
     for name in a:
         np.testing.assert_allclose(a[name], b[name], atol=2e-5)
