@@ -13,7 +13,7 @@ LONGEST = 350
 COMMANDS = {
     "train": {"--local", "--resume", "--trust"},
     "evaluate": {
-        "--episodes", "--lanes", "--seed", "--sample", "--reset-carry-at", "--record", "--best", "--video",
+        "--episodes", "--num-envs", "--seed", "--sample", "--reset-carry-at", "--record", "--best", "--video",
         "--video-episodes", "--trust", "--json",
     },
     "replay": {"--episode", "--plot"},
