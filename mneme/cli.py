@@ -8,7 +8,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 
 from mneme.arguments import hint_of, make_parser
@@ -19,6 +20,8 @@ from mneme.distributed.runners import ServiceError
 from mneme.envs import EnvironmentFailure
 from mneme.reporting.tracking.dashboard import serve_dashboard
 from mneme.storage.checkpoint import CheckpointError
+from mneme.storage.run_folder import RunFolder
+from mneme.storage.trust import needs_trust
 from mneme.streams import forgiving_output
 
 _USAGE_ERROR, _RUN_ERROR, _INTERRUPTED = 2, 1, 130
@@ -47,12 +50,9 @@ def _run(options: argparse.Namespace) -> int:
             sys.path.append(os.getcwd())  # where a controller or an environment of one's own may lie
         else:
             os.environ.setdefault("PYTHONSAFEPATH", "1")  # nor do processes that are started from here look there
-        if options.command not in ("train", "suite"):  # which show themselves what is logged
-            handler = logging.StreamHandler()
-            handler.setFormatter(logging.Formatter("mneme: %(message)s"))
-            logging.getLogger("mneme").addHandler(handler)
-            logging.getLogger("mneme").setLevel(logging.INFO)
-        return _COMMANDS[options.command](options)
+        # Training shows what is logged itself.
+        with nullcontext() if options.command in ("train", "suite") else _sentences_on_stderr():
+            return _COMMANDS[options.command](options)
     except (ConfigError, CheckpointError) as error:
         return _fail(error, _USAGE_ERROR)
     except ValueError as error:
@@ -67,6 +67,21 @@ def _run(options: argparse.Namespace) -> int:
             f"were written are whole",
             _RUN_ERROR,
         )
+
+
+@contextmanager
+def _sentences_on_stderr() -> Iterator[None]:
+    """What is logged, as the command's own words."""
+    logger, handler = logging.getLogger("mneme"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("mneme: %(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def _uses_own_code(options: argparse.Namespace) -> bool:
@@ -114,10 +129,14 @@ def _train(options: argparse.Namespace) -> int:
             )
         total = load_config(None, overrides).train.total_timesteps if overrides else None
         result = resume(options.resume, total_timesteps=total, local=options.local, trust=options.trust)
+    folder = RunFolder(result.folder)
     if result.interrupted:
-        print(f"interrupted at step {result.steps:,}; go on with: mneme train --resume {result.folder}")
+        trust = " --trust" if needs_trust(load_config(folder.config), folder.path, local=options.local) else ""
+        local = " --local" if options.local else ""
+        print(f"interrupted at step {result.steps:,}; go on with: mneme train --resume {folder.path}{local}{trust}")
         return _INTERRUPTED
-    print(f"done at step {result.steps:,}; evaluate with: mneme evaluate {result.folder}")
+    trust = " --trust" if needs_trust(load_config(folder.config), folder.path, local=None) else ""
+    print(f"done at step {result.steps:,}; evaluate with: mneme evaluate {folder.path}{trust}")
     return 0
 
 

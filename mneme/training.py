@@ -240,7 +240,7 @@ def _restore(run: ActiveRun, saved: dict[str, Any], state: RunState) -> None:
     run.steps = saved["steps"]
     run.meter.episodes = saved["episodes"]
     run.curriculum.set_state(saved["curriculum"])
-    run.episodes.set_state(saved.get("waiting_episodes", ()))
+    run.episodes.set_state(saved["waiting_episodes"])
     run.runner.level = run.curriculum.level
     run.folder.rewind(run.steps)
     set_aside_after(run.folder.checkpoints, run.steps)

@@ -63,6 +63,14 @@ def notes() -> Iterator[list[str]]:
     logger.setLevel(level)
 
 
+@pytest.fixture(scope="module")
+def undrawn() -> Iterator[None]:
+    """Learning curves are empty files, as to draw one takes longer than a short run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mneme.reporting.curves.draw_learning_curve", lambda _, path, *__: path.touch())
+        yield
+
+
 @pytest.fixture
 def copy_of() -> Callable[[Policy], Policy]:
     """An equal policy that shares no memory."""

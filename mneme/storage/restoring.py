@@ -115,7 +115,8 @@ def _check_record(path: Path, run: Mapping[str, Any], config: Config) -> None:
         fits = fits and len(recent) <= stages.episodes and all(type(success) is bool for success in recent)
     if not fits:
         raise _strange(path, "curriculum", curriculum)
-    waiting, order = run.get("waiting_episodes", []), EpisodeOrder()
+    waiting: Any = run.get("waiting_episodes")
+    order = EpisodeOrder()
     try:
         order.set_state(waiting)
         kinds = (int, float, int, bool | None)

@@ -11,10 +11,11 @@ a run that goes on gets the Ray of this machine and a file of its own folder's.
 import site
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from mneme.configuration.config import Config
@@ -22,21 +23,24 @@ from mneme.reporting.tracking.settings import TrackingSettings, sqlite_file, wit
 from mneme.storage.checkpoint import CheckpointError
 
 
-def refuse_foreign_code(config: Config, checkpoint: Path, run: Path) -> None:
+def refuse_foreign_code(
+    config: Config, checkpoint: Path, run: Path, imported: Mapping[str, ModuleType] = sys.modules
+) -> None:
     """See that a run asks for no code that nobody here has chosen. Imports nothing.
 
     Args:
         config: of the run.
         checkpoint: what is to be loaded, for the message.
         run: its folder. What lies in it or beside it is never taken for installed, save Python's own folders.
+        imported: modules by name that are this process's already, whatever they are.
 
     Raises:
         CheckpointError: it does; one sentence names the setting and the file.
     """
     for setting, value, module in _named(config):
-        if module in sys.modules:
+        if module in imported:
             continue
-        where, installed = _origin(module)
+        where, installed = _origin(module, imported)
         if where is None:
             raise CheckpointError(
                 f"the checkpoint {checkpoint} has {setting}={value}, and there is no module {module} to import; "
@@ -76,6 +80,23 @@ def refuse_foreign_places(config: Config, checkpoint: Path, run: Path, local: bo
         )
 
 
+def needs_trust(config: Config, run: Path, *, local: bool | None) -> bool:
+    """Whether another process, started in the present folder, would load a run with its user's word alone.
+
+    Args:
+        config: of the run.
+        run: its folder.
+        local: whether it goes on without Ray; None where it is to be evaluated, which reaches no place.
+    """
+    try:
+        refuse_foreign_code(config, run, run, imported={})
+        if local is not None:
+            refuse_foreign_places(config, run, run, local)
+    except CheckpointError:
+        return True
+    return False
+
+
 def _own_store(uri: str, run: Path) -> bool:
     """Whether a store is a SQLite file in a run's folder or directly beside it, or the one that a new run gets here."""
     file, usual = sqlite_file(uri), sqlite_file(TrackingSettings().uri)
@@ -97,7 +118,7 @@ def _named(config: Config) -> Iterator[tuple[str, str, str]]:
         yield "env.id", id, id.rpartition(":")[0]
 
 
-def _origin(module: str) -> tuple[Path | None, bool]:
+def _origin(module: str, imported: Mapping[str, ModuleType]) -> tuple[Path | None, bool]:
     """The file or folder that importing a module would run first among those not yet imported, and whether it belongs
     to an installed package or to Mneme; the present folder counts as a place to look into, the last one."""
     path: Iterable[str] | None = None
@@ -107,7 +128,7 @@ def _origin(module: str) -> tuple[Path | None, bool]:
         if not part:
             return None, False
         name = f"{name}.{part}" if name else part
-        loaded = sys.modules.get(name)
+        loaded = imported.get(name)
         if loaded is not None:
             path = getattr(loaded, "__path__", ())
             continue

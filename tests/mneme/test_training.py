@@ -1,6 +1,7 @@
 """Whole runs in one process, without Ray: learning, resuming to the bit, and losing nothing when things go wrong."""
 
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,15 +22,30 @@ from mneme.storage.checkpoint import CheckpointError, list_checkpoints, load_che
 from mneme.storage.run_folder import RunFolder
 from mneme.training import Run, resume, train
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def small(tmp_path: Path, *overrides: str) -> Config:
+    """Four updates of 112 steps, each with a checkpoint."""
     base = [
         f"checkpoint.root={tmp_path}", "name=run", "tracking.enabled=false", "rollout.num_envs=16",
-        "env.kwargs.horizon=6",
-        "policy.controller.hidden_size=16", "train.total_timesteps=1120", "checkpoint.every=224", "checkpoint.keep=100",
-        "train.evaluation_episodes=16", "learner.num_threads=2",
+        "env.kwargs.horizon=6", "policy.controller.hidden_size=16", "train.total_timesteps=448", "checkpoint.every=112",
+        "checkpoint.keep=100", "train.evaluation_episodes=16", "learner.num_threads=2", "learner.num_epochs=2",
+        "learner.num_minibatches=2",
     ]  # fmt: skip
     return load_config(None, [*base, *overrides])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A small run that nothing happened to, for whoever leaves it as it is."""
+    return train(small(tmp_path_factory.mktemp("finished")), local=True)
+
+
+@pytest.fixture
+def copied(finished: Run, tmp_path: Path) -> Path:
+    """A copy of its folder, to be changed."""
+    return shutil.copytree(finished.folder, tmp_path / "run")
 
 
 def digest(folder: Path) -> dict[str, Any]:
@@ -44,32 +60,37 @@ def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-def test_it_learns_a_short_delay_and_forgetting_undoes_it(tmp_path: Path) -> None:
-    config = load_config(
+def short_delay(tmp_path: Path, *overrides: str) -> Config:
+    return load_config(
         None,
         [f"checkpoint.root={tmp_path}", "name=run", "tracking.enabled=false", "env.kwargs.horizon=10",
          "env.kwargs.cues=4", "policy.controller.hidden_size=64", "learner.gae_lambda=0",
-         "train.total_timesteps=200000",
-         "train.stop_success=0.99", "train.evaluation_episodes=512"],
+         "train.evaluation_episodes=512", *overrides],
     )  # fmt: skip
-    result = train(config, local=True)
-    assert result.evaluation is not None
-    assert result.evaluation.success_rate is not None
-    assert result.evaluation.success_rate >= 0.99
-    assert result.steps < 200_000
-    remembers = evaluate_checkpoint(result.folder, episodes=256, num_envs=64, seed=5)
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The default controller, trained until it remembers."""
+    root = tmp_path_factory.mktemp("learned")
+    return train(short_delay(root, "train.total_timesteps=200000", "train.stop_success=0.99"), local=True)
+
+
+def test_it_learns_a_short_delay_and_forgetting_undoes_it(learned: Run) -> None:
+    assert learned.evaluation is not None
+    assert learned.evaluation.success_rate is not None
+    assert learned.evaluation.success_rate >= 0.99
+    assert learned.steps < 200_000
+    remembers = evaluate_checkpoint(learned.folder, episodes=256, num_envs=64, seed=5)
     assert remembers.success_rate is not None
     assert remembers.success_rate >= 0.97
-    forgets = evaluate_checkpoint(result.folder, episodes=512, num_envs=64, seed=5, reset_carry_at=5)
+    forgets = evaluate_checkpoint(learned.folder, episodes=512, num_envs=64, seed=5, reset_carry_at=5)
     assert forgets.success_rate is not None
     assert 0.18 < forgets.success_rate < 0.32  # 0.25 and its 99.9 % interval
-    assert (result.folder / "curve.png").stat().st_size > 5_000
 
 
-def test_a_controller_without_memory_stays_at_chance(tmp_path: Path) -> None:
-    config = small(
-        tmp_path, "policy.controller.kind=mlp", "train.total_timesteps=30000", "train.evaluation_episodes=512"
-    )
+def test_a_controller_without_memory_stays_at_chance_where_one_with_it_learns(tmp_path: Path, learned: Run) -> None:
+    config = short_delay(tmp_path, "policy.controller.kind=mlp", f"train.total_timesteps={learned.steps}")
     evaluation = train(config, local=True).evaluation
     assert evaluation is not None
     assert evaluation.success_rate is not None
@@ -91,7 +112,7 @@ def test_same_seed_same_bits_and_resume_equals_the_uninterrupted_run(tmp_path: P
     assert_same(digest(straight.folder), digest(again.folder))
 
     checkpoints = list_checkpoints(again.folder / "checkpoints")
-    assert len(checkpoints) == 5
+    assert len(checkpoints) == 4
     resumed = resume(checkpoints[1], local=True)
     assert resumed.folder == again.folder
     assert_same(digest(straight.folder), digest(resumed.folder))
@@ -100,58 +121,55 @@ def test_same_seed_same_bits_and_resume_equals_the_uninterrupted_run(tmp_path: P
     assert steps == sorted(set(steps))  # what was written after the checkpoint was forgotten, then written again
 
 
-def test_another_seed_gives_other_bits(tmp_path: Path) -> None:
-    a = train(small(tmp_path / "a"), local=True)
-    b = train(small(tmp_path / "b", "seed=1"), local=True)
-    assert not np.array_equal(
-        digest(a.folder)["learner/policy.policy_head.weight"], digest(b.folder)["learner/policy.policy_head.weight"]
-    )
+def test_another_seed_gives_other_bits(tmp_path: Path, finished: Run) -> None:
+    other = train(small(tmp_path, "seed=1"), local=True)
+    name = "learner/policy.policy_head.weight"
+    assert not np.array_equal(digest(finished.folder)[name], digest(other.folder)[name])
 
 
 def test_one_worker_and_two_give_the_same_batch_and_first_update(tmp_path: Path) -> None:
     first_rows = []
     for workers in (1, 2, 4):
-        folder = train(small(tmp_path / str(workers), f"rollout.num_workers={workers}"), local=True).folder
+        overrides = [f"rollout.num_workers={workers}", "train.total_timesteps=112"]
+        folder = train(small(tmp_path / str(workers), *overrides), local=True).folder
         first_rows.append(json.loads((folder / "metrics.jsonl").read_text().splitlines()[0]))
     for name in ("return", "policy_loss", "value_loss", "entropy", "kl", "grad_norm", "value_mean"):
         assert first_rows[1][name] == pytest.approx(first_rows[0][name], rel=1e-3, abs=1e-6), name
         assert first_rows[2][name] == pytest.approx(first_rows[0][name], rel=1e-3, abs=1e-6), name
 
 
-def test_resume_can_train_for_longer(tmp_path: Path) -> None:
-    long = train(small(tmp_path / "a", "train.total_timesteps=2240"), local=True)
-    short = train(small(tmp_path / "b", "train.total_timesteps=1120"), local=True)
-    longer = resume(short.folder, total_timesteps=2240, local=True)
-    assert longer.steps == 2240
-    assert_same(digest(long.folder), digest(longer.folder))
+def test_resume_can_train_for_longer(tmp_path: Path, finished: Run) -> None:
+    short = train(small(tmp_path, "train.total_timesteps=224"), local=True)
+    longer = resume(short.folder, total_timesteps=448, local=True)
+    assert longer.steps == 448
+    assert_same(digest(finished.folder), digest(longer.folder))
 
 
-def test_resume_falls_back_to_the_checkpoint_before_a_damaged_one(tmp_path: Path, capsys: Any) -> None:
-    run = train(small(tmp_path), local=True)
-    expected = digest(run.folder)
-    newest = list_checkpoints(run.folder / "checkpoints")[-1]
+def test_resume_falls_back_to_the_checkpoint_before_a_damaged_one(finished: Run, copied: Path, capsys: Any) -> None:
+    newest = list_checkpoints(copied / "checkpoints")[-1]
     (newest / "learner.safetensors").write_bytes(b"garbage")
-    resumed = resume(run.folder, local=True)
+    resumed = resume(copied, local=True)
     assert "damaged" in capsys.readouterr().out
-    assert_same(expected, digest(resumed.folder))
+    assert_same(digest(finished.folder), digest(resumed.folder))
 
 
-def test_ctrl_c_leaves_a_checkpoint_and_a_resumable_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    straight = train(small(tmp_path / "a"), local=True)
+def test_ctrl_c_leaves_a_checkpoint_and_a_resumable_run(
+    tmp_path: Path, finished: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     learn, calls = LocalRunner.learn, iter(range(100))
 
     def interrupted(self: LocalRunner, fragments: Any) -> Any:
-        if next(calls) == 2:
+        if next(calls) == 1:
             signal.raise_signal(signal.SIGINT)
         return learn(self, fragments)
 
     monkeypatch.setattr(LocalRunner, "learn", interrupted)
-    stopped = train(small(tmp_path / "b"), local=True)
+    stopped = train(small(tmp_path, "checkpoint.every=1000"), local=True)
     assert stopped.interrupted
     assert stopped.evaluation is None
-    assert 0 < stopped.steps < 1120
+    assert stopped.steps == 224
     monkeypatch.undo()
-    assert_same(digest(straight.folder), digest(resume(stopped.folder, local=True).folder))
+    assert_same(digest(finished.folder), digest(resume(stopped.folder, local=True).folder))
 
 
 def test_a_full_disk_costs_a_checkpoint_not_the_run(
@@ -166,8 +184,8 @@ def test_a_full_disk_costs_a_checkpoint_not_the_run(
 
     monkeypatch.setattr(active_run, "save_checkpoint", sometimes_full)
     result = train(small(tmp_path), local=True)
-    assert result.steps == 1120
-    assert len(list_checkpoints(result.folder / "checkpoints")) == 4
+    assert result.steps == 448
+    assert len(list_checkpoints(result.folder / "checkpoints")) == 3
     assert "No space left on device" in capsys.readouterr().out
 
 
@@ -201,10 +219,10 @@ def test_a_value_that_is_not_finite_costs_a_fragment_not_the_run(
     tmp_path: Path, faulty: str, what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = train(
-        small(tmp_path, f"env.id={faulty}", f"env.kwargs={{every: 40, what: {what}}}", "rollout.unroll_length=7"),
+        small(tmp_path, f"env.id={faulty}", f"env.kwargs={{every: 20, what: {what}}}", "rollout.unroll_length=7"),
         local=True,
     )
-    assert result.steps == 1120
+    assert result.steps == 448
     out = capsys.readouterr().out
     assert f"a fragment was not used: column {what}" in out
     assert all(np.isfinite(a).all() for name, a in digest(result.folder).items() if "policy." in name)
@@ -218,9 +236,8 @@ def test_an_environment_that_only_returns_nonsense_ends_the_run_with_a_sentence(
         train(config, local=True)
 
 
-def test_a_checkpoint_of_another_architecture_is_named(tmp_path: Path) -> None:
-    run = train(small(tmp_path), local=True)
-    saved = load_checkpoint(list_checkpoints(run.folder / "checkpoints")[-1])
+def test_a_checkpoint_of_another_architecture_is_named(tmp_path: Path, finished: Run) -> None:
+    saved = load_checkpoint(list_checkpoints(finished.folder / "checkpoints")[-1])
     saved.run["config"]["policy"]["controller"]["hidden_size"] = 24
     other = save_checkpoint(tmp_path / "other" / "checkpoints", 1, saved.run, saved.arrays, keep=1)
     with pytest.raises(CheckpointError, match="do not fit its configuration: .*float32 .* it must be float32"):
@@ -235,15 +252,13 @@ def test_a_replay_too_small_for_one_update_is_said(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []  # before anything started
 
 
-def test_a_run_never_overwrites_another(tmp_path: Path) -> None:
-    train(small(tmp_path), local=True)
+def test_a_run_never_overwrites_another(copied: Path) -> None:
     with pytest.raises(ConfigError, match="exists already; choose another name"):
-        train(small(tmp_path), local=True)
+        train(small(copied.parent), local=True)
 
 
-def test_resuming_an_older_checkpoint_sets_the_abandoned_future_aside(tmp_path: Path) -> None:
-    run = train(small(tmp_path), local=True)
-    root = run.folder / "checkpoints"
+def test_resuming_an_older_checkpoint_sets_the_abandoned_future_aside(copied: Path) -> None:
+    root = copied / "checkpoints"
     future = root / "step-000000090000"
     list_checkpoints(root)[-1].rename(future)
     resumed = resume(list_checkpoints(root)[1], local=True)
@@ -251,16 +266,14 @@ def test_resuming_an_older_checkpoint_sets_the_abandoned_future_aside(tmp_path: 
     assert (root / f"abandoned-{future.name}").is_dir()
 
 
-def test_one_folder_is_trained_in_by_one_process(tmp_path: Path) -> None:
-    run = train(small(tmp_path), local=True)
-    with RunFolder(run.folder).lock(), pytest.raises(ConfigError, match="another process is training in"):
-        resume(run.folder, total_timesteps=2240, local=True)
+def test_one_folder_is_trained_in_by_one_process(finished: Run) -> None:
+    with RunFolder(finished.folder).lock(), pytest.raises(ConfigError, match="another process is training in"):
+        resume(finished.folder, total_timesteps=2240, local=True)
 
 
-def test_a_complete_run_is_not_resumed_by_accident(tmp_path: Path) -> None:
-    run = train(small(tmp_path), local=True)
-    with pytest.raises(ConfigError, match="complete at step 1120; .* train.total_timesteps=N"):
-        resume(run.folder, local=True)
+def test_a_complete_run_is_not_resumed_by_accident(finished: Run) -> None:
+    with pytest.raises(ConfigError, match="complete at step 448; .* train.total_timesteps=N"):
+        resume(finished.folder, local=True)
 
 
 def test_an_environment_without_a_state_resumes_with_new_episodes(
@@ -268,18 +281,15 @@ def test_an_environment_without_a_state_resumes_with_new_episodes(
 ) -> None:
     """With a learning rate of nothing the same seeds and noise would give the same returns again."""
     cart = [
-        "env.id=CartPole-v1",
-        "env.kwargs={}",
-        "env.vectorization_mode=sync",
-        "rollout.unroll_length=64",
-        "learner.learning_rate=1e-12",
-    ]
-    run = train(small(tmp_path, *cart, "train.total_timesteps=1024"), local=True)
-    resume(run.folder, total_timesteps=2048, local=True)
+        "env.id=CartPole-v1", "env.kwargs={}", "env.vectorization_mode=sync", "rollout.num_envs=4",
+        "rollout.unroll_length=64", "learner.learning_rate=1e-12",
+    ]  # fmt: skip
+    run = train(small(tmp_path, *cart, "train.total_timesteps=256"), local=True)
+    resume(run.folder, total_timesteps=512, local=True)
     rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     returns = {row["step"]: row["return"] for row in rows if "kl" in row}
-    assert returns.keys() == {1024, 2048}
-    assert returns[1024] != returns[2048]
+    assert returns.keys() == {256, 512}
+    assert returns[256] != returns[512]
     assert "resumes with new episodes" in capsys.readouterr().out
 
 
@@ -320,30 +330,37 @@ class Endless(gym.Env[Any, Any]):
         return np.zeros(1, np.float32), 0.0, False, False, {}
 
 
-def test_an_environment_that_never_ends_an_episode_is_said_and_not_waited_for(tmp_path: Path, capsys: Any) -> None:
+def test_an_environment_that_never_ends_an_episode_is_said_and_not_waited_for(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(active_run, "_ENDLESS", 100)
     gym.register("Endless-v0", Endless)
     try:
-        endless = ["env.id=Endless-v0", "env.kwargs={}", "rollout.unroll_length=128", "train.total_timesteps=17000"]
+        endless = [
+            "env.id=Endless-v0", "env.kwargs={}", "rollout.num_envs=4", "rollout.unroll_length=32",
+            "train.total_timesteps=640", "train.evaluation_episodes=4", "policy.controller.kind=mlp",
+            "learner.num_epochs=1",
+        ]  # fmt: skip
         result = train(small(tmp_path / "a", *endless), local=True)
         assert result.evaluation is None
         out = capsys.readouterr().out
-        assert out.count("no episode has ended in 1,024 steps of each lane") == 1
-        result = train(small(tmp_path / "b", *endless, "env.max_episode_steps=50"), local=True)
+        assert out.count("no episode has ended in 128 steps of each lane") == 1
+        result = train(small(tmp_path / "b", *endless, "env.max_episode_steps=20"), local=True)
         assert result.evaluation is not None
-        assert (result.evaluation.lengths == 50).all()
+        assert (result.evaluation.lengths == 20).all()
         assert "no episode has ended" not in capsys.readouterr().out
     finally:
         del gym.registry["Endless-v0"]
 
 
 class OneLong(Endless):
-    """Of every four of them one plays an episode of 1,100 steps, the others of two."""
+    """Of every four of them one plays an episode of 110 steps, the others of two."""
 
     made = 0
 
     def __init__(self) -> None:
         OneLong.made += 1
-        self.left = self.length = 2 if OneLong.made % 4 else 1100
+        self.left = self.length = 2 if OneLong.made % 4 else 110
 
     def reset(self, **_: Any) -> Any:
         self.left = self.length
@@ -355,14 +372,16 @@ class OneLong(Endless):
         return observation, reward, self.left == 0, False, {}
 
 
-def test_episodes_that_wait_for_a_long_one_to_be_counted_have_ended(tmp_path: Path, capsys: Any) -> None:
+def test_episodes_that_wait_for_a_long_one_to_be_counted_have_ended(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(active_run, "_ENDLESS", 100)
     gym.register("OneLong-v0", OneLong)
     try:
         settings = [
             "env.id=OneLong-v0", "env.kwargs={}", "rollout.num_envs=4", "rollout.num_workers=1",
-            "rollout.unroll_length=125",
-            "train.total_timesteps=4000", "train.evaluation_episodes=4", "policy.controller.kind=mlp",
-            "learner.num_epochs=1",
+            "rollout.unroll_length=25", "train.total_timesteps=400", "train.evaluation_episodes=4",
+            "policy.controller.kind=mlp", "learner.num_epochs=1",
         ]  # fmt: skip
         assert train(small(tmp_path, *settings), local=True).evaluation is not None
         assert "no episode has ended" not in capsys.readouterr().out
@@ -396,14 +415,15 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
         resume(tmp_path, local=True)
 
 
-def test_the_local_result_is_complete(tmp_path: Path) -> None:
-    result: Run = train(small(tmp_path), local=True)
-    assert {p.name for p in result.folder.iterdir()} == {
+def test_the_local_result_is_complete(finished: Run) -> None:
+    assert {p.name for p in finished.folder.iterdir()} == {
         ".lock",
         "checkpoints",
         "config.yaml",
         "curve.png",
         "metrics.jsonl",
     }
-    assert result.meter.steps == 1120
-    assert {"env", "inference", "transport", "windows", "forward", "backward"} <= result.meter.seconds.keys()
+    row = json.loads((finished.folder / "metrics.jsonl").read_text().splitlines()[-2])  # before the result's
+    assert row["step"] == finished.steps == 448
+    parts = ("env", "inference", "transport", "windows", "forward", "backward")
+    assert {f"seconds/{part}" for part in parts} <= row.keys()

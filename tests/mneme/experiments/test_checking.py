@@ -34,7 +34,7 @@ class HasNoCarry(Sound):
 
 @pytest.fixture(autouse=True)
 def in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("controllers.contract.figures._SECONDS", 0.0)
+    monkeypatch.setattr("mneme.controllers.contract.figures._SECONDS", 0.0)
 
 
 def report(kind: str, *settings: str) -> tuple[bool, str]:

@@ -217,7 +217,7 @@ def test_evaluate_and_resume_refuse_alike_and_leave_the_run_as_it_was(saved: Che
         ),
         *(
             ({k: v for k, v in saved.run.items() if k != name}, saved.arrays, f"{name} in its run.json is None")
-            for name in ("steps", "episodes", "config", "curriculum", "resumes_exactly")
+            for name in ("steps", "episodes", "config", "curriculum", "resumes_exactly", "waiting_episodes")
         ),
     ]  # fmt: skip
     for run, arrays, sentence in cases:
