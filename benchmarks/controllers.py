@@ -118,7 +118,7 @@ def main() -> int:
 
 def _settings(variant: str) -> ControllerSettings:
     kind, kwargs = VARIANTS[variant]
-    return ControllerSettings(kind=kind, hidden_size=m.HIDDEN, kwargs=kwargs)
+    return ControllerSettings(kind=kind, hidden_size=m.HIDDEN, **kwargs)
 
 
 def _row(kind: str) -> Row:

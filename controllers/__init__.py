@@ -5,13 +5,30 @@ from mneme.controllers.controller import Carry, Controller, DonatedCarry, reset_
 from mneme.controllers.observations import Image, Observation, ObservationPart, OneHot, Vector
 from mneme.controllers.policy import ACTION_MASK, PREVIOUS_ACTION, Act, Policy, PolicyOutput, PolicySpec, build_policy
 from mneme.controllers.registry import CONTROLLERS, build_controller
-from mneme.controllers.settings import ControllerSettings, PolicySettings
+from mneme.controllers.settings import (
+    KINDS,
+    ControllerSettings,
+    GruSettings,
+    LruSettings,
+    LstmSettings,
+    Mamba2Settings,
+    MambaGruSettings,
+    MambaSettings,
+    MinGruSettings,
+    MlpSettings,
+    OwnSettings,
+    PolicySettings,
+    PseudoMambaSettings,
+    TransformerSettings,
+    settings_class,
+)
 from mneme.controllers.typed import Settings, hints_of, typed
 from mneme.controllers.weights import Weights
 
 __all__ = [
     "ACTION_MASK",
     "CONTROLLERS",
+    "KINDS",
     "PREVIOUS_ACTION",
     "Act",
     "ActionDistribution",
@@ -22,21 +39,33 @@ __all__ = [
     "ControllerSettings",
     "DonatedCarry",
     "Gaussian",
+    "GruSettings",
     "Image",
     "Joint",
+    "LruSettings",
+    "LstmSettings",
+    "Mamba2Settings",
+    "MambaGruSettings",
+    "MambaSettings",
+    "MinGruSettings",
+    "MlpSettings",
     "Observation",
     "ObservationPart",
     "OneHot",
+    "OwnSettings",
     "Policy",
     "PolicyOutput",
     "PolicySettings",
     "PolicySpec",
+    "PseudoMambaSettings",
     "Settings",
+    "TransformerSettings",
     "Vector",
     "Weights",
     "build_controller",
     "build_policy",
     "hints_of",
     "reset_carry",
+    "settings_class",
     "typed",
 ]

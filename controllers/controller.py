@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mneme.controllers.scans.backends import REFERENCE, chosen_backend, obstacle
-from mneme.controllers.settings import at_least
+from mneme.controllers.settings import ControllerSettings
 
 Carry = dict[str, Tensor]
 """Recurrent state: one [B, ...] tensor a name. Empty for a model without memory."""
@@ -39,6 +39,7 @@ class Controller(nn.Module, ABC):
     faster `fast_scan`, which must agree with the loop over `cell` in outputs and in all gradients.
     """
 
+    settings_class: type[ControllerSettings] = ControllerSettings  # of what it has to choose
     backends: Sequence[str] = ("torch",)  # that `fast_scan` has, fastest first
     backend: str = "auto"  # as the settings say
 
@@ -87,7 +88,7 @@ class Controller(nn.Module, ABC):
             dtype = self.dtype or torch.float32
             why = obstacle(forced, device, dtype, forced=True) or f"it is not exact for {dtype}"
             raise ValueError(
-                f"policy.controller.backend is {forced!r}, which does not run on {device} here: {why}; "
+                f"{ControllerSettings.key('backend')} is {forced!r}, which does not run on {device} here: {why}; "
                 f"choose auto or {runs}"
             )
 
@@ -121,7 +122,8 @@ class Controller(nn.Module, ABC):
         Raises:
             ValueError: `batch` is negative.
         """
-        at_least("batch", batch, 0)
+        if batch < 0:
+            raise ValueError(f"batch is {batch}; it must be at least 0")
         return {name: value.expand(batch, *value.shape).clone() for name, value in self.initial().items()}
 
     def scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:

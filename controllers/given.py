@@ -7,6 +7,7 @@ from typing import Any
 import cloudpickle
 
 from mneme.controllers.controller import Controller
+from mneme.controllers.settings import ControllerSettings
 
 _given: dict[str, type[Controller]] = {}  # by kind; of this process
 
@@ -56,8 +57,8 @@ def check_sendable(kind: str) -> None:
     if isinstance(error := _code(kind), Exception):
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
-            f"policy.controller.kind is {kind!r}, whose code cannot be sent to other processes ({reason}); put it into "
-            f"a module of its own, or train without Ray: --local"
+            f"{ControllerSettings.key('kind')} is {kind!r}, whose code cannot be sent to other processes ({reason}); "
+            f"put it into a module of its own, or train without Ray: --local"
         )
 
 

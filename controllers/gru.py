@@ -9,29 +9,18 @@ from mneme.controllers.controller import Carry, Controller
 from mneme.controllers.initialisation import chrono_bias, gate_weights
 from mneme.controllers.scans.cell_norm import GruNorm, normed_gru_cell, normed_gru_scan
 from mneme.controllers.scans.gru import GruParameters, gru_cell, gru_scan
-from mneme.controllers.settings import ControllerSettings
+from mneme.controllers.settings import GruSettings
 
 
 class GruController(Controller):
-    """Parameters as in `torch.nn.GRUCell` (gates r, z, n); it carries `h` [B, H].
+    """Parameters as in `torch.nn.GRUCell` (gates r, z, n); it carries `h` [B, H]."""
 
-    Args:
-        layer_norm: LayerNorm before the gates; the scan then takes two to three times as long.
-    """
-
+    settings_class = GruSettings
     # The last only where forced, until it has been timed on a GPU.
     backends: Sequence[str] = ("numba", "torch", "triton")
     initial_h: Tensor
 
-    def __init__(
-        self,
-        input_size: int,
-        settings: ControllerSettings,
-        horizon: int,
-        generator: Generator,
-        *,
-        layer_norm: bool = False,
-    ) -> None:
+    def __init__(self, input_size: int, settings: GruSettings, horizon: int, generator: Generator) -> None:
         hidden = settings.hidden_size
         super().__init__(input_size, hidden, {"h": (hidden,)}, settings.initial_carry == "learned")
         w_ih, w_hh = gate_weights(3, input_size, hidden, generator)
@@ -42,8 +31,8 @@ class GruController(Controller):
         self.weight_hh = nn.Parameter(w_hh)
         self.bias_ih = nn.Parameter(b_ih)
         self.bias_hh = nn.Parameter(torch.zeros(3 * hidden))
-        self.gate_gains = nn.Parameter(torch.ones(2, 3 * hidden)) if layer_norm else None
-        self.backends = ("torch",) if layer_norm else type(self).backends
+        self.gate_gains = nn.Parameter(torch.ones(2, 3 * hidden)) if settings.layer_norm else None
+        self.backends = ("torch",) if settings.layer_norm else type(self).backends
 
     def gru_parameters(self) -> GruParameters:
         return GruParameters(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)

@@ -7,8 +7,6 @@ h is complex and lambda diagonal and constant, so |lambda| < 1 whatever nu and t
 Axis letters: T time, B lanes, H hidden, N complex states, 2N their real and imaginary parts, which alternate.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
@@ -18,43 +16,28 @@ from mneme.controllers.initialisation import chrono_bias
 from mneme.controllers.products import linear
 from mneme.controllers.residual_block import ResidualBlock
 from mneme.controllers.scans.linear import linear_scan
-from mneme.controllers.settings import ControllerSettings, at_least
+from mneme.controllers.settings import LruSettings
 
 
 class LruController(ResidualBlock):
     """An LRU in its residual block; it carries `h` [B, N, 2], real and imaginary parts.
 
     Chrono starts |lambda| as sigmoid(chrono bias): time constants of 1 to horizon - 1 steps, |lambda| < 1 - 1/horizon.
-    Without it |lambda|^2 is uniform in [0, 1), the paper's ring.
+    Without it |lambda|^2 is uniform in [0, 1), the paper's ring."""
 
-    Args:
-        d_state: complex states; none for as many as the hidden size.
-        max_phase: the fastest rotation at the start, in radians a step; small for what lasts long (section 3.4).
-    """
-
+    settings_class = LruSettings
     initial_h: Tensor
 
-    def __init__(
-        self,
-        input_size: int,
-        settings: ControllerSettings,
-        horizon: int,
-        generator: Generator,
-        *,
-        d_state: int | None = None,
-        max_phase: float = math.pi / 10,
-    ) -> None:
+    def __init__(self, input_size: int, settings: LruSettings, horizon: int, generator: Generator) -> None:
         hidden = settings.hidden_size
-        states = hidden if d_state is None else at_least("policy.controller.kwargs.d_state", d_state, 1)
-        if not 0 < max_phase <= 2 * math.pi:
-            raise ValueError(f"policy.controller.kwargs.max_phase is {max_phase:g}; it must be in (0, 2 pi]")
+        states = settings.d_state or hidden
         super().__init__(input_size, settings, {"h": (states, 2)}, generator, mixed_size=hidden)
         if settings.chrono:
             decay_N = F.softplus(-chrono_bias(states, horizon, generator))
         else:
             decay_N = -0.5 * _uniform(states, generator).log()
         self.log_decay = nn.Parameter(decay_N.log())
-        self.log_phase = nn.Parameter((max_phase * _uniform(states, generator)).log())
+        self.log_phase = nn.Parameter((settings.max_phase * _uniform(states, generator)).log())
         self.log_gamma = nn.Parameter(0.5 * torch.log(-torch.expm1(-2 * decay_N)))
         self.weight_in = _orthogonal(2 * states, hidden, generator)
         self.weight_out = _orthogonal(hidden, 2 * states, generator)

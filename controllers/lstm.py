@@ -9,30 +9,19 @@ from mneme.controllers.controller import Carry, Controller
 from mneme.controllers.initialisation import chrono_bias, gate_weights
 from mneme.controllers.scans.cell_norm import LstmNorm, normed_lstm_cell, normed_lstm_scan
 from mneme.controllers.scans.lstm import LstmParameters, LstmState, lstm_cell, lstm_scan
-from mneme.controllers.settings import ControllerSettings
+from mneme.controllers.settings import LstmSettings
 
 
 class LstmController(Controller):
-    """Parameters as in `torch.nn.LSTMCell` (gates i, f, g, o); it carries `h` and `c` [B, H].
+    """Parameters as in `torch.nn.LSTMCell` (gates i, f, g, o); it carries `h` and `c` [B, H]."""
 
-    Args:
-        layer_norm: LayerNorm before the gates and on the memory; the scan then takes two to three times as long.
-    """
-
+    settings_class = LstmSettings
     # The last only where forced, until it has been timed on a GPU.
     backends: Sequence[str] = ("numba", "torch", "triton")
     initial_h: Tensor
     initial_c: Tensor
 
-    def __init__(
-        self,
-        input_size: int,
-        settings: ControllerSettings,
-        horizon: int,
-        generator: Generator,
-        *,
-        layer_norm: bool = False,
-    ) -> None:
+    def __init__(self, input_size: int, settings: LstmSettings, horizon: int, generator: Generator) -> None:
         hidden = settings.hidden_size
         shapes = {"h": (hidden,), "c": (hidden,)}
         super().__init__(input_size, hidden, shapes, settings.initial_carry == "learned")
@@ -45,9 +34,9 @@ class LstmController(Controller):
         self.weight_hh = nn.Parameter(w_hh)
         self.bias_ih = nn.Parameter(b_ih)
         self.bias_hh = nn.Parameter(torch.zeros(4 * hidden))
-        self.gate_gains = nn.Parameter(torch.ones(2, 4 * hidden)) if layer_norm else None
-        self.memory_norm = nn.Parameter(torch.tensor([[1.0], [0.0]]).repeat(1, hidden)) if layer_norm else None
-        self.backends = ("torch",) if layer_norm else type(self).backends
+        self.gate_gains = nn.Parameter(torch.ones(2, 4 * hidden)) if settings.layer_norm else None
+        self.memory_norm = nn.Parameter(torch.tensor([[1.0], [0.0]]).repeat(1, hidden)) if settings.layer_norm else None
+        self.backends = ("torch",) if settings.layer_norm else type(self).backends
 
     def lstm_parameters(self) -> LstmParameters:
         return LstmParameters(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)

@@ -25,7 +25,7 @@ from mneme.controllers.scans.selective import (
     selective_scan,
     selective_step,
 )
-from mneme.controllers.settings import ControllerSettings, at_least
+from mneme.controllers.settings import MambaFamily, MambaSettings
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
 _Convolve = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -98,38 +98,23 @@ class MambaController(Controller):
 
     It carries the `state` [B, N, I] and the convolution's `window` [B, d_conv - 1, I]. Chrono starts each
     channel's states with time constants log-spaced from 1 step to twice the horizon. Without it the start is the
-    published one: rates 1 to N times steps of 0.001 to 0.1, so from 0.6 to 1000 steps.
+    published one: rates 1 to N times steps of 0.001 to 0.1, so from 0.6 to 1000 steps."""
 
-    Args:
-        d_state: N.
-        expand: I is this many times `hidden_size`.
-        d_conv: how many steps it sees.
-    """
-
+    settings_class = MambaSettings
     backends = ("triton", "numba", "torch")
     initial_state: Tensor
     initial_window: Tensor
 
-    def __init__(
-        self,
-        input_size: int,
-        settings: ControllerSettings,
-        horizon: int,
-        generator: Generator,
-        *,
-        d_state: int = 16,
-        expand: int = 2,
-        d_conv: int = 4,
-    ) -> None:
-        hidden, kwargs = settings.hidden_size, "policy.controller.kwargs"
-        inner = hidden * at_least(f"{kwargs}.expand", expand, 1)
-        states = at_least(f"{kwargs}.d_state", d_state, 1)
-        taps = at_least(f"{kwargs}.d_conv", d_conv, 2)
+    def __init__(self, input_size: int, settings: MambaFamily, horizon: int, generator: Generator) -> None:
+        hidden, states, taps = settings.hidden_size, settings.d_state, settings.d_conv
+        inner = settings.expand * hidden
         shapes = {"state": (states, inner), "window": (taps - 1, inner)}
         super().__init__(input_size, hidden, shapes, settings.initial_carry == "learned")
         self.embed = projection(input_size, hidden, generator)
         self.norm = LayerNorm(hidden, bias=False)
-        self.mixer = MambaMixer(hidden, states, expand, taps, 2 * horizon if settings.chrono else None, generator)
+        self.mixer = MambaMixer(
+            hidden, states, settings.expand, taps, 2 * horizon if settings.chrono else None, generator
+        )
 
     def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         return self._layer(x_BD, carry, silu_convolution_step, selective_cell)

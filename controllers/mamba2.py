@@ -22,7 +22,7 @@ from mneme.controllers.scans.gated_norm import gated_norm
 from mneme.controllers.scans.mamba_ssm_ssd import rounds_as_allowed
 from mneme.controllers.scans.resets import all_finite
 from mneme.controllers.scans.ssd import ssd_cell, ssd_layer
-from mneme.controllers.settings import ControllerSettings, at_least
+from mneme.controllers.settings import Mamba2Family, Mamba2Settings
 
 NORM_EPS = 1e-5
 """As in mamba_ssm."""
@@ -32,7 +32,7 @@ _Recur = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor
 
 
 class Mamba2Sizes(NamedTuple):
-    """What `policy.controller.kwargs` chooses, checked."""
+    """The widths of a layer."""
 
     inner: int  # I = H P
     heads: int  # H
@@ -41,21 +41,11 @@ class Mamba2Sizes(NamedTuple):
     taps: int  # of the convolution
 
 
-def mamba2_sizes(hidden: int, d_state: int, headdim: int | None, expand: int, d_conv: int) -> Mamba2Sizes:
-    """The sizes of a layer of `hidden` features.
-
-    Raises:
-        ValueError: one is out of range, or the heads do not divide the inner features.
-    """
-    kwargs = "policy.controller.kwargs"
-    inner = hidden * at_least(f"{kwargs}.expand", expand, 1)
-    head = math.gcd(inner, 32) if headdim is None else at_least(f"{kwargs}.headdim", headdim, 1)
-    if inner % head:
-        raise ValueError(
-            f"{kwargs}.headdim is {head}, which does not divide expand * hidden_size, {inner}; choose a divisor of it"
-        )
-    state = at_least(f"{kwargs}.d_state", d_state, 1)
-    return Mamba2Sizes(inner, inner // head, head, state, at_least(f"{kwargs}.d_conv", d_conv, 2))
+def mamba2_sizes(settings: Mamba2Family) -> Mamba2Sizes:
+    """The widths that the settings choose."""
+    inner = settings.expand * settings.hidden_size
+    head = settings.headdim or math.gcd(inner, 32)
+    return Mamba2Sizes(inner, inner // head, head, settings.d_state, settings.d_conv)
 
 
 class Mamba2Mixer(nn.Module):
@@ -119,45 +109,19 @@ class Mamba2Controller(Controller):
 
     It carries the `state` [B, N, I] and the convolution's `window` [B, d_conv - 1, C]. Chrono spaces the heads'
     time constants at the start evenly from one step to twice the horizon, and lets blank steps write nothing; without
-    it they are the published ones, of 0.6 to 1000 steps.
+    it they are the published ones, of 0.6 to 1000 steps."""
 
-    Args:
-        d_state: N. The published 64 and more cost as much again in acting, and in every carry that is stored.
-        headdim: P, which divides I; none for 32, or as much of it as divides.
-        expand: I is this many times `hidden_size`.
-        d_conv: how many steps it sees.
-        chunk_size: steps computed at once; it changes speed and memory alone.
-    """
-
+    settings_class = Mamba2Settings
     backends = ("mamba_ssm", "numba", "torch")
     initial_state: Tensor
     initial_window: Tensor
 
-    def __init__(
-        self,
-        input_size: int,
-        settings: ControllerSettings,
-        horizon: int,
-        generator: Generator,
-        *,
-        d_state: int = 16,
-        headdim: int | None = None,
-        expand: int = 2,
-        d_conv: int = 4,
-        chunk_size: int = 16,
-    ) -> None:
-        hidden = settings.hidden_size
-        sizes = mamba2_sizes(hidden, d_state, headdim, expand, d_conv)
+    def __init__(self, input_size: int, settings: Mamba2Family, horizon: int, generator: Generator) -> None:
+        hidden, sizes = settings.hidden_size, mamba2_sizes(settings)
         channels = sizes.inner + 2 * sizes.state
         shapes = {"state": (sizes.state, sizes.inner), "window": (sizes.taps - 1, channels)}
-        learned = settings.initial_carry == "learned"
-        if learned and settings.backend == "mamba_ssm":
-            raise ValueError(
-                "policy.controller.backend is 'mamba_ssm', which cannot start from a learned carry; "
-                "choose auto, or policy.controller.initial_carry=zero"
-            )
-        super().__init__(input_size, hidden, shapes, learned)
-        self.chunk_size = at_least("policy.controller.kwargs.chunk_size", chunk_size, 1)
+        super().__init__(input_size, hidden, shapes, settings.initial_carry == "learned")
+        self.chunk_size = settings.chunk_size
         self.embed = projection(input_size, hidden, generator)
         self.norm = LayerNorm(hidden, bias=False)
         self.mixer = Mamba2Mixer(hidden, sizes, horizon if settings.chrono else None, generator)

@@ -15,7 +15,7 @@ from mneme.controllers.initialisation import chrono_bias, linear
 from mneme.controllers.layer_norm import LayerNorm
 from mneme.controllers.residual_block import ResidualBlock
 from mneme.controllers.scans.linear import linear_scan
-from mneme.controllers.settings import ControllerSettings
+from mneme.controllers.settings import MinGruSettings
 
 
 class MinGruController(ResidualBlock):
@@ -25,10 +25,11 @@ class MinGruController(ResidualBlock):
     weak as it is lasting, so the block reads LayerNorm(h).
     """
 
+    settings_class = MinGruSettings
     backends = ("triton", "torch")
     initial_h: Tensor
 
-    def __init__(self, input_size: int, settings: ControllerSettings, horizon: int, generator: Generator) -> None:
+    def __init__(self, input_size: int, settings: MinGruSettings, horizon: int, generator: Generator) -> None:
         hidden = settings.hidden_size
         super().__init__(input_size, settings, {"h": (hidden,)}, generator, mixed_size=hidden)
         self.gates = linear(hidden, 2 * hidden, 1.0, generator)  # of 1 - z, and n

@@ -6,7 +6,7 @@ from torch import Generator, Tensor, nn
 
 from mneme.controllers.controller import Carry, Controller
 from mneme.controllers.initialisation import linear
-from mneme.controllers.settings import ControllerSettings
+from mneme.controllers.settings import MlpSettings
 
 
 def dense(input_size: int, widths: tuple[int, ...], generator: Generator) -> nn.Sequential:
@@ -19,7 +19,9 @@ def dense(input_size: int, widths: tuple[int, ...], generator: Generator) -> nn.
 class MlpController(Controller):
     """One hidden layer, step by step alike; its carry is empty."""
 
-    def __init__(self, input_size: int, settings: ControllerSettings, horizon: int, generator: Generator) -> None:
+    settings_class = MlpSettings
+
+    def __init__(self, input_size: int, settings: MlpSettings, horizon: int, generator: Generator) -> None:
         super().__init__(input_size, settings.hidden_size, {}, learn_initial=False)
         self.layers = dense(input_size, (settings.hidden_size,), generator)
 

@@ -5,7 +5,6 @@ Axis letters: T time, B lanes, D input features, M model features, S slot size, 
 
 import math
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Generator, Tensor, nn
@@ -15,11 +14,8 @@ from mneme.controllers.initialisation import linear
 from mneme.controllers.mamba2 import Mamba2Controller
 from mneme.controllers.scans.backends import REFERENCE
 from mneme.controllers.scans.resets import all_finite
-from mneme.controllers.scans.slots import Rule, Slots, slots_read, slots_scan, slots_write
-from mneme.controllers.settings import ControllerSettings, at_least
-from mneme.controllers.typed import typed
-
-Query = Literal["input", "state"]
+from mneme.controllers.scans.slots import Slots, slots_read, slots_scan, slots_write
+from mneme.controllers.settings import PseudoMambaSettings
 
 
 class PseudoMambaController(Controller):
@@ -28,87 +24,34 @@ class PseudoMambaController(Controller):
     It carries what Mamba-2 does and `slots` [B, K, S], `usage` and `age` [B, K], which always start empty. The gate's
     bias starts at logit(1 / horizon), so that a slot outlives a horizon (rule recent), or at 0 (classic).
 
-    Args:
-        num_slots: K.
-        slot_size: S.
-        rule: "recent", or "classic", the published way to write, in which a half-open gate overwrites everything
-            within K steps. The published memory is rule "classic" with query "state"; with "input" it is written to
-            so, and read otherwise.
-        query: "input": the query is made of the input, and gate and value of h, so that all steps are computed at
-            once. "state": the query is made of h one step before, what was read joins Mamba-2's input and the gate's,
-            as published; then steps follow one another, and `h` [B, M] is carried too.
-        decay: how much of a slot is lost at a write, besides what is replaced.
-        gate_coef: weight of the penalty (mean gate - 1 / horizon)^2, the mean taken over each sequence's steps.
-        mamba2: the rest is Mamba-2's.
+    With K slots of S numbers. The published memory is rule "classic" with query "state": the query is made of h one
+    step before, what was read joins Mamba-2's input and the gate's, and `h` [B, M] is carried too. With query "input"
+    the query is made of the input, and gate and value of h.
     """
 
+    settings_class = PseudoMambaSettings
     backends = Mamba2Controller.backends
     initial_slots: Tensor
     initial_usage: Tensor
     initial_age: Tensor
     initial_h: Tensor
 
-    def __init__(
-        self,
-        input_size: int,
-        settings: ControllerSettings,
-        horizon: int,
-        generator: Generator,
-        *,
-        num_slots: int = 16,
-        slot_size: int = 64,
-        rule: Rule = "recent",
-        query: Query = "input",
-        decay: float = 0.0,
-        gate_coef: float = 0.1,
-        d_state: int = 16,
-        headdim: int | None = None,
-        expand: int = 2,
-        d_conv: int = 4,
-        chunk_size: int = 16,
-    ) -> None:
-        kwargs, hidden = "policy.controller.kwargs", settings.hidden_size
-        at_least(f"{kwargs}.num_slots", num_slots, 1)
-        at_least(f"{kwargs}.slot_size", slot_size, 1)
-        rule, query = typed(f"{kwargs}.rule", rule, Rule), typed(f"{kwargs}.query", query, Query)
-        if not 0 <= decay < 1:
-            raise ValueError(f"{kwargs}.decay is {decay}; it must be in [0, 1)")
-        if gate_coef < 0:
-            raise ValueError(f"{kwargs}.gate_coef is {gate_coef}; it must not be negative")
+    def __init__(self, input_size: int, settings: PseudoMambaSettings, horizon: int, generator: Generator) -> None:
+        hidden, num_slots, slot_size = settings.hidden_size, settings.num_slots, settings.slot_size
+        published = settings.query == "state"
         shapes = {"slots": (num_slots, slot_size), "usage": (num_slots,), "age": (num_slots,)}
-        super().__init__(
-            input_size, hidden + slot_size, shapes | ({"h": (hidden,)} if query == "state" else {}), learn_initial=False
-        )
-        self.rule, self.query, self.decay, self.gate_coef, self.chunk_size = (
-            rule,
-            query,
-            float(decay),
-            gate_coef,
-            chunk_size,
-        )
+        if published:
+            shapes["h"] = (hidden,)
+        super().__init__(input_size, hidden + slot_size, shapes, learn_initial=False)
+        self.rule, self.query, self.decay = settings.rule, settings.query, settings.decay
+        self.gate_coef, self.chunk_size = settings.gate_coef, settings.chunk_size
         self.gate_target = 1 / max(2, horizon)
-        published = query == "state"
-        if published and settings.backend not in ("auto", "torch", REFERENCE):
-            raise ValueError(
-                f"policy.controller.backend is {settings.backend!r}, but {kwargs}.query=state goes step by step; "
-                f"choose auto, or {kwargs}.query=input"
-            )
-        self.core = Mamba2Controller(
-            input_size + slot_size * published,
-            settings,
-            horizon,
-            generator,
-            d_state=d_state,
-            headdim=headdim,
-            expand=expand,
-            d_conv=d_conv,
-            chunk_size=chunk_size,
-        )
+        self.core = Mamba2Controller(input_size + slot_size * published, settings, horizon, generator)
         self.core.backend = settings.backend
         self.to_query = linear(hidden if published else input_size, slot_size, 1.0, generator)
         self.to_value = linear(hidden, slot_size, 1.0, generator)
         self.to_gate = linear(hidden + slot_size * published, 1, 0.1, generator)
-        if rule == "recent":
+        if settings.rule == "recent":
             nn.init.constant_(self.to_gate.bias, -math.log(1 / self.gate_target - 1))
 
     def initial(self) -> Carry:

@@ -1,11 +1,8 @@
 """Every controller by the name the settings use."""
 
 import importlib
-import inspect
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from difflib import get_close_matches
-from typing import Any
 
 from torch import Generator
 
@@ -21,16 +18,12 @@ from mneme.controllers.mingru import MinGruController
 from mneme.controllers.mlp import MlpController
 from mneme.controllers.pseudo_mamba import PseudoMambaController
 from mneme.controllers.scans.backends import REFERENCE
-from mneme.controllers.settings import ControllerSettings
+from mneme.controllers.settings import ControllerSettings, OwnSettings
 from mneme.controllers.stack import Stack
 from mneme.controllers.transformer import TransformerController
-from mneme.controllers.typed import typed
+from mneme.controllers.typed import hints_of, typed
 
-ControllerFactory = Callable[..., Controller]
-"""Builds one layer from (input_size, settings, horizon, generator); what only this kind has to choose are keyword-only
-parameters with defaults."""
-
-CONTROLLERS: Mapping[str, ControllerFactory] = {
+CONTROLLERS: Mapping[str, type[Controller]] = {
     "mlp": MlpController,
     "gru": GruController,
     "lstm": LstmController,
@@ -42,6 +35,7 @@ CONTROLLERS: Mapping[str, ControllerFactory] = {
     "mingru": MinGruController,
     "transformer": TransformerController,
 }
+"""Each is built from (input_size, settings, horizon, generator), where settings are of its `settings_class`."""
 
 
 def build_controller(settings: ControllerSettings, input_size: int, horizon: int, generator: Generator) -> Controller:
@@ -50,90 +44,68 @@ def build_controller(settings: ControllerSettings, input_size: int, horizon: int
     `horizon`, in steps, is the task's; `settings.expected_horizon` overrides it.
 
     Raises:
-        ValueError: no controller has that name, or it does not accept one of `settings.kwargs`.
+        ValueError: it cannot be built; says why.
     """
-    factory = _own(settings.kind) if ":" in settings.kind else CONTROLLERS.get(settings.kind)
-    if factory is None:
-        nearest = f" (nearest: {near!r})" if (near := _nearest(settings.kind)) else ""
-        raise ValueError(
-            f"policy.controller.kind is {settings.kind!r}; choose one of {', '.join(CONTROLLERS)}{nearest}, "
-            f"or your own as module:Class"
-        )
-    kwargs = _kwargs(settings, factory)
-    horizon = settings.expected_horizon or horizon
+    kind, horizon = settings.kind, settings.expected_horizon or horizon
+    controller = _own(kind) if isinstance(settings, OwnSettings) else CONTROLLERS[kind]
+    chosen = _own_settings(settings, controller) if isinstance(settings, OwnSettings) else settings
     layers: list[Controller] = []
     for _ in range(settings.num_layers):
         size = layers[-1].output_size if layers else input_size
-        layers.append(_built(factory, size, settings, horizon, generator, kwargs))
+        layers.append(_built(controller, size, chosen, horizon, generator))
         layers[-1].backend = settings.backend
     offered = ("auto", *layers[0].backends, REFERENCE)
     if settings.backend not in offered:
-        raise ValueError(
-            f"policy.controller.backend is {settings.backend!r}, which {settings.kind} does not have; "
-            f"choose one of {', '.join(offered)}"
-        )
+        raise settings.fault("backend", f"{kind} does not have that; choose one of {', '.join(offered)}")
     return layers[0] if len(layers) == 1 else Stack(layers)
 
 
-def _nearest(kind: str) -> str | None:
-    """The kind that another spelling may mean, capitals and punctuation aside."""
-    plain = {name.replace("_", ""): name for name in CONTROLLERS}
-    letters = "".join(letter for letter in kind.lower() if letter.isalnum())
-    near = get_close_matches(letters, plain, n=1)
-    return plain[near[0]] if near else None
-
-
-def _own(kind: str) -> ControllerFactory:
+def _own(kind: str) -> type[Controller]:
     module, _, name = kind.partition(":")
+    key = ControllerSettings.key("kind")
     try:
-        factory = given(kind) or getattr(importlib.import_module(module), name)
+        controller = given(kind) or getattr(importlib.import_module(module), name)
     except Exception as error:
         raise ValueError(
-            f"policy.controller.kind is {kind!r}, which cannot be imported: {error}; "
+            f"{key} is {kind!r}, which cannot be imported: {error}; "
             f"modules are looked for in the present folder, and where PYTHONPATH says"
         ) from error
-    if not (isinstance(factory, type) and issubclass(factory, Controller)):
-        raise ValueError(f"policy.controller.kind is {kind!r}, which is not a subclass of controllers.Controller")
-    own: ControllerFactory = factory
+    if not (isinstance(controller, type) and issubclass(controller, Controller)):
+        raise ValueError(f"{key} is {kind!r}, which is not a subclass of controllers.Controller")
+    own: type[Controller] = controller
     return own
 
 
+def _own_settings(settings: OwnSettings, controller: type[Controller]) -> ControllerSettings:
+    """What a controller of the user's own has declared, from `kwargs`."""
+    declared = controller.settings_class
+    if declared is ControllerSettings:
+        declared = OwnSettings
+    hints = hints_of(declared)
+    accepted = hints.keys() - hints_of(OwnSettings).keys()
+    kwargs = {}
+    for name, value in settings.kwargs.items():
+        key = settings.key(f"kwargs.{name}")
+        if name not in accepted:
+            raise ValueError(
+                f"{key} is {value!r}, but {settings.kind} has no such setting; "
+                f"it accepts {', '.join(sorted(accepted)) or 'none'}"
+            )
+        kwargs[name] = typed(key, deepcopy(value), hints[name])
+    return settings.of_kind(declared, **kwargs)
+
+
 def _built(
-    factory: ControllerFactory,
-    size: int,
-    settings: ControllerSettings,
-    horizon: int,
-    generator: Generator,
-    kwargs: Mapping[str, Any],
+    controller: type[Controller], size: int, settings: ControllerSettings, horizon: int, generator: Generator
 ) -> Controller:
-    """One layer; what a factory of one's own may raise becomes a sentence."""
+    """One layer; what a controller of one's own may raise becomes a sentence."""
+    build: Callable[..., Controller] = controller
     try:
-        layer = factory(size, settings, horizon, generator, **deepcopy(dict(kwargs)))
+        layer = build(size, settings, horizon, generator)
         layer.initial()
     except ValueError:
         raise
     except Exception as error:
-        sentence = " ".join(str(error).split())
-        raise ValueError(
-            f"policy.controller.kind is {settings.kind!r}, which cannot be built with kwargs {kwargs}: "
-            f"{type(error).__name__}: {sentence}"
-        ) from error
+        sentence = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(f"{settings.key('kind')} is {settings.kind!r}, which cannot be built: {sentence}") from error
     return layer
-
-
-def _kwargs(settings: ControllerSettings, factory: ControllerFactory) -> dict[str, Any]:
-    """What the settings give this kind, of the types that its parameters have."""
-    try:
-        signature = inspect.signature(factory, eval_str=True)  # annotations may be postponed
-    except Exception:  # one names what only type checkers import, or cannot be read
-        signature = inspect.signature(factory)
-    accepted = {p.name: p.annotation for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
-    kwargs = {}
-    for name, value in settings.kwargs.items():
-        if name not in accepted:
-            raise ValueError(
-                f"policy.controller.kwargs.{name} is {value!r}, but {settings.kind} has no such setting; "
-                f"it accepts {', '.join(accepted) or 'none'}"
-            )
-        kwargs[name] = typed(f"policy.controller.kwargs.{name}", value, accepted[name])
-    return kwargs

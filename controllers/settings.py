@@ -1,34 +1,27 @@
 """What a user may choose about the agent's network; every range is checked on construction."""
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any, Literal, Self, TypeVar
 
-from mneme.controllers.typed import Settings, typed
+from mneme.controllers.typed import Settings, hints_of, typed
 
-
-def at_least(name: str, value: Any, least: int) -> int:
-    """`value` as an int.
-
-    Raises:
-        ValueError: it is not a whole number of at least `least`.
-    """
-    number: int = typed(name, value, int)
-    if number < least:
-        raise ValueError(f"{name} is {number}; it must be at least {least}")
-    return number
+_Kind = TypeVar("_Kind", bound="ControllerSettings")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ControllerSettings(Settings, section="policy.controller"):
-    """The sequence model between the encoder and the heads."""
+    """The sequence model between the encoder and the heads: what every kind has to choose.
+
+    Each kind adds its own in a subclass. `ControllerSettings(kind="lstm", layer_norm=True)` is an `LstmSettings`.
+    """
 
     kind: str = "gru"
     """Which sequence model: mlp (no memory, the control), gru, lstm, lru (linear, complex), mingru (linear, gated),
     mamba (selective state space), mamba2 (its successor), mamba_gru (a GRU above it), pseudo_mamba (mamba2 and a memory
     of slots) or transformer; or one of your own, as module:Class."""
-
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    """What only this kind of sequence model has to choose."""
 
     num_layers: int = 1
     """How many of them, each reading the one below."""
@@ -52,12 +45,241 @@ class ControllerSettings(Settings, section="policy.controller"):
     output_norm: bool = True
     """Put a LayerNorm between the sequence model and the heads."""
 
+    def __new__(cls, **values: Any) -> Self:
+        chosen = settings_class(values.get("kind", cls.kind)) if cls is ControllerSettings else cls
+        return object.__new__(chosen)  # type: ignore[return-value]
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("policy.controller.hidden_size", self.hidden_size, 2)  # a LayerNorm makes nothing of one number
-        at_least("policy.controller.num_layers", self.num_layers, 1)
-        if self.expected_horizon is not None:
-            at_least("policy.controller.expected_horizon", self.expected_horizon, 1)
+        self.at_least(2, "hidden_size")  # a LayerNorm makes nothing of one number
+        self.at_least(1, "num_layers", "expected_horizon")
+
+    def of_kind(self, kind: type[_Kind], **own: Any) -> _Kind:
+        """What every kind has to choose as it is here, and besides it what another kind has."""
+        common = {field.name: getattr(self, field.name) for field in fields(ControllerSettings)}
+        if hints_of(kind)["kind"] is not str:  # one of ours, which has its name already
+            del common["kind"]
+        return kind(**common, **own)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlpSettings(ControllerSettings):
+    """A layer without memory."""
+
+    kind: Literal["mlp"] = "mlp"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GruSettings(ControllerSettings):
+    """A gated recurrent unit."""
+
+    kind: Literal["gru"] = "gru"
+
+    layer_norm: bool = False
+    """Put a LayerNorm before the gates; the scan then takes two to three times as long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LstmSettings(ControllerSettings):
+    """Long short-term memory."""
+
+    kind: Literal["lstm"] = "lstm"
+
+    layer_norm: bool = False
+    """Put a LayerNorm before the gates and on the memory; the scan then takes two to three times as long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LruSettings(ControllerSettings):
+    """A linear recurrent unit."""
+
+    kind: Literal["lru"] = "lru"
+
+    d_state: int | None = None
+    """Complex states. Unset: as many as hidden_size."""
+
+    max_phase: float = math.pi / 10
+    """The fastest rotation at the start, in radians a step; small for what lasts long."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(1, "d_state")
+        if not 0 < self.max_phase <= 2 * math.pi:
+            raise self.fault("max_phase", "it must be in (0, 2 pi]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MinGruSettings(ControllerSettings):
+    """A GRU whose gates read the input alone."""
+
+    kind: Literal["mingru"] = "mingru"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MambaFamily(ControllerSettings):
+    """The sizes of a selective state space behind a short convolution."""
+
+    d_state: int = 16
+    """States of each channel. Mamba-2 was published with 64 and more, which cost as much again in acting and in every
+    carry that is stored."""
+
+    d_conv: int = 4
+    """Steps that the convolution sees."""
+
+    expand: int = 2
+    """The inner width, in multiples of hidden_size."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(1, "d_state", "expand")
+        self.at_least(2, "d_conv")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MambaSettings(MambaFamily):
+    """Mamba."""
+
+    kind: Literal["mamba"] = "mamba"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MambaGruSettings(MambaFamily):
+    """Mamba, then a GRU; the sizes are Mamba's."""
+
+    kind: Literal["mamba_gru"] = "mamba_gru"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mamba2Family(MambaFamily):
+    """The sizes of Mamba-2, whose states have heads."""
+
+    headdim: int | None = None
+    """Width of a head, a divisor of expand times hidden_size. Unset: 32, or as much of it as divides."""
+
+    chunk_size: int = 16
+    """Steps computed at once; it changes speed and memory alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(1, "headdim", "chunk_size")
+        inner = self.expand * self.hidden_size
+        if self.headdim is not None and inner % self.headdim:
+            raise self.fault("headdim", f"it must divide expand * hidden_size, {inner}")
+        if self.backend == "mamba_ssm" and self.initial_carry == "learned":
+            raise self.fault("backend", "it cannot start from a learned carry; choose auto, or initial_carry=zero")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mamba2Settings(Mamba2Family):
+    """Mamba-2."""
+
+    kind: Literal["mamba2"] = "mamba2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PseudoMambaSettings(Mamba2Family):
+    """Mamba-2 with an external memory of slots."""
+
+    kind: Literal["pseudo_mamba"] = "pseudo_mamba"
+
+    num_slots: int = 16
+    """Slots of the memory."""
+
+    slot_size: int = 64
+    """Numbers in a slot."""
+
+    rule: Literal["recent", "classic"] = "recent"
+    """How slots are written; classic is the published way, in which a half-open gate overwrites everything within
+    num_slots steps."""
+
+    query: Literal["input", "state"] = "input"
+    """What the memory is asked by: the input, so that all steps are computed at once; or, as published, the state one
+    step before, so that steps follow one another."""
+
+    decay: float = 0.0
+    """How much of a slot is lost at a write, besides what is replaced."""
+
+    gate_coef: float = 0.1
+    """Weight of the auxiliary loss (mean gate - 1 / horizon)^2, the mean taken over each sequence's steps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(1, "num_slots", "slot_size")
+        self.at_least(0, "gate_coef")
+        if not 0 <= self.decay < 1:
+            raise self.fault("decay", "it must be in [0, 1)")
+        if self.query == "state" and self.backend not in ("auto", "torch", "reference"):
+            raise self.fault("backend", "query=state goes step by step, so choose auto, or query=input")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerSettings(ControllerSettings):
+    """Attention over a sliding window."""
+
+    kind: Literal["transformer"] = "transformer"
+
+    window_size: int | None = None
+    """Steps that a step sees, itself included: nothing is remembered for longer. Unset: one more than the horizon, and
+    512 at most."""
+
+    num_heads: int | None = None
+    """Heads, which share keys and values; a divisor of hidden_size. Unset: 4, or 2, or 1."""
+
+    mlp_ratio: int = 2
+    """Inner width of the MLP, in multiples of hidden_size."""
+
+    gate: Literal["none", "gru"] = "none"
+    """How a branch joins the stream: none adds it, gru gates it (GTrXL)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(2, "window_size")
+        self.at_least(1, "num_heads", "mlp_ratio")
+        if self.num_heads is not None and self.hidden_size % self.num_heads:
+            raise self.fault("num_heads", f"it must divide hidden_size, {self.hidden_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnSettings(ControllerSettings):
+    """A controller of the user's own, as module:Class."""
+
+    kind: str = "module:Class"
+
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """What a controller of your own has to choose."""
+
+
+KINDS: Mapping[str, type[ControllerSettings]] = {
+    "mlp": MlpSettings,
+    "gru": GruSettings,
+    "lstm": LstmSettings,
+    "mamba": MambaSettings,
+    "mamba_gru": MambaGruSettings,
+    "mamba2": Mamba2Settings,
+    "pseudo_mamba": PseudoMambaSettings,
+    "lru": LruSettings,
+    "mingru": MinGruSettings,
+    "transformer": TransformerSettings,
+}
+"""The settings of every kind by its name."""
+
+
+def settings_class(kind: Any) -> type[ControllerSettings]:
+    """The settings of a kind.
+
+    Raises:
+        ValueError: there is no such kind.
+    """
+    key = ControllerSettings.key("kind")
+    if ":" in typed(key, kind, str):
+        return OwnSettings
+    if kind in KINDS:
+        return KINDS[kind]
+    plain = {name.replace("_", ""): name for name in KINDS}
+    letters = "".join(letter for letter in kind.lower() if letter.isalnum())
+    near = get_close_matches(letters, plain, n=1)  # capitals and punctuation aside
+    nearest = f" (nearest: {plain[near[0]]!r})" if near else ""
+    raise ValueError(f"{key} is {kind!r}; choose one of {', '.join(KINDS)}{nearest}, or your own as module:Class")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,5 +301,6 @@ class PolicySettings(Settings, section="policy"):
     def __post_init__(self) -> None:
         super().__post_init__()
         for position, width in enumerate(self.encoder):
-            at_least(f"policy.encoder[{position}]", width, 1)
-        at_least("policy.image_features", self.image_features, 1)
+            if width < 1:
+                raise ValueError(f"{self.key('encoder')}[{position}] is {width}; it must be at least 1")
+        self.at_least(1, "image_features")

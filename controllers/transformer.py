@@ -1,7 +1,6 @@
 """Transformer block with causal attention over a sliding window (Vaswani et al. 2017; pre-norm, Xiong et al. 2020)."""
 
 import math
-from typing import Literal
 
 import torch
 from torch import Generator, Tensor, nn
@@ -12,10 +11,8 @@ from mneme.controllers.initialisation import linear
 from mneme.controllers.layer_norm import LayerNorm
 from mneme.controllers.scans.attention import attention_scan, attention_step, steps_since_reset
 from mneme.controllers.scans.resets import all_finite
-from mneme.controllers.settings import ControllerSettings, at_least
-from mneme.controllers.typed import typed
+from mneme.controllers.settings import TransformerSettings
 
-Gate = Literal["none", "gru"]
 LONGEST_WINDOW = 512
 """Steps that the window takes from the horizon at most; a longer one has to be asked for."""
 
@@ -27,36 +24,14 @@ class TransformerController(Controller):
     newest last, and `past` [B, 1], how many steps the episode has behind it. All of an environment's
     2 * window_size * hidden_size / num_heads numbers are copied at every step. An episode starts with nothing to look
     back on, so that `initial_carry` has nothing to learn; what is in the window does not fade, and no distance is
-    preferred at the start, so that `chrono` has nothing to spread.
+    preferred at the start, so that `chrono` has nothing to spread."""
 
-    Args:
-        window_size: how many steps a step sees, itself included: nothing is remembered for longer. None takes one more
-            than the horizon, and 512 at most.
-        num_heads: must divide hidden_size; they share the keys and values. None takes 4, or 2, or 1.
-        mlp_ratio: how many times as wide as the stream the MLP is inside.
-        gate: how a branch joins the stream: "none" adds it, "gru" gates it (GTrXL, Parisotto et al. 2020).
-    """
+    settings_class = TransformerSettings
 
-    def __init__(
-        self,
-        input_size: int,
-        settings: ControllerSettings,
-        horizon: int,
-        generator: Generator,
-        *,
-        window_size: int | None = None,
-        num_heads: int | None = None,
-        mlp_ratio: int = 2,
-        gate: Gate = "none",
-    ) -> None:
-        hidden, own = settings.hidden_size, "policy.controller.kwargs"
-        longest = min(max(horizon, 1) + 1, LONGEST_WINDOW)
-        window = at_least(f"{own}.window_size", longest if window_size is None else window_size, 2)
-        heads = at_least(f"{own}.num_heads", math.gcd(hidden, 4) if num_heads is None else num_heads, 1)
-        at_least(f"{own}.mlp_ratio", mlp_ratio, 1)
-        if hidden % heads:
-            raise ValueError(f"{own}.num_heads is {heads}; it must divide policy.controller.hidden_size, {hidden}")
-        gate = typed(f"{own}.gate", gate, Gate)
+    def __init__(self, input_size: int, settings: TransformerSettings, horizon: int, generator: Generator) -> None:
+        hidden = settings.hidden_size
+        window = settings.window_size or max(2, min(horizon + 1, LONGEST_WINDOW))
+        heads = settings.num_heads or math.gcd(hidden, 4)
         width = hidden // heads
         super().__init__(input_size, hidden, {"memory": (window - 1, 2 * width), "past": (1,)}, learn_initial=False)
         self.width = width
@@ -66,9 +41,9 @@ class TransformerController(Controller):
         self.attention_out = linear(hidden, hidden, 1.0, generator)
         self.bias = nn.Parameter(torch.zeros(heads, window))
         self.mlp_norm = LayerNorm(hidden)
-        self.mlp_in = linear(hidden, mlp_ratio * hidden, math.sqrt(2), generator)
-        self.mlp_out = linear(mlp_ratio * hidden, hidden, 1.0, generator)
-        self.gates = nn.ModuleList(GruGate(hidden, generator) for _ in range(2)) if gate == "gru" else None
+        self.mlp_in = linear(hidden, settings.mlp_ratio * hidden, math.sqrt(2), generator)
+        self.mlp_out = linear(settings.mlp_ratio * hidden, hidden, 1.0, generator)
+        self.gates = nn.ModuleList(GruGate(hidden, generator) for _ in range(2)) if settings.gate == "gru" else None
 
     def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         return self._step(x_BD, carry["memory"], carry["past"])

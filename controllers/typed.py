@@ -12,20 +12,41 @@ import numpy as np
 class Settings:
     """Base of the classes of settings, which are frozen dataclasses: on construction every value is `typed`.
 
-    A subclass names the section of the configuration that it is. One with checks of its own calls this
-    `__post_init__` first.
+    A subclass names the section of the configuration that it is, unless it adds to another one; messages then give
+    each setting its whole name. One with checks of its own calls this `__post_init__` first.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
     _section: ClassVar[str]
 
-    def __init_subclass__(cls, section: str) -> None:
+    def __init_subclass__(cls, section: str | None = None) -> None:
         super().__init_subclass__()
-        cls._section = section
+        if section is not None:
+            cls._section = section
 
     def __post_init__(self) -> None:
         for name, hint in hints_of(type(self)).items():
-            object.__setattr__(self, name, typed(f"{self._section}.{name}", getattr(self, name), hint))
+            object.__setattr__(self, name, typed(self.key(name), getattr(self, name), hint))
+
+    @classmethod
+    def key(cls, name: str) -> str:
+        """The whole name of a setting in the configuration."""
+        return f"{cls._section}.{name}"
+
+    def fault(self, name: str, remedy: str) -> ValueError:
+        """To be raised: what a setting is, and what it must be."""
+        return ValueError(f"{self.key(name)} is {getattr(self, name)!r}; {remedy}")
+
+    def at_least(self, least: float, *names: str) -> None:
+        """Check settings that are numbers, or unset.
+
+        Raises:
+            ValueError: one is less.
+        """
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise self.fault(name, f"it must be at least {least}")
 
 
 def hints_of(settings: Any) -> dict[str, Any]:
@@ -53,7 +74,8 @@ def typed(name: str, value: Any, hint: Any) -> Any:
     if origin is Literal:
         if not any(type(value) is type(option) and value == option for option in options):
             *first, last = map(repr, options)
-            raise ValueError(f"{name} is {value!r}; use {', '.join(first)} or {last}")
+            choice = f"{', '.join(first)} or {last}" if first else last
+            raise ValueError(f"{name} is {value!r}; use {choice}")
         return value
     if origin is tuple and options[-1] is Ellipsis:
         if not isinstance(value, list | tuple | np.ndarray):

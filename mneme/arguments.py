@@ -90,7 +90,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     check.add_argument("controller", help="a kind such as gru, or one of your own as module:Class")
     check.add_argument(
-        "settings", nargs="*", metavar="key=value", help="as under policy.controller: hidden_size=64 kwargs.num_heads=2"
+        "settings", nargs="*", metavar="key=value", help="as under policy.controller: hidden_size=64 num_layers=2"
     )
     check.set_defaults(command="check")
 
@@ -153,9 +153,13 @@ def _presets_help() -> str:
 
 def _settings_help() -> str:
     lines = ["settings (in YAML as sections, on the command line as key=value):", ""]
-    for setting in settings():
+    every, some = ([s for s in settings() if bool(s.kinds) is by_kind] for by_kind in (False, True))
+    for setting in [*every, *some]:
+        if setting is some[0]:
+            lines += ["", "settings of some kinds of controllers alone:", ""]
         default = "unset" if setting.default is None else setting.default
-        lines.append(f"  {setting.key}  ({setting.type}, default {default})")
+        of_kinds = f"; {', '.join(setting.kinds)}" if setting.kinds else ""
+        lines.append(f"  {setting.key}  ({setting.type}, default {default}{of_kinds})")
         lines.append(fill(setting.help, width=100, initial_indent="      ", subsequent_indent="      "))
     return "\n".join(lines)
 

@@ -8,12 +8,14 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import yaml
 from pydantic import ValidationError, field_validator
 
 from mneme.configuration.hints import suggestions
+from mneme.configuration.listing import Setting, settings_of
+from mneme.configuration.presets import read_preset
 from mneme.configuration.records import RecordError, read_yaml, refuse_what_changes
 from mneme.configuration.renamed import RENAMED
 from mneme.controllers import hints_of
@@ -72,22 +74,13 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-class Setting(NamedTuple):
-    """One leaf of the configuration, for help and for finding near misses."""
-
-    key: str  # dotted
-    type: str
-    default: Any
-    help: str
-
-
 def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """The defaults, changed by a YAML file, changed by `key=value` overrides.
 
     Raises:
         ConfigError: one sentence for each thing that is wrong.
     """
-    return _overridden(_read_yaml(path) if path is not None else {}, overrides)
+    return _overridden(read_preset(path) if path is not None else {}, overrides)
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
@@ -96,7 +89,12 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
     Raises:
         ConfigError: one sentence for each thing that is wrong.
     """
-    return _overridden(deepcopy(config.to_dict()), overrides)
+    tree = deepcopy(config.to_dict())
+    controller = config.policy.controller
+    for field in dataclasses.fields(controller):  # what another kind may not have, and this one has anyway
+        if field.name != "kind" and getattr(controller, field.name) == field.default:
+            del tree["policy"]["controller"][field.name]
+    return _overridden(tree, overrides)
 
 
 def _overridden(tree: dict[str, Any], overrides: Sequence[str]) -> Config:
@@ -124,25 +122,8 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
 
 
 def settings() -> Iterator[Setting]:
-    """Every setting there is, in the order of the tree."""
-    schema = Config.model_json_schema()
-    yield from _leaves(schema, schema, "")
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = read_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read {path}: {error.strerror}; give a YAML file, and settings as key=value"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path} holds a {type(tree).__name__}; it must be a mapping of settings")
-    return tree
+    """Every setting there is, in the order of the tree; then what only some kinds of controllers have."""
+    yield from settings_of(Config)
 
 
 def _parse(override: str, text: str, verbatim: bool) -> Any:
@@ -197,6 +178,9 @@ def _unknown(key: str, value: Any) -> Iterator[str]:
         yield _new_name(key)
         return
     section, _, rest = key.partition(".")
+    if kinds := [kind for setting in settings() if setting.key == key for kind in setting.kinds]:
+        yield f"{key} is {value!r}, but is a setting of {', '.join(kinds)} alone"
+        return
     if near := suggest(key):
         hint = f"did you mean {' or '.join(near)}?"
     elif section in Config.model_fields:
@@ -214,36 +198,4 @@ def _new_name(old: str) -> str:
 
 def suggest(key: str) -> list[str]:
     """The settings that may be meant by a name which is none."""
-    return suggestions(key, [setting.key for setting in settings()])
-
-
-def _leaves(node: Mapping[str, Any], root: Mapping[str, Any], prefix: str) -> Iterator[Setting]:
-    for name, child in node["properties"].items():
-        key = f"{prefix}{name}"
-        target = _deref(child, root)
-        if "properties" in target:
-            yield from _leaves(target, root, f"{key}.")
-        else:
-            yield Setting(key, _type_name(child, root), child.get("default"), child.get("description", ""))
-
-
-def _deref(node: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
-    while "$ref" in node:
-        node = root["$defs"][node["$ref"].rpartition("/")[2]]
-    return node
-
-
-def _type_name(node: Mapping[str, Any], root: Mapping[str, Any]) -> str:
-    node = _deref(node, root)
-    if "enum" in node:
-        return " | ".join(map(str, node["enum"]))
-    if "anyOf" in node:
-        return " | ".join(_type_name(option, root) for option in node["anyOf"] if option.get("type") != "null")
-    return {
-        "integer": "int",
-        "number": "float",
-        "boolean": "bool",
-        "string": "text",
-        "array": "list",
-        "object": "mapping",
-    }.get(node.get("type", ""), "any")
+    return suggestions(key, dict.fromkeys(setting.key for setting in settings()))

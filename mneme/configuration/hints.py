@@ -15,11 +15,19 @@ OTHER_NAMES: Mapping[str, str] = {
     "policy.controller.kind": "controller model cell rnn rnn_type core",
     "policy.controller.hidden_size": "hidden hidden_dim hidden_units lstm_hidden_size lstm_cell_size d_model",
     "policy.controller.num_layers": "layers n_layers n_lstm_layers",
+    "policy.controller.layer_norm": "cell_norm layernorm",
+    "policy.controller.d_state": "state_size ssm_state_size",
+    "policy.controller.d_conv": "convolution conv_kernel",
+    "policy.controller.headdim": "head_size head_dim",
+    "policy.controller.chunk_size": "chunk",
+    "policy.controller.num_slots": "slots",
+    "policy.controller.num_heads": "heads n_heads n_head",
+    "policy.controller.window_size": "window sliding_window context_length",
     "rollout.num_envs": "lanes n_envs nenvs envs batch_size train_batch_size",
     "rollout.num_workers": "workers n_workers num_env_runners num_rollout_workers actors",
     "rollout.unroll_length": "n_steps num_steps seq_len max_seq_len sequence_length rollout_fragment_length",
     "learner.mode": "bptt",
-    "learner.bptt_length": "window bptt bptt_steps truncation window_size window_length burn_in_steps",
+    "learner.bptt_length": "window bptt bptt_steps truncation window_length burn_in_steps",
     "learner.burn_in": "burnin burn_in_steps",
     "learner.num_epochs": "epochs n_epochs update_epochs ppo_epochs num_sgd_iter",
     "learner.num_minibatches": "minibatches batch_size minibatch_size n_minibatches sgd_minibatch_size",
@@ -52,11 +60,11 @@ def suggestions(key: str, known: Iterable[str]) -> list[str]:
     """The settings among `known` that `key`, dotted, most probably means; the likeliest first, none if nothing is near.
 
     The same name in other letters or in another section comes first, then what other libraries call it, then what is
-    spelt alike in the same section; then a name under its `kwargs`, and at last what is spelt alike anywhere.
+    spelt alike in the same section; then what the task itself may take, and at last what is spelt alike anywhere.
     """
     known, key = list(known), key.replace("-", "_").lower()
     section, _, leaf = key.rpartition(".")
-    own = [f"{section}.kwargs.{leaf}"] if f"{section}.kwargs" in known else []
+    own = [f"env.kwargs.{leaf}"] if section == "env" else []
     if called := _called(key):
         return called
     if named := [setting for setting in known if _leaf(setting) == leaf]:

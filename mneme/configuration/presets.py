@@ -1,12 +1,17 @@
-"""The presets that come with Mneme, by name from any folder."""
+"""The presets that come with Mneme, by name from any folder, and how a preset's file is read."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from mneme.configuration.records import read_yaml
 from mneme.distributed.config import ConfigError
 
 PRESETS = Path(__file__).parents[1] / "configs"
+EXTENDS = "extends"
 
 
 def preset_names() -> list[str]:
@@ -14,17 +19,22 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
-def find_preset(word: str) -> Path:
-    """The YAML file that a word of the command line means: a file of the user's, else a preset by its name.
+def find_preset(word: str, folder: Path = Path(), but: Path | None = None) -> Path:
+    """The YAML file that a word means: a file of the user's, else a preset by its name.
 
     `delayed_cue`, `delayed_cue.yaml`, `configs/delayed_cue` and `configs/delayed_cue.yaml` are all the preset, unless
     a file of that name lies there.
 
+    Args:
+        word: a name or a path.
+        folder: where paths begin; the present one.
+        but: a file that is not meant.
+
     Raises:
         ConfigError: there is neither.
     """
-    for path in _candidates(word):
-        if path.is_file():
+    for path in _candidates(word, folder):
+        if path.is_file() and not (but is not None and path.samefile(but)):
             return path
     names = preset_names()
     near = difflib.get_close_matches(Path(word).stem.lower(), names, n=1)
@@ -39,10 +49,61 @@ def described_presets() -> Iterator[tuple[str, str]]:
         yield name, first.lstrip("# ") if first.startswith("#") else ""
 
 
-def _candidates(word: str) -> Iterator[Path]:
+def read_preset(path: Path) -> dict[str, Any]:
+    """What a preset's file sets, and what it leaves as another one has it that it `extends`, by name or by a path from
+    its own folder. Mappings are put together, key by key; everything else counts as the nearer file has it.
+
+    Raises:
+        ConfigError: a file cannot be read, is no preset, or extends itself.
+    """
+    return _extended(path, ())
+
+
+def _extended(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
+    if any(path.samefile(other) for other in extending):
+        way = " which extends ".join(other.name for other in (*extending, path))
+        raise ConfigError(f"presets extend each other in a circle: {way}; let one of them set all that it needs")
+    tree = _read(path)
+    if EXTENDS not in tree:
+        return tree
+    word = tree.pop(EXTENDS)
+    if not isinstance(word, str):
+        raise ConfigError(f"{EXTENDS} in {path} is {word!r}; name one preset, or a YAML file")
+    try:
+        base = find_preset(word, path.parent, but=path)
+    except ConfigError as error:
+        raise ConfigError(f"{path} cannot extend {word}: {error}") from None
+    return _merged(_extended(base, (*extending, path)), tree)
+
+
+def _merged(base: Mapping[str, Any], nearer: Mapping[str, Any]) -> dict[str, Any]:
+    both = dict(base)
+    for key, value in nearer.items():
+        below = base.get(key)
+        both[key] = _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return both
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = read_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {path}: {error.strerror}; give a YAML file, and settings as key=value"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} holds a {type(tree).__name__}; it must be a mapping of settings")
+    return tree
+
+
+def _candidates(word: str, folder: Path) -> Iterator[Path]:
     given = Path(word)
-    yield given
+    yield folder / given
     if given.name and not given.suffix:  # . and / have no name
-        yield given.with_name(f"{given.name}.yaml")
+        yield folder / given.with_name(f"{given.name}.yaml")
     if given.parent in (Path(), Path("configs")) and given.suffix in ("", ".yaml"):
         yield PRESETS / f"{given.stem}.yaml"

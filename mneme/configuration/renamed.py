@@ -1,9 +1,37 @@
-"""Settings that have had another name."""
+"""Settings that have had another name.
+
+An old one that somebody writes is refused, in one sentence that names the new one. What a checkpoint has recorded,
+where nobody can mend it, is read under the new names.
+"""
 
 from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+_KWARGS = {
+    "cell_norm": "layer_norm",
+    "state_size": "d_state",
+    "max_phase": "max_phase",
+    "expand": "expand",
+    "convolution": "d_conv",
+    "head_size": "headdim",
+    "chunk": "chunk_size",
+    "slots": "num_slots",
+    "slot_size": "slot_size",
+    "rule": "rule",
+    "query": "query",
+    "decay": "decay",
+    "gate_coef": "gate_coef",
+    "window": "window_size",
+    "heads": "num_heads",
+    "mlp_ratio": "mlp_ratio",
+    "gate": "gate",
+}
+"""What kinds of controllers of ours had to choose, and where that is now."""
 
 RENAMED: Mapping[str, str] = {
     "env.vectorization": "env.vectorization_mode",
+    **{f"policy.controller.kwargs.{old}": f"policy.controller.{new}" for old, new in _KWARGS.items()},
     "policy.controller.layers": "policy.controller.num_layers",
     "rollout.lanes": "rollout.num_envs",
     "rollout.workers": "rollout.num_workers",
@@ -19,4 +47,27 @@ RENAMED: Mapping[str, str] = {
     "learner.shards": "learner.num_threads",
     "train.total_steps": "train.total_timesteps",
 }
-"""Old key -> new key. An old one is refused, in one sentence that names the new one."""
+"""Old key -> new key."""
+
+
+def under_new_names(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded tree of settings, each under its present name; one that has no old names comes back as it is."""
+    tree = deepcopy(dict(recorded))
+    controller = _section(tree, "policy.controller")
+    own = ":" in str(controller.get("kind"))
+    for old, new in RENAMED.items():
+        (section, _, name), (target, _, new_name) = old.rpartition("."), new.rpartition(".")
+        holder = _section(tree, section)
+        if name in holder and not (own and section.endswith(".kwargs")):
+            _section(tree, target)[new_name] = holder.pop(name)
+    if not own and controller.get("kwargs") == {}:
+        del controller["kwargs"]
+    return tree
+
+
+def _section(tree: dict[str, Any], key: str) -> dict[str, Any]:
+    """Where a section stands in a tree; an empty one where it does not."""
+    found: Any = tree
+    for name in key.split("."):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}

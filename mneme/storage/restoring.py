@@ -15,6 +15,7 @@ import yaml
 
 from mneme.configuration.config import Config, parse_config
 from mneme.configuration.records import from_json, same
+from mneme.configuration.renamed import under_new_names
 from mneme.curriculum import Curriculum
 from mneme.distributed.blueprint import Blueprint
 from mneme.distributed.config import ConfigError
@@ -51,13 +52,14 @@ def load_run(path: Path, trust: bool) -> tuple[Path, Checkpoint, Config]:
     if not isinstance(saved.run.get("tracking_run"), str | None):
         raise _strange(path, "tracking_run", saved.run["tracking_run"])
     try:
-        config = parse_config(from_json(saved.run["config"]))
+        recorded = under_new_names(from_json(saved.run["config"]))
+        config = parse_config(recorded)
     except (ConfigError, yaml.YAMLError, RecursionError) as error:
         sentence = " ".join(str(error).split())
         raise CheckpointError(f"the checkpoint {path} has a configuration that cannot be used: {sentence}") from None
     if not trust:
         refuse_foreign_code(config, path, locate(path)[0] or path)
-    return path, saved, config
+    return path, saved._replace(run=saved.run | {"config": recorded}), config
 
 
 def checked_state(path: Path, saved: Checkpoint, blueprint: Blueprint[Config]) -> RunState:

@@ -40,7 +40,7 @@ def test_gradients_stay_bounded_over_blank_steps(kind: tuple[str, dict[str, Any]
     found: dict[str, float] = {}
     for chrono in (True, False):
         controller = ControllerSettings(
-            kind=kind[0], kwargs=kind[1], num_layers=layers, hidden_size=8, chrono=chrono, initial_carry=start  # type: ignore[arg-type]
+            kind=kind[0], **kind[1], num_layers=layers, hidden_size=8, chrono=chrono, initial_carry=start  # type: ignore[arg-type]
         )  # fmt: skip
         spec = PolicySpec({"x": Vector(3)}, Categorical(2))
         policy = build_policy(spec, PolicySettings(controller=controller), STEPS, seed=0)
@@ -61,7 +61,7 @@ def test_gradients_stay_bounded_over_blank_steps(kind: tuple[str, dict[str, Any]
 def test_gradients_stay_bounded_over_blank_images() -> None:
     spec = PolicySpec({"image": Image((8, 8, 3), channels_last=True, scale=1 / 255)}, Categorical(2))
     for kind, kwargs in (("gru", {"layer_norm": True}), ("mamba2", {})):
-        controller = ControllerSettings(kind=kind, kwargs=kwargs, hidden_size=8)
+        controller = ControllerSettings(kind=kind, hidden_size=8, **kwargs)
         policy = build_policy(spec, PolicySettings(controller=controller, image_features=8), 20, seed=0)
         images, reset = torch.zeros(20, 1, 8, 8, 3, dtype=torch.uint8), torch.zeros(20, 1, dtype=torch.bool)
         output = policy.scan({"image": images}, reset, policy.initial_carry(1))

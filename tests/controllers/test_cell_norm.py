@@ -16,7 +16,7 @@ def make(kind: str, layer_norm: bool, start: str = "zero", inputs: int = 5) -> C
         kind=kind,
         hidden_size=6,
         initial_carry=start,  # type: ignore[arg-type]
-        kwargs={"layer_norm": layer_norm},
+        layer_norm=layer_norm,
     )
     return build_controller(settings, inputs, 10, Generator().manual_seed(0))
 
@@ -29,7 +29,7 @@ def normed(a: Tensor, epsilon: float) -> Tensor:
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_the_normed_cells_keep_the_contract(case: tuple[str, str], check: Check) -> None:
     kind, start = case
-    settings = ControllerSettings(kind=kind, hidden_size=6, initial_carry=start, kwargs={"layer_norm": True})  # type: ignore[arg-type]
+    settings = ControllerSettings(kind=kind, hidden_size=6, initial_carry=start, layer_norm=True)  # type: ignore[arg-type]
     finding = check.run(lambda inputs, generator: build_controller(settings, inputs, 10, generator))
     assert finding.passed, finding
 
@@ -68,7 +68,7 @@ def test_the_norm_adds_parameters_and_leaves_the_others_as_they_start(kind: str)
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
 @pytest.mark.parametrize("chrono", [True, False])
 def test_no_gradient_grows_around_the_loop_of_a_blank_start(kind: str, chrono: bool) -> None:
-    settings = ControllerSettings(kind=kind, hidden_size=16, chrono=chrono, kwargs={"layer_norm": True})
+    settings = ControllerSettings(kind=kind, hidden_size=16, chrono=chrono, layer_norm=True)
     controller = build_controller(settings, 4, 100, Generator().manual_seed(0)).double()
     carry = {name: value[0] for name, value in controller.initial_carry(1).items()}
 

@@ -12,7 +12,7 @@ from mneme.controllers.lru import LruController
 
 
 def lru(horizon: int = 100, hidden: int = 64, chrono: bool = True, **kwargs: Any) -> LruController:
-    settings = ControllerSettings(kind="lru", hidden_size=hidden, chrono=chrono, kwargs=kwargs)
+    settings = ControllerSettings(kind="lru", hidden_size=hidden, chrono=chrono, **kwargs)
     built = build_controller(settings, 5, horizon, Generator().manual_seed(0))
     assert isinstance(built, LruController)
     return built
@@ -80,9 +80,9 @@ def test_the_cell_is_the_papers_equations_with_complex_matrices() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "sentence"),
     [
-        ({"d_state": 0}, "policy.controller.kwargs.d_state is 0; it must be at least 1"),
-        ({"d_state": 2.5}, "policy.controller.kwargs.d_state is 2.5; it must be a whole number"),
-        ({"max_phase": 0}, r"policy.controller.kwargs.max_phase is 0; it must be in \(0, 2 pi\]"),
+        ({"d_state": 0}, "policy.controller.d_state is 0; it must be at least 1"),
+        ({"d_state": 2.5}, "policy.controller.d_state is 2.5; it must be a whole number"),
+        ({"max_phase": 0}, r"policy.controller.max_phase is 0.0; it must be in \(0, 2 pi\]"),
         ({"max_phase": 2 * math.pi + 0.1}, r"max_phase is 6.38.*; it must be in \(0, 2 pi\]"),
         ({"max_phase": "small"}, "max_phase is 'small'; it must be a number"),
     ],

@@ -81,18 +81,17 @@ def test_without_chrono_the_start_is_the_published_one() -> None:
 @pytest.mark.parametrize("kind", ["mamba", "mamba_gru"])
 @pytest.mark.parametrize("name,value,least", [("d_state", 0, 1), ("expand", 0, 1), ("d_conv", 1, 2)])
 def test_a_size_that_is_too_small_is_refused(kind: str, name: str, value: int, least: int) -> None:
-    settings = ControllerSettings(kind=kind, kwargs={name: value})
-    with pytest.raises(ValueError, match=rf"kwargs\.{name} is {value}; it must be at least {least}"):
-        build_controller(settings, 3, 10, Generator())
+    with pytest.raises(ValueError, match=rf"policy\.controller\.{name} is {value}; it must be at least {least}"):
+        ControllerSettings(kind=kind, **{name: value})
 
 
 def test_the_carry_has_the_sizes_that_were_chosen() -> None:
     kwargs = {"d_state": 5, "expand": 3, "d_conv": 2}
-    assert {k: v.shape for k, v in build(kwargs=kwargs).initial().items()} == {
+    assert {k: v.shape for k, v in build(**kwargs).initial().items()} == {
         "state": (5, 3 * MODEL),
         "window": (1, 3 * MODEL),
     }
-    settings = ControllerSettings(kind="mamba_gru", hidden_size=MODEL, kwargs=kwargs)
+    settings = ControllerSettings(kind="mamba_gru", hidden_size=MODEL, **kwargs)
     both = build_controller(settings, 3, 10, Generator().manual_seed(0))
     assert {k: v.shape for k, v in both.initial().items()} == {
         "state_0": (5, 3 * MODEL),

@@ -71,12 +71,12 @@ def constants(controller: Mamba2Controller) -> Tensor:
 
 @pytest.mark.parametrize("horizon", [2, 10, 5000])
 def test_chrono_spreads_the_time_constants_evenly_from_one_step_to_twice_the_horizon(horizon: int) -> None:
-    spread = constants(build(horizon, kwargs={"headdim": 4}))
+    spread = constants(build(horizon, headdim=4))
     torch.testing.assert_close(spread, torch.linspace(1, 2 * horizon, 12), rtol=1e-3, atol=0.0)
 
 
 def test_a_single_head_gets_the_longest_time_constant() -> None:
-    torch.testing.assert_close(constants(build(64, kwargs={"headdim": 48})), torch.tensor([128.0]), rtol=1e-3, atol=0)
+    torch.testing.assert_close(constants(build(64, headdim=48)), torch.tensor([128.0]), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("kind", ["mamba", "mamba2"])
@@ -103,7 +103,7 @@ def test_what_is_remembered_shows_at_a_blank_step_only_above_a_bias(kind: str, s
 
 
 def test_without_chrono_the_start_is_the_published_one() -> None:
-    mixer = build(5000, chrono=False, kwargs={"headdim": 1}).mixer
+    mixer = build(5000, chrono=False, headdim=1).mixer
     dt, rate = F.softplus(mixer.dt_bias), mixer.A_log.exp()
     assert 0.99e-3 <= dt.min() < 2e-3 and 0.05 < dt.max() <= 0.101
     assert 1 <= rate.min() < 2 and 15 < rate.max() <= 16
@@ -111,8 +111,8 @@ def test_without_chrono_the_start_is_the_published_one() -> None:
 
 def test_head_sizes_divide_what_they_must() -> None:
     assert build().mixer.sizes[1:3] == (3, 16)
-    with pytest.raises(ValueError, match=r"kwargs.headdim is 32, which does not divide expand \* hidden_size, 48"):
-        build(kwargs={"headdim": 32})
+    with pytest.raises(ValueError, match=r"policy.controller.headdim is 32; it must divide expand \* hidden_size, 48"):
+        build(headdim=32)
 
 
 @pytest.mark.parametrize("kind", ["mamba2", "pseudo_mamba"])
@@ -121,14 +121,13 @@ def test_head_sizes_divide_what_they_must() -> None:
     [("d_state", 0, 1), ("headdim", 0, 1), ("expand", 0, 1), ("d_conv", 1, 2), ("chunk_size", 0, 1)],
 )
 def test_a_size_that_is_too_small_is_refused(kind: str, name: str, value: int, least: int) -> None:
-    settings = ControllerSettings(kind=kind, kwargs={name: value})
-    with pytest.raises(ValueError, match=rf"kwargs\.{name} is {value}; it must be at least {least}"):
-        build_controller(settings, 3, 10, Generator())
+    with pytest.raises(ValueError, match=rf"policy\.controller\.{name} is {value}; it must be at least {least}"):
+        ControllerSettings(kind=kind, **{name: value})
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 64])
 def test_the_chunk_changes_nothing_but_rounding(chunk: int) -> None:
     x, reset = torch.randn(23, LANES, MODEL), torch.rand(23, LANES) < 0.2
-    expected, other = build(), build(kwargs={"chunk_size": chunk})
+    expected, other = build(), build(chunk_size=chunk)
     y, last = other.scan(x, reset, other.initial_carry(LANES))
     torch.testing.assert_close((y, last), expected.scan(x, reset, expected.initial_carry(LANES)))

@@ -15,7 +15,7 @@ OTHERS = [("classic", "input"), ("recent", "state"), ("classic", "state")]  # th
 
 
 def build(input_size: int = 5, horizon: int = 10, **kwargs: Any) -> PseudoMambaController:
-    settings = ControllerSettings(kind="pseudo_mamba", hidden_size=6, kwargs=SMALL | kwargs)
+    settings = ControllerSettings(kind="pseudo_mamba", hidden_size=6, **SMALL | kwargs)
     controller = build_controller(settings, input_size, horizon, Generator().manual_seed(0))
     assert isinstance(controller, PseudoMambaController)
     return controller
@@ -23,7 +23,7 @@ def build(input_size: int = 5, horizon: int = 10, **kwargs: Any) -> PseudoMambaC
 
 @pytest.mark.parametrize("rule,query", OTHERS)
 def test_every_rule_and_query_keeps_the_contract(rule: str, query: str) -> None:
-    settings = ControllerSettings(kind="pseudo_mamba", hidden_size=6, kwargs=SMALL | {"rule": rule, "query": query})
+    settings = ControllerSettings(kind="pseudo_mamba", hidden_size=6, **SMALL, rule=rule, query=query)
 
     def fresh(input_size: int, generator: Generator) -> Controller:
         return build_controller(settings, input_size, 10, generator)
@@ -66,20 +66,19 @@ def test_the_published_reading_reaches_the_state_and_the_parallel_one_does_not()
 
 
 def test_a_backend_for_all_steps_at_once_is_refused_where_they_follow_one_another() -> None:
-    settings = ControllerSettings(kind="pseudo_mamba", backend="numba", kwargs={"query": "state"})
-    with pytest.raises(ValueError, match="backend is 'numba', but .*query=state goes step by step; choose auto"):
-        build_controller(settings, 3, 10, Generator())
+    with pytest.raises(ValueError, match="backend is 'numba'; query=state goes step by step, so choose auto"):
+        ControllerSettings(kind="pseudo_mamba", backend="numba", query="state")
 
 
 @pytest.mark.parametrize(
     "kwargs,sentence",
     [
-        ({"num_slots": 0}, r"kwargs.num_slots is 0; it must be at least 1"),
-        ({"slot_size": 1.5}, r"kwargs.slot_size is 1.5; it must be a whole number"),
-        ({"rule": "oldest"}, r"kwargs.rule is 'oldest'; use 'recent' or 'classic'"),
-        ({"query": "output"}, r"kwargs.query is 'output'; use 'input' or 'state'"),
-        ({"decay": 1.0}, r"kwargs.decay is 1.0; it must be in \[0, 1\)"),
-        ({"gate_coef": -1.0}, r"kwargs.gate_coef is -1.0; it must not be negative"),
+        ({"num_slots": 0}, r"policy.controller.num_slots is 0; it must be at least 1"),
+        ({"slot_size": 1.5}, r"policy.controller.slot_size is 1.5; it must be a whole number"),
+        ({"rule": "oldest"}, r"policy.controller.rule is 'oldest'; use 'recent' or 'classic'"),
+        ({"query": "output"}, r"policy.controller.query is 'output'; use 'input' or 'state'"),
+        ({"decay": 1.0}, r"policy.controller.decay is 1.0; it must be in \[0, 1\)"),
+        ({"gate_coef": -1.0}, r"policy.controller.gate_coef is -1.0; it must be at least 0"),
     ],
 )
 def test_what_is_out_of_range_is_refused(kwargs: dict[str, Any], sentence: str) -> None:

@@ -23,9 +23,7 @@ class Outspoken(MlpController):
 
 
 def test_every_layer_says_its_signals_under_its_number() -> None:
-    settings = ControllerSettings(
-        kind="pseudo_mamba", num_layers=2, hidden_size=6, backend="torch", kwargs={"num_slots": 3}
-    )
+    settings = ControllerSettings(kind="pseudo_mamba", num_layers=2, hidden_size=6, backend="torch", num_slots=3)
     stack = build_controller(settings, 5, 10, Generator().manual_seed(0))
     assert isinstance(stack, Stack)
     x, reset, carry = torch.randn(7, 3, 5), torch.zeros(7, 3, dtype=torch.bool), stack.initial_carry(3)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from mneme.controllers import Controller, ControllerSettings, build_controller
+from mneme.controllers import Controller, ControllerSettings, TransformerSettings, build_controller
 from mneme.controllers.contract import CHECKS, Check
 from mneme.controllers.transformer import GruGate, TransformerController
 
@@ -19,8 +19,8 @@ VARIANTS: list[dict[str, Any]] = [
 
 
 def make(hidden: int = 8, inputs: int = 5, horizon: int = 10, **kwargs: Any) -> TransformerController:
-    settings = ControllerSettings(kind="transformer", hidden_size=hidden)
-    return TransformerController(inputs, settings, horizon, Generator().manual_seed(0), **kwargs).double()
+    settings = TransformerSettings(hidden_size=hidden, **kwargs)
+    return TransformerController(inputs, settings, horizon, Generator().manual_seed(0)).double()
 
 
 def run(controller: Controller, x: Tensor, reset: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def run(controller: Controller, x: Tensor, reset: Tensor) -> Tensor:
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name.replace(" ", "-"))
 @pytest.mark.parametrize("kwargs", VARIANTS, ids=str)
 def test_every_variant_keeps_the_contract(kwargs: dict[str, Any], check: Check) -> None:
-    settings = ControllerSettings(kind="transformer", hidden_size=6, kwargs=kwargs)
+    settings = ControllerSettings(kind="transformer", hidden_size=6, **kwargs)
     finding = check.run(lambda inputs, generator: build_controller(settings, inputs, 10, generator))
     assert finding.passed, finding
 
@@ -69,12 +69,12 @@ def test_there_are_four_heads_where_that_divides_the_width(hidden: int, heads: i
 @pytest.mark.parametrize(
     "kwargs,sentence",
     [
-        ({"window_size": 1}, r"kwargs\.window_size is 1; it must be at least 2"),
-        ({"window_size": 2.5}, r"kwargs\.window_size is 2\.5; it must be a whole number"),
-        ({"num_heads": 0}, r"kwargs\.num_heads is 0; it must be at least 1"),
-        ({"num_heads": 3}, r"kwargs\.num_heads is 3; it must divide policy\.controller\.hidden_size, 8"),
-        ({"mlp_ratio": 0}, r"kwargs\.mlp_ratio is 0; it must be at least 1"),
-        ({"gate": "lstm"}, r"kwargs\.gate is 'lstm'; use 'none' or 'gru'"),
+        ({"window_size": 1}, r"window_size is 1; it must be at least 2"),
+        ({"window_size": 2.5}, r"window_size is 2\.5; it must be a whole number"),
+        ({"num_heads": 0}, r"num_heads is 0; it must be at least 1"),
+        ({"num_heads": 3}, r"num_heads is 3; it must divide hidden_size, 8"),
+        ({"mlp_ratio": 0}, r"mlp_ratio is 0; it must be at least 1"),
+        ({"gate": "lstm"}, r"gate is 'lstm'; use 'none' or 'gru'"),
     ],
 )
 def test_what_cannot_be_built_is_refused_in_one_sentence(kwargs: dict[str, Any], sentence: str) -> None:

@@ -39,9 +39,7 @@ def moved(policy: Policy, by: float = 0.1) -> Policy:
 def everything(mode: AutoresetMode, kind: str, stride: int, length: int = 12) -> Collector:
     """Masks, pictures, the last action and reward; every second episode of 5 steps is cut short."""
     env = SyncVectorEnv([lambda: Everything(masked=True)] * 2, autoreset_mode=mode)
-    controller = ControllerSettings(
-        kind=kind, hidden_size=8, kwargs={"window_size": 4} if kind == "transformer" else {}
-    )
+    controller = ControllerSettings(kind=kind, hidden_size=8, **({"window_size": 4} if kind == "transformer" else {}))
     spec = policy_spec(env, EVERYTHING)
     policy = build_policy(spec, PolicySettings(controller=controller, encoder=(8,)), 5, seed=0)
     return Collector(env, policy, length, stride, seed=0, spaces=EVERYTHING)

@@ -47,13 +47,16 @@ class Doubled(torch.nn.Module):
 CONTROLLERS: dict[str, ControllerSettings] = {
     "level": ControllerSettings(kind="tests.learner.test_pieces:Level", hidden_size=6),
     "gru": ControllerSettings(kind="gru", hidden_size=6, initial_carry="learned", backend="torch"),
-    "transformer": ControllerSettings(kind="transformer", hidden_size=8, kwargs={"window_size": 9}),
+    "transformer": ControllerSettings(kind="transformer", hidden_size=8, window_size=9),
     "two pseudo_mamba": ControllerSettings(
         kind="pseudo_mamba",
         num_layers=2,
         hidden_size=6,
         backend="torch",
-        kwargs={"num_slots": 3, "slot_size": 4, "d_state": 3, "gate_coef": 50.0},
+        num_slots=3,
+        slot_size=4,
+        d_state=3,
+        gate_coef=50.0,
     ),
 }
 

@@ -144,9 +144,7 @@ def test_a_gru_above_them_gives_the_same_outputs_and_gradients() -> None:
 
 
 def controller(kind: str, input_size: int, generator: Generator) -> Controller:
-    settings = ControllerSettings(
-        kind=kind, hidden_size=6, initial_carry="learned", backend="triton", kwargs={"d_state": 3}
-    )
+    settings = ControllerSettings(kind=kind, hidden_size=6, initial_carry="learned", backend="triton", d_state=3)
     built = build_controller(settings, input_size, 10, generator)
     assert built.backend_on(torch.device("cpu")) == "triton"
     return built

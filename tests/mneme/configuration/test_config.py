@@ -104,6 +104,15 @@ def test_an_override_of_a_configuration_leaves_the_configuration_alone() -> None
     assert (config.env.kwargs, config.seed) == ({"horizon": 3}, 0)
 
 
+def test_another_kind_replaces_one_whose_own_settings_are_left_as_they_are() -> None:
+    gru, transformer = (load_config(None, [f"policy.controller.kind={kind}"]) for kind in ("gru", "transformer"))
+    assert override(gru, ["policy.controller.kind=transformer"]) == transformer
+    chosen = override(gru, ["policy.controller.layer_norm=true"])
+    assert override(chosen, ["policy.controller.kind=lstm"]).policy.controller.kind == "lstm"
+    with pytest.raises(ConfigError, match="layer_norm is True, but is a setting of gru, lstm alone"):
+        override(chosen, ["policy.controller.kind=transformer"])
+
+
 def test_several_mistakes_give_several_sentences() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(None, ["learner.num_epochs=0", "rollout.num_envs=0", "nam=x"])
@@ -134,7 +143,7 @@ def test_several_mistakes_give_several_sentences() -> None:
         ([f"policy.controller.kind={BROKEN}:NarrowOutput"], "has shape [2, 127] instead of [2, 128]; mneme check"),
         ([f"policy.controller.kind={BROKEN}:ForgottenCarry"], "cannot take two steps: the carry holds []"),
         ([f"policy.controller.kind={BROKEN}:Raises"], "cannot take two steps"),
-        (["policy.controller.kind=controllers:Controller"], "cannot be built with kwargs {}: TypeError"),
+        (["policy.controller.kind=controllers:Controller"], "cannot be built: TypeError"),
     ],
 )
 def test_combinations_that_cannot_work_are_refused_before_anything_starts(overrides: list[str], sentence: str) -> None:

@@ -27,7 +27,7 @@ from mneme.configuration.hints import OTHER_NAMES
         ("env.horizon", ["env.kwargs.horizon"]),
         ("env.length", ["env.kwargs.length"]),
         ("env.name", ["env.id"]),
-        ("policy.controller.slots", ["policy.controller.kwargs.slots"]),
+        ("policy.controller.slots", ["policy.controller.num_slots"]),
         ("mode", ["learner.mode", "service.mode"]),
         ("learner.learning_rat", ["learner.learning_rate"]),
         ("learnr.num_epoch", ["learner.num_epochs"]),

@@ -17,6 +17,7 @@ import yaml
 
 from mneme.configuration.config import Config, load_config, parse_config
 from mneme.configuration.records import from_json, read_yaml, same, to_json, write_yaml
+from mneme.controllers import OwnSettings
 from mneme.distributed.config import ConfigError
 from mneme.envs import EnvSettings
 from mneme.envs.counting import Counting
@@ -122,7 +123,7 @@ def test_what_cannot_be_kept_is_refused_by_key_and_value_before_anything_is_made
         train(config, local=True)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
-    kind = configured({}).changed("policy", controller=configured({}).policy.controller.__class__(kwargs=kwargs))
+    kind = configured({}).changed("policy", controller=OwnSettings(kind="module:Class", kwargs=kwargs))
     with pytest.raises(ConfigError, match="policy.controller.kwargs."):
         kind.as_recorded()
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mneme.configuration.config import Config, load_config
-from mneme.controllers import hints_of
+from mneme.controllers import KINDS, OwnSettings, hints_of
 from mneme.distributed.config import ConfigError
 
 WRONG: dict[Any, list[Any]] = {
@@ -27,7 +27,7 @@ def classes(prefix: str, owner: Any) -> Iterator[tuple[str, Any]]:
             yield from classes(f"{prefix}{name}.", hint)
 
 
-SECTIONS = list(classes("", Config))
+SECTIONS = list(classes("", Config)) + [("policy.controller", kind) for kind in (*KINDS.values(), OwnSettings)]
 SETTINGS = [(section, owner, name) for section, owner in SECTIONS for name in hints_of(owner)]
 
 
@@ -49,7 +49,7 @@ def test_all_sections_are_looked_at() -> None:
     assert {"env", "spaces", "policy.controller", "learner", "service", "tracking"} <= {name for name, _ in SECTIONS}
 
 
-@pytest.mark.parametrize(("section", "owner", "name"), SETTINGS, ids=[f"{s}.{n}" for s, _, n in SETTINGS])
+@pytest.mark.parametrize(("section", "owner", "name"), SETTINGS, ids=[f"{o.__name__}.{n}" for _, o, n in SETTINGS])
 def test_a_value_of_another_type_is_refused_in_python_and_in_the_same_words_from_yaml(
     section: str, owner: Any, name: str
 ) -> None:

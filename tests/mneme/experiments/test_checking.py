@@ -72,16 +72,16 @@ def test_shapes_that_are_wrong_end_the_checks_with_a_sentence() -> None:
     [
         (("grue",), "policy.controller.kind is 'grue'"),
         (("gru", "hiden_size=6"), "did you mean policy.controller.hidden_size?"),
-        (("gru", "kwargs.num_slots=3"), "kwargs.num_slots is 3, but gru has no such setting"),
+        (("gru", "num_slots=3"), "policy.controller.num_slots is 3, but is a setting of pseudo_mamba alone"),
         (("gru", "hidden_size=0"), "policy.controller.hidden_size is 0"),
         (("gru", "policy.controller.hidden_size=6"), "all of policy.controller; leave that out"),
         (("gru", "backend=triton"), "does not run on cpu here: it is made for CUDA devices; choose auto or numba"),
-        ((f"{__name__}:HasNoCarry",), "HasNoCarry', which cannot be built with kwargs {}: AttributeError"),
+        ((f"{__name__}:HasNoCarry",), "HasNoCarry', which cannot be built: AttributeError"),
         (
             (f"{__name__}:RaisesWhenBuilt",),
-            "RaisesWhenBuilt', which cannot be built with kwargs {}: RuntimeError: no room",
+            "RaisesWhenBuilt', which cannot be built: RuntimeError: no room",
         ),
-        ((f"{__name__}:TakesNoSettings",), "TakesNoSettings', which cannot be built with kwargs {}: TypeError"),
+        ((f"{__name__}:TakesNoSettings",), "TakesNoSettings', which cannot be built: TypeError"),
     ],
 )
 def test_what_cannot_be_checked_is_refused_in_one_sentence(words: tuple[str, ...], sentence: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from mneme.configuration.config import load_config
+from mneme.configuration.renamed import RENAMED
 from mneme.distributed.blueprint import make_blueprint
 from mneme.envs import TMaze
 from mneme.evaluation import evaluate_checkpoint
@@ -125,6 +126,26 @@ def test_what_a_run_learned_on_is_not_needed_to_evaluate_it(saved: Checkpoint, t
     config["policy"]["controller"]["backend"] = "triton"
     path = save_checkpoint(tmp_path / "checkpoints", 80, {**saved.run, "config": config}, saved.arrays, 3)
     assert evaluate_checkpoint(path, episodes=4, num_envs=4, seed=0).lengths.size == 4
+
+
+@pytest.mark.parametrize("saved", ["tmaze"], indirect=True)
+def test_a_checkpoint_with_the_old_names_of_settings_is_evaluated_as_with_the_new(
+    saved: Checkpoint, tmp_path: Path
+) -> None:
+    old = json.loads(json.dumps(saved.run["config"]))
+    old["policy"]["controller"]["kwargs"] = {"cell_norm": old["policy"]["controller"].pop("layer_norm")}
+    for key, new in RENAMED.items():
+        (section, _, name), new_name = key.rpartition("."), new.rpartition(".")[2]
+        if new_name in old.get(section, {}):
+            old[section][name] = old[section].pop(new_name)
+    assert old["rollout"]["lanes"] == 4
+    assert not {"num_envs", "num_workers"} & old["rollout"].keys()
+    found = []
+    for folder, config in (("new", saved.run["config"]), ("old", old)):
+        run = {**saved.run, "config": config}
+        path = save_checkpoint(tmp_path / folder / "checkpoints", 80, run, saved.arrays, 3)
+        found.append(evaluate_checkpoint(path, episodes=4, num_envs=4, seed=0).returns.tolist())
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("saved", ["tmaze"], indirect=True)
