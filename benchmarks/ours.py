@@ -1,7 +1,7 @@
 """Mneme on delayed cue, as its preset has it. Run as `python -m benchmarks.ours`."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,9 @@ from mneme.training import train
 PRESET = Path(__file__).parent.parent / "configs" / "delayed_cue.yaml"
 
 
-def configuration(steps: int, seed: int, controller: str, mode: str, folder: str) -> Config:
+def configuration(
+    steps: int, seed: int, controller: str, mode: str, folder: str, overrides: Sequence[str] = ()
+) -> Config:
     """The preset, held to the work that all contestants do, without whatever is not training.
 
     Args:
@@ -29,6 +31,7 @@ def configuration(steps: int, seed: int, controller: str, mode: str, folder: str
         controller: kind of sequence model.
         mode: of the service, sync or async.
         folder: where the run may write.
+        overrides: further settings, key=value.
     """
     return load_config(
         PRESET,
@@ -53,6 +56,7 @@ def configuration(steps: int, seed: int, controller: str, mode: str, folder: str
             f"checkpoint.root={folder}",
             f"checkpoint.every={steps + 1}",
             "tracking.enabled=false",
+            *overrides,
         ],
     )
 
