@@ -2,8 +2,9 @@
 
 For each kind of controller two things are measured. *End to end*: collecting and learning, an update of the preset for
 delayed cue (`benchmarks.ours.configuration`). *Alone*: a scan of T = 65 steps in 64 environments forward and backward,
-and one step without gradients. With `--against` the same code of another checkout is measured beside it, by which a
-change of a kernel is judged.
+and one step without gradients. The backend "torch_slots" is "auto" but for the slot memory of pseudo_mamba, which is in
+PyTorch. With `--against` the same code of another checkout is measured beside it, by which a change of a kernel is
+judged.
 
 Every contestant is a process of its own. They take turns of a few seconds, and ratios are of medians.
 """
@@ -28,7 +29,7 @@ from torch import Generator
 
 from benchmarks import measurement as m
 from benchmarks.ours import configuration
-from mneme.controllers import CONTROLLERS, ControllerSettings, build_controller
+from mneme.controllers import CONTROLLERS, ControllerSettings, build_controller, pseudo_mamba
 from mneme.distributed.blueprint import make_blueprint
 from mneme.envs import make_vector_env
 from mneme.experiments.machine import describe_machine, versions
@@ -91,9 +92,9 @@ def _in_turn(kind: str, contestants: dict[str, tuple[str, Path]], rounds: int) -
                 env=os.environ | {"PYTHONPATH": str(root.resolve())},
             )  # fmt: skip
             processes[name] = stack.enter_context(process)
-        turns = []
-        for _ in range(rounds + 1):  # the first to warm up
-            turns.append({name: _turn(process) for name, process in processes.items()})
+        turns = [  # the first to warm up
+            {name: _turn(process) for name, process in processes.items()} for _ in range(rounds + 1)
+        ]
         for process in processes.values():
             process.stdin.close()  # type: ignore[union-attr]
     return {
@@ -111,6 +112,9 @@ def _turn(process: subprocess.Popen[str]) -> dict[str, float]:
 
 def _contest(kind: str, backend: str) -> None:
     torch.set_num_threads(1)
+    if backend == "torch_slots":
+        backend, scan = "auto", pseudo_mamba.slots_scan
+        vars(pseudo_mamba)["slots_scan"] = lambda *arguments: scan(*arguments[:-1], "torch")
     with tempfile.TemporaryDirectory() as folder:
         updates, alone = _updates(kind, backend, folder), _alone(kind, backend)
         for _ in sys.stdin:

@@ -1,7 +1,7 @@
 """The agent's network: sequence models behind one contract, and the policy around them."""
 
 from mneme.controllers.actions import ActionDistribution, Bernoulli, Categorical, Gaussian, Joint
-from mneme.controllers.controller import Carry, Controller, DonatedCarry, reset_carry
+from mneme.controllers.controller import Carry, Controller, reset_carry
 from mneme.controllers.observations import Image, Observation, ObservationPart, OneHot, Vector
 from mneme.controllers.policy import ACTION_MASK, PREVIOUS_ACTION, Act, Policy, PolicyOutput, PolicySpec, build_policy
 from mneme.controllers.registry import CONTROLLERS, build_controller
@@ -37,7 +37,6 @@ __all__ = [
     "Categorical",
     "Controller",
     "ControllerSettings",
-    "DonatedCarry",
     "Gaussian",
     "GruSettings",
     "Image",

@@ -25,7 +25,7 @@ def compile_ahead(controller: Controller, kind: str) -> None:
     """
     if controller.backend_on(torch.device("cpu")) != "numba":
         return
-    from mneme.controllers.scans.compiled import machine_code_folder  # here, as not all have numba
+    from mneme.controllers.scans.machine_code import machine_code_folder  # here, as not all have numba
 
     folder = machine_code_folder()
     if folder is None:
@@ -38,10 +38,9 @@ def compile_ahead(controller: Controller, kind: str) -> None:
     if mark.exists() and any(mark.parent.rglob("*.nbi")):
         return
     _log.info(f"compiling the scans of {kind} for this machine, once: up to half a minute")
-    for lanes in (1, 4):  # fewer than tiles have rows take other machine code: see tiles.product_tiles
-        x_TBD, reset_TB = torch.zeros(1, lanes, controller.input_size), torch.zeros(1, lanes, dtype=torch.bool)
-        y_TBH, _ = controller.scan(x_TBD, reset_TB, controller.initial_carry(lanes))
-        torch.autograd.grad(y_TBH.sum(), list(controller.parameters()), allow_unused=True)
+    x_TBD, reset_TB = torch.zeros(1, 1, controller.input_size), torch.zeros(1, 1, dtype=torch.bool)
+    y_TBH, _ = controller.scan(x_TBD, reset_TB, controller.initial_carry(1))
+    torch.autograd.grad(y_TBH.sum(), list(controller.parameters()), allow_unused=True)
     with suppress(OSError):
         mark.touch()
         _remove_outdated(mark.parent)

@@ -16,14 +16,6 @@ Carry = dict[str, Tensor]
 """Recurrent state: one [B, ...] tensor a name. Empty for a model without memory."""
 
 
-class DonatedCarry(Carry):
-    """A carry whose owner gives it away: a scan without autograd may overwrite its tensors, and return them.
-
-    Acting then moves half the memory, and keeps more of it in the cache. Tensors that do not lie in order are copied
-    all the same.
-    """
-
-
 def reset_carry(reset_B: Tensor, initial: Mapping[str, Tensor], carry: Carry) -> Carry:
     """`carry` with the lanes where `reset_B` is true replaced by `initial` ([...] or [B, ...] a name)."""
     return {
@@ -35,8 +27,9 @@ def reset_carry(reset_B: Tensor, initial: Mapping[str, Tensor], carry: Carry) ->
 class Controller(nn.Module, ABC):
     """A sequence model that never hides recurrent state.
 
-    A subclass says what one step computes (`cell`, in plain differentiable operations); it may also bring a
-    faster `fast_scan`, which must agree with the loop over `cell` in outputs and in all gradients.
+    A subclass says what one step computes (`cell`, in plain differentiable operations). It may also bring a faster
+    `fast_scan`, which must agree with the loop over `cell` in outputs and in all gradients, and a faster `fast_step`
+    for acting, which must agree with the scan.
     """
 
     settings_class: type[ControllerSettings] = ControllerSettings  # of what it has to choose
@@ -96,6 +89,15 @@ class Controller(nn.Module, ABC):
         """`scan` on checked arguments; without an override it is `reference_scan`."""
         return self.reference_scan(x_TBD, reset_TB, carry)
 
+    def fast_step(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        """One step without resets and without autograd, for acting: ([B, D], carry) -> ([B, H], carry).
+
+        It may overwrite the tensors of `carry`, and return them; the output shares no memory with the carry. Without an
+        override it is a scan of one step.
+        """
+        y_TBH, carry = self.fast_scan(x_BD.unsqueeze(0), x_BD.new_zeros(1, len(x_BD), dtype=torch.bool), carry)
+        return y_TBH[0], carry
+
     def signals(self, y_TBH: Tensor) -> dict[str, Tensor]:
         """What else the outputs of a scan say, [T, B] a name, for metrics and for a penalty."""
         return {}
@@ -130,7 +132,7 @@ class Controller(nn.Module, ABC):
         """Consume T steps: ([T, B, D], bool [T, B], carry) -> ([T, B, H], carry after the last step).
 
         Where `reset_TB[t, b]` is true, lane b starts from the initial carry before it consumes `x[t, b]`.
-        Gradients flow into `carry` and into a learned initial carry. No argument is modified, but for a `DonatedCarry`.
+        Gradients flow into `carry` and into a learned initial carry. No argument is modified.
 
         Raises:
             ValueError: a shape, dtype, device or carry name does not fit, or T is 0.
@@ -157,10 +159,30 @@ class Controller(nn.Module, ABC):
         reference = self.backend == REFERENCE
         return (self.reference_scan if reference else self.fast_scan)(x_TBD, reset_TB, carry)
 
-    def step(self, x_BD: Tensor, reset_B: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        """`scan` with T = 1: ([B, D], bool [B], carry) -> ([B, H], carry)."""
-        y_TBH, carry = self.scan(x_BD.unsqueeze(0), reset_B.unsqueeze(0), carry)
-        return y_TBH[0], carry
+    def step(self, x_BD: Tensor, reset_B: Tensor, carry: Carry, donate: bool = False) -> tuple[Tensor, Carry]:
+        """`scan` with T = 1: ([B, D], bool [B], carry) -> ([B, H], carry); without autograd by `fast_step`.
+
+        Args:
+            x_BD: inputs.
+            reset_B: bool, which lanes start afresh before the step.
+            carry: what `initial_carry` or the step before returned.
+            donate: the caller no longer needs `carry`, whose tensors may be overwritten and returned. A state of a
+                megabyte is then not copied at every step.
+
+        Raises:
+            ValueError: as for `scan`.
+        """
+        x_TBD, reset_TB = x_BD.unsqueeze(0), reset_B.unsqueeze(0)
+        self._check(x_TBD, reset_TB, carry)
+        if torch.is_grad_enabled() or self.backend == REFERENCE:
+            y_TBH, carry = self.run(x_TBD, reset_TB, carry)
+            return y_TBH[0], carry
+        if not donate:
+            carry = {name: value.clone() for name, value in carry.items()}
+        if reset_B.any():
+            for name, start in self.initial().items():
+                carry[name][reset_B] = start
+        return self.fast_step(x_BD, carry)
 
     def reference_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """The slow, obvious `scan` that the fast one is held against: a loop over `cell`, under autograd."""

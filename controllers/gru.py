@@ -8,7 +8,9 @@ from torch import Generator, Tensor, nn
 from mneme.controllers.controller import Carry, Controller
 from mneme.controllers.initialisation import chrono_bias, gate_weights
 from mneme.controllers.scans.cell_norm import GruNorm, normed_gru_cell, normed_gru_scan
-from mneme.controllers.scans.gru import GruParameters, gru_cell, gru_scan
+from mneme.controllers.scans.gru.cell import GruParameters, gru_cell
+from mneme.controllers.scans.gru.scan import gru_scan
+from mneme.controllers.scans.gru.torch import gru_step
 from mneme.controllers.settings import GruSettings
 
 
@@ -16,7 +18,7 @@ class GruController(Controller):
     """Parameters as in `torch.nn.GRUCell` (gates r, z, n); it carries `h` [B, H]."""
 
     settings_class = GruSettings
-    # The last only where forced, until it has been timed on a GPU.
+    # triton only where the settings ask for it, until it has been timed on a GPU
     backends: Sequence[str] = ("numba", "torch", "triton")
     initial_h: Tensor
 
@@ -50,9 +52,13 @@ class GruController(Controller):
         arguments = x_TBD, reset_TB, carry["h"], self.initial_h, self.gru_parameters()
         norm = self.gru_norm()
         if norm is None:
-            acting = len(x_TBD) == 1 and not torch.is_grad_enabled()  # the same with all, and without importing numba
-            backend = "torch" if acting else self.backend_on(x_TBD.device)
-            y_TBH, h_BH = gru_scan(*arguments, backend)
+            y_TBH, h_BH = gru_scan(*arguments, self.backend_on(x_TBD.device))
         else:
             y_TBH, h_BH = normed_gru_scan(*arguments, norm)
         return y_TBH, {"h": h_BH}
+
+    def fast_step(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        arguments = x_BD, carry["h"], self.gru_parameters()
+        norm = self.gru_norm()
+        h_BH = gru_step(*arguments) if norm is None else normed_gru_cell(*arguments, norm)
+        return h_BH, {"h": h_BH.clone()}

@@ -5,12 +5,10 @@ import math
 import torch
 from torch import Generator, Tensor, nn
 
-from mneme.controllers.products import Linear
 
-
-def linear(inputs: int, outputs: int, gain: float, generator: Generator) -> Linear:
+def linear(inputs: int, outputs: int, gain: float, generator: Generator) -> nn.Linear:
     """An orthogonal [outputs, inputs] layer with zero bias, drawing nothing from the global generator."""
-    layer = nn.utils.skip_init(Linear, inputs, outputs)
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
     nn.init.orthogonal_(layer.weight, gain, generator)
     nn.init.zeros_(layer.bias)
     return layer
@@ -24,7 +22,7 @@ def projection(inputs: int, outputs: int, generator: Generator) -> nn.Module:
     """
     if inputs == outputs:
         return nn.Identity()
-    layer = nn.utils.skip_init(Linear, inputs, outputs, bias=False)
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=False)
     nn.init.orthogonal_(layer.weight, generator=generator)
     return layer
 

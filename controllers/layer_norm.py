@@ -19,27 +19,21 @@ from torch.autograd.function import once_differentiable
 EPSILON = 1e-5
 
 
-def damped(n: Tensor, epsilon: float) -> Tensor:
-    """What a norm over the last axis makes of its input, [..., H], as a norm of which nothing stays nothing."""
-    m = _wide(n).square().mean(-1, keepdim=True)
-    return n * (1 - (1 - epsilon) * (1 - m).square()).sqrt().to(n.dtype)
-
-
 def layer_norm(x: Tensor, gain_H: Tensor | None = None, bias_H: Tensor | None = None) -> Tensor:
     """Over the last axis: [..., H] -> [..., H]."""
-    arguments = [value if value is None else _wide(value) for value in (x, gain_H, bias_H)]
+    arguments = [value if value is None else wide(value) for value in (x, gain_H, bias_H)]
     y: Tensor = _LayerNorm.apply(*arguments)
     return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     """In single precision at least: halves cannot hold 1 - (1 - m)^2 where m is small."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 class _LayerNorm(torch.autograd.Function):
     """Torch's kernel, and what damps its rows from the 1 / sqrt(variance + epsilon) that it gives besides. Taken from
-    the rows themselves, as in `damped`, it would cost several times as much as the norm."""
+    the rows themselves it would cost several times as much as the norm."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain_H: Tensor | None, bias_H: Tensor | None) -> Tensor:

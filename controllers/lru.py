@@ -13,9 +13,8 @@ from torch import Generator, Tensor, nn
 
 from mneme.controllers.controller import Carry
 from mneme.controllers.initialisation import chrono_bias
-from mneme.controllers.products import linear
 from mneme.controllers.residual_block import ResidualBlock
-from mneme.controllers.scans.linear import linear_scan
+from mneme.controllers.scans.linear.scan import linear_scan
 from mneme.controllers.settings import LruSettings
 
 
@@ -59,11 +58,11 @@ class LruController(ResidualBlock):
     def _drive(self, u: Tensor) -> Tensor:
         """gamma (B u): [..., H] -> complex [..., N]."""
         weight = self.weight_in * torch.exp(self.log_gamma).repeat_interleave(2).unsqueeze(1)
-        return torch.view_as_complex(linear(u, weight).unflatten(-1, (-1, 2)))
+        return torch.view_as_complex(F.linear(u, weight).unflatten(-1, (-1, 2)))
 
     def _read(self, h: Tensor, u: Tensor) -> Tensor:
         """Re(C h) + D u: complex [..., N], [..., H] -> [..., H]."""
-        return torch.addcmul(linear(torch.view_as_real(h).flatten(-2), self.weight_out), self.skip, u)
+        return torch.addcmul(F.linear(torch.view_as_real(h).flatten(-2), self.weight_out), self.skip, u)
 
 
 def _complex(parts: Tensor) -> Tensor:

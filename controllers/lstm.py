@@ -8,7 +8,9 @@ from torch import Generator, Tensor, nn
 from mneme.controllers.controller import Carry, Controller
 from mneme.controllers.initialisation import chrono_bias, gate_weights
 from mneme.controllers.scans.cell_norm import LstmNorm, normed_lstm_cell, normed_lstm_scan
-from mneme.controllers.scans.lstm import LstmParameters, LstmState, lstm_cell, lstm_scan
+from mneme.controllers.scans.lstm.cell import LstmParameters, LstmState, lstm_cell
+from mneme.controllers.scans.lstm.scan import lstm_scan
+from mneme.controllers.scans.lstm.torch import lstm_step
 from mneme.controllers.settings import LstmSettings
 
 
@@ -16,7 +18,7 @@ class LstmController(Controller):
     """Parameters as in `torch.nn.LSTMCell` (gates i, f, g, o); it carries `h` and `c` [B, H]."""
 
     settings_class = LstmSettings
-    # The last only where forced, until it has been timed on a GPU.
+    # triton only where the settings ask for it, until it has been timed on a GPU
     backends: Sequence[str] = ("numba", "torch", "triton")
     initial_h: Tensor
     initial_c: Tensor
@@ -57,9 +59,13 @@ class LstmController(Controller):
         arguments = x_TBD, reset_TB, state, initial, self.lstm_parameters()
         norm = self.lstm_norm()
         if norm is None:
-            acting = len(x_TBD) == 1 and not torch.is_grad_enabled()  # the same with all, and without importing numba
-            backend = "torch" if acting else self.backend_on(x_TBD.device)
-            y_TBH, state = lstm_scan(*arguments, backend)
+            y_TBH, state = lstm_scan(*arguments, self.backend_on(x_TBD.device))
         else:
             y_TBH, state = normed_lstm_scan(*arguments, norm)
         return y_TBH, state._asdict()
+
+    def fast_step(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        arguments = x_BD, LstmState(carry["h"], carry["c"]), self.lstm_parameters()
+        norm = self.lstm_norm()
+        state = lstm_step(*arguments) if norm is None else normed_lstm_cell(*arguments, norm)
+        return state.h, {"h": state.h.clone(), "c": state.c}

@@ -9,22 +9,17 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from mneme.controllers.controller import Carry, Controller, DonatedCarry
+from mneme.controllers.controller import Carry, Controller
 from mneme.controllers.initialisation import initial_steps, projection
 from mneme.controllers.layer_norm import LayerNorm
-from mneme.controllers.products import Linear, linear
 from mneme.controllers.scans.blocks import in_blocks
 from mneme.controllers.scans.convolution import silu_convolution, silu_convolution_step
-from mneme.controllers.scans.resets import with_rows
-from mneme.controllers.scans.selective import (
-    SelectiveInputs,
-    SelectiveParameters,
-    selective_cell,
-    selective_scan,
-    selective_step,
-)
+from mneme.controllers.scans.selective.cell import SelectiveInputs, SelectiveParameters, selective_cell
+from mneme.controllers.scans.selective.scan import selective_scan
+from mneme.controllers.scans.selective.torch import selective_step
 from mneme.controllers.settings import MambaFamily, MambaSettings
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
@@ -44,13 +39,13 @@ class MambaMixer(nn.Module):
     ) -> None:
         super().__init__()
         inner, rank = expand * model, math.ceil(model / 16)
-        self.in_proj = _uniform(nn.utils.skip_init(Linear, model, 2 * inner, bias=False), model, generator)
+        self.in_proj = _uniform(nn.utils.skip_init(nn.Linear, model, 2 * inner, bias=False), model, generator)
         convolution = nn.utils.skip_init(nn.Conv1d, inner, inner, taps, groups=inner)
         self.conv1d = _uniform(convolution, taps, generator)
         if slowest is not None:
             nn.init.zeros_(self.conv1d.bias)  # a blank step writes nothing
-        self.x_proj = _uniform(nn.utils.skip_init(Linear, inner, rank + 2 * states, bias=False), inner, generator)
-        self.dt_proj = _uniform(nn.utils.skip_init(Linear, rank, inner), rank, generator)
+        self.x_proj = _uniform(nn.utils.skip_init(nn.Linear, inner, rank + 2 * states, bias=False), inner, generator)
+        self.dt_proj = _uniform(nn.utils.skip_init(nn.Linear, rank, inner), rank, generator)
         dt_I = initial_steps(inner, slowest is not None, generator)
         with torch.no_grad():
             self.dt_proj.bias.copy_(dt_I + torch.log(-torch.expm1(-dt_I)))  # softplus of it is dt
@@ -60,7 +55,7 @@ class MambaMixer(nn.Module):
             log_tau_N = torch.linspace(math.log(slowest), 0, states).flip(0)
             self.A_log = nn.Parameter(-log_tau_N - dt_I.log().unsqueeze(1))
         self.D = nn.Parameter(torch.ones(inner))
-        self.out_proj = _uniform(nn.utils.skip_init(Linear, inner, model, bias=False), inner, generator)
+        self.out_proj = _uniform(nn.utils.skip_init(nn.Linear, inner, model, bias=False), inner, generator)
 
     def forward(
         self, x: Tensor, window_BWI: Tensor, h_BNI: Tensor, convolve: _Convolve, recur: _Recur
@@ -68,29 +63,11 @@ class MambaMixer(nn.Module):
         """[..., M], and the carry before -> [..., M], and the carry after."""
         states = self.A_log.shape[1]
         w_u, w_z = self.in_proj.weight.chunk(2)
-        u, window_BWI = convolve(linear(x, w_u), window_BWI, self.conv1d.weight[:, 0], self.conv1d.bias)
+        u, window_BWI = convolve(F.linear(x, w_u), window_BWI, self.conv1d.weight[:, 0], self.conv1d.bias)
         dt, write, read = self.x_proj(u).split([self.dt_proj.in_features, states, states], -1)
-        inputs = SelectiveInputs(u, _thin(dt, self.dt_proj), linear(x, w_z), write, read)
+        inputs = SelectiveInputs(u, _thin(dt, self.dt_proj), F.linear(x, w_z), write, read)
         y, h_BNI = recur(inputs, h_BNI, SelectiveParameters(self.A_log, self.D))
         return self.out_proj(y), window_BWI, h_BNI
-
-    def compiled(
-        self, x_TBM: Tensor, reset_TB: Tensor, carry: Carry, initial_NI: Tensor, initial_WI: Tensor
-    ) -> tuple[Tensor, Carry]:
-        """All steps on a CPU: [T, B, M], and the carry before -> [T, B, M], and the carry after."""
-        from mneme.controllers.scans.compiled_mamba import (  # here, as not all have numba
-            MambaParameters,
-            compiled_mamba,
-        )
-
-        convolution, steps = self.conv1d, self.dt_proj
-        parameters = MambaParameters(
-            initial_NI, initial_WI, convolution.weight[:, 0], convolution.bias, self.x_proj.weight, steps.weight,
-            steps.bias, self.A_log, self.D,
-        )  # fmt: skip
-        inputs = self.in_proj(x_TBM), reset_TB, carry["state"], carry["window"]
-        y_TBI, h_BNI, window_BWI = compiled_mamba(*inputs, parameters, isinstance(carry, DonatedCarry))
-        return self.out_proj(y_TBI), {"state": h_BNI, "window": window_BWI}
 
 
 class MambaController(Controller):
@@ -121,17 +98,6 @@ class MambaController(Controller):
 
     def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         backend = self.backend_on(x_TBD.device)
-        if backend == "numba":
-            return in_blocks(self._compiled, x_TBD, reset_TB, carry)
-        if len(x_TBD) == 1 and backend == "torch" and not torch.is_grad_enabled():
-            lanes = reset_TB[0].nonzero()[:, 0]
-            initial = self.initial()
-            carry = {
-                name: with_rows(value.flatten(1), lanes, initial[name].flatten()).view_as(value)
-                for name, value in carry.items()
-            }
-            y_BM, carry = self._layer(x_TBD[0], carry, silu_convolution_step, selective_step)
-            return y_BM.unsqueeze(0), carry
 
         def steps(x_KBD: Tensor, reset_KB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
             return self._layer(
@@ -143,10 +109,8 @@ class MambaController(Controller):
 
         return in_blocks(steps, x_TBD, reset_TB, carry)
 
-    def _compiled(self, x_KBD: Tensor, reset_KB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        u = self.embed(x_KBD)
-        mixed, carry = self.mixer.compiled(self.norm(u), reset_KB, carry, self.initial_state, self.initial_window)
-        return u + mixed, carry
+    def fast_step(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        return self._layer(x_BD, carry, silu_convolution_step, lambda x, h, p: (selective_step(x, h, p), h))
 
     def _layer(self, x: Tensor, carry: Carry, convolve: _Convolve, recur: _Recur) -> tuple[Tensor, Carry]:
         u = self.embed(x)

@@ -12,16 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from mneme.controllers.controller import Carry, Controller, DonatedCarry, reset_carry
+from mneme.controllers.controller import Carry, Controller
 from mneme.controllers.initialisation import initial_steps, projection
 from mneme.controllers.layer_norm import LayerNorm
-from mneme.controllers.products import Linear, linear
 from mneme.controllers.scans.blocks import in_blocks
 from mneme.controllers.scans.convolution import silu_convolution, silu_convolution_step
 from mneme.controllers.scans.gated_norm import gated_norm
-from mneme.controllers.scans.mamba_ssm_ssd import rounds_as_allowed
-from mneme.controllers.scans.resets import all_finite
-from mneme.controllers.scans.ssd import ssd_cell, ssd_layer
+from mneme.controllers.scans.ssd.cell import ssd_cell
+from mneme.controllers.scans.ssd.mamba_ssm import rounds_as_allowed
+from mneme.controllers.scans.ssd.scan import ssd_scan
+from mneme.controllers.scans.ssd.torch import ssd_step
 from mneme.controllers.settings import Mamba2Family, Mamba2Settings
 
 NORM_EPS = 1e-5
@@ -78,30 +78,11 @@ class Mamba2Mixer(nn.Module):
 
     def forward(self, u: Tensor, carry: Carry, convolve: _Convolve, recur: _Recur) -> tuple[Tensor, Carry]:
         """[..., M] -> [..., M], over one step or over all, as `convolve` and `recur` are."""
-        w_z, w_x, w_dt = self.in_proj.weight.split([self.sizes.inner, self.channels, self.sizes.heads])
-        xbc, window_BWC = convolve(linear(u, w_x), carry["window"], self.conv1d.weight[:, 0], self.conv1d.bias)
-        dt = F.softplus(linear(u, w_dt, self.dt_bias))
-        y, h_BNI = recur(xbc, dt, carry["state"], -self.A_log.exp(), self.D)
-        y = gated_norm(y, linear(u, w_z), self.norm.weight, NORM_EPS)
+        z, xbc, dt = self.in_proj(u).split([self.sizes.inner, self.channels, self.sizes.heads], -1)
+        xbc, window_BWC = convolve(xbc, carry["window"], self.conv1d.weight[:, 0], self.conv1d.bias)
+        y, h_BNI = recur(xbc, F.softplus(dt + self.dt_bias), carry["state"], -self.A_log.exp(), self.D)
+        y = gated_norm(y, z, self.norm.weight, NORM_EPS)
         return self.out_proj(y), {"state": h_BNI, "window": window_BWC}
-
-    def compiled(
-        self, u_TBM: Tensor, reset_TB: Tensor, carry: Carry, initial_NI: Tensor, initial_WC: Tensor
-    ) -> tuple[Tensor, Carry]:
-        """All steps on a CPU: [T, B, M], and the carry before -> [T, B, M], and the carry after."""
-        from mneme.controllers.scans.compiled_mamba2 import (  # here, as not all have numba
-            Mamba2Parameters,
-            compiled_mamba2,
-        )
-
-        convolution, weight_CK = self.conv1d, self.conv1d.weight[:, 0]
-        parameters = Mamba2Parameters(
-            initial_NI, initial_WC, weight_CK, convolution.bias, self.dt_bias, self.A_log, self.D, self.norm.weight
-        )
-        inputs = self.in_proj(u_TBM), reset_TB, carry["state"], carry["window"]
-        donated = isinstance(carry, DonatedCarry)
-        y_TBI, h_BNI, window_BWC = compiled_mamba2(*inputs, parameters, NORM_EPS, donated)
-        return self.out_proj(y_TBI), {"state": h_BNI, "window": window_BWC}
 
 
 class Mamba2Controller(Controller):
@@ -130,7 +111,7 @@ class Mamba2Controller(Controller):
         return self._layer(x_BD, carry, silu_convolution_step, ssd_cell)
 
     def backend_on(self, device: torch.device) -> str:
-        """As chosen, but torch where mamba_ssm's kernels are not exact, of which `mamba_ssm_ssd` has the list."""
+        """As chosen, but torch where mamba_ssm's kernels are not exact, of which `scans.ssd.mamba_ssm` has the list."""
         chosen, dtype = super().backend_on(device), self.initial_state.dtype
         if chosen != "mamba_ssm":
             return chosen
@@ -140,33 +121,21 @@ class Mamba2Controller(Controller):
 
     def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         backend = self.backend_on(x_TBD.device)
-        if backend == "numba":
-            return in_blocks(self._compiled, x_TBD, reset_TB, carry)
-        if len(x_TBD) == 1 and not torch.is_grad_enabled():
-            if reset_TB.any():
-                carry = reset_carry(reset_TB[0], self.initial(), carry)
-            y_BM, carry = self.cell(x_TBD[0], carry)
-            return y_BM.unsqueeze(0), carry
 
         def steps(x_KBD: Tensor, reset_KB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
             return self._layer(
                 x_KBD,
                 carry,
                 lambda x, window, w, b: silu_convolution(x, reset_KB, window, self.initial_window, w, b),
-                lambda xbc, dt, h, a, d: ssd_layer(
+                lambda xbc, dt, h, a, d: ssd_scan(
                     xbc, dt, reset_KB, h, self.initial_state, a, d, self.chunk_size, backend
                 ),
             )
 
-        y_TBM, after = in_blocks(steps, x_TBD, reset_TB, carry)
-        if not all_finite(y_TBM, *after.values()):
-            return self.reference_scan(x_TBD, reset_TB, carry)
-        return y_TBM, after
+        return in_blocks(steps, x_TBD, reset_TB, carry)
 
-    def _compiled(self, x_KBD: Tensor, reset_KB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        u = self.embed(x_KBD)
-        mixed, carry = self.mixer.compiled(self.norm(u), reset_KB, carry, self.initial_state, self.initial_window)
-        return u + mixed, carry
+    def fast_step(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        return self._layer(x_BD, carry, silu_convolution_step, lambda x, dt, h, a, d: (ssd_step(x, dt, h, a, d), h))
 
     def _layer(self, x: Tensor, carry: Carry, convolve: _Convolve, recur: _Recur) -> tuple[Tensor, Carry]:
         u = self.embed(x)
@@ -174,8 +143,8 @@ class Mamba2Controller(Controller):
         return u + mixed, carry
 
 
-def _projection(inputs: int, outputs: int, generator: Generator) -> Linear:
+def _projection(inputs: int, outputs: int, generator: Generator) -> nn.Linear:
     """A layer without bias, uniform in ±1/sqrt(inputs), as `nn.Linear` starts."""
-    layer = nn.utils.skip_init(Linear, inputs, outputs, bias=False)
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=False)
     nn.init.uniform_(layer.weight, -(inputs**-0.5), inputs**-0.5, generator=generator)
     return layer

@@ -14,7 +14,7 @@ from mneme.controllers.controller import Carry
 from mneme.controllers.initialisation import chrono_bias, linear
 from mneme.controllers.layer_norm import LayerNorm
 from mneme.controllers.residual_block import ResidualBlock
-from mneme.controllers.scans.linear import linear_scan
+from mneme.controllers.scans.linear.scan import linear_scan
 from mneme.controllers.settings import MinGruSettings
 
 

@@ -66,7 +66,7 @@ class Act(NamedTuple):
 
 
 class Policy(nn.Module):
-    """Acting is the scan with T = 1, so what was acted is what is trained."""
+    """Acting is a step of the scan that is trained, and agrees with it to rounding."""
 
     def __init__(self, spec: PolicySpec, settings: PolicySettings, horizon: int, generator: Generator) -> None:
         super().__init__()
@@ -97,33 +97,43 @@ class Policy(nn.Module):
         Raises:
             ValueError: an observation's name, shape or dtype, or one of the other arguments, does not fit.
         """
-        return self._run(observations, reset_TB, carry, with_signals=True)
+        x_TBF = self._encoded(observations, reset_TB)
+        y_TBH, carry, signals = self.controller.scan_with_signals(x_TBF, reset_TB, carry)
+        return PolicyOutput(*self._heads(y_TBH, observations), carry, signals)
 
-    def _run(self, observations: Observation, reset_TB: Tensor, carry: Carry, *, with_signals: bool) -> PolicyOutput:
+    def _encoded(self, observations: Observation, reset_TB: Tensor) -> Tensor:
+        """What the controller reads, [T, B, D]."""
         self._check(observations, reset_TB.shape)
         features = self.observations(observations)
         if self.spec.previous_action:
             previous = self.action_distribution.features(observations[PREVIOUS_ACTION])
             features.append(previous.masked_fill(reset_TB.unsqueeze(-1), 0.0))
-        x_TBF = features[0] if len(features) == 1 else torch.cat(features, -1)
-        arguments = self.encoder(x_TBF), reset_TB, carry
-        signals: dict[str, Tensor] = {}
-        if with_signals:
-            y_TBH, carry, signals = self.controller.scan_with_signals(*arguments)
-        else:
-            y_TBH, carry = self.controller.scan(*arguments)
+        x_TBD: Tensor = self.encoder(features[0] if len(features) == 1 else torch.cat(features, -1))
+        return x_TBD
+
+    def _heads(self, y_TBH: Tensor, observations: Observation) -> tuple[Tensor, Tensor]:
+        """Parameters of the action distribution [T, B, A], and values [T, B]."""
         normed_TBH = self.norm(y_TBH)
         parameters_TBA = self.policy_head(normed_TBH)
         if self.spec.masked:
             parameters_TBA = self.action_distribution.masked(parameters_TBA, observations[ACTION_MASK])
-        return PolicyOutput(parameters_TBA, self.value_head(normed_TBH).squeeze(-1), carry, signals)
+        return parameters_TBA, self.value_head(normed_TBH).squeeze(-1)
 
     @torch.no_grad()
     def act(
-        self, observations: Observation, reset_B: Tensor, carry: Carry, uniform_BN: Tensor, greedy: bool = False
+        self,
+        observations: Observation,
+        reset_B: Tensor,
+        carry: Carry,
+        uniform_BN: Tensor,
+        greedy: bool = False,
+        donate: bool = False,
     ) -> Act:
-        """Choose one action a lane from noise in [0, 1), or the distribution's mode; without autograd."""
-        parameters_BA, value_B, carry = self._step(observations, reset_B, carry)
+        """Choose one action a lane from noise in [0, 1), or the distribution's mode; without autograd.
+
+        With `donate` the carry may be overwritten, as in `Controller.step`.
+        """
+        parameters_BA, value_B, carry = self._step(observations, reset_B, carry, donate)
         distribution = self.action_distribution
         action_B = distribution.mode(parameters_BA) if greedy else distribution.sample(parameters_BA, uniform_BN)
         return Act(action_B, distribution.log_prob(parameters_BA, action_B), value_B, carry)
@@ -145,11 +155,15 @@ class Policy(nn.Module):
         """
         self.observations.update_statistics(observations, valid_NT)
 
-    def _step(self, observations: Observation, reset_B: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Carry]:
-        """`scan` with T = 1: parameters [B, A], values [B], and the carry."""
+    def _step(
+        self, observations: Observation, reset_B: Tensor, carry: Carry, donate: bool = False
+    ) -> tuple[Tensor, Tensor, Carry]:
+        """One step of the controller: parameters [B, A], values [B], and the carry."""
         observations = {name: x.unsqueeze(0) for name, x in observations.items()}
-        out = self._run(observations, reset_B.unsqueeze(0), carry, with_signals=False)
-        return out.parameters_TBA[0], out.value_TB[0], out.carry
+        x_TBD = self._encoded(observations, reset_B.unsqueeze(0))
+        y_BH, carry = self.controller.step(x_TBD[0], reset_B, carry, donate)
+        parameters_TBA, value_TB = self._heads(y_BH.unsqueeze(0), observations)
+        return parameters_TBA[0], value_TB[0], carry
 
     def _check(self, observations: Observation, leading: Size) -> None:
         """Compare names, shapes and types only, never values: cheap enough for the step path."""

@@ -4,22 +4,26 @@ Axis letters: T time, B lanes, D input features, M model features, S slot size, 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Generator, Tensor, nn
 
-from mneme.controllers.controller import Carry, Controller, DonatedCarry, reset_carry
+from mneme.controllers.controller import Carry, Controller
 from mneme.controllers.initialisation import linear
 from mneme.controllers.mamba2 import Mamba2Controller
 from mneme.controllers.scans.backends import REFERENCE
-from mneme.controllers.scans.resets import all_finite
-from mneme.controllers.scans.slots import Slots, slots_read, slots_scan, slots_write
+from mneme.controllers.scans.slots.cell import Slots, slots_read, slots_write
+from mneme.controllers.scans.slots.scan import slots_scan
+from mneme.controllers.scans.slots.torch import write_in_place
 from mneme.controllers.settings import PseudoMambaSettings
+
+_Step = Callable[[Tensor, Carry], tuple[Tensor, Carry]]
+_Write = Callable[[Tensor, Tensor, Slots], Slots]
 
 
 class PseudoMambaController(Controller):
-    """y = [h ; r]: what Mamba-2 makes of the step, and what was read. `scans.slots` has the memory's rules.
+    """y = [h ; r]: what Mamba-2 makes of the step, and what was read. `scans.slots.cell` has the memory's rules.
 
     It carries what Mamba-2 does and `slots` [B, K, S], `usage` and `age` [B, K], which always start empty. The gate's
     bias starts at logit(1 / horizon), so that a slot outlives a horizon (rule recent), or at 0 (classic).
@@ -58,37 +62,41 @@ class PseudoMambaController(Controller):
         return super().initial() | self.core.initial()
 
     def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        memory, core = self._parts(carry)
-        r_BS = slots_read(self._query(carry["h"] if self.query == "state" else x_BD), memory, self.rule)
-        h_BM, core = self.core.cell(torch.cat([x_BD, r_BS], 1) if self.query == "state" else x_BD, core)
-        y_BY = torch.cat([h_BM, r_BS], 1)
-        memory = slots_write(self._gate_logit(y_BY), self.to_value(h_BM), memory, self.decay, self.rule)
-        return y_BY, core | memory._asdict() | ({"h": h_BM.clone()} if self.query == "state" else {})
+        def write(logit_B: Tensor, value_BS: Tensor, memory: Slots) -> Slots:
+            return slots_write(logit_B, value_BS, memory, self.decay, self.rule)
+
+        return self._step(x_BD, carry, self.core.cell, write)
 
     def backend_on(self, device: torch.device) -> str:
-        """Mamba-2's, which is chosen only where all steps are computed at once."""
+        """Mamba-2's, but torch with query=state, which goes step by step."""
         chosen = self.core.backend_on(device)
         return "torch" if self.query == "state" and chosen != REFERENCE else chosen
 
     def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        backend = self.backend_on(x_TBD.device)
-        if self.query == "state" or backend != "numba":
-            if len(x_TBD) == 1 and not torch.is_grad_enabled():
-                if reset_TB.any():
-                    carry = reset_carry(reset_TB[0], self.initial(), carry)
-                y_BY, carry = self.cell(x_TBD[0], carry)
-                return y_BY.unsqueeze(0), carry
-            if self.query == "state":
-                return self.reference_scan(x_TBD, reset_TB, carry)
+        if self.query == "state":
+            return self.reference_scan(x_TBD, reset_TB, carry)
         memory, core = self._parts(carry)
         h_TBM, core = self.core.fast_scan(x_TBD, reset_TB, core)
         inputs = self._query(x_TBD), self._gate_logit(h_TBM), self.to_value(h_TBM)
-        donated = isinstance(carry, DonatedCarry)
-        r_TBS, memory = slots_scan(*inputs, reset_TB, memory, self.decay, self.rule, self.chunk_size, backend, donated)
-        y_TBY, after = torch.cat([h_TBM, r_TBS], 2), core | memory._asdict()
-        if backend != "numba" and not all_finite(y_TBY, *after.values()):
-            return self.reference_scan(x_TBD, reset_TB, carry)
-        return y_TBY, after
+        backend = self.backend_on(x_TBD.device)
+        r_TBS, memory = slots_scan(*inputs, reset_TB, memory, self.decay, self.rule, self.chunk_size, backend)
+        return torch.cat([h_TBM, r_TBS], 2), core | memory._asdict()
+
+    def fast_step(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        def write(logit_B: Tensor, value_BS: Tensor, memory: Slots) -> Slots:
+            write_in_place(logit_B, value_BS, memory, self.decay, self.rule)
+            return memory
+
+        return self._step(x_BD, carry, self.core.fast_step, write)
+
+    def _step(self, x_BD: Tensor, carry: Carry, core_step: _Step, write: _Write) -> tuple[Tensor, Carry]:
+        memory, core = self._parts(carry)
+        published = self.query == "state"
+        r_BS = slots_read(self._query(carry["h"] if published else x_BD), memory, self.rule)
+        h_BM, core = core_step(torch.cat([x_BD, r_BS], 1) if published else x_BD, core)
+        y_BY = torch.cat([h_BM, r_BS], 1)
+        memory = write(self._gate_logit(y_BY), self.to_value(h_BM), memory)
+        return y_BY, core | memory._asdict() | ({"h": h_BM.clone()} if published else {})
 
     def signals(self, y_TBH: Tensor) -> dict[str, Tensor]:
         return {"gate": self._gate_logit(y_TBH).sigmoid()}
@@ -107,5 +115,5 @@ class PseudoMambaController(Controller):
         return logit
 
     def _parts(self, carry: Carry) -> tuple[Slots, Carry]:
-        core = type(carry)({name: carry[name] for name in self.core.initial()})
+        core = {name: carry[name] for name in self.core.initial()}
         return Slots(carry["slots"], carry["usage"], carry["age"]), core

@@ -58,6 +58,9 @@ class ResidualBlock(Controller):
 
         return in_blocks(steps, x_TBD, reset_TB, carry)
 
+    def fast_step(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        return self.cell(x_BD, carry)
+
     def _around(self, x: Tensor, mixer: _Mixer) -> tuple[Tensor, Carry]:
         x = self.project(x)
         mixed, carry = mixer(self.norm(x))

@@ -37,6 +37,9 @@ class Stack(Controller):
     def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         return self._through(x_TBD, carry, lambda layer, x, c: layer.run(x, reset_TB, c))
 
+    def fast_step(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        return self._through(x_BD, carry, lambda layer, x, c: layer.fast_step(x, c))
+
     def run_with_signals(
         self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry
     ) -> tuple[Tensor, Carry, dict[str, Tensor]]:
@@ -69,6 +72,6 @@ class Stack(Controller):
     def _through(self, x: Tensor, carry: Carry, run: _Run) -> tuple[Tensor, Carry]:
         after: Carry = {}
         for layer, names in zip(self._each(), self._names, strict=True):
-            x, own = run(layer, x, type(carry)({name: carry[stacked] for name, stacked in names.items()}))
+            x, own = run(layer, x, {name: carry[stacked] for name, stacked in names.items()})
             after |= {names[name]: value for name, value in own.items()}
         return x, after

@@ -10,7 +10,6 @@ from mneme.controllers.controller import Carry, Controller
 from mneme.controllers.initialisation import linear
 from mneme.controllers.layer_norm import LayerNorm
 from mneme.controllers.scans.attention import attention_scan, attention_step, steps_since_reset
-from mneme.controllers.scans.resets import all_finite
 from mneme.controllers.settings import TransformerSettings
 
 LONGEST_WINDOW = 512
@@ -46,37 +45,26 @@ class TransformerController(Controller):
         self.gates = nn.ModuleList(GruGate(hidden, generator) for _ in range(2)) if settings.gate == "gru" else None
 
     def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        return self._step(x_BD, carry["memory"], carry["past"])
+        h_BH, past_B1 = self.embed(x_BD), carry["past"]
+        q_BNE, memory_BM = self._project(h_BH)
+        memory_BWM = torch.cat([carry["memory"], memory_BM.unsqueeze(1)], 1)
+        read_BNE = attention_step(q_BNE, memory_BWM, past_B1[:, 0], self.bias)
+        return self._join(h_BH, read_BNE), {"memory": memory_BWM[:, 1:], "past": past_B1 + 1}
+
+    def fast_step(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        return self.cell(x_BD, carry)
 
     def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        if len(x_TBD) == 1:
-            lanes = reset_TB[0].nonzero()[:, 0]
-            y_BH, after = self._step(x_TBD[0], carry["memory"], carry["past"].index_fill(0, lanes, 0), lanes)
-            return y_BH.unsqueeze(0), after
         T, past_B1 = len(x_TBD), carry["past"]
         h_TBH = self.embed(x_TBD)
         q_TBNE, memory_TBM = self._project(h_TBH)
         memory_BSM = torch.cat([carry["memory"], memory_TBM.transpose(0, 1)], 1)
-        if not all_finite(memory_BSM):
-            return self.reference_scan(x_TBD, reset_TB, carry)
         past_TB = steps_since_reset(reset_TB, past_B1[:, 0])
         read_TBNE = attention_scan(q_TBNE, memory_BSM, past_TB, self.bias)
         distance_P = torch.arange(memory_BSM.shape[1] - T - 1, -1, -1, device=x_TBD.device)
         gone_BP = reset_TB.any(0).unsqueeze(1) & (distance_P > past_TB[-1].unsqueeze(1))
         after = {"memory": memory_BSM[:, T:].masked_fill(gone_BP.unsqueeze(-1), 0), "past": past_TB[-1:].t() + 1}
         return self._join(h_TBH, read_TBNE), after
-
-    def _step(
-        self, x_BD: Tensor, memory_BPM: Tensor, past_B1: Tensor, forgetful: Tensor | None = None
-    ) -> tuple[Tensor, Carry]:
-        """One step, before which `forgetful` lanes lose their memory."""
-        h_BH = self.embed(x_BD)
-        q_BNE, memory_BM = self._project(h_BH)
-        memory_BWM = torch.cat([memory_BPM, memory_BM.unsqueeze(1)], 1)
-        if forgetful is not None and len(forgetful):
-            memory_BWM[:, :-1].index_fill_(0, forgetful, 0)
-        read_BNE = attention_step(q_BNE, memory_BWM, past_B1[:, 0], self.bias)
-        return self._join(h_BH, read_BNE), {"memory": memory_BWM[:, 1:], "past": past_B1 + 1}
 
     def _project(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """The queries [..., N, E] and what is remembered [..., 2 E] of a stream [..., H]."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
-from mneme.controllers import PREVIOUS_ACTION, Act, Carry, DonatedCarry, Policy
+from mneme.controllers import PREVIOUS_ACTION, Act, Carry, Policy
 from mneme.envs import (
     MemoryVectorEnv,
     Resumable,
@@ -143,9 +143,13 @@ class Collector:
         reset_B = self._lanes.reset_B
         if self.reset_carry_at is not None:
             reset_B = reset_B | (self._episodes.step_B == self.reset_carry_at)
-        carry = DonatedCarry(self._carry)  # what is to be kept of it has been recorded
         return self.policy.act(
-            _tensors(self._lanes.observation), torch.from_numpy(reset_B), carry, noise_BN, greedy=self.greedy
+            _tensors(self._lanes.observation),
+            torch.from_numpy(reset_B),
+            self._carry,
+            noise_BN,
+            greedy=self.greedy,
+            donate=True,  # what is to be kept of the carry has been recorded
         )
 
     def _value_now(self) -> np.ndarray:

@@ -21,8 +21,8 @@ CHECKS: tuple[Check, ...] = (
     agreement.a_second_backward_is_the_first,
     isolation.a_reset_cuts_the_gradient,
     isolation.a_reset_starts_afresh,
-    isolation.a_reset_forgets_nan,
     agreement.steps_may_overwrite_a_donated_carry,
+    agreement.a_step_touches_no_carry_that_is_not_donated,
     agreement.lanes_may_be_permuted,
     isolation.lanes_are_apart,
     isolation.the_initial_carry_is_learned_or_zero,
@@ -30,7 +30,7 @@ CHECKS: tuple[Check, ...] = (
     isolation.nothing_passed_in_is_touched,
     agreement.memory_layout_does_not_matter,
     arguments.weights_come_from_the_generator,
-    arguments.wrong_arguments_get_one_sentence,
+    arguments.wrong_arguments_are_refused,
 )
 
 

@@ -18,7 +18,7 @@ from mneme.controllers.contract.trial import (
     results,
     subject,
 )
-from mneme.controllers.controller import Carry, Controller, DonatedCarry
+from mneme.controllers.controller import Carry, Controller
 
 _STEPS = max(LENGTHS)
 _CUTS = ((1,), (32,), (5, 6, 20), (11, 22))
@@ -135,23 +135,32 @@ def steps_may_overwrite_a_donated_carry(build: Build) -> Iterator[Deviation]:
     controller = subject(build)
     x, reset, carry = draw(controller, 9)
     found: list[dict[str, Tensor]] = []
-    for kind in (DonatedCarry, dict):
+    for donate in (True, False):
         last: Carry = {name: value.detach().clone() for name, value in carry.items()}
         outputs = []
         for x_BD, reset_B in zip(x.detach(), reset, strict=True):
             with torch.no_grad():
-                y_BH, last = controller.step(x_BD, reset_B, kind(last))
+                y_BH, last = controller.step(x_BD, reset_B, last, donate=donate)
             outputs.append(y_BH)
         found.append(results(torch.stack(outputs), last))
     donated, kept = found
     yield from deviations(donated, kept, "step by step")
+
+
+@check("nothing is given away", "a step modifies no carry that is not donated, and results share no memory", EXACT)
+def a_step_touches_no_carry_that_is_not_donated(build: Build) -> Iterator[Deviation]:
+    controller = subject(build)
+    x, reset, carry = draw(controller, 1)
+    given = {name: value.detach() for name, value in carry.items()}
+    before = {name: value.clone() for name, value in given.items()}
     with torch.no_grad():
-        given = DonatedCarry({name: value.detach().clone() for name, value in carry.items()})
-        kept = results(*controller.scan(x, reset, carry))
-        yield from deviations(results(*controller.scan(x, reset, given)), kept, "all steps at once")
-    kept = outcome(controller.scan, controller, Trial(x, reset, carry))
-    donated = outcome(controller.scan, controller, Trial(x, reset, DonatedCarry(carry)))
-    yield from deviations(donated, kept, "with gradients, for which it is kept")
+        y_BH, last = controller.step(x[0].detach(), reset[0], given)
+    returned = results(y_BH, last)
+    for written in returned:
+        rest = given | {name: value for name, value in returned.items() if name != written}
+        kept = {name: before.get(name, value.clone()) for name, value in rest.items()}
+        returned[written].fill_(7.0)
+        yield from deviations(rest, kept, f"when {written} is overwritten after a step")
 
 
 @check("lanes permute", "lanes in another order give the same in that order", TIGHT)

@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
 from mneme.controllers.contract.finding import EXACT, TIGHT, Build, Deviation, check, deviations
 from mneme.controllers.contract.trial import LANES, Trial, draw, gradients, loss_of, results, subject
@@ -35,32 +34,6 @@ def a_reset_starts_afresh(build: Build) -> Iterator[Deviation]:
         fresh = controller.scan(x[at:], torch.zeros_like(reset[at:]), controller.initial_carry(LANES))
         expected = _of_lane(*fresh)
         yield from deviations(_of_lane(y[at:], last), expected, f"after a reset at {at}")
-
-
-@check(
-    "reset forgets NaN",
-    "even a carry and inputs that are not numbers are forgotten, in values and gradients after it",
-    TIGHT,
-)
-def a_reset_forgets_nan(build: Build) -> Iterator[Deviation]:
-    controller = subject(build)
-    for at in _RESETS:
-        x, reset, carry = draw(controller, 13, resets=0.0)
-        reset[at] = True
-        broken = {name: torch.full_like(value, torch.nan) for name, value in carry.items()}
-        unknown = torch.cat([torch.full_like(x[:at], torch.nan), x[at:]])
-        expected = _with_gradient(controller, Trial(x[at:], reset[at:], carry), 0)
-        for what, inputs, before in (("a carry", x, broken), ("inputs", unknown, carry)):
-            found = _with_gradient(controller, Trial(inputs, reset, before), at)
-            yield from deviations(found, expected, f"after a reset at {at} of {what} that is NaN")
-
-
-def _with_gradient(controller: Controller, trial: Trial, start: int) -> dict[str, Tensor]:
-    """The results from a step on, and the gradient of the inputs from there on."""
-    x = trial.x.detach().requires_grad_()
-    y, last = controller.scan(x, trial.reset, trial.carry)
-    (dx,) = torch.autograd.grad(loss_of(y[start:], last), x)
-    return results(y[start:], last) | {"gradient of the inputs": dx[start:]}
 
 
 @check("lanes are apart", "no gradient goes from one lane to another", EXACT)

@@ -1,7 +1,18 @@
-"""Recurrences over time that start from any carry and reset anywhere: fast, with hand-derived gradients.
+"""Recurrences over time that start from any state and may be reset at any step, with gradients derived by hand.
 
-The plain names (gru, lstm, linear, selective, ssd, slots, attention, convolution, gated_norm, cell_norm) say what one
-step computes and scan in PyTorch; compiled_* are for CPUs, triton_* and mamba_ssm_ssd for GPUs. The rest is shared:
-backends chooses, resets and blocks cut up time, tiles and compiled_product keep to a core's registers, weight_gradients
-sums up what all steps share.
+There is one folder for each recurrence:
+
+    gru, lstm       gated recurrent units
+    linear          h[t] = a[t] h[t-1] + b[t], each channel on its own: lru and mingru
+    selective       the state space of Mamba
+    ssd             the state space of Mamba-2
+    slots           an external memory, read by content
+
+In a folder, `cell` is one step as the equations have it, the reference for everything else. `torch`, `numba` (CPUs),
+`triton` and `mamba_ssm` (GPUs) are implementations of the scan over all steps; `scan` is the function that controllers
+call, and the one place that chooses among them. `backends` says which of them runs on a device.
+
+What has one implementation only is a file: attention, convolution, gated_norm, cell_norm (GRU and LSTM with norms).
+The others are shared: blocks and resets by all scans, weight_gradients by gru and lstm, machine_code and products by
+those in numba, persistent by those in Triton.
 """

@@ -1,4 +1,4 @@
-"""Which implementation of a scan runs: one function decides, and a setting may force it."""
+"""Which implementation of a scan runs on a device."""
 
 import os
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import torch
 REFERENCE = "reference"
 """The loop over the cell, which every controller has."""
 
-_PACKAGES = {"mamba_ssm": ("mamba_ssm", "einops", "triton")}  # where a backend needs others than its own name's
+_PACKAGES = {"mamba_ssm": ("mamba_ssm", "einops", "triton")}  # of backends that need other packages than their name
 
 
 def chosen_backend(
@@ -21,9 +21,9 @@ def chosen_backend(
     """The backend that runs on `device`.
 
     Args:
-        setting: "auto", or the name of a backend, which is taken where it can run. Rollout workers act on CPUs, where
-            kernels made for GPUs cannot, and the other way round.
-        device: where the tensors are.
+        setting: "auto", or the name of a backend, which is chosen if it can run on the device. (Learner and rollout
+            workers share the setting, and may be on different devices.)
+        device: of the tensors.
         offered: what the controller has besides the reference, fastest first: "mamba_ssm", "triton", "numba", "torch".
         dtype: of the states.
     """
@@ -38,7 +38,7 @@ def _runs(name: str, device: torch.device, dtype: torch.dtype, forced: bool) -> 
 
 
 def obstacle(name: str, device: torch.device, dtype: torch.dtype, forced: bool) -> str | None:
-    """Why the backend cannot run on tensors like these, as the end of a sentence."""
+    """Why the backend cannot run on tensors of this device and type, as the end of a sentence; none if it can."""
     if name == "numba":
         if device.type != "cpu":
             return "it is made for CPUs"
@@ -58,7 +58,7 @@ def _installed(backend: str) -> bool:
     if backend == "numba":
         try:
             import_module(backend)
-        except Exception as error:  # as it is not made for every numpy
+        except Exception as error:  # each numba is made for some versions of numpy
             warn(f"numba cannot be imported, so scans are not compiled: {error}", stacklevel=2)
             return False
     return True

@@ -1,4 +1,4 @@
-"""Cutting a scan into blocks of steps that stay in a core's cache."""
+"""Dividing a scan into blocks of steps whose tensors fit a core's cache."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 ROWS = 2048
-"""Rows (steps x lanes) of a block; at hidden size 128 and 2 MiB of cache, 1024 to 4096 measure alike."""
+"""Rows of a block, steps times environments; at hidden size 128, 1024 to 4096 are equally fast with 2 MiB of cache."""
 
 
 def blocks(steps: int, lanes: int) -> list[tuple[int, int]]:
@@ -17,7 +17,7 @@ def blocks(steps: int, lanes: int) -> list[tuple[int, int]]:
 
 
 def blocks_on(device: torch.device, steps: int, lanes: int) -> list[tuple[int, int]]:
-    """`blocks` on a CPU; on a GPU, which would rather have few launches, one block."""
+    """`blocks` on a CPU; one block on a GPU, where every block starts kernels of its own."""
     return blocks(steps, lanes) if device.type == "cpu" else [(0, steps)]
 
 
@@ -27,13 +27,13 @@ _Carry = TypeVar("_Carry")
 def in_blocks(
     run: Callable[[Tensor, Tensor, _Carry], tuple[Tensor, _Carry]], x_TBD: Tensor, reset_TB: Tensor, carry: _Carry
 ) -> tuple[Tensor, _Carry]:
-    """A scan, `run`, over one block after the other: its outputs [T, B, H], and the carry after the last."""
+    """Call the scan `run` on one block after the other: the outputs [T, B, H], and the last carry."""
     T, B, _ = x_TBD.shape
     sizes = [stop - start for start, stop in blocks_on(x_TBD.device, T, B)]
     if len(sizes) == 1:
         return run(x_TBD, reset_TB, carry)
     outputs = []
-    # Split, as the gradient of each of many slices would be as large as the whole.
+    # split, because the gradient of each slice would be as large as the whole
     for x_KBD, reset_KB in zip(x_TBD.split(sizes), reset_TB.split(sizes), strict=True):
         y_KBH, carry = run(x_KBD, reset_KB, carry)
         outputs.append(y_KBH)

@@ -1,20 +1,20 @@
 """GRU and LSTM with LayerNorm inside the cell (Ba et al. 2016, section 3.1 and supplement).
 
-What the input and what the state say to the gates is normalised apart, all gates of a lane together, then scaled by
-a gain and shifted by the bias; the LSTM's output also sees a normalised memory:
+The products of the input and of the state are normalised separately, over all gates together, then scaled by a gain
+and shifted by the bias; the LSTM's output also reads the memory through a norm:
 
-    GRU     as without, of LN(W x) and LN(U h)
+    GRU     as without norms, with LN(W x) and LN(U h) for W x and U h
     LSTM    i, f, g, o of LN(W x) + LN(U h)        c' = f c + i g        h' = o tanh(LN(c'))
 
-A state of zeros is where episodes start, and stays one while observations are blank. A norm with the usual epsilon
-would magnify gradients 316 times there, at each such step. The norms inside the loop have epsilons so large that what
-goes round it at the start never grows: the one of the state magnifies by 2 at most, which the GRU's reset gate and the
-LSTM's output gate halve, and the one of the memory by 1.
+Episodes start from a state of zeros, which stays zero while observations are blank. There a norm with the usual epsilon
+would multiply gradients by 316 at every step. The norms inside the loop have so large an epsilon that gradients do not
+grow from step to step at the start: the state's norm multiplies them by 2 at most, which the GRU's reset gate and the
+LSTM's output gate halve, and the memory's norm by 1.
 
-What the input says is normalised for all steps at once; the rest is a loop over time under autograd, as the means
-and variances of a step need all of the state before it.
+The input's products are normalised for all steps at once. The rest is a loop over time under autograd, because the
+mean and variance of a step need the whole state before it.
 
-Axis letters: T time, B lanes, D input features, H hidden, G = 3H (GRU) or 4H (LSTM) gates.
+Axis letters: T steps, B environments, D input features, H hidden units, G = 3H (GRU) or 4H (LSTM) gates.
 """
 
 from typing import NamedTuple
@@ -24,26 +24,26 @@ from torch import Tensor
 from torch.nn import functional
 
 from mneme.controllers.layer_norm import layer_norm
-from mneme.controllers.scans.gru import GruParameters, gru_update
-from mneme.controllers.scans.lstm import LstmParameters, LstmState, lstm_update
+from mneme.controllers.scans.gru.cell import GruParameters, gru_update
+from mneme.controllers.scans.lstm.cell import LstmParameters, LstmState, lstm_update
 from mneme.controllers.scans.resets import lanes_to_reset, with_rows
 
 STATE_EPSILON = 0.25
-"""Of the norm of what the state says; it magnifies by 1 / sqrt of this at most."""
+"""Of the state's norm, which multiplies gradients by 1 / sqrt(STATE_EPSILON) at most."""
 
 MEMORY_EPSILON = 1.0
-"""Of the norm that the LSTM's memory is seen through."""
+"""Of the norm through which the LSTM's output reads the memory."""
 
 
 class GruNorm(NamedTuple):
-    """The gains of the norms before the gates; their shifts are the cell's biases."""
+    """Gains of the norms before the gates; their shifts are the cell's biases."""
 
     of_x: Tensor  # [3H]
     of_h: Tensor  # [3H]
 
 
 class LstmNorm(NamedTuple):
-    """As of the GRU, and gain and shift of the norm that the memory is seen through."""
+    """As in `GruNorm`, with gain and shift of the norm through which the memory is read."""
 
     of_x: Tensor  # [4H]
     of_h: Tensor  # [4H]
@@ -64,7 +64,7 @@ def normed_lstm_cell(x_BD: Tensor, state: LstmState, p: LstmParameters, norm: Ls
 def normed_gru_scan(
     x_TBD: Tensor, reset_TB: Tensor, h_BH: Tensor, initial_H: Tensor, p: GruParameters, norm: GruNorm
 ) -> tuple[Tensor, Tensor]:
-    """`gru_scan` of the cell with norms."""
+    """`gru_scan` for the cell with norms."""
     x_TBG = layer_norm(x_TBD @ p.w_ih.t(), norm.of_x, p.b_ih)
     outputs = []
     for x_BG, lanes in zip(x_TBG.unbind(), lanes_to_reset(reset_TB), strict=True):
@@ -81,7 +81,7 @@ def normed_lstm_scan(
     p: LstmParameters,
     norm: LstmNorm,
 ) -> tuple[Tensor, LstmState]:
-    """`lstm_scan` of the cell with norms."""
+    """`lstm_scan` for the cell with norms."""
     x_TBG = layer_norm(x_TBD @ p.w_ih.t(), norm.of_x, p.b_ih)
     outputs = []
     for x_BG, lanes in zip(x_TBG.unbind(), lanes_to_reset(reset_TB), strict=True):
@@ -98,10 +98,10 @@ def _gru_step(x_BG: Tensor, h_BH: Tensor, p: GruParameters, norm: GruNorm) -> Te
 def _lstm_step(x_BG: Tensor, state: LstmState, p: LstmParameters, norm: LstmNorm) -> LstmState:
     gates_BG = x_BG + _norm(state.h @ p.w_hh.t(), norm.of_h, p.b_hh, STATE_EPSILON)
 
-    def show(c_BH: Tensor) -> Tensor:
+    def squash(c_BH: Tensor) -> Tensor:
         return torch.tanh(_norm(c_BH, norm.memory_gain, norm.memory_bias, MEMORY_EPSILON))
 
-    return lstm_update(gates_BG, state.c, show)
+    return lstm_update(gates_BG, state.c, squash)
 
 
 def _norm(a: Tensor, gain: Tensor, bias: Tensor, epsilon: float) -> Tensor:

@@ -1,13 +1,13 @@
-"""Causal depthwise convolution over time with resets anywhere: each channel's last K inputs, weighed.
+"""Causal depthwise convolution over time: a weighted sum of the last K inputs of each channel.
 
     y[t] = bias + sum_k weight[k] x[t - (K - 1) + k]
 
-Steps from before the scan come from a window that is carried. After a reset they come from the initial window, as
-if nothing had been seen. Few steps follow a reset closely, so all are computed as if there were none, and those few
-are gathered again.
+Inputs from before the first step come from a window, which is carried; after a reset they come from the initial window.
+All steps are first computed as if there were no resets. The few that follow a reset closely are then computed again,
+from inputs gathered for them.
 
-Axis letters: T time, B lanes, C channels, K taps, W = K - 1 steps of a window (oldest first), R steps shortly after
-a reset.
+Axis letters: T steps, B environments, C channels, K taps, W = K - 1 steps of a window (oldest first), R steps shortly
+after a reset.
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 
 def silu_convolution_step(x_BC: Tensor, window_BWC: Tensor, weight_CK: Tensor, bias_C: Tensor) -> tuple[Tensor, Tensor]:
-    """silu of one step without resets: ([B, C], [B, W, C]) -> ([B, C], the next window [B, W, C])."""
+    """silu of one step: ([B, C], [B, W, C]) -> ([B, C], the next window [B, W, C])."""
     seen_BKC = torch.cat([window_BWC, x_BC.unsqueeze(1)], 1)
     return F.silu((seen_BKC * weight_CK.t()).sum(1) + bias_C), seen_BKC[:, 1:]
 
@@ -35,10 +35,10 @@ def silu_convolution(
 def convolution_scan(
     x_TBC: Tensor, reset_TB: Tensor, window_BWC: Tensor, initial_WC: Tensor, weight_CK: Tensor, bias_C: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """All steps: [T, B, C], and the window after the last, [B, W, C].
+    """All steps: [T, B, C], and the last window [B, W, C].
 
-    Where `reset_TB` is true the lane takes `initial_WC` for its window before that step. Differentiable, once, in
-    every tensor but the flags.
+    Where `reset_TB` is true, the environment's window before that step is `initial_WC`. The result can be
+    differentiated once, in every tensor but the flags.
     """
     window_BWC = torch.where(reset_TB[0].view(-1, 1, 1), initial_WC, window_BWC)
     y_TBC, last_BWC = _ConvolutionScan.apply(x_TBC, reset_TB, window_BWC, initial_WC, weight_CK, bias_C)
@@ -46,12 +46,12 @@ def convolution_scan(
 
 
 class _Rows(NamedTuple):
-    """Which rows of a table [(W + T) B + W, C] are looked at: the window, all inputs, the initial window."""
+    """Indices of rows in a table [(W + T) B + W, C] of the window, all inputs, and the initial window."""
 
-    t_R: Tensor  # [R] steps less than W after a reset
-    b_R: Tensor  # [R] their lanes
-    seen_RK: Tensor  # [R, K] what their taps see
-    last_BW: Tensor  # [B, W] what is in the last window
+    t_R: Tensor  # [R] steps fewer than W after a reset
+    b_R: Tensor  # [R] their environments
+    seen_RK: Tensor  # [R, K] the inputs of their taps
+    last_BW: Tensor  # [B, W] the inputs in the last window
 
 
 def _rows(reset_TB: Tensor, W: int) -> _Rows:

@@ -11,7 +11,7 @@ from torch import Generator
 
 from mneme.controllers import ControllerSettings, build_controller
 from mneme.controllers.compilation import compile_ahead
-from mneme.controllers.scans import compiled
+from mneme.controllers.scans import machine_code
 
 ACT = "torch.set_grad_enabled(False); built.step(torch.zeros(2, 3), torch.zeros(2).bool(), built.initial_carry(2))"
 
@@ -20,7 +20,7 @@ ACT = "torch.set_grad_enabled(False); built.step(torch.zeros(2, 3), torch.zeros(
 def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notes: list[str]) -> list[str]:
     (tmp_path / "now").mkdir()
     (tmp_path / "now" / "code.nbi").touch()
-    monkeypatch.setattr(compiled, "machine_code_folder", lambda: str(tmp_path / "now"))
+    monkeypatch.setattr(machine_code, "machine_code_folder", lambda: str(tmp_path / "now"))
     return notes
 
 
@@ -46,7 +46,7 @@ def test_machine_code_that_was_deleted_is_compiled_again_and_said_to_be(told: li
 
 
 def test_where_none_can_be_kept_it_is_said(told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "machine_code_folder", lambda: None)
+    monkeypatch.setattr(machine_code, "machine_code_folder", lambda: None)
     ahead("mamba")
     (sentence,) = told
     assert "every process compiles them" in sentence and "NUMBA_CACHE_DIR" in sentence

@@ -43,18 +43,6 @@ def test_a_step_sees_its_window_and_nothing_else(window: int) -> None:
     assert [t for t in range(9) if dx[t].any()] == list(range(7 - window, 7))
 
 
-def test_nan_from_before_a_reset_leaves_no_trace_in_the_middle_of_a_scan() -> None:
-    controller, reset = make(window_size=6), torch.zeros(9, 2, dtype=torch.bool)
-    reset[4, 0] = True
-    x = torch.randn(9, 2, 5, dtype=torch.float64)
-    clean = run(controller, x, reset)
-    x[2, 0] = torch.nan
-    y, last = controller.scan(x, reset, controller.initial_carry(2))
-    torch.testing.assert_close(y[4:], clean[4:], rtol=1e-12, atol=1e-12)
-    assert y[2, 0].isnan().all() and y[:, 1].isfinite().all()
-    assert last["memory"].isfinite().all()
-
-
 def test_the_window_comes_from_the_horizon_unless_it_is_given() -> None:
     assert make(horizon=10).initial()["memory"].shape == (10, 4)
     assert make(horizon=100_000).initial()["memory"].shape == (511, 4)

@@ -45,13 +45,3 @@ def test_without_resets_it_is_conv1d() -> None:
     expected_BCT = F.conv1d(seen_BCT, weight.unsqueeze(1), bias, groups=C)
     torch.testing.assert_close(y, expected_BCT.permute(2, 0, 1), **TIGHT)
     torch.testing.assert_close(last, x[-(K - 1) :].transpose(0, 1), **TIGHT)
-
-
-@pytest.mark.parametrize("at", [0, 2])
-def test_a_reset_forgets_even_a_window_that_is_not_finite(at: int) -> None:
-    x, window, initial, weight, bias = draw(6)
-    reset = torch.zeros(6, B, dtype=torch.bool)
-    reset[at] = True
-    unknown = torch.full_like(window, torch.nan)
-    y, last = silu_convolution(x, reset, unknown, initial, weight, bias)
-    assert y[at:].isfinite().all() and last.isfinite().all()

@@ -1,0 +1,1 @@
+"""The GRU over time: one step, and scans in PyTorch, numba and Triton."""

@@ -1,0 +1,33 @@
+"""The GRU over T steps, by whichever implementation is asked for."""
+
+from torch import Tensor
+
+from mneme.controllers.scans.gru.cell import GruParameters
+from mneme.controllers.scans.gru.torch import torch_gru_scan
+
+
+def gru_scan(
+    x_TBD: Tensor, reset_TB: Tensor, h_BH: Tensor, initial_H: Tensor, p: GruParameters, backend: str = "torch"
+) -> tuple[Tensor, Tensor]:
+    """Every state [T, B, H], and the last one [B, H].
+
+    Where `reset_TB` is true, the environment's state before that step is `initial_H`. The result can be differentiated
+    once, in every tensor but the flags.
+
+    Args:
+        x_TBD: the inputs.
+        reset_TB: bool.
+        h_BH: the states before the first step.
+        initial_H: the state at the start of an episode.
+        p: weights and biases.
+        backend: "torch", "numba" or "triton".
+    """
+    if backend == "numba":
+        from mneme.controllers.scans.gru.numba import numba_gru_scan  # here, as numba may be missing
+
+        return numba_gru_scan(x_TBD, reset_TB, h_BH, initial_H, p)
+    if backend == "triton":
+        from mneme.controllers.scans.gru.triton import triton_gru_scan  # here, as triton may be missing
+
+        return triton_gru_scan(x_TBD, reset_TB, h_BH, initial_H, p)
+    return torch_gru_scan(x_TBD, reset_TB, h_BH, initial_H, p)

@@ -1,0 +1,1 @@
+"""Diagonal linear recurrences over time: scans in PyTorch and Triton."""

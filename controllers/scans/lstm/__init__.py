@@ -1,0 +1,1 @@
+"""The LSTM over time: one step, and scans in PyTorch, numba and Triton."""

@@ -1,0 +1,1 @@
+"""An external memory of slots: one step, and scans in PyTorch and numba."""

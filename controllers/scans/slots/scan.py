@@ -1,0 +1,41 @@
+"""The slot memory over T steps, by whichever implementation is asked for."""
+
+from torch import Tensor
+
+from mneme.controllers.scans.slots.cell import Rule, Slots, read_weight
+from mneme.controllers.scans.slots.torch import torch_slots_scan
+
+
+def slots_scan(
+    query_TBD: Tensor,
+    logit_TB: Tensor,
+    value_TBD: Tensor,
+    reset_TB: Tensor,
+    memory: Slots,
+    decay: float,
+    rule: Rule,
+    chunk: int,
+    backend: str = "torch",
+) -> tuple[Tensor, Slots]:
+    """What every step reads [T, B, D], and the memory after the last.
+
+    Where `reset_TB` is true, the environment's memory is emptied before that step. The result can be differentiated in
+    every tensor but the flags.
+
+    Args:
+        query_TBD: what is looked for.
+        logit_TB: of the gates.
+        value_TBD: what is written.
+        reset_TB: bool.
+        memory: before the first step.
+        decay: share of a slot's content that a write takes away, besides what it replaces.
+        rule: which slot is written to, and how; see `scans.slots.cell`.
+        chunk: how many steps "torch" computes at once.
+        backend: "torch" or "numba".
+    """
+    memory = memory._replace(usage=read_weight(memory.usage, rule) if rule == "recent" else memory.usage)
+    if backend == "numba":
+        from mneme.controllers.scans.slots.numba import SlotsInputs, numba_slots_scan  # here, as numba may be missing
+
+        return numba_slots_scan(SlotsInputs(query_TBD, logit_TB, value_TBD), reset_TB, memory, decay, rule == "recent")
+    return torch_slots_scan(query_TBD, logit_TB, value_TBD, reset_TB, memory, decay, rule, chunk)

@@ -1,0 +1,236 @@
+"""The recurrence of Mamba-2 on CPUs, compiled by numba; `scans.ssd.cell` has the equations.
+
+{ratio}
+
+On CPUs the plain recurrence takes less time than its matrix form: a chunk of L steps costs L times as much a step as
+there are states. Environments, blocks and states are looped over as in `scans.selective.numba`. Backward, with g the
+gradient of h' from later steps,
+
+    g' = g + C dy      dC = sum over channels of dy h'      dB = sum over channels of g' dt x
+    d(dt x) = sum over states of B g'      d(a dt) = sum over states and a head's channels of g' exp(a dt) h
+
+and g = g' exp(a dt) goes on to the step before.
+
+Axis letters: T steps (K of one block), B environments, C = I + 2 N convolved channels, H heads of size P, I inner
+features, N state size, Q blocks.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mneme.controllers.scans.machine_code import LOG2_E, arrays, compiled, copy, dot, exp2, in_arrays, kernel, sums
+
+STEPS = 8
+"""Of a block. The rows of a block take STEPS I numbers each, and backward there are seven of them."""
+
+
+class SsdInputs(NamedTuple):
+    """Of all steps."""
+
+    xbc: Any  # [T, B, C] x, B and C side by side
+    dt: Any  # [T, B, H] lengths of the steps
+
+
+class SsdParameters(NamedTuple):
+    """Of a layer."""
+
+    a: Any  # [H] rates, negative
+    skip: Any  # [H] D
+
+
+class _Gradients(NamedTuple):
+    """What the backward kernel fills."""
+
+    x: SsdInputs
+    p: SsdParameters  # added to
+    h: Any  # [B, N, I] of the state after the last step, replaced by that before the first
+    initial: Any  # [N, I] added to
+
+
+def numba_ssd_scan(
+    x: SsdInputs, reset_TB: Tensor, h_BNI: Tensor, initial_NI: Tensor, p: SsdParameters
+) -> tuple[Tensor, Tensor]:
+    """`scans.ssd.scan.ssd_scan`."""
+    if torch.is_grad_enabled():
+        y_TBI, last_BNI = _SsdScan.apply(reset_TB, h_BNI, initial_NI, *x, *p)
+        return y_TBI, last_BNI
+    return _run(x, reset_TB, h_BNI, initial_NI, p, keep=False)[:2]
+
+
+def _run(
+    x: SsdInputs, reset_TB: Tensor, h_BNI: Tensor, initial_NI: Tensor, p: SsdParameters, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs, last state, and the states before each block [Q, B, N, I], none of them unless `keep`."""
+    T, B = reset_TB.shape
+    y_TBI, last_BNI = h_BNI.new_empty(T, B, h_BNI.shape[2]), h_BNI.clone(memory_format=torch.contiguous_format)
+    before_QBNI = h_BNI.new_empty(-(-T // STEPS) if keep else 0, *h_BNI.shape)
+    _forward(in_arrays(x), *arrays(reset_TB, initial_NI), in_arrays(p), *arrays(y_TBI, last_BNI, before_QBNI))
+    return y_TBI, last_BNI, before_QBNI
+
+
+class _SsdScan(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, reset_TB: Tensor, h_BNI: Tensor, initial_NI: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        x, p = SsdInputs(*tensors[:2]), SsdParameters(*tensors[2:])
+        y_TBI, last_BNI, before_QBNI = _run(x, reset_TB, h_BNI, initial_NI, p, keep=True)
+        ctx.save_for_backward(reset_TB, initial_NI, before_QBNI, *tensors)
+        return y_TBI, last_BNI
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_TBI: Tensor, dlast_BNI: Tensor) -> tuple[Tensor | None, ...]:
+        reset_TB, initial_NI, before_QBNI, *tensors = ctx.saved_tensors
+        x, p = SsdInputs(*tensors[:2]), SsdParameters(*tensors[2:])
+        dx = SsdInputs(*(value.new_empty(value.shape) for value in x))
+        dp = SsdParameters(*(value.new_zeros(value.shape) for value in p))
+        dh_BNI = dlast_BNI.clone(memory_format=torch.contiguous_format)
+        dinitial_NI = initial_NI.new_zeros(initial_NI.shape)
+        d = _Gradients(in_arrays(dx), in_arrays(dp), *arrays(dh_BNI, dinitial_NI))
+        _backward(in_arrays(x), *arrays(reset_TB, initial_NI), in_arrays(p), *arrays(before_QBNI, dy_TBI), d)
+        return None, dh_BNI, dinitial_NI, *dx, *dp
+
+
+@kernel
+def _forward(x, reset, initial, p, y, h, before):
+    """Fill y [T, B, I] and `before`; h [B, N, I] goes from before the first step to after the last."""
+    (T, B, _), (N, I), H, dtype = x.xbc.shape, initial.shape, len(p.a), y.dtype
+    decay, written = np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype)
+    by_heads = STEPS, H, I // H
+    decay_KHP, written_KHP = decay.reshape(by_heads), written.reshape(by_heads)
+    for b in range(B):
+        for start in range(0, T, STEPS):
+            steps = min(STEPS, T - start)
+            if len(before) > 0:
+                copy(before[start // STEPS, b], h[b])
+            for k in range(steps):
+                _by_heads(x.xbc[start + k, b], x.dt[start + k, b], p.a, decay_KHP[k], written_KHP[k])
+                _skip(x.xbc[start + k, b], p.skip, y[start + k, b])
+            for n in range(N):
+                for k in range(steps):
+                    t = start + k
+                    if reset[t, b]:
+                        copy(h[b, n], initial[n])
+                    _step(h[b, n], decay[k], written[k], x.xbc[t, b, I + n], x.xbc[t, b, I + N + n], y[t, b])
+
+
+@compiled
+def _by_heads(xbc, dt, a, decay, written):
+    """Fill exp(a dt) and dt x, [H, P] each."""
+    H, P = decay.shape
+    for head in range(H):
+        factor = exp2(a[head] * dt[head] * a.dtype.type(LOG2_E))
+        for p in range(P):
+            decay[head, p] = factor
+            written[head, p] = dt[head] * xbc[head * P + p]
+
+
+@compiled
+def _skip(xbc, skip, y):
+    P = len(y) // len(skip)
+    for head in range(len(skip)):
+        for p in range(P):
+            y[head * P + p] = skip[head] * xbc[head * P + p]
+
+
+@compiled
+def _step(h, decay, written, write, read, y):
+    """One state of all channels, h [I], goes one step on and is added to what is read, y [I]."""
+    for i in range(len(h)):
+        h[i] = decay[i] * h[i] + write * written[i]
+        y[i] += read * h[i]
+
+
+@kernel
+def _backward(x, reset, initial, p, before, dy, d):
+    (T, B, _), (N, I), H, dtype = x.xbc.shape, initial.shape, len(p.a), dy.dtype
+    decay, written, decayed = np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype)
+    dwritten, dlog, h = np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype), np.empty(I, dtype)
+    by_heads = STEPS, H, I // H
+    decay_KHP, written_KHP = decay.reshape(by_heads), written.reshape(by_heads)
+    dwritten_KHP, dlog_KHP = dwritten.reshape(by_heads), dlog.reshape(by_heads)
+    for b in range(B):
+        for block in range(len(before) - 1, -1, -1):
+            start = block * STEPS
+            steps = min(STEPS, T - start)
+            for k in range(steps):
+                _by_heads(x.xbc[start + k, b], x.dt[start + k, b], p.a, decay_KHP[k], written_KHP[k])
+                for i in range(I):
+                    dwritten[k, i] = dtype.type(0)
+                    dlog[k, i] = dtype.type(0)
+            for n in range(N):
+                copy(h, before[block, b, n])
+                for k in range(steps):
+                    t = start + k
+                    if reset[t, b]:
+                        copy(h, initial[n])
+                    _step_again(h, decay[k], written[k], x.xbc[t, b, I + n], decayed[k])
+                    d.x.xbc[t, b, I + N + n] = dot(dy[t, b], h)
+                dh = d.h[b, n]
+                for k in range(steps - 1, -1, -1):
+                    t = start + k
+                    _step_back(dh, dy[t, b], x.xbc[t, b, I + N + n], x.xbc[t, b, I + n], dwritten[k])
+                    d.x.xbc[t, b, I + n] = dot(dh, written[k])
+                    _decay_back(dh, decay[k], decayed[k], dlog[k])
+                    if reset[t, b]:
+                        for i in range(I):
+                            d.initial[n, i] += dh[i]
+                        for i in range(I):
+                            dh[i] = dtype.type(0)
+            for k in range(steps):
+                t = start + k
+                _inputs_back(
+                    x.xbc[t, b], x.dt[t, b], p, dy[t, b], dwritten_KHP[k], dlog_KHP[k], d.x.xbc[t, b], d.x.dt[t, b], d.p
+                )
+
+
+@compiled
+def _step_again(h, decay, written, write, decayed):
+    """`_step`, of which decayed = decay h is kept."""
+    for i in range(len(h)):
+        decayed[i] = decay[i] * h[i]
+        h[i] = decayed[i] + write * written[i]
+
+
+@compiled
+def _step_back(dh, dy, read, write, dwritten):
+    for i in range(len(dh)):
+        dh[i] += read * dy[i]
+        dwritten[i] += write * dh[i]
+
+
+@compiled
+def _decay_back(dh, decay, decayed, dlog):
+    """dh becomes the gradient of the state before the step; that of the decays' logarithms is added to `dlog`."""
+    for i in range(len(dh)):
+        dlog[i] += dh[i] * decayed[i]
+        dh[i] *= decay[i]
+
+
+@sums
+def _head_sums(xbc, dy, dwritten, dlog, head):
+    """Sums over a head's channels: the gradients of its log decay, of dt as what x is multiplied by, and of D."""
+    zero, P = dy.dtype.type(0), dwritten.shape[1]
+    of_log, of_dt, of_skip = zero, zero, zero
+    for p in range(P):
+        of_log += dlog[head, p]
+        of_dt += dwritten[head, p] * xbc[head * P + p]
+        of_skip += dy[head * P + p] * xbc[head * P + p]
+    return of_log, of_dt, of_skip
+
+
+@compiled
+def _inputs_back(xbc, dt, p, dy, dwritten, dlog, dxbc, ddt, dp):
+    H, P = dwritten.shape
+    for head in range(H):
+        of_log, of_dt, of_skip = _head_sums(xbc, dy, dwritten, dlog, head)
+        ddt[head] = of_log * p.a[head] + of_dt
+        dp.a[head] += of_log * dt[head]
+        dp.skip[head] += of_skip
+        for q in range(P):
+            dxbc[head * P + q] = dy[head * P + q] * p.skip[head] + dwritten[head, q] * dt[head]
