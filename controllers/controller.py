@@ -179,9 +179,9 @@ class Controller(nn.Module, ABC):
             return y_TBH[0], carry
         if not donate:
             carry = {name: value.clone() for name, value in carry.items()}
-        if reset_B.any():
+        if len(lanes := reset_B.nonzero()[:, 0]):
             for name, start in self.initial().items():
-                carry[name][reset_B] = start
+                carry[name].index_copy_(0, lanes, start.expand(len(lanes), *start.shape))
         return self.fast_step(x_BD, carry)
 
     def reference_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:

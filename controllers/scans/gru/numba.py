@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from mneme.controllers.scans.blocks import blocks
 from mneme.controllers.scans.gru.cell import GruParameters
 from mneme.controllers.scans.machine_code import add, arrays, compiled, copy, kernel, sigmoid
-from mneme.controllers.scans.products import multiply
+from mneme.controllers.scans.products import multiply, panels
 from mneme.controllers.scans.weight_gradients import WeightGradients
 
 
@@ -30,7 +30,7 @@ class _Weights(NamedTuple):
     """What all steps of the forward kernel share."""
 
     initial: Any  # [H]
-    recurrent: Any  # [H, G]
+    recurrent: Any  # [P, H, W] panels of [H, G]
     bias: Any  # [G] b_r, b_z, b_n
     bias_m: Any  # [H]
 
@@ -70,7 +70,7 @@ def _run(
     T, B, D = x_TBD.shape
     H = h_BH.shape[1]
     bias_G = torch.cat([p.b_ih[: 2 * H] + p.b_hh[: 2 * H], p.b_ih[2 * H :]])
-    weights = _Weights(*arrays(initial_H, p.w_hh.t(), bias_G, p.b_hh[2 * H :]))
+    weights = _Weights(*arrays(initial_H, panels(p.w_hh.t()), bias_G, p.b_hh[2 * H :]))
     h_SBH, kept = h_BH.new_empty(T + 1, B, H), []
     h_SBH[0] = h_BH
     for start, stop in blocks(T, B):
@@ -100,7 +100,7 @@ class _GruScan(torch.autograd.Function):
         shared = WeightGradients(x_TBD, reset_TB, initial_H, w_ih, w_hh, ctx.needs_input_grad[0])
         from_x_KBG, from_h_KBG = w_hh.new_empty(2, spans[0][1], B, 3 * H)
         dh_BH, dinitial_H = dlast_BH.clone(memory_format=torch.contiguous_format), torch.zeros_like(initial_H)
-        (recurrent,) = arrays(w_hh)
+        (recurrent,) = arrays(panels(w_hh))
         for (start, stop), gates_KBG, m_KBH in reversed(list(zip(spans, kept[::2], kept[1::2], strict=True))):
             d_x_KBG, d_h_KBG = from_x_KBG[: stop - start], from_h_KBG[: stop - start]
             reset, dy = arrays(reset_TB[start:stop], dy_TBH[start:stop])
@@ -112,9 +112,9 @@ class _GruScan(torch.autograd.Function):
 
 @kernel
 def _forward(reset, weights, trace):
-    (K, B, G), H, keep = trace.gates.shape, len(weights.initial), len(trace.m) > 0
-    dtype = trace.h.dtype
-    from_h, before, scratch = np.empty((B, G), dtype), np.empty((B, H), dtype), np.empty(H, dtype)
+    (K, B, _), H, keep = trace.gates.shape, len(weights.initial), len(trace.m) > 0
+    (P, _, W), dtype = weights.recurrent.shape, trace.h.dtype
+    from_h, before, scratch = np.empty((B, P * W), dtype), np.empty((B, H), dtype), np.empty(H, dtype)
     for t in range(K):
         for b in range(B):
             copy(before[b], weights.initial if reset[t, b] else trace.h[t, b])
@@ -141,8 +141,8 @@ def _update(before, from_h, bias, bias_m, gates, m, after):
 
 @kernel
 def _backward(reset, recurrent, trace, dy, d):
-    (K, B, _), H = trace.gates.shape, len(d.initial)
-    through_gates = np.empty((B, H), d.h.dtype)
+    (K, B, _), (P, _, W) = trace.gates.shape, recurrent.shape
+    through_gates = np.empty((B, P * W), d.h.dtype)
     for t in range(K - 1, -1, -1):
         for b in range(B):
             add(d.h[b], dy[t, b])

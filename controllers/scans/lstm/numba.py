@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from mneme.controllers.scans.blocks import blocks
 from mneme.controllers.scans.lstm.cell import LstmParameters, LstmState
 from mneme.controllers.scans.machine_code import add, arrays, compiled, copy, in_arrays, kernel, sigmoid
-from mneme.controllers.scans.products import multiply
+from mneme.controllers.scans.products import multiply, panels
 from mneme.controllers.scans.weight_gradients import WeightGradients
 
 
@@ -31,7 +31,7 @@ class _Weights(NamedTuple):
     """What all steps of the forward kernel share."""
 
     initial: LstmState  # [H] each
-    recurrent: Any  # [H, G]
+    recurrent: Any  # [P, H, W] panels of [H, G]
     bias: Any  # [G]
 
 
@@ -61,7 +61,7 @@ def _run(
     block."""
     T, B, D = x_TBD.shape
     H = state.h.shape[1]
-    weights = _Weights(in_arrays(initial), *arrays(p.w_hh.t(), p.b_ih + p.b_hh))
+    weights = _Weights(in_arrays(initial), *arrays(panels(p.w_hh.t()), p.b_ih + p.b_hh))
     states, kept = LstmState(*state.h.new_empty(2, T + 1, B, H)), []
     for all_steps, first in zip(states, state, strict=True):
         all_steps[0] = first
@@ -97,7 +97,7 @@ class _LstmScan(torch.autograd.Function):
         dstate = LstmState(*(value.clone(memory_format=torch.contiguous_format) for value in (dh_BH, dc_BH)))
         dinitial = LstmState(torch.zeros_like(initial_h), torch.zeros_like(initial_c))
         slopes = in_arrays(dstate), in_arrays(dinitial)
-        given = arrays(initial_c, w_hh)
+        given = arrays(initial_c, panels(w_hh))
         for (start, stop), gates_KBG, tanh_c_KBH in reversed(list(zip(spans, kept[::2], kept[1::2], strict=True))):
             d_KBG = scratch_KBG[: stop - start]
             reset, dy, d = arrays(reset_TB[start:stop], dy_TBH[start:stop], d_KBG)
@@ -108,9 +108,9 @@ class _LstmScan(torch.autograd.Function):
 
 @kernel
 def _forward(reset, weights, trace):
-    (K, B, G), H, keep = trace.gates.shape, len(weights.initial.h), len(trace.tanh_c) > 0
-    h, c, dtype = trace.states.h, trace.states.c, trace.gates.dtype
-    from_h, before, scratch = np.empty((B, G), dtype), np.empty((B, H), dtype), np.empty(H, dtype)
+    (K, B, _), H, keep = trace.gates.shape, len(weights.initial.h), len(trace.tanh_c) > 0
+    h, c, (P, _, W), dtype = trace.states.h, trace.states.c, weights.recurrent.shape, trace.gates.dtype
+    from_h, before, scratch = np.empty((B, P * W), dtype), np.empty((B, H), dtype), np.empty(H, dtype)
     for t in range(K):
         for b in range(B):
             copy(before[b], weights.initial.h if reset[t, b] else h[t, b])
@@ -140,15 +140,16 @@ def _update(c, from_h, bias, gates, tanh_c, h_after, c_after):
 @kernel
 def _backward(reset, initial_c, recurrent, trace, dy, d, dstate, dinitial):
     """Fill d [K, B, G], the gradients of the gates' sums; `dstate` goes from after the block to before it."""
-    (K, B, _), zero = trace.gates.shape, d.dtype.type(0)
-    dh, dc = dstate.h, dstate.c
+    (K, B, _), (P, _, W), zero = trace.gates.shape, recurrent.shape, d.dtype.type(0)
+    dh, dc, through_gates = dstate.h, dstate.c, np.empty((B, P * W), d.dtype)
     for t in range(K - 1, -1, -1):
         for b in range(B):
             add(dh[b], dy[t, b])
             c_before = initial_c if reset[t, b] else trace.states.c[t, b]
             _update_back(dh[b], dc[b], trace.gates[t, b], trace.tanh_c[t, b], c_before, d[t, b])
-        multiply(d[t], recurrent, dh)
+        multiply(d[t], recurrent, through_gates)
         for b in range(B):
+            copy(dh[b], through_gates[b, : dh.shape[1]])
             if reset[t, b]:
                 add(dinitial.h, dh[b])
                 add(dinitial.c, dc[b])

@@ -106,12 +106,12 @@ def test_a_kernel_flushes_what_is_too_small_and_leaves_the_thread_as_it_was(alre
 def test_damaged_machine_code_is_made_again(tmp_path: Path) -> None:
     run = "import numpy, tests.controllers.scans.test_machine_code as t; x = numpy.ones(3); t.halve(x); print(x)"
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
-    for damage in ("", "not machine code"):
-        for _ in range(2):
-            assert subprocess.check_output([sys.executable, "-c", run], env=environment) == b"[0.5 0.5 0.5]\n"
+    for damage in ("", "not machine code", ""):
+        assert subprocess.check_output([sys.executable, "-c", run], env=environment) == b"[0.5 0.5 0.5]\n"
         kept = list(tmp_path.rglob("*halve*.nb?"))
         assert {path.suffix for path in kept} == {".nbi", ".nbc"}
         for path in kept:
+            assert path.read_bytes()
             path.write_text(damage)
 
 
@@ -121,8 +121,7 @@ def test_machine_code_that_a_full_disk_cannot_take_runs_all_the_same(tmp_path: P
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); t.halve(x); print(x)"
     )
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
-    for _ in range(2):
-        assert subprocess.check_output([sys.executable, "-c", run], env=environment) == b"[0.5 0.5 0.5]\n"
+    assert subprocess.check_output([sys.executable, "-c", run], env=environment) == b"[0.5 0.5 0.5]\n"
     assert not [path for path in tmp_path.rglob("*halve*") if path.is_file()]
 
 
