@@ -128,7 +128,7 @@ def _updates(kind: str, backend: str, folder: str) -> Iterator[tuple[float, floa
     config = configuration(100 * m.BATCH, 0, kind, "sync", folder, [f"policy.controller.backend={backend}"])
     blueprint = make_blueprint(config)
     acting, config = blueprint.policy(), blueprint.config
-    env = make_vector_env(config.env, config.rollout.lanes)
+    env = make_vector_env(config.env, m.LANES)
     collector = Collector(env, acting, blueprint.length, blueprint.carry_stride, seed=0)
     learner = Learner(blueprint.policy(), config.learner, seed=0, total_steps=config.train.total_steps)
     while True:

@@ -1,6 +1,6 @@
 """The GRU over time on CPUs, compiled by numba; `scans.gru.cell` has the equations.
 
-{ratio}
+RATIO
 
 The products of the inputs and of the weights' gradients with all steps of a block are torch's; the kernels have the
 loop over its steps. Backward, with h' - n = z (h - n), it computes

@@ -1,6 +1,6 @@
 """The LSTM over time on CPUs, compiled by numba; `scans.lstm.cell` has the equations.
 
-{ratio}
+RATIO
 
 As in `scans.gru.numba`, torch has the products with all steps of a block, and the kernels have the loop over its steps.
 Backward, that loop computes

@@ -1,6 +1,6 @@
 """The selective scan on CPUs, compiled by numba; `scans.selective.cell` has the equations.
 
-{ratio}
+RATIO
 
 Each environment runs through all steps by itself. Within a block of STEPS steps the loop over states is the outer one,
 so that what the inner loops touch, rows of I channels for the steps of one block, stays in the nearest cache. The

@@ -1,6 +1,6 @@
 """The slot memory over time on CPUs, compiled by numba, step after step; `scans.slots.cell` has the rules.
 
-{ratio}
+RATIO
 
 Backward, the memories before every step of a block are computed again from the one before the block, then gone back
 through. With w the target's weight and f = 1 - g, rule "recent" keeps a share L = w f / w' of the old content and

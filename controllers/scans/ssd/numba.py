@@ -1,6 +1,6 @@
 """The recurrence of Mamba-2 on CPUs, compiled by numba; `scans.ssd.cell` has the equations.
 
-{ratio}
+RATIO
 
 On CPUs the plain recurrence takes less time than its matrix form: a chunk of L steps costs L times as much a step as
 there are states. Environments, blocks and states are looped over as in `scans.selective.numba`. Backward, with g the
