@@ -130,7 +130,7 @@ def _updates(kind: str, backend: str, folder: str) -> Iterator[tuple[float, floa
     acting, config = blueprint.policy(), blueprint.config
     env = make_vector_env(config.env, m.LANES)
     collector = Collector(env, acting, blueprint.length, blueprint.carry_stride, seed=0)
-    learner = Learner(blueprint.policy(), config.learner, seed=0, total_steps=config.train.total_steps)
+    learner = Learner(blueprint.policy(), config.learner, seed=0, total_timesteps=100 * m.BATCH)
     while True:
         started = perf_counter()
         learner.weights().load_into(acting)

@@ -93,7 +93,7 @@ class Mamba2Controller(Controller):
     it they are the published ones, of 0.6 to 1000 steps."""
 
     settings_class = Mamba2Settings
-    backends = ("mamba_ssm", "numba", "torch")
+    backends = ("mamba_ssm", "torch")
     initial_state: Tensor
     initial_window: Tensor
 

@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 from mneme.controllers.controller import Carry, Controller
 from mneme.controllers.initialisation import linear
 from mneme.controllers.mamba2 import Mamba2Controller
-from mneme.controllers.scans.backends import REFERENCE
+from mneme.controllers.scans.backends import chosen_backend
 from mneme.controllers.scans.slots.cell import Slots, slots_read, slots_write
 from mneme.controllers.scans.slots.scan import slots_scan
 from mneme.controllers.scans.slots.torch import write_in_place
@@ -34,7 +34,7 @@ class PseudoMambaController(Controller):
     """
 
     settings_class = PseudoMambaSettings
-    backends = Mamba2Controller.backends
+    backends = ("mamba_ssm", "numba", "torch")
     initial_slots: Tensor
     initial_usage: Tensor
     initial_age: Tensor
@@ -68,9 +68,14 @@ class PseudoMambaController(Controller):
         return self._step(x_BD, carry, self.core.cell, write)
 
     def backend_on(self, device: torch.device) -> str:
-        """Mamba-2's, but torch with query=state, which goes step by step."""
-        chosen = self.core.backend_on(device)
-        return "torch" if self.query == "state" and chosen != REFERENCE else chosen
+        """Mamba-2's, or where that is torch the slots'; torch with query=state, which goes step by step."""
+        core = self.core.backend_on(device)
+        if core != "torch":
+            return core
+        return core if self.query == "state" else self._slots_backend(device)
+
+    def _slots_backend(self, device: torch.device) -> str:
+        return chosen_backend(self.backend, device, ("numba", "torch"), self.initial_slots.dtype)
 
     def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         if self.query == "state":

@@ -42,7 +42,7 @@ def test_compiled_scans_are_for_float32_and_float64_on_a_cpu(monkeypatch: pytest
     assert chosen_backend("triton", CPU, offered) == "numba"
     assert chosen_backend("auto", CPU, offered, torch.float64) == "numba"
     assert chosen_backend("numba", GPU, offered) == "torch"
-    for kind in ("mamba", "mamba_gru", "mamba2", "pseudo_mamba"):
+    for kind in ("mamba", "mamba_gru", "pseudo_mamba"):
         built = build_controller(ControllerSettings(kind=kind, hidden_size=4), 3, 5, Generator().manual_seed(0))
         assert built.backend_on(CPU) == "numba"
         assert built.bfloat16().backend_on(CPU) == "torch"

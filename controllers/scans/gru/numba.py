@@ -1,6 +1,7 @@
 """The GRU over time on CPUs, compiled by numba; `scans.gru.cell` has the equations.
 
-RATIO
+An update of the preset for delayed cue, collecting and learning, is 1.32 times as fast with it as with
+`scans.gru.torch` (`python -m benchmarks.backends`, two threads of a Zen 3).
 
 The products of the inputs and of the weights' gradients with all steps of a block are torch's; the kernels have the
 loop over its steps. Backward, with h' - n = z (h - n), it computes

@@ -35,17 +35,9 @@ def ssd_scan(
         initial_NI: the state at the start of an episode.
         a_H: the rates, negative.
         skip_H: D.
-        chunk: how many steps "torch" and "mamba_ssm" compute at once.
-        backend: "torch", "numba", or "mamba_ssm", which runs on GPUs and needs an initial state of zeros.
+        chunk: how many steps are computed at once.
+        backend: "torch", or "mamba_ssm", which runs on GPUs and needs an initial state of zeros.
     """
-    if backend == "numba":
-        from mneme.controllers.scans.ssd.numba import (  # as numba may be missing
-            SsdInputs,
-            SsdParameters,
-            numba_ssd_scan,
-        )
-
-        return numba_ssd_scan(SsdInputs(xbc_TBC, dt_TBH), reset_TB, h_BNI, initial_NI, SsdParameters(a_H, skip_H))
     (N, I), H = initial_NI.shape, len(a_H)
     x_TBI, write_TBN, read_TBN = xbc_TBC.split([I, N, N], -1)
     x_TBHP, h_BHPN = x_TBI.unflatten(-1, (H, -1)), h_BNI.mT.unflatten(1, (H, -1))
