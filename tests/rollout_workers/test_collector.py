@@ -61,16 +61,16 @@ def test_replaying_stored_observations_reproduces_everything(
     for t in range(24):
         if t < 23 and t % stride == 0:
             for name, stored in fragment.carries.items():
-                np.testing.assert_allclose(carry[name].detach().numpy(), stored[:, t // stride], atol=1e-6)
+                np.testing.assert_allclose(carry[name].detach().numpy(), stored[:, t // stride], atol=1e-5)
         observation = {name: torch.from_numpy(part[:, t].copy())[None] for name, part in fragment.observations.items()}
         with torch.no_grad():
             out = policy.scan(observation, torch.from_numpy(fragment.resets[:, t].copy())[None], carry)
         carry = out.carry
-        np.testing.assert_allclose(out.value_TB[0].numpy(), fragment.values[:, t], atol=1e-6)
+        np.testing.assert_allclose(out.value_TB[0].numpy(), fragment.values[:, t], atol=1e-5)
         if t < 23:
             action = torch.from_numpy(fragment.actions[:, t].copy())
             log_prob = policy.action_distribution.log_prob(out.parameters_TBA[0], action)
-            np.testing.assert_allclose(log_prob.numpy(), fragment.log_probs[:, t], atol=1e-6)
+            np.testing.assert_allclose(log_prob.numpy(), fragment.log_probs[:, t], atol=1e-5)
 
 
 def test_truncations_carry_the_value_of_the_true_final_observation(
