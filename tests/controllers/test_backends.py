@@ -64,7 +64,7 @@ def test_a_numba_that_cannot_be_imported_is_none_and_said_to_be(monkeypatch: pyt
 
 
 def test_a_backend_that_the_kind_does_not_have_is_refused() -> None:
-    with pytest.raises(ValueError, match="backend is 'tritton', which mlp does not have; choose one of auto, torch"):
+    with pytest.raises(ValueError, match="backend is 'tritton'; mlp does not have that; choose one of auto, torch"):
         build_controller(ControllerSettings(kind="mlp", backend="tritton"), 3, 5, Generator())
 
 
