@@ -34,6 +34,7 @@ def scanned(policy: Policy, fragments: list[Fragment], first: int, carry: Carry)
 
 
 def stored(fragments: list[Fragment], step: int) -> Carry:
+    """The carry that was collected before a step."""
     fragment, t = fragments[step // LENGTH], step % LENGTH
     return {name: torch.from_numpy(c[:, t // STRIDE]) for name, c in fragment.carries.items()}
 
