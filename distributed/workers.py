@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from time import perf_counter
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -15,6 +14,7 @@ from mneme.distributed.blueprint import Blueprint
 from mneme.envs import EnvironmentFailure, make_vector_env, register_missing
 from mneme.learner import Learner, UpdateReport
 from mneme.rollout_workers import Collector, EpisodeStats, Evaluation, EvaluationError, FragmentError, evaluate
+from mneme.rollout_workers.stopwatch import Stopwatch
 
 State = dict[str, np.ndarray]
 VectorEnv = gym.vector.VectorEnv[Any, Any, Any]
@@ -54,12 +54,12 @@ class RolloutWorker:
     def collect(self, weights: Weights, level: int) -> tuple[Delivery, pa.RecordBatch | None]:
         """One fragment under these weights, at this level of the curriculum. A fragment with values that are not finite
         is reported, not shipped, and the lanes start anew."""
-        started = perf_counter()
-        self._load(weights)
-        self.enter(level)
-        loading = perf_counter() - started
+        watch = Stopwatch("broadcast")
+        with watch("broadcast"):
+            self._load(weights)
+            self.enter(level)
         fragment, stats = self._collector.collect(weights.version)
-        stats = stats._replace(seconds=stats.seconds | {"broadcast": loading})
+        stats = stats._replace(seconds=stats.seconds | watch.seconds)
         try:
             fragment.validate()
         except FragmentError as error:
@@ -197,10 +197,10 @@ class LearnerWorker:
 
     def update(self, *batches: pa.RecordBatch) -> tuple[UpdateReport, Weights]:
         """Train on these fragments; see `Learner.update`."""
-        report = self._learner.update(batches)
-        started = perf_counter()
-        weights = self._learner.weights()
-        return report._replace(seconds=report.seconds | {"broadcast": perf_counter() - started}), weights
+        report, watch = self._learner.update(batches), Stopwatch("broadcast")
+        with watch("broadcast"):
+            weights = self._learner.weights()
+        return report._replace(seconds=report.seconds | watch.seconds), weights
 
     def weights(self) -> Weights:
         """The current weights."""

@@ -15,7 +15,7 @@ Row = dict[str, float]
 
 
 class Meter:
-    """Turns each update into one row of metrics and adds up where the time went.
+    """Turns each update into one row of metrics.
 
     Args:
         workers: rollout workers, whose times run side by side.
@@ -23,10 +23,8 @@ class Meter:
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
-        self._started = self._last = perf_counter()
-        self.steps = 0
+        self._last = perf_counter()
         self.episodes = 0
-        self.seconds: dict[str, float] = {}
         self._refused = self._failures = 0
 
     def skip_pause(self) -> None:
@@ -47,9 +45,6 @@ class Meter:
         for key in ("env", "inference", "recording", "broadcast"):
             spent[key] = spent.get(key, 0.0) + sum(s.seconds[key] for s in stats) / self._workers
         spent["transport"] = max(0.0, wall - sum(spent.values()))
-        for key, value in spent.items():
-            self.seconds[key] = self.seconds.get(key, 0.0) + value
-        self.steps += report.steps
         self.episodes += len(returns)
         self._failures += sum(len(s.failures) for s in stats)
         self._refused += len(report.refused) + sum(d.error is not None for d in update.deliveries)
