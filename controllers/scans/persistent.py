@@ -210,14 +210,17 @@ def through_gates(
 
 @triton.jit
 def plus(a, b):
+    """a + b, for reductions."""
     return a + b
 
 
 @triton.jit
 def sigmoid(a):
+    """1 / (1 + exp(-a))."""
     return 1 / (1 + tl.exp(-a))
 
 
 @triton.jit
 def tanh(a):
+    """The hyperbolic tangent, of the sigmoid."""
     return 2 * sigmoid(2 * a) - 1
