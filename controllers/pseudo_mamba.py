@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 from mneme.controllers.controller import Carry, Controller
 from mneme.controllers.initialisation import linear
 from mneme.controllers.mamba2 import Mamba2Controller
-from mneme.controllers.scans.backends import chosen_backend
+from mneme.controllers.scans.backends import REFERENCE, chosen_backend
 from mneme.controllers.scans.slots.cell import Slots, slots_read, slots_write
 from mneme.controllers.scans.slots.scan import slots_scan
 from mneme.controllers.scans.slots.torch import write_in_place
@@ -70,12 +70,10 @@ class PseudoMambaController(Controller):
     def backend_on(self, device: torch.device) -> str:
         """Mamba-2's, or where that is torch the slots'; torch with query=state, which goes step by step."""
         core = self.core.backend_on(device)
-        if core != "torch":
-            return core
-        return core if self.query == "state" else self._slots_backend(device)
-
-    def _slots_backend(self, device: torch.device) -> str:
-        return chosen_backend(self.backend, device, ("numba", "torch"), self.initial_slots.dtype)
+        if core == REFERENCE or self.query == "state":
+            return core if core == REFERENCE else "torch"
+        slots = chosen_backend(self.backend, device, ("numba", "torch"), self.initial_slots.dtype)
+        return slots if core == "torch" else core
 
     def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         if self.query == "state":
