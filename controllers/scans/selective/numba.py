@@ -1,6 +1,6 @@
 """The selective scan on CPUs, compiled by numba; `scans.selective.cell` has the equations.
 
-An update of the preset for delayed cue, collecting and learning, is 1.8 times as fast with it as with
+An update of the preset for delayed cue, collecting and learning, is 1.65 times as fast with it as with
 `scans.selective.torch` (`python -m benchmarks.backends`, a Zen 3).
 
 Each environment runs through all steps by itself. Within a block of STEPS steps the loop over states is the outer one,
