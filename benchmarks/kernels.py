@@ -191,9 +191,9 @@ def _worst(
         y, last = controller.scan(x, reset, carry)
         named = {"x": x, **carry, **dict(controller.named_parameters())}
         loss = sum(value.double().square().mean() for value in (y, *last.values()))
-        slopes = torch.autograd.grad(loss, list(named.values()), materialize_grads=True)  # type: ignore[arg-type]
+        gradients = torch.autograd.grad(loss, list(named.values()), materialize_grads=True)  # type: ignore[arg-type]
         outputs = {"y": y, **{f"last {name}": value for name, value in last.items()}}
-        results.append({**outputs, **dict(zip(map("d{}".format, named), slopes, strict=True))})
+        results.append({**outputs, **dict(zip(map("d{}".format, named), gradients, strict=True))})
     errors = {name: _distance(results[0][name], value) for name, value in results[1].items()}
     where = max(errors, key=errors.__getitem__)
     return errors[where], where

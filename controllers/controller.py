@@ -99,20 +99,20 @@ class Controller(nn.Module, ABC):
         return y_TBH[0], carry
 
     def signals(self, y_TBH: Tensor) -> dict[str, Tensor]:
-        """What else the outputs of a scan say, [T, B] a name, for metrics and for a penalty."""
+        """What else the outputs of a scan say, [T, B] a name, for metrics and for an auxiliary loss."""
         return {}
 
-    def penalty(self, means_N: Mapping[str, Tensor]) -> Tensor | None:
+    def auxiliary_loss(self, means_N: Mapping[str, Tensor]) -> Tensor | None:
         """What is added to the loss of each step of N sequences whose signals have these means, [N], or nothing.
 
-        A mean is over all valid steps of a sequence, so that the penalty is the same however the sequence is cut.
+        A mean is over all valid steps of a sequence, so that the loss is the same however the sequence is cut.
         """
         return None
 
     @property
-    def penalises(self) -> bool:
-        """Whether `penalty` says anything."""
-        return type(self).penalty is not Controller.penalty
+    def has_auxiliary_loss(self) -> bool:
+        """Whether `auxiliary_loss` says anything."""
+        return type(self).auxiliary_loss is not Controller.auxiliary_loss
 
     def initial(self) -> Carry:
         """What one lane starts from: the learned parameters or zeros, [...] a name, without the lane axis."""

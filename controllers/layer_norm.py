@@ -51,16 +51,16 @@ class _LayerNorm(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, gain_H, bias_H, mean, inverse = ctx.saved_tensors
         damps, wanted = _damps(inverse), list(ctx.needs_input_grad)
-        scale, slope = _damping(inverse) if damps else (None, None)
+        scale, derivative = _damping(inverse) if damps else (None, None)
         dn = dy if scale is None else dy * scale
         dx, dgain_H, dbias_H = torch.ops.aten.native_layer_norm_backward(
             dn, x, x.shape[-1:], mean, inverse, gain_H, bias_H, wanted
         )
-        if slope is not None:
+        if derivative is not None:
             if dx is not None:
                 n = (x - mean).mul_(inverse)
                 dscale = ((dy if gain_H is None else dy * gain_H) * n).sum(-1, keepdim=True)
-                dx.addcmul_(n, dscale * slope / x.shape[-1])  # as the damping depends on x too
+                dx.addcmul_(n, dscale * derivative / x.shape[-1])  # as the damping depends on x too
             if dbias_H is not None:
                 dbias_H = dy.reshape(-1, dy.shape[-1]).sum(0)
         return dx, dgain_H, dbias_H
@@ -75,7 +75,7 @@ def _damps(inverse: Tensor) -> bool:
 
 
 def _damping(inverse: Tensor) -> tuple[Tensor, Tensor]:
-    """sqrt(1 - (1 - epsilon) (1 - m)^2) and its slope in x divided by n / H, of 1 / sqrt(variance + epsilon), all
+    """sqrt(1 - (1 - epsilon) (1 - m)^2) and its derivative in x divided by n / H, of 1 / sqrt(variance + epsilon), all
     [..., 1]."""
     rest = EPSILON * inverse.square()  # 1 - m
     scale = (1 - (1 - EPSILON) * rest.square()).sqrt()

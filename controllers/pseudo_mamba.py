@@ -104,7 +104,7 @@ class PseudoMambaController(Controller):
     def signals(self, y_TBH: Tensor) -> dict[str, Tensor]:
         return {"gate": self._gate_logit(y_TBH).sigmoid()}
 
-    def penalty(self, means_N: Mapping[str, Tensor]) -> Tensor:
+    def auxiliary_loss(self, means_N: Mapping[str, Tensor]) -> Tensor:
         return self.gate_coef * (means_N["gate"] - self.gate_target).square()
 
     def _query(self, x: Tensor) -> Tensor:

@@ -53,18 +53,18 @@ class Stack(Controller):
         y_TBH, carry = self._through(x_TBD, carry, run)
         return y_TBH, carry, {f"{name}_{i}": signal for i, own in enumerate(said) for name, signal in own.items()}
 
-    def penalty(self, means_N: Mapping[str, Tensor]) -> Tensor | None:
+    def auxiliary_loss(self, means_N: Mapping[str, Tensor]) -> Tensor | None:
         """The sum of what the layers add."""
         total: Tensor | None = None
         for i, layer in enumerate(self._each()):
             own = {name.removesuffix(f"_{i}"): mean for name, mean in means_N.items() if name.endswith(f"_{i}")}
-            term = layer.penalty(own)
+            term = layer.auxiliary_loss(own)
             total = term if total is None else total if term is None else total + term
         return total
 
     @property
-    def penalises(self) -> bool:
-        return any(layer.penalises for layer in self._each())
+    def has_auxiliary_loss(self) -> bool:
+        return any(layer.has_auxiliary_loss for layer in self._each())
 
     def _each(self) -> list[Controller]:
         return list(self.layers)  # type: ignore[arg-type]

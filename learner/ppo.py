@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from mneme.controllers import Policy
+from mneme.learner.auxiliary_loss import AuxiliaryLoss, SignalSums
 from mneme.learner.batch import SequenceBatch
 from mneme.learner.losses import clipped_policy_loss, masked_sum, value_loss
-from mneme.learner.penalty import Penalty, SignalSums
 from mneme.learner.returns import Returns
 from mneme.learner.settings import LearnerSettings
 from mneme.learner.windows import Piece, pieces, taken, windows_of
@@ -51,14 +51,15 @@ def shard_gradients(
     ratio_errors, watch = [], Stopwatch("windows", "forward", "backward")
     for group in pieces(policy, s.plan(batch.length), rows, batch.length):
         with watch("forward"):
-            penalty = _penalty(policy, s, batch, group) if policy.controller.penalises and len(group) > 1 else None
+            in_pieces = policy.controller.has_auxiliary_loss and len(group) > 1
+            auxiliary = _auxiliary_loss(policy, s, batch, group) if in_pieces else None
         for piece in group:
-            part = _piece_gradients(policy, s, batch, returns, piece, count, penalty, watch)
+            part = _piece_gradients(policy, s, batch, returns, piece, count, auxiliary, watch)
             gradients = [_sum(total, gradient) for total, gradient in zip(gradients, part.gradients, strict=True)]
             sums = {name: sums[name] + x if name in sums else x for name, x in part.sums.items()}
             ratio_errors.append(part.ratio_error)
-            penalty = penalty and penalty._replace(
-                total=torch.zeros_like(penalty.total)
+            auxiliary = auxiliary and auxiliary._replace(
+                total=torch.zeros_like(auxiliary.total)
             )  # counted with the first piece
     return ShardResult(
         gradients,
@@ -93,10 +94,10 @@ def _piece_gradients(
     returns: Returns,
     piece: Piece,
     count: int,
-    penalty: Penalty | None,
+    auxiliary: AuxiliaryLoss | None,
     watch: Stopwatch,
 ) -> _PieceResult:
-    """Without a penalty it is that of the piece itself, which then holds whole sequences."""
+    """Without an auxiliary loss it is that of the piece itself, which then holds whole sequences."""
     plan = s.plan(batch.length)
     K, T = plan.window, batch.length
     with watch("windows"):
@@ -118,11 +119,11 @@ def _piece_gradients(
         }
         sums = {name: masked_sum(term, mask) for name, term in terms.items()}
         loss = sums["policy_loss"] + s.vf_coef * sums["value_loss"] - s.ent_coef * sums["entropy"]
-        if policy.controller.penalises:
+        if policy.controller.has_auxiliary_loss:
             said = SignalSums.of(out.signals, mask, len(piece.rows))
-            penalty = penalty or Penalty.at(policy.controller, said)
-            sums["penalty"] = penalty.total
-            loss = loss + penalty.total + penalty.through(said)
+            auxiliary = auxiliary or AuxiliaryLoss.at(policy.controller, said)
+            sums["auxiliary_loss"] = auxiliary.total
+            loss = loss + auxiliary.total + auxiliary.through(said)
     with watch("backward"):
         gradients = torch.autograd.grad(loss / count, list(policy.parameters()), allow_unused=True)
         with torch.no_grad():
@@ -130,7 +131,7 @@ def _piece_gradients(
     return _PieceResult(gradients, {name: total.detach() for name, total in sums.items()}, difference.abs().max())
 
 
-def _penalty(policy: Policy, s: LearnerSettings, batch: SequenceBatch, group: Sequence[Piece]) -> Penalty:
+def _auxiliary_loss(policy: Policy, s: LearnerSettings, batch: SequenceBatch, group: Sequence[Piece]) -> AuxiliaryLoss:
     """That of sequences worked on in several pieces, from a pass over all of them without gradient."""
     plan, whole = s.plan(batch.length), None
     for piece in group:
@@ -140,7 +141,7 @@ def _penalty(policy: Policy, s: LearnerSettings, batch: SequenceBatch, group: Se
         said = SignalSums.of(signals, windows.mask, len(piece.rows))
         whole = said if whole is None else whole.plus(said)
     assert whole is not None
-    return Penalty.at(policy.controller, whole)
+    return AuxiliaryLoss.at(policy.controller, whole)
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:

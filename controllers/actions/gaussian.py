@@ -58,11 +58,11 @@ class Gaussian(ActionDistribution):
         return _mean_log_std(parameters)[0]
 
     def log_prob(self, parameters: Tensor, action: Tensor) -> Tensor:
-        """Haarnoja et al. 2018, appendix C, equation 21, with `_log_slope` for the logarithm of 1 - tanh²."""
+        """Haarnoja et al. 2018, appendix C, equation 21, with `_log_derivative` for the logarithm of 1 - tanh²."""
         mean_BA, log_std_BA = _mean_log_std(parameters)
         z_BA = (action - mean_BA) * (-log_std_BA).exp()
         log_p_BA = -0.5 * (z_BA.square() + math.log(2 * math.pi)) - log_std_BA
-        return (log_p_BA - _log_slope(action) if self.squash else log_p_BA).sum(-1)
+        return (log_p_BA - _log_derivative(action) if self.squash else log_p_BA).sum(-1)
 
     def entropy(self, parameters: Tensor) -> Tensor:
         """In closed form; squashed, right to 1e-6 nats a number in double precision, whatever mean and deviation."""
@@ -91,7 +91,7 @@ def _mean_log_std(parameters: Tensor) -> tuple[Tensor, Tensor]:
     return mean_BA, c_BA + BEND * softsign((x_BA - c_BA) / BEND)
 
 
-def _log_slope(u: Tensor) -> Tensor:
+def _log_derivative(u: Tensor) -> Tensor:
     """log(1 - tanh²(u)), elementwise; finite for every finite u."""
     return 2 * (math.log(2) - u - softplus(-2 * u))
 

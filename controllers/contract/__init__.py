@@ -16,7 +16,7 @@ CHECKS: tuple[Check, ...] = (
     agreement.acting_is_learning,
     agreement.steps_are_the_scan,
     agreement.split_is_the_whole,
-    agreement.gradients_are_slopes,
+    agreement.gradients_are_finite_differences,
     agreement.parts_have_their_own_gradients,
     agreement.a_second_backward_is_the_first,
     isolation.a_reset_cuts_the_gradient,

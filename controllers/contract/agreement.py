@@ -97,14 +97,14 @@ def split_is_the_whole(build: Build) -> Iterator[Deviation]:
         yield from deviations(outcome(split, controller, trial), expected, f"{_STEPS} steps cut at {cuts}")
 
 
-@check("gradients are slopes", "all gradients are those that finite differences find", 1e-06)
-def gradients_are_slopes(build: Build) -> Iterator[Deviation]:
+@check("finite differences", "all gradients are those that finite differences find", 1e-06)
+def gradients_are_finite_differences(build: Build) -> Iterator[Deviation]:
     """Central differences along random directions: an error in any element shows in each of them."""
     controller = subject(build)
     trial = draw(controller, 5, lanes=2)
-    slopes = gradients(controller, trial, loss_of(*controller.scan(*trial)))
+    found = gradients(controller, trial, loss_of(*controller.scan(*trial)))
     generator = Generator().manual_seed(1)
-    for (name, value), slope in zip(differentiated(controller, trial).items(), slopes.values(), strict=True):
+    for (name, value), gradient in zip(differentiated(controller, trial).items(), found.values(), strict=True):
         start = value.detach().clone()
         for _ in range(_DIRECTIONS):
             direction = torch.randn(value.shape, generator=generator, dtype=value.dtype)
@@ -117,7 +117,7 @@ def gradients_are_slopes(build: Build) -> Iterator[Deviation]:
             with torch.no_grad():
                 value.copy_(start)
             expected = {f"gradient of {name}": (losses[0] - losses[1]) / (2 * _EPSILON)}
-            yield from deviations({f"gradient of {name}": (slope * direction).sum()}, expected, "along a direction")
+            yield from deviations({f"gradient of {name}": (gradient * direction).sum()}, expected, "along a direction")
 
 
 @check("parts have gradients", "outputs or one carry alone can be differentiated", TIGHT)

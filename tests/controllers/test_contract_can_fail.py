@@ -213,7 +213,7 @@ BROKEN: Mapping[type[Controller], set[str]] = {
     Rounded: {"... in float32"},
     WrongWhereWide: {"... at any width"},
     Clock: {"split is the whole", "steps are the scan"},
-    DetachedCarry: {"gradients are slopes"},
+    DetachedCarry: {"finite differences"},
     LastCarryDetached: {"scan is the loop", "parts have gradients", "split is the whole"},
     GrowingBackward: {"backward repeats"},
     MeanOverLanes: {"lanes are apart"},

@@ -42,7 +42,7 @@ def test_it_magnifies_gradients_by_less_than_what_it_is_given_is_small(norm, siz
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_its_gradients_are_slopes(size: float) -> None:
+def test_its_gradients_are_finite_differences(size: float) -> None:
     x, gain, bias = (value.clone().requires_grad_() for value in (size * X[:3], X[3], X[4]))
     step = min(1e-6, size / 1000) or 1e-9
     assert torch.autograd.gradcheck(layer_norm, (x, gain, bias), eps=step, atol=1e-4, rtol=1e-4)
@@ -82,9 +82,9 @@ def test_a_row_that_is_none_changes_no_other() -> None:
 def test_halves_have_gradients_at_nothing(norm, dtype: torch.dtype, size: float) -> None:  # type: ignore[no-untyped-def]
     half = (size * X[:3]).to(dtype).requires_grad_()
     whole = half.detach().float().requires_grad_()
-    slopes = [torch.autograd.grad((norm(x).float() * X[3:6].float()).sum(), x)[0] for x in (half, whole)]
+    gradients = [torch.autograd.grad((norm(x).float() * X[3:6].float()).sum(), x)[0] for x in (half, whole)]
     assert norm(half).dtype is dtype
-    torch.testing.assert_close(slopes[0].float(), slopes[1], rtol=0.1, atol=0.1 * float(slopes[1].abs().max()))
+    torch.testing.assert_close(gradients[0].float(), gradients[1], rtol=0.1, atol=0.1 * float(gradients[1].abs().max()))
 
 
 def test_under_autocast_it_computes_in_single_precision() -> None:

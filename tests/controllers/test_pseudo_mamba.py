@@ -1,4 +1,4 @@
-"""Mamba-2 with slots: every rule and query keeps the contract; gate, penalty and settings do what they say."""
+"""Mamba-2 with slots: every rule and query keeps the contract; gate, auxiliary loss and settings do what they say."""
 
 from typing import Any
 
@@ -47,10 +47,10 @@ def test_the_gate_is_said_by_the_output_and_starts_at_one_write_a_horizon(query:
     torch.testing.assert_close(carry["usage"][:, 0], total)
 
 
-def test_the_penalty_is_that_of_each_sequences_mean_gate() -> None:
+def test_the_auxiliary_loss_is_that_of_each_sequences_mean_gate() -> None:
     controller = build(gate_coef=2.0)
     expected = torch.tensor([2 * (0.2 - 0.1) ** 2, 2 * (0.4 - 0.1) ** 2])
-    torch.testing.assert_close(controller.penalty({"gate": torch.tensor([0.2, 0.4])}), expected)
+    torch.testing.assert_close(controller.auxiliary_loss({"gate": torch.tensor([0.2, 0.4])}), expected)
 
 
 def test_the_published_reading_reaches_the_state_and_the_parallel_one_does_not() -> None:

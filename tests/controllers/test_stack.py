@@ -1,4 +1,4 @@
-"""Several layers as one: what each says and is punished for counts, whichever it is."""
+"""Several layers as one: what each says, and its auxiliary loss, counts, whichever it is."""
 
 from collections.abc import Mapping
 
@@ -11,14 +11,14 @@ from mneme.controllers.stack import Stack
 
 
 class Outspoken(MlpController):
-    """Says its mean output, and is punished for it in its own measure."""
+    """Says its mean output, and has an auxiliary loss of it in its own measure."""
 
     weight = 1.0
 
     def signals(self, y_TBH: Tensor) -> dict[str, Tensor]:
         return {"level": y_TBH.mean(-1)}
 
-    def penalty(self, means_N: Mapping[str, Tensor]) -> Tensor:
+    def auxiliary_loss(self, means_N: Mapping[str, Tensor]) -> Tensor:
         return self.weight * means_N["level"]
 
 
@@ -39,16 +39,16 @@ def test_every_layer_says_its_signals_under_its_number() -> None:
     )
 
 
-def test_a_stack_is_punished_for_every_layer_that_has_a_penalty() -> None:
+def test_a_stack_has_the_auxiliary_losses_of_all_its_layers() -> None:
     settings, generator = ControllerSettings(kind="mlp", hidden_size=4), Generator().manual_seed(0)
     plain = MlpController(4, settings, 10, generator)
     loud, louder = (Outspoken(4, settings, 10, generator) for _ in range(2))
     louder.weight = 10.0
     means = {"level_0": torch.tensor([1.0, 2.0]), "level_2": torch.tensor([0.5, 0.25])}
-    assert Stack([loud, plain, louder]).penalty(means).tolist() == [6.0, 4.5]  # type: ignore[union-attr]
+    assert Stack([loud, plain, louder]).auxiliary_loss(means).tolist() == [6.0, 4.5]  # type: ignore[union-attr]
     inside = Stack([plain, Stack([loud, louder])])
     nested = {"level_0_1": torch.tensor([1.0]), "level_1_1": torch.tensor([2.0])}
-    assert inside.penalty(nested).tolist() == [21.0]  # type: ignore[union-attr]
-    assert inside.penalises
-    assert not Stack([plain, plain]).penalises
-    assert Stack([plain, plain]).penalty({}) is None
+    assert inside.auxiliary_loss(nested).tolist() == [21.0]  # type: ignore[union-attr]
+    assert inside.has_auxiliary_loss
+    assert not Stack([plain, plain]).has_auxiliary_loss
+    assert Stack([plain, plain]).auxiliary_loss({}) is None

@@ -1,4 +1,4 @@
-"""What is worked on at once changes nothing: losses, penalties and gradients are those of all windows together."""
+"""What is worked on at once changes nothing: losses and gradients are those of all windows together."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -28,12 +28,12 @@ MODES: dict[str, dict[str, Any]] = {
 
 
 class Level(MlpController):
-    """No memory, and a penalty that is no sum over steps: windows differ in nothing but what they see of the mean."""
+    """No memory, and a loss that is no sum over steps: windows differ in nothing but what they see of the mean."""
 
     def signals(self, y_TBH: Tensor) -> dict[str, Tensor]:
         return {"level": y_TBH[..., 0], "other": y_TBH[..., 1]}
 
-    def penalty(self, means_N: Mapping[str, Tensor]) -> Tensor:
+    def auxiliary_loss(self, means_N: Mapping[str, Tensor]) -> Tensor:
         return 50 * (means_N["level"] - 0.3).square() * means_N["other"].exp()
 
 
@@ -115,28 +115,29 @@ def test_pieces_and_shards_add_up_to_one_batch(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.parametrize("mode", ["truncated", "burn-in", "cached"])
-def test_without_memory_every_mode_has_the_penalty_and_the_gradient_of_full(
+def test_without_memory_every_mode_has_the_auxiliary_loss_and_the_gradient_of_full(
     monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     parts = collected("level")
     full = total(monkeypatch, "full", LANES, [[0, 1, 2, 3, 4]], parts)
-    assert full[1]["penalty"] > 1
+    assert full[1]["auxiliary_loss"] > 1
     assert_equal(total(monkeypatch, mode, 4, [[0, 1], [2, 3, 4]], parts), full)
 
 
 @pytest.mark.parametrize("mode", ["truncated", "burn-in", "cached"])
-def test_a_penalty_is_worth_the_same_in_every_mode(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+def test_an_auxiliary_loss_is_worth_the_same_in_every_mode(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     parts = collected("two pseudo_mamba")
     rows = [[0, 1, 2, 3, 4]]
     expected, got = (total(monkeypatch, m, n, rows, parts)[1] for m, n in (("full", LANES), (mode, 4)))
-    assert got["penalty"] == pytest.approx(expected["penalty"], rel=1e-4)  # carries were stored in single precision
+    found, whole = got["auxiliary_loss"], expected["auxiliary_loss"]
+    assert found == pytest.approx(whole, rel=1e-4)  # carries were stored in single precision
     assert {"signal/gate_0", "signal/gate_1"} < got.keys()
 
 
-def test_what_a_penalty_itself_learns_has_its_gradient_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_auxiliary_loss_itself_learns_has_its_gradient_once(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, batch, returns = collected("level")
     policy.controller.target = torch.nn.Parameter(torch.tensor(0.2))
-    monkeypatch.setattr(Level, "penalty", lambda self, means_N: (means_N["level"] - self.target).square())
+    monkeypatch.setattr(Level, "auxiliary_loss", lambda self, means_N: (means_N["level"] - self.target).square())
     one, many = (total(monkeypatch, "cached", n, [[0, 1, 2, 3, 4]], (policy, batch, returns)) for n in (10**6, 4))
     assert_equal(many, one)
     learned = [name for name, _ in policy.named_parameters()].index("controller.target")

@@ -1,4 +1,4 @@
-"""What a controller says besides its outputs: in the metrics, and, as a penalty, in the gradient."""
+"""What a controller says besides its outputs: in the metrics, and, as an auxiliary loss, in the gradient."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,12 +16,12 @@ from mneme.rollout_workers import Collector, policy_spec
 
 
 class Talkative(GruController):
-    """A GRU that reports its first unit and is punished for its square. One name is that of a loss."""
+    """A GRU that reports its first unit, whose square is its auxiliary loss. One name is that of a loss."""
 
     def signals(self, y_TBH: Tensor) -> dict[str, Tensor]:
         return {"first": y_TBH[..., 0], "square": y_TBH[..., 0].square(), "policy_loss": y_TBH[..., 0] + 100.0}
 
-    def penalty(self, means_N: Mapping[str, Tensor]) -> Tensor:
+    def auxiliary_loss(self, means_N: Mapping[str, Tensor]) -> Tensor:
         return 100.0 * means_N["square"]
 
 
@@ -51,29 +51,29 @@ def test_signals_are_averaged_over_valid_steps_into_the_metrics() -> None:
     settings = LearnerSettings(num_epochs=1, num_minibatches=1, num_threads=2)
     metrics = Learner(policy, settings, seed=0, total_timesteps=100).update([fragment.to_arrow()]).metrics
     assert metrics["signal/first"] == pytest.approx(float(first.mean()), rel=1e-5)
-    assert metrics["penalty"] == pytest.approx(float(100.0 * first.square().mean()), rel=1e-5)
+    assert metrics["auxiliary_loss"] == pytest.approx(float(100.0 * first.square().mean()), rel=1e-5)
     assert metrics["signal/policy_loss"] == pytest.approx(float(first.mean()) + 100.0, rel=1e-5)
     assert abs(metrics["policy_loss"]) < 1.0  # of a name, the loss has its own
 
 
-def test_a_penalty_pushes_what_it_punishes_down() -> None:
+def test_an_auxiliary_loss_pushes_what_it_is_made_of_down() -> None:
     collector, policy = collected()
     fragment, _ = collector.collect()
     settings = LearnerSettings(num_epochs=10, num_minibatches=1, learning_rate=1e-2)
     learner = Learner(policy, settings, seed=0, total_timesteps=100)
-    before = learner.update([fragment.to_arrow()]).metrics["penalty"]
+    before = learner.update([fragment.to_arrow()]).metrics["auxiliary_loss"]
     learner.version = 0
-    assert learner.update([fragment.to_arrow()]).metrics["penalty"] < before / 2
+    assert learner.update([fragment.to_arrow()]).metrics["auxiliary_loss"] < before / 2
 
 
 class Frugal(GruController):
-    """A GRU that is punished for a weight of its own, and says nothing."""
+    """A GRU whose auxiliary loss is of a weight of its own, and says nothing."""
 
-    def penalty(self, means_N: Mapping[str, Tensor]) -> Tensor:
+    def auxiliary_loss(self, means_N: Mapping[str, Tensor]) -> Tensor:
         return next(self.parameters()).square().sum()
 
 
-def test_a_penalty_may_be_of_parameters_alone() -> None:
+def test_an_auxiliary_loss_may_be_of_parameters_alone() -> None:
     collector, _ = collected()
     controller = ControllerSettings(kind="tests.learner.test_signals:Frugal", hidden_size=8)
     policy = build_policy(policy_spec(collector.env), PolicySettings(controller=controller), 5, seed=0)
@@ -81,4 +81,4 @@ def test_a_penalty_may_be_of_parameters_alone() -> None:
     settings = LearnerSettings(num_epochs=1, num_minibatches=1, num_threads=1)
     fragment = Collector(collector.env, policy, 20, 20, seed=0).collect()[0]
     metrics = Learner(policy, settings, seed=0, total_timesteps=100).update([fragment.to_arrow()]).metrics
-    assert metrics["penalty"] == pytest.approx(size, rel=1e-5)
+    assert metrics["auxiliary_loss"] == pytest.approx(size, rel=1e-5)

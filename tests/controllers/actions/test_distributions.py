@@ -85,8 +85,8 @@ def entropy(distribution: ActionDistribution, parameters: Tensor) -> Tensor:
         z = torch.linspace(-9, 9, 20_001, dtype=torch.float64)
         p = torch.exp(-0.5 * z**2) * (z[1] - z[0]) / math.sqrt(2 * math.pi)
         u = mean.unsqueeze(-1) + std.unsqueeze(-1) * z
-        slope = -2 * torch.logaddexp(u, -u) + 2 * math.log(2)
-        return base.entropy() + (slope * p).sum((-2, -1))
+        log_derivative = -2 * torch.logaddexp(u, -u) + 2 * math.log(2)
+        return base.entropy() + (log_derivative * p).sum((-2, -1))
     return base.entropy()
 
 

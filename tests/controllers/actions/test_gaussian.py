@@ -35,9 +35,9 @@ def squashed_entropy(mean: Tensor, log_std: Tensor) -> Tensor:
     """A fine Riemann sum of -p log p, where p is the density of tanh(u): [B], [B] -> [B]."""
     z = torch.linspace(-12, 12, 20_001, dtype=torch.float64)
     u = mean.unsqueeze(-1) + log_std.exp().unsqueeze(-1) * z
-    slope = 2 * math.log(2) - 2 * torch.logaddexp(u, -u)
+    log_derivative = 2 * math.log(2) - 2 * torch.logaddexp(u, -u)
     weight = torch.exp(-0.5 * z**2) * (z[1] - z[0]) / math.sqrt(2 * math.pi)
-    return 0.5 * math.log(2 * math.pi * math.e) + log_std + (slope * weight).sum(-1)
+    return 0.5 * math.log(2 * math.pi * math.e) + log_std + (log_derivative * weight).sum(-1)
 
 
 @pytest.mark.parametrize("std", [0.012, 0.1, 0.4, 0.6, 0.66, 0.67, 0.7, 1.0, 2.0, 3.0, math.exp(1.5)])
@@ -78,7 +78,7 @@ def test_standard_deviations_are_the_networks_between_the_bends_and_keep_within_
 @pytest.mark.parametrize("squash", [False, True])
 @pytest.mark.parametrize("x", [-100.0, -6.0, -5.0, -4.5, 1.5, 2.0, 3.0, 100.0])
 def test_a_standard_deviation_beyond_the_limits_comes_back(squash: bool, x: float) -> None:
-    """Whatever is asked of it, there is a gradient, and it is the slope."""
+    """Whatever is asked of it, there is a gradient, and it is that of finite differences."""
     distribution, action = Gaussian(1, squash), torch.tensor([[0.3]])
     parameters = torch.tensor([[0.2, x]], dtype=torch.float64, requires_grad=True)
     other = torch.tensor([[0.1, -1.0]], dtype=torch.float64)
@@ -87,8 +87,8 @@ def test_a_standard_deviation_beyond_the_limits_comes_back(squash: bool, x: floa
         distribution.entropy(parameters),
         distribution.kl(other, parameters),
     ):
-        (slope,) = torch.autograd.grad(value.sum(), parameters)
-        assert abs(slope[0, 1]) > 1e-6
+        (gradient,) = torch.autograd.grad(value.sum(), parameters)
+        assert abs(gradient[0, 1]) > 1e-6
     for function in (
         lambda p: distribution.log_prob(p, action),
         distribution.entropy,

@@ -20,7 +20,7 @@ from tests.controllers.scans.weighed import gradients_of_two_layouts, scan_and_l
 
 KINDS = ("gru", "lstm")
 INPUT = 3
-SLOW = ("... in float32", "... at any width", "split is the whole", "gradients are slopes")  # when interpreted
+SLOW = ("... in float32", "... at any width", "split is the whole", "finite differences")  # when interpreted
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from tests.controllers.scans.selective.test_scan import CHANNELS, Problem, gradi
 from tests.controllers.scans.weighed import with_gradients
 
 QUICK = ("shapes", "initial carry", "memory layout")  # even when interpreted
-ENDLESS = ("gradients are slopes", "... at any width")  # when interpreted: hundreds of scans, or of lanes
+ENDLESS = ("finite differences", "... at any width")  # when interpreted: hundreds of scans, or of lanes
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
-"""A controller's penalty, a function of its signals' means over whole sequences, for windows that see parts of them.
+"""A controller's auxiliary loss, for windows that see parts of the sequences over which its signals' means are taken.
 
-Its gradient is that of the signals' sums times the penalty's slopes at the sums over whole sequences: a sum over steps
-like any other loss, whatever is worked on at once.
+Its gradient is that of the signals' sums times its own by them, at the sums over whole sequences: a sum over steps like
+any other loss, whatever is worked on at once.
 
 Legend: N sequences, K window steps, W windows.
 """
@@ -35,26 +35,26 @@ class SignalSums(NamedTuple):
         return SignalSums({name: s + other.signals[name] for name, s in self.signals.items()}, self.steps + other.steps)
 
 
-class Penalty(NamedTuple):
+class AuxiliaryLoss(NamedTuple):
     """What some sequences add to the loss, summed over their valid steps, and how it grows with each signal's sum."""
 
-    total: Tensor  # its gradient is that of what the penalty itself may learn
-    slopes: Mapping[str, Tensor]  # name -> [N]
+    total: Tensor  # its gradient is that of what the auxiliary loss itself may learn
+    gradients: Mapping[str, Tensor]  # name -> [N]
 
     @classmethod
-    def at(cls, controller: Controller, whole: SignalSums) -> "Penalty":
+    def at(cls, controller: Controller, whole: SignalSums) -> "AuxiliaryLoss":
         """That of sequences with these sums."""
         leaves = {name: s.detach().requires_grad_() for name, s in whole.signals.items()}
         steps = whole.steps.clamp(min=1)
-        added_N = controller.penalty({name: s / steps for name, s in leaves.items()})
+        added_N = controller.auxiliary_loss({name: s / steps for name, s in leaves.items()})
         total = torch.zeros((), device=steps.device) if added_N is None else (added_N * whole.steps).sum()
         if not leaves or not total.requires_grad:
             return cls(total, {})
-        slopes = torch.autograd.grad(total, list(leaves.values()), retain_graph=True, materialize_grads=True)
-        return cls(total, dict(zip(leaves, slopes, strict=True)))
+        gradients = torch.autograd.grad(total, list(leaves.values()), retain_graph=True, materialize_grads=True)
+        return cls(total, dict(zip(leaves, gradients, strict=True)))
 
     def through(self, part: SignalSums) -> Tensor:
-        """A term of value 0 whose gradient is the penalty's by way of the signals in a part of the sequences."""
-        sums = {name: part.signals[name] for name in self.slopes}
-        terms = [(self.slopes[name] * (x - x.detach())).sum() for name, x in sums.items()]
+        """A term of value 0 whose gradient is the auxiliary loss's by way of the signals in a part of the sequences."""
+        sums = {name: part.signals[name] for name in self.gradients}
+        terms = [(self.gradients[name] * (x - x.detach())).sum() for name, x in sums.items()]
         return torch.stack(terms).sum() if terms else torch.zeros_like(self.total)
