@@ -28,7 +28,7 @@ from mneme.rollout_workers import EvaluationError, Fragment
 from mneme.storage.checkpoint import list_checkpoints, load_checkpoint
 from mneme.training import resume, train
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("undrawn")]
 
 MODES = ["cached", "truncated", "full"]
 

@@ -18,6 +18,8 @@ from mneme.rollout_workers import Fragment
 from mneme.storage.checkpoint import list_checkpoints, load_checkpoint
 from mneme.training import resume, train
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def played(successes: list[bool], level: int) -> Episodes:
     n = len(successes)
@@ -67,10 +69,9 @@ def staged(tmp_path: Path, *overrides: str) -> Config:
     return load_config(
         None,
         [f"checkpoint.root={tmp_path}", "name=run", "tracking.enabled=false", "rollout.num_envs=16",
-         "env.kwargs.cues=2",
-         "env.kwargs.horizon=4", "policy.controller.hidden_size=16", "train.total_timesteps=2400",
-         "rollout.unroll_length=10",
-         "checkpoint.every=480", "checkpoint.keep=100", "train.evaluation_episodes=16", "learner.num_threads=2",
+         "env.kwargs.cues=2", "env.kwargs.horizon=4", "policy.controller.hidden_size=16", "train.total_timesteps=960",
+         "rollout.unroll_length=10", "checkpoint.every=320", "checkpoint.keep=100", "train.evaluation_episodes=16",
+         "learner.num_threads=2", "learner.num_epochs=1", "learner.num_minibatches=2",
          "curriculum.stages=[{horizon: 1}, {horizon: 2}]", "curriculum.success=0.4", "curriculum.episodes=64",
          *overrides],
     )  # fmt: skip
@@ -111,7 +112,7 @@ def test_a_run_climbs_its_levels_and_resumes_on_the_one_it_was_on(tmp_path: Path
     short = train(staged(tmp_path / "b", f"train.total_timesteps={int(before)}"), local=True)
     saved = load_checkpoint(list_checkpoints(short.folder / "checkpoints")[-1])
     assert saved.run["curriculum"]["level"] == 1  # the last update's episodes count
-    resume(short.folder, total_timesteps=2400, local=True)
+    resume(short.folder, total_timesteps=960, local=True)
     a, b = (load_checkpoint(list_checkpoints(run.folder / "checkpoints")[-1]) for run in (straight, short))
     assert a.run["curriculum"] == b.run["curriculum"]
     for part, arrays in a.arrays.items():

@@ -15,6 +15,8 @@ from mneme.storage.checkpoint import list_checkpoints
 from mneme.storage.run_folder import RunFolder
 from mneme.training import train
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def config(tmp_path: Path, *overrides: str) -> Config:
     return load_config(

@@ -1,6 +1,7 @@
 """Whole runs in one process, without Ray: learning, resuming to the bit, and losing nothing when things go wrong."""
 
 import json
+import math
 import shutil
 import signal
 from collections.abc import Iterator
@@ -60,6 +61,12 @@ def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
+def counted(folder: Path) -> list[tuple[float, ...]]:
+    """Step, episodes and their mean return of every update."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["episodes"], row.get("return", math.nan)) for row in rows if "kl" in row]
+
+
 def short_delay(tmp_path: Path, *overrides: str) -> Config:
     return load_config(
         None,
@@ -100,8 +107,8 @@ def test_a_controller_without_memory_stays_at_chance_where_one_with_it_learns(tm
 @pytest.mark.parametrize("mode", ["cached", "truncated", "full"])
 @pytest.mark.parametrize("env", ["DelayedCue", "Counting"])
 def test_same_seed_same_bits_and_resume_equals_the_uninterrupted_run(tmp_path: Path, mode: str, env: str) -> None:
-    overrides = [f"learner.mode={mode}", "learner.bptt_length=4", "learner.anneal_lr=true", "rollout.unroll_length=7"]
-    if env == "Counting":  # fragments end in the middle of episodes
+    overrides = [f"learner.mode={mode}", "learner.bptt_length=3", "learner.anneal_lr=true", "rollout.unroll_length=8"]
+    if env == "Counting":  # of several lengths: at the checkpoint some have ended that are not yet counted
         overrides += ["env.id=mneme/Counting-v0", "env.kwargs={}"]
         overrides += ["policy.normalize_observations=true", "learner.normalize_rewards=true"]
         overrides += ["spaces.previous_action=true", "spaces.previous_reward=true"]
@@ -116,9 +123,8 @@ def test_same_seed_same_bits_and_resume_equals_the_uninterrupted_run(tmp_path: P
     resumed = resume(checkpoints[1], local=True)
     assert resumed.folder == again.folder
     assert_same(digest(straight.folder), digest(resumed.folder))
-    lines = [json.loads(line) for line in (resumed.folder / "metrics.jsonl").read_text().splitlines()]
-    steps = [line["step"] for line in lines if "kl" in line]
-    assert steps == sorted(set(steps))  # what was written after the checkpoint was forgotten, then written again
+    # What was written after the checkpoint was forgotten, then written again, of the same episodes.
+    assert counted(straight.folder) == counted(resumed.folder)
 
 
 def test_another_seed_gives_other_bits(tmp_path: Path, finished: Run) -> None:

@@ -11,6 +11,8 @@ from mneme.configuration.config import load_config
 from mneme.storage.checkpoint import list_checkpoints, load_checkpoint
 from mneme.training import resume, train
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 TASKS: dict[str, list[str]] = {
     "CartPole that hides its velocities": ["env.id=CartPole-v1", "spaces.features=[0, 2]"],
     "CartPole that hides its velocities, one at a time": [
@@ -28,12 +30,12 @@ TASKS: dict[str, list[str]] = {
 }  # fmt: skip
 
 
-def run(folder: Path, overrides: list[str], total: int = 3 * 8 * 32) -> Any:
+def run(folder: Path, overrides: list[str], total: int = 2 * 8 * 32) -> Any:
     config = load_config(
         None,
         [f"checkpoint.root={folder}", "name=run", "tracking.enabled=false", "rollout.num_envs=8",
          "rollout.unroll_length=32",
-         "env.kwargs={}", "policy.controller.hidden_size=16", "learner.num_epochs=2", "learner.num_minibatches=2",
+         "env.kwargs={}", "policy.controller.hidden_size=16", "learner.num_epochs=1", "learner.num_minibatches=2",
          f"train.total_timesteps={total}", "train.evaluation_episodes=4", *overrides],
     )  # fmt: skip
     return train(config, local=True)
@@ -45,7 +47,7 @@ def test_updates_keep_the_invariants_of_the_pipe(tmp_path: Path, task: str, mode
     result = run(tmp_path, [*TASKS[task], *mode])
     rows = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     updates = [row for row in rows if "kl" in row]
-    assert len(updates) >= 3
+    assert len(updates) >= 2
     for row in updates:
         assert row["ratio_error"] < 2e-5
         assert row["fragments_refused"] == row["environment_failures"] == 0

@@ -20,6 +20,8 @@ from mneme.storage.checkpoint import Checkpoint, CheckpointError, list_checkpoin
 from mneme.storage.restoring import checked_state, load_run
 from mneme.training import resume, train
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SETTINGS = [
     "rollout.num_envs=4", "rollout.num_workers=2", "policy.controller.hidden_size=8", "policy.controller.backend=torch",
     "train.total_timesteps=80", "checkpoint.every=40", "train.evaluation_episodes=4", "tracking.enabled=false",

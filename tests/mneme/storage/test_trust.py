@@ -14,6 +14,8 @@ from mneme.storage.checkpoint import CheckpointError, list_checkpoints, load_che
 from mneme.storage.trust import refuse_foreign_code, refuse_foreign_places
 from mneme.training import resume, train
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ROOT = Path(__file__).parents[3]
 CODE = "open('/dev/fd/2', 'w').write('THE CODE RAN')\nraise RuntimeError('THE CODE RAN')\n"
 SMALL = [
