@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from itertools import count
 from typing import Any
 
 import cloudpickle
@@ -22,19 +23,34 @@ def kind_of(controller: type[Controller]) -> str:
         raise ValueError(
             f"the controller is given as {controller!r}; give a kind such as gru, or a subclass of Controller"
         )
-    kind = f"{controller.__module__}:{controller.__qualname__}"
-    if not importable(kind):
-        _given[kind] = controller
-    return kind
+    kind = plain = f"{controller.__module__}:{controller.__qualname__}"
+    for number in count(2):
+        if _given.get(kind) is controller or (
+            kind not in _given and _imported(kind) is controller and importable(kind)
+        ):
+            return kind
+        if kind not in _given and (kind != plain or not importable(kind)):
+            _given[kind] = controller
+            return kind
+        kind = f"{plain}#{number}"  # another class has that name
+    raise AssertionError("numbers never end")
 
 
 def importable(kind: str) -> bool:
     """Whether any process can import this kind; modules are not imported to find out."""
+    module = kind.partition(":")[0]
+    if kind in _given or module == "__main__":
+        return False
+    return module not in sys.modules or _imported(kind) is not None
+
+
+def _imported(kind: str) -> Any:
+    """What a module that has been imported holds under the name in a kind."""
     module, _, name = kind.partition(":")
     found: Any = sys.modules.get(module)
     for part in name.split("."):
         found = getattr(found, part, None)
-    return module != "__main__" and (found is not None or module not in sys.modules)
+    return found
 
 
 def given(kind: str) -> type[Controller] | None:

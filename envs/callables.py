@@ -2,8 +2,8 @@
 
 import inspect
 import re
+import secrets
 import sys
-from collections.abc import Mapping
 from itertools import count
 from typing import Any
 
@@ -15,16 +15,18 @@ from mneme.envs.plain import Creator
 HERE = "here/"
 """Begins the ids of what only the present process can make."""
 
+_TOKEN = secrets.token_hex(4)  # of this process, so that no other takes something else for it
 
-class _VectorCreator:
-    """A function that makes vector environments, with the metadata of what it makes, as a class has them."""
 
-    def __init__(self, creator: Creator, metadata: Mapping[str, Any]) -> None:
-        self._creator, self.metadata = creator, dict(metadata)
+class Unseen:
+    """A function that makes vector environments; what they are shows when one is made."""
+
+    def __init__(self, creator: Creator) -> None:
+        self.creator = creator
         self.__signature__ = inspect.signature(creator)
 
     def __call__(self, **kwargs: Any) -> Any:
-        return self._creator(**kwargs)
+        return self.creator(**kwargs)
 
 
 def id_of(creator: Creator) -> str:
@@ -34,7 +36,7 @@ def id_of(creator: Creator) -> str:
     is registered in this process. One that takes `num_envs` makes vector environments.
 
     Raises:
-        ValueError: it is not callable, or what it makes cannot be found out.
+        ValueError: it is not callable.
     """
     if not callable(creator):
         raise ValueError(
@@ -45,12 +47,12 @@ def id_of(creator: Creator) -> str:
         return f"{module}:{name}"
     plain = re.sub(r"\W+", "-", name.rpartition(".")[2] or type(creator).__name__).strip("-")
     for version in count():
-        id = f"{HERE}{plain}-v{version}"
+        id = f"{HERE}{plain}-{_TOKEN}-v{version}"
         known = gym.registry.get(id)
         if known is None:
             gym.registry[id] = spec_of(id, creator)
             return id
-        if creator in (known.entry_point, getattr(known.vector_entry_point, "_creator", known.vector_entry_point)):
+        if creator in (known.entry_point, getattr(known.vector_entry_point, "creator", known.vector_entry_point)):
             return id
     raise AssertionError("versions never end")
 
@@ -58,29 +60,18 @@ def id_of(creator: Creator) -> str:
 def found_in(module: str, name: str) -> EnvSpec | None:
     """What an imported module has under a name, if that can be called."""
     creator = _attribute(module, name)
-    return spec_of(name, creator) if callable(creator) else None
+    return spec_of(f"{module}:{name}", creator) if callable(creator) else None
 
 
 def spec_of(id: str, creator: Creator) -> EnvSpec:
-    """The spec of what a callable makes.
-
-    Raises:
-        ValueError: it takes `num_envs`, and making one fails.
-    """
+    """The spec of what a callable makes."""
     try:
         vector = "num_envs" in inspect.signature(creator).parameters
     except ValueError:  # not written in Python
         vector = False
     if not vector:
         return EnvSpec(id, entry_point=creator)
-    if not hasattr(creator, "metadata"):
-        try:
-            env = creator(num_envs=1)
-        except Exception as error:
-            raise ValueError(f"{id} cannot make one environment: {type(error).__name__}: {error}") from error
-        creator = _VectorCreator(creator, env.metadata or {})
-        env.close()
-    return EnvSpec(id, vector_entry_point=creator)
+    return EnvSpec(id, vector_entry_point=creator if hasattr(creator, "metadata") else Unseen(creator))
 
 
 def _attribute(module: str, name: str) -> Any:

@@ -14,7 +14,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from mneme.envs.callables import HERE, found_in
+from mneme.envs.callables import HERE, Unseen, found_in
 from mneme.envs.enclosed import Enclosed, VectorEnv
 from mneme.envs.global_random import GlobalStreams, seed_process
 from mneme.envs.guard import Guard, one_line
@@ -154,16 +154,18 @@ def _obstacle(native: Creator | None, spec: EnvSpec, settings: EnvSettings, rend
         single = _load(spec, spec.entry_point)
         if single is not None and name in inspect.signature(single).parameters:
             return f"whose vector form is given {name} by Gymnasium"
-    if (getattr(native, "metadata", None) or {}).get("autoreset_mode") not in (
-        AutoresetMode.SAME_STEP,
-        AutoresetMode.NEXT_STEP,
-    ):
+    if not isinstance(native, Unseen) and not _resets_itself(native):
         return "whose vector form does not say that it resets finished lanes, in the same step or in the next"
     if not _renders(native, render_mode):
         return f"whose vector form does not render as {render_mode!r}"
     if spec.max_episode_steps is not None and not accepts(native, "max_episode_steps"):
         return "whose vector form does not take max_episode_steps"
     return None
+
+
+def _resets_itself(made: Any) -> bool:
+    modes = (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP)
+    return (getattr(made, "metadata", None) or {}).get("autoreset_mode") in modes
 
 
 def _renders(creator: Creator, render_mode: str | None) -> bool:
@@ -237,6 +239,13 @@ def _native(spec: EnvSpec, num_envs: int, place: Place, max_failures: int) -> Ve
         spec.id,
         (*place.seed, place.first_lane),
     )
+    if not _resets_itself(env) or env.num_envs != num_envs:
+        found = env.num_envs
+        env.close()
+        raise ValueError(
+            f"it was asked for {num_envs} environments that reset by themselves, and made {found}; let what makes it "
+            f"take num_envs at its word, with autoreset_mode SAME_STEP or NEXT_STEP"
+        )
     return env.unwrapped if isinstance(env.unwrapped, MemoryVectorEnv) else VectorGuard(env, spec.id, max_failures)
 
 

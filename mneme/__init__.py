@@ -8,8 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mneme.agent import Agent, AgentCarry, Session, load
-    from mneme.api import evaluate, resume, train
+    from mneme.agent import Agent, AgentCarry, Session
+    from mneme.api import evaluate, load, resume, train
     from mneme.callbacks import Callback, Look, Outcome, Progress, RunStart
     from mneme.configuration.config import Config
     from mneme.controllers import Carry, Controller, ControllerSettings
@@ -47,8 +47,8 @@ __all__ = [
 ]
 
 _MODULES = {
-    "agent": ("Agent", "AgentCarry", "Session", "load"),
-    "api": ("evaluate", "resume", "train"),
+    "agent": ("Agent", "AgentCarry", "Session"),
+    "api": ("evaluate", "load", "resume", "train"),
     "callbacks": ("Callback", "Look", "Outcome", "Progress", "RunStart"),
     "configuration.config": ("Config",),
     "controllers": ("Carry", "Controller", "ControllerSettings"),

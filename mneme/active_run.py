@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from mneme.callbacks import Callbacks, Look, Progress
 from mneme.configuration.config import Config
@@ -65,7 +66,7 @@ class ActiveRun:
             for sentence in delivery.stats.failures if delivery.stats else ():
                 _log.warning(f"an episode was cut short: {sentence}")
         self._record(row)
-        self.callbacks.update(self.progress, row)
+        self.callbacks.update(self.progress, MappingProxyType(row))
         return episodes, row
 
     def _record(self, row: Row) -> None:

@@ -79,6 +79,7 @@ class Agent:
         reward: Any = None,
         greedy: bool = True,
         rng: np.random.Generator | None = None,
+        unused: Any = False,
     ) -> tuple[Any, AgentCarry]:
         """Choose the next action.
 
@@ -91,6 +92,7 @@ class Agent:
             reward: of the last step, which an agent reads that was trained with `spaces.previous_reward`.
             greedy: the most probable action instead of a sampled one.
             rng: draws the sampled ones; unset: one of its own, seeded by the operating system.
+            unused: which environments will not use their action, as their next step only resets; they need no mask.
 
         Returns:
             The action as `step` takes it, and the carry for the next call.
@@ -98,6 +100,15 @@ class Agent:
         Raises:
             ValueError: what is given does not fit what the agent was trained on.
         """
+        if isinstance(observation, tuple) and not isinstance(self.observation_space, gym.spaces.Tuple):
+            raise ValueError(
+                "the observation is a tuple; reset() and step() return one, of which it is the first part: "
+                "session.reset(*env.reset()), session.predict(*env.step(action))"
+            )
+        if not isinstance(carry, AgentCarry | None):
+            raise ValueError(
+                f"the carry is a {type(carry).__name__}; give what the last call returned beside the action"
+            )
         single = self._is_single(observation)
         if single:
             space = self.observation_space
@@ -109,9 +120,14 @@ class Agent:
             raise ValueError(f"the carry is of {len(carry.action_B)} environments and the observation of {B}")
         reset_B = np.full(B, begins) if reset is None else np.broadcast_to(np.asarray(reset, dtype=np.bool_), B)
         reward_B = np.where(reset_B, 0.0, self._rewards(reward, reset_B))
-        parts = self._adapter.observe(observation, self._batched(info or {}, single), carry.action_B, reward_B)
+        unused_B = np.broadcast_to(np.asarray(unused, dtype=np.bool_), B)
+        info = self._batched(info or {}, single, unused_B)
+        parts = self._adapter.observe(observation, info, carry.action_B, reward_B)
+        for name, part in parts.items():
+            if part.dtype.kind == "f" and not np.isfinite(part).all():
+                raise ValueError(f"the observation's part {name!r} holds {part[~np.isfinite(part)].flat[0]}")
         if self._adapter.spec.masked:
-            self._adapter.check_mask(parts[ACTION_MASK], np.zeros(B, dtype=np.bool_))
+            self._adapter.check_mask(parts[ACTION_MASK], unused_B)
         act = self.policy.act(
             {name: torch.from_numpy(np.ascontiguousarray(part)) for name, part in parts.items()},
             torch.from_numpy(reset_B.copy()),
@@ -137,7 +153,13 @@ class Agent:
 
     def _is_single(self, observation: Any) -> bool:
         leaf = self._first_leaf
-        return leaf is not None and leaf.of(observation).shape == (leaf.space.shape or ())
+        try:
+            return leaf is not None and leaf.of(observation).shape == (leaf.space.shape or ())
+        except (KeyError, IndexError, TypeError) as error:
+            raise ValueError(f"the observation is none of {self.observation_space}: {error!r}") from error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Agent, (self.policy, self.observation_space, self.action_space, self._adapter.settings, self.path)
 
     def _size_of(self, observation: Any) -> int:
         leaf = self._first_leaf
@@ -156,9 +178,10 @@ class Agent:
             return np.zeros(len(reset_B))
         return np.broadcast_to(np.asarray(reward, dtype=np.float64), reset_B.shape)
 
-    def _batched(self, info: Mapping[str, Any], single: bool) -> Mapping[str, Any]:
+    def _batched(self, info: Mapping[str, Any], single: bool, unused_B: np.ndarray) -> Mapping[str, Any]:
+        """The mask in an info, [B, N]; where all is unused, there need be none."""
         if ACTION_MASK not in info:
-            return info
+            return {ACTION_MASK: self._adapter.free_mask(len(unused_B))} if unused_B.all() else info
         masks = [info[ACTION_MASK]] if single else info[ACTION_MASK]
         return {ACTION_MASK: np.stack([flat_mask(mask) for mask in masks])}
 
@@ -170,8 +193,10 @@ class Agent:
 class Session:
     """An agent that plays: it keeps its carry, its last action and where episodes end.
 
-    `action = session.reset(*env.reset())`, and then `action = session.predict(*env.step(action))`. A single environment
-    is reset by its user once an episode has ended; a vector environment resets its own.
+    `action = session.reset(*env.reset())`, and then `action = session.predict(*env.step(action))`.
+
+    A single environment is reset by its user once an episode has ended: then there is nothing to choose, and `predict`
+    returns None. A vector environment resets its own.
     """
 
     def __init__(self, agent: Agent, env: Any = None, greedy: bool = True, seed: int | None = None) -> None:
@@ -183,8 +208,9 @@ class Session:
 
     def reset(self, observation: Any, info: Mapping[str, Any] | None = None) -> Any:
         """Begin episodes with what `env.reset()` returned; the first action."""
-        self._carry, self._ended = None, False
-        return self._act(observation, None, None, info)
+        action, self._carry = self._agent.act(observation, info=info, greedy=self._greedy, rng=self._rng)
+        self._ended = False
+        return action
 
     def predict(
         self,
@@ -194,7 +220,7 @@ class Session:
         truncated: Any = False,
         info: Mapping[str, Any] | None = None,
     ) -> Any:
-        """The next action, after what `env.step(action)` returned.
+        """The next action, after what `env.step(action)` returned; before any `reset` it is one.
 
         Raises:
             ValueError: a vector environment ended an episode and its form of reset is not known.
@@ -207,14 +233,15 @@ class Session:
                 "an episode of a vector environment has ended, and nothing says whether it resets in the same step or "
                 "in the next; give the environment: agent.session(env), one that resets by itself"
             )
-        begins = ended | self._ended
-        self._ended = ended if self._mode is AutoresetMode.NEXT_STEP else False
-        return self._act(observation, begins, reward, info)
-
-    def _act(self, observation: Any, reset: Any, reward: Any, info: Mapping[str, Any] | None) -> Any:
+        if not ended.ndim and ended:
+            self._carry = None  # what comes next begins an episode
+            return None
+        waiting = ended if self._mode is AutoresetMode.NEXT_STEP else False
         action, self._carry = self._agent.act(
-            observation, self._carry, reset=reset, reward=reward, info=info, greedy=self._greedy, rng=self._rng
-        )
+            observation, self._carry, reset=ended | self._ended, reward=reward, info=info, greedy=self._greedy,
+            rng=self._rng, unused=waiting,
+        )  # fmt: skip
+        self._ended = waiting
         return action
 
 
@@ -236,17 +263,9 @@ def load_policy(path: Path, trust: bool = False) -> LoadedPolicy:
     return LoadedPolicy(path, blueprint, policy, version)
 
 
-def load(path: Path | str, *, trust: bool = False) -> Agent:
-    """The agent of a run, as its newest checkpoint has it.
-
-    Args:
-        path: a run's folder, or one of its checkpoints.
-        trust: import what the run names, whoever wrote it.
-
-    Raises:
-        CheckpointError: there is no usable one; the message says why.
-    """
-    loaded = load_policy(Path(path), trust)
+def load_agent(path: Path, trust: bool = False) -> Agent:
+    """The agent of a run, as its newest checkpoint has it; see `load_policy`."""
+    loaded = load_policy(path, trust)
     config = loaded.blueprint.config
     with closing(make_vector_env(config.env, 1)) as env:
         adapter = adapter_of(env, config.spaces)

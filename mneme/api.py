@@ -1,12 +1,15 @@
 """What `import mneme` offers: train, resume and evaluate, each in one call."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mneme import training
-from mneme.agent import Agent
+from mneme.agent import Agent, load_agent
 from mneme.callbacks import Callback
 from mneme.configuration.config import Config, load_config, override
 from mneme.configuration.presets import find_preset
@@ -37,7 +40,7 @@ def train(
     `mneme.train("delayed_cue", controller="gru", seed=3, local=True)`
 
     Args:
-        preset: a preset's name, a YAML file or a `Config`; none for the defaults.
+        preset: a preset's name, a YAML file or a `Config`; none, or a setting in its place, for the defaults.
         overrides: settings as `key=value`, which count most.
         env: a registered Gymnasium id in place of the preset's, or a callable that makes a Gymnasium `Env`, or, if it
             takes `num_envs`, a `VectorEnv`; the preset's settings of its own task are then left out.
@@ -56,6 +59,12 @@ def train(
         ServiceError, EnvironmentFailure, FloatingPointError, OSError: the run failed; its last checkpoint is whole.
         Exception: what a callback raised, once the run has ended.
     """
+    if isinstance(preset, str) and "=" in preset and not Path(preset).exists():
+        overrides = (preset, *overrides)
+        preset = None
+    for setting in overrides:
+        if not isinstance(setting, str):
+            raise ConfigError(f'a setting is given as {setting!r}; write it as text: "seed=1"')
     given = _given(env, controller, seed, name)
     if isinstance(preset, Config):
         file, config = None, preset
@@ -75,7 +84,8 @@ def train(
             f"{' and '.join(only_here)} cannot be imported by another process, so this run can be resumed and "
             f"evaluated in the present one alone; put the code into a module of its own to lift that"
         )
-    return training.train(config, preset=file, local=local, callbacks=callbacks, progress=progress)
+    with _threads_kept():
+        return training.train(config, preset=file, local=local, callbacks=callbacks, progress=progress)
 
 
 def resume(
@@ -88,9 +98,11 @@ def resume(
     progress: bool = True,
 ) -> Run:
     """Go on with a run under its own settings; see `mneme.training.resume`."""
-    return training.resume(
-        _path(run), total_timesteps=total_timesteps, local=local, trust=trust, callbacks=callbacks, progress=progress
-    )
+    with _threads_kept():
+        return training.resume(
+            _path(run), total_timesteps=total_timesteps, local=local, trust=trust, callbacks=callbacks,
+            progress=progress,
+        )  # fmt: skip
 
 
 def evaluate(
@@ -98,9 +110,12 @@ def evaluate(
     *changes: str,
     episodes: int = 512,
     seed: int = 0,
+    num_envs: int | None = None,
     greedy: bool = True,
+    reset_carry_at: int | None = None,
+    record: Path | str | None = None,
+    video: Path | str | None = None,
     trust: bool = False,
-    **options: Any,
 ) -> Evaluation:
     """Run complete episodes of the task that an agent was trained on, through the training collector.
 
@@ -109,16 +124,44 @@ def evaluate(
         changes: settings of the task, `env.key=value`, that replace the run's.
         episodes: how many at least.
         seed: of the episodes.
+        num_envs: in parallel; unset: as many as the run had.
         greedy: take the most probable action instead of sampling.
+        reset_carry_at: forget everything at this step of every episode.
+        record, video: a new Parquet file for the episodes, a folder for films of the first of them.
         trust: import what the run names, whoever wrote it.
-        options: as for `mneme.evaluation.evaluate_checkpoint`: `record`, `video`, `reset_carry_at` ...
 
     Raises:
         ConfigError, CheckpointError, ValueError, OSError: one sentence each.
     """
-    return evaluate_checkpoint(
-        _path(agent), episodes=episodes, seed=seed, changes=changes, greedy=greedy, trust=trust, **options
-    )
+    with _threads_kept():
+        return evaluate_checkpoint(
+            _path(agent), episodes=episodes, seed=seed, num_envs=num_envs, changes=changes, greedy=greedy,
+            reset_carry_at=reset_carry_at, record=None if record is None else Path(record),
+            video=None if video is None else Path(video), trust=trust,
+        )  # fmt: skip
+
+
+def load(run: Run | Path | str, *, trust: bool = False) -> Agent:
+    """The agent of a run, as its newest checkpoint has it, or the very one that a path names.
+
+    Args:
+        run: a run, its folder, or one of its checkpoints.
+        trust: import what the run names, whoever wrote it.
+
+    Raises:
+        CheckpointError, ConfigError: there is no usable one; the message says why.
+    """
+    return load_agent(_path(run), trust)
+
+
+@contextmanager
+def _threads_kept() -> Iterator[None]:
+    """Leave torch's threads as they are: with workers in this process, each is given one."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _given(env: Any, controller: Any, seed: int | None, name: str | None) -> Sequence[str]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from mneme.configuration.config import Config
 from mneme.distributed.blueprint import Blueprint
+from mneme.distributed.config import ConfigError
 from mneme.interruption import StopRequest
 from mneme.rollout_workers import Evaluation
 
@@ -87,10 +88,11 @@ class Callback:
 
 
 class Callbacks:
-    """Several callbacks as one; the first that raises is heard no more, and asks the run to stop."""
+    """Several callbacks as one; one that raises hears only of the end, and the run stops."""
 
     def __init__(self, callbacks: Iterable[Callback], stop: StopRequest) -> None:
         self._callbacks = list(callbacks)
+        self._failed: list[Callback] = []
         self._stop = stop
         self.error: Exception | None = None
 
@@ -104,15 +106,15 @@ class Callbacks:
 
     def update(self, progress: Progress, metrics: Mapping[str, float]) -> None:
         """See `Callback.on_update`."""
-        self._tell(lambda callback: callback.on_update(progress, metrics))
+        self._tell(lambda callback: callback.on_update(progress, metrics), may_stop=True)
 
     def evaluation(self, progress: Progress, evaluation: Evaluation, look: Look) -> None:
         """See `Callback.on_evaluation`."""
-        self._tell(lambda callback: callback.on_evaluation(progress, evaluation, look))
+        self._tell(lambda callback: callback.on_evaluation(progress, evaluation, look), may_stop=True)
 
     def checkpoint(self, progress: Progress, path: Path) -> None:
         """See `Callback.on_checkpoint`."""
-        self._tell(lambda callback: callback.on_checkpoint(progress, path))
+        self._tell(lambda callback: callback.on_checkpoint(progress, path), may_stop=True)
 
     def unrecorded(self, progress: Progress, metrics: Mapping[str, float]) -> None:
         """See `Callback.on_unrecorded`."""
@@ -120,15 +122,32 @@ class Callbacks:
 
     def end(self, progress: Progress, outcome: Outcome) -> None:
         """See `Callback.on_end`."""
-        self._tell(lambda callback: callback.on_end(progress, outcome))
+        self._tell(lambda callback: callback.on_end(progress, outcome), last=True)
 
-    def _tell(self, call: Callable[[Callback], Any]) -> None:
-        for callback in list(self._callbacks):
+    def _tell(self, call: Callable[[Callback], Any], *, may_stop: bool = False, last: bool = False) -> None:
+        for callback in self._callbacks:
+            if callback in self._failed and not last:
+                continue
             try:
-                if call(callback) is True:
-                    self._stop.made = True
+                answer = call(callback)
             except Exception as error:
                 _log.warning(f"the callback {type(callback).__name__} failed ({type(error).__name__}: {error})")
-                self._callbacks.remove(callback)
+                self._failed.append(callback)
                 self._stop.made = True
                 self.error = self.error or error
+            else:
+                if may_stop and isinstance(answer, bool | np.bool_) and answer:
+                    self._stop.made = True
+
+
+def checked(callbacks: Any) -> list[Callback]:
+    """The callbacks, or the only one, as a list of instances of `Callback`.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
+    for callback in given:
+        if not isinstance(callback, Callback):
+            raise ConfigError(f"a callback is given as {callback!r}; give instances of a subclass of mneme.Callback")
+    return given

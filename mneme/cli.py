@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
+from pathlib import Path
 
 from mneme.arguments import hint_of, make_parser
 from mneme.configuration.config import load_config, settings, suggest
@@ -129,7 +130,7 @@ def _train(options: argparse.Namespace) -> int:
             )
         total = load_config(None, overrides).train.total_timesteps if overrides else None
         result = resume(options.resume, total_timesteps=total, local=options.local, trust=options.trust)
-    folder = RunFolder(result.folder)
+    folder = RunFolder(_as_seen_from_here(result.folder))
     if result.interrupted:
         trust = " --trust" if needs_trust(load_config(folder.config), folder.path, local=options.local) else ""
         local = " --local" if options.local else ""
@@ -138,6 +139,14 @@ def _train(options: argparse.Namespace) -> int:
     trust = " --trust" if needs_trust(load_config(folder.config), folder.path, local=None) else ""
     print(f"done at step {result.steps:,}; evaluate with: mneme evaluate {folder.path}{trust}")
     return 0
+
+
+def _as_seen_from_here(path: Path) -> Path:
+    """A shorter form of a full path, where there is one."""
+    try:
+        return path.relative_to(Path.cwd())
+    except (OSError, ValueError):
+        return path
 
 
 def _evaluate(options: argparse.Namespace) -> int:

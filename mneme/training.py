@@ -11,7 +11,7 @@ from uuid import uuid4
 import pyarrow as pa
 
 from mneme.active_run import ActiveRun
-from mneme.callbacks import Callback, Callbacks, Look, Outcome, RunStart
+from mneme.callbacks import Callback, Callbacks, Look, Outcome, RunStart, checked
 from mneme.configuration.config import Config
 from mneme.controllers import given
 from mneme.controllers.compilation import compile_ahead
@@ -48,10 +48,16 @@ class Run(NamedTuple):
     evaluation: Evaluation | None  # at the end; None if the run was interrupted, or it came to no result
     interrupted: bool
 
+    def __repr__(self) -> str:
+        return f"Run(folder={str(self.folder)!r}, steps={self.steps:,}, evaluation={self.evaluation!r})"
+
     def history(self) -> pa.Table:
         """Its metrics, oldest first: a row for every update and evaluation, with `step`, and null for what has no
         value. docs/metrics.md lists the columns; `history().to_pandas()` is pandas' form."""
-        rows = RunFolder(self.folder).history()
+        folder = RunFolder(self.folder)
+        if not folder.metrics.exists():
+            raise FileNotFoundError(f"{folder.metrics} is gone")
+        rows = folder.history()
         columns = list(dict.fromkeys(name for row in rows for name in row))
         return pa.table({name: pa.array([row.get(name) for row in rows]) for name in columns})
 
@@ -81,7 +87,7 @@ def train(
         views = [stack.enter_context(Display())] if progress else []
         config = config.changed("tracking", uri=absolute_uri(config.tracking.uri)).as_recorded()
         folder = RunFolder.new(config, preset)
-        return _execute(_checked(config, local), folder, None, local, [*views, *callbacks])
+        return _execute(_checked(config, local), folder, None, local, [*views, *checked(callbacks)])
 
 
 def resume(
@@ -120,7 +126,7 @@ def resume(
             )
         blueprint = _checked(config, local)
         state = checked_state(path, saved, blueprint)
-        return _execute(blueprint, folder, (saved.run, state), local, [*views, *callbacks])
+        return _execute(blueprint, folder, (saved.run, state), local, [*views, *checked(callbacks)])
 
 
 def _checked(config: Config, local: bool) -> Blueprint[Config]:
@@ -187,7 +193,7 @@ def _execute(
         outcome = "complete" if complete else "stopped"
     if told.error is not None:
         raise told.error
-    return Run(folder.path, run.steps, evaluation, not complete)
+    return Run(folder.path.absolute(), run.steps, evaluation, not complete)
 
 
 def _loop(run: ActiveRun, stop: StopRequest) -> bool:

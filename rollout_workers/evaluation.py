@@ -38,6 +38,10 @@ class Evaluation(NamedTuple):
     digests: np.ndarray  # [n] uint64, see `EpisodeDigests`
     facts: TaskFacts | None = None  # about the task
 
+    def __repr__(self) -> str:
+        success = "" if self.success_rate is None else f", success {self.success_rate:.1%}"
+        return f"Evaluation({self.episodes} episodes, return {self.mean_return:.3f}{success})"
+
     @property
     def episodes(self) -> int:
         """Number of episodes, n."""

@@ -20,7 +20,9 @@ class Stopwatch:
         self._since = 0.0
 
     def __call__(self, part: str) -> Self:
-        """The context in which time belongs to this part."""
+        """The context in which time belongs to this part; to be entered at once."""
+        if part not in self.seconds:
+            raise KeyError(part)
         self._next = part
         return self
 

@@ -8,9 +8,11 @@ import json
 import logging
 import math
 import os
+import re
 import time
 from contextlib import suppress
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import IO
 
@@ -24,6 +26,7 @@ _log = logging.getLogger(__name__)
 Row = dict[str, float]
 
 _LOCK = ".lock"
+_named = count()  # runs of this process, which may begin several within a second
 _PROBE_BYTES = 16_384  # a disk without room for these is full
 
 
@@ -31,9 +34,10 @@ def new_run_name(config: Config, preset: Path | None) -> str:
     """The name the user chose, or one of the preset, controller, date, seed and, in the last place, the process."""
     if config.name:
         return config.name
-    stem = preset.stem if preset else config.env.id.rpartition("/")[2]
+    stem = preset.stem if preset else re.split("[/:]", config.env.id)[-1]
     kind = config.policy.controller.kind.rpartition(":")[2]
-    return f"{stem}-{kind}-{datetime.now():%Y%m%d-%H%M%S}-seed{config.seed}-{os.getpid()}"
+    again = f"-{number}" if (number := next(_named)) else ""
+    return f"{stem}-{kind}-{datetime.now():%Y%m%d-%H%M%S}-seed{config.seed}-{os.getpid()}{again}"
 
 
 class RunFolder:

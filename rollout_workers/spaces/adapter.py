@@ -108,7 +108,7 @@ class SpaceAdapter:
         else:
             parts = {name: part[lanes] for name, part in self._parts(final, action_B, reward_B).items()}
         if self.spec.masked:
-            parts[ACTION_MASK] = np.ones((len(lanes), self._joint.mask_size), dtype=np.bool_)
+            parts[ACTION_MASK] = self.free_mask(len(lanes))
         return parts
 
     def _parts(self, observation: Any, action_B: np.ndarray, reward_B: np.ndarray) -> Parts:
@@ -147,6 +147,10 @@ class SpaceAdapter:
                     f"the action mask of lane {np.flatnonzero(empty_B & ~free_B)[0]} allows none of "
                     f"{distribution.mask_size} actions; an environment must leave at least one, or end the episode"
                 )
+
+    def free_mask(self, num_envs: int) -> np.ndarray:
+        """The mask [num_envs, N] that allows everything."""
+        return np.ones((num_envs, self._joint.mask_size), dtype=np.bool_)
 
     def no_action(self, lanes: int) -> np.ndarray:
         """The packed action of all zeros, [lanes, ...]."""

@@ -1,5 +1,6 @@
 """Agents in loops of one's own act as they do in evaluations."""
 
+import pickle
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -184,6 +185,9 @@ def test_the_carry_is_explicit_and_calls_change_nothing() -> None:
     [
         ({"observation": np.zeros((2, 2, 9))}, "is neither one of .* nor a batch of them"),
         ({"observation": np.zeros(9), "carry": 3}, "the carry is of 3 environments and the observation of 1"),
+        ({"observation": np.full(9, np.nan)}, "the observation's part 'observation' holds nan"),
+        ({"observation": (np.zeros(9), {})}, r"the observation is a tuple; .* session\.reset\(\*env\.reset\(\)\)"),
+        ({"observation": np.zeros(9), "carry": {}}, "the carry is a dict; give what the last call returned"),
         ({"observation": np.zeros(9), "carry": 1}, "reads the reward of the last step; give it as reward="),
     ],
 )
@@ -192,12 +196,61 @@ def test_what_does_not_fit_is_one_sentence(given: dict[str, Any], sentence: str)
         agent = agent_of(env, "gru", SpaceSettings(previous_reward=True))
         shape = env.single_observation_space.shape
         given = dict(given)
-        if given["observation"].ndim == 1:
-            given["observation"] = np.zeros(shape, np.float32)
-        if "carry" in given:
+        if isinstance(given["observation"], np.ndarray) and given["observation"].ndim == 1:
+            given["observation"] = np.resize(given["observation"], shape).astype(np.float32)
+        if isinstance(given.get("carry"), int):
             given["carry"] = agent.initial_carry(given["carry"])
         with pytest.raises(ValueError, match=sentence):
             agent.act(**given)
+
+
+class OverAtLast(gym.Env[Any, Any]):
+    """Allows one action a step, and none once it is over: then its mask is empty, or missing."""
+
+    observation_space, action_space = spaces.Box(0, 1, (1,), np.float32), spaces.Discrete(3)
+
+    def __init__(self, missing: bool = False) -> None:
+        self.missing = missing
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.t = 0
+        return np.zeros(1, np.float32), {"action_mask": self._mask()}
+
+    def step(self, action: Any) -> Any:
+        assert action == self.t % 3
+        self.t += 1
+        over = self.t == 4
+        info = {} if over and self.missing else {"action_mask": np.zeros(3, np.int8) if over else self._mask()}
+        return np.ones(1, np.float32), 1.0, over, False, info
+
+    def _mask(self) -> np.ndarray:
+        return np.eye(3, dtype=np.int8)[self.t % 3]
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_where_an_episode_is_over_there_is_nothing_to_choose(missing: bool) -> None:
+    vector = SyncVectorEnv([lambda: OverAtLast(missing)] * LANES, autoreset_mode=AutoresetMode.NEXT_STEP)
+    agent = agent_of(vector, "gru", SpaceSettings())
+    session = agent.session(vector)
+    action = session.reset(*vector.reset(seed=0))
+    for _ in range(STEPS):
+        action = session.predict(*vector.step(action))
+    env, session = OverAtLast(missing), agent.session()
+    action = session.reset(*env.reset())
+    for _ in range(3):
+        action = session.predict(*env.step(action))
+        assert action is not None
+    assert session.predict(*env.step(action)) is None
+    assert session.reset(*env.reset()) == 0
+
+
+def test_an_agent_goes_to_other_processes() -> None:
+    with closing(make_vector_env(EnvSettings(id="Everything-v0"), LANES)) as env:
+        agent = agent_of(env, "lstm", SpaceSettings(previous_action=True))
+        observation, info = env.reset(seed=0)
+        twin = pickle.loads(pickle.dumps(agent))
+        for mine, its in zip(agent.act(observation, info=info)[0], twin.act(observation, info=info)[0], strict=True):
+            np.testing.assert_array_equal(mine, its)
 
 
 def test_a_runs_agent_is_loaded_with_its_weights(tmp_path: Path) -> None:

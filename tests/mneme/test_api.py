@@ -71,6 +71,7 @@ def test_a_run_goes_on(tmp_path: Path) -> None:
 
 def test_presets_files_and_configurations_are_taken(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("env: {id: mneme/DelayedCue-v0, kwargs: {horizon: 4}}\n")
+    assert short(tmp_path, preset="seed=5").steps == 160
     for preset in ("delayed_cue", tmp_path / "own.yaml", mneme.Config(seed=4)):
         run = short(tmp_path, "env.kwargs.horizon=6", preset=preset, env=None)
         assert "horizon: 6" in (run.folder / "config.yaml").read_text()
@@ -84,7 +85,8 @@ def make_cue(horizon: int = 5) -> gym.Env[Any, Any]:
     return gym.make("mneme/DelayedCue-v0", horizon=horizon)
 
 
-def make_many(num_envs: int, length: int = 3) -> Any:
+def make_many(num_envs: int, length: int) -> Any:
+    assert length == 3
     return SyncVectorEnv([CountingEnv] * num_envs, autoreset_mode=gym.vector.AutoresetMode.NEXT_STEP)
 
 
@@ -98,7 +100,7 @@ def test_what_makes_an_environment_may_be_given_in_place_of_an_id(tmp_path: Path
     assert f"{__name__}:make_cue" in (run.folder / "config.yaml").read_text()
     assert f"{__name__}:Own" in (run.folder / "config.yaml").read_text()
     assert mneme.resume(run, total_timesteps=240, local=True, progress=False, trust=True).steps == 240
-    assert short(tmp_path, env=make_many).evaluation is not None
+    assert short(tmp_path, "env.kwargs.length=3", env=make_many).evaluation is not None
     assert short(tmp_path, env=Counting).evaluation is not None  # a vector environment's class
     assert short(tmp_path, env=CountingEnv).evaluation is not None
     assert not any("cannot be imported" in note for note in notes)
@@ -119,6 +121,29 @@ def test_what_only_this_process_has_trains_and_is_said_to_be_lost_with_it(tmp_pa
     assert done.returncode != 0
     assert "Error: " in done.stderr.splitlines()[-1]
     assert "cannot be imported" in done.stderr or "which only the process that made it can make" in done.stderr
+
+
+def test_classes_of_one_name_stay_apart(tmp_path: Path) -> None:
+    def made(number: int) -> type[mneme.Controller]:
+        class Local(CONTROLLERS["gru"]):  # type: ignore[misc]
+            chosen = number
+
+        return Local
+
+    runs = [short(tmp_path, controller=made(number)) for number in (1, 2)]
+    found = [getattr(mneme.load(run, trust=True).policy.controller, "chosen") for run in runs]  # noqa: B009
+    assert found == [1, 2]
+
+
+def test_runs_of_one_second_have_names_of_their_own_and_stay_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = [short(Path("runs")) for _ in range(2)]
+    monkeypatch.chdir("/")
+    assert len({run.folder for run in runs}) == 2
+    assert all(run.history().num_rows == 3 for run in runs)
+    assert len(repr(runs[0])) < 400
 
 
 @pytest.mark.ray
@@ -143,7 +168,9 @@ def test_what_only_this_process_has_trains_over_ray_too(tmp_path: Path) -> None:
     ("given", "sentence"),
     [
         ({"env": 3}, "the environment is given as 3; give an id, or"),
-        ({"env": lambda: make_many(2)}, "a vector environment was made, of its own size; let what makes it take"),
+        ({"env": lambda: make_many(2, 3)}, "a vector environment was made, of its own size; let what makes it take"),
+        ({"env": lambda num_envs: make_many(2, 3)}, "asked for 1 environments that reset by themselves, and made 2"),
+        ({"callbacks": [Callback]}, "give instances of a subclass of mneme.Callback"),
         ({"controller": DelayedCue}, "give a kind such as gru, or a subclass of Controller"),
         ({"controller": "grue"}, "policy.controller.kind is 'grue'"),
         ({"seed": -1}, "seed is -1"),
@@ -207,7 +234,7 @@ def test_callbacks_hear_of_everything_in_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("event", ["update 1", "checkpoint", "EVALUATION"])
 def test_a_callback_may_ask_to_stop(tmp_path: Path, event: str) -> None:
-    diary = Diary(event, lambda: True)
+    diary = Diary(event, lambda: np.bool_(True))
     run = short(
         tmp_path, "train.total_timesteps=800", "checkpoint.every=80", "train.evaluate_every=80", callbacks=[diary]
     )
@@ -227,5 +254,6 @@ def test_one_that_raises_ends_the_run_with_a_checkpoint(tmp_path: Path, event: s
         short(tmp_path, "checkpoint.every=80", "train.evaluate_every=80", callbacks=[diary, other], name="run")
     assert any("the callback Diary failed (RuntimeError: my plot is broken)" in note for note in notes)
     assert other.events[-1].startswith("end ")
+    assert diary.events[-1].startswith("end ")
     assert list((tmp_path / "run" / "checkpoints").glob("step-*"))
     assert mneme.load(tmp_path / "run") is not None
