@@ -1,6 +1,6 @@
 """The one contract of every sequence model: carry in, carry out.
 
-Axis letters: T time, B lanes, D input features, H output features.
+Axis letters: T time, B environments, D input features, H output features.
 """
 
 from abc import ABC, abstractmethod
@@ -102,8 +102,8 @@ class Controller(nn.Module, ABC):
         """What else the outputs of a scan say, [T, B] a name, for metrics and for an auxiliary loss."""
         return {}
 
-    def auxiliary_loss(self, means_N: Mapping[str, Tensor]) -> Tensor | None:
-        """What is added to the loss of each step of N sequences whose signals have these means, [N], or nothing.
+    def auxiliary_loss(self, means_B: Mapping[str, Tensor]) -> Tensor | None:
+        """What is added to the loss of each step of B sequences whose signals have these means, [B], or nothing.
 
         A mean is over all valid steps of a sequence, so that the loss is the same however the sequence is cut.
         """

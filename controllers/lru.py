@@ -4,7 +4,7 @@
 
 h is complex and lambda diagonal and constant, so |lambda| < 1 whatever nu and theta become.
 
-Axis letters: T time, B lanes, H hidden, N complex states, 2N their real and imaginary parts, which alternate.
+Axis letters: T time, B environments, H hidden, N complex states, 2N their real and imaginary parts, which alternate.
 """
 
 import torch

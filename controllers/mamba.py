@@ -1,6 +1,6 @@
 """Mamba (Gu & Dao 2023): a selective state space behind a short convolution, as a residual layer.
 
-Axis letters: T time, B lanes, D input features, M model features, I inner features, N states of each, W steps
+Axis letters: T time, B environments, D input features, M model features, I inner features, N states of each, W steps
 of the convolution's window.
 """
 

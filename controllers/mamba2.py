@@ -1,7 +1,7 @@
 """Mamba-2 (Dao & Gu 2024): a selective state space whose scan is a matrix product, as a residual layer.
 
-Axis letters: T time, B lanes, D input features, M model features, C convolved channels (x, B and C side by side),
-I inner features, H heads, P head size, N state size.
+Axis letters: T time, B environments, D input features, M model features, C convolved channels (x, B and C side by
+side), I inner features, H heads, P head size, N state size.
 """
 
 import math

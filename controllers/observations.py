@@ -1,6 +1,6 @@
 """From what the environment shows to the numbers that the network reads.
 
-Axis letters: T time, B lanes, F features of one part.
+Axis letters: T time, B environments, F features of one part.
 """
 
 import math

@@ -1,6 +1,6 @@
 """The agent's network: observation encoders, controller, LayerNorm, and heads for action and value.
 
-Axis letters: T time, B lanes, A action parameters, H hidden, N sequences.
+Axis letters: T time, B environments or sequences, A action parameters, H hidden.
 """
 
 from collections.abc import Mapping
@@ -147,13 +147,13 @@ class Policy(nn.Module):
         """Whether observations are to be normalised and none has been counted yet: they go in raw, only clipped."""
         return self.observations.lacks_statistics()
 
-    def update_statistics(self, observations: Observation, valid_NT: Tensor) -> None:
-        """Count [N, T, ...] observations, where `valid_NT` is true, into the statistics that normalise later ones.
+    def update_statistics(self, observations: Observation, valid_BT: Tensor) -> None:
+        """Count [B, T, ...] observations, where `valid_BT` is true, into the statistics that normalise later ones.
 
         This changes the policy's outputs, so it belongs after an update's last epoch, or before what an update
         compares with is computed. Without `normalize_observations` it does nothing.
         """
-        self.observations.update_statistics(observations, valid_NT)
+        self.observations.update_statistics(observations, valid_BT)
 
     def _step(
         self, observations: Observation, reset_B: Tensor, carry: Carry, donate: bool = False

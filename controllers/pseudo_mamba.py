@@ -1,6 +1,6 @@
 """Mamba-2 beside an external memory of slots, read by content and written under a learned gate.
 
-Axis letters: T time, B lanes, D input features, M model features, S slot size, Y = M + S output features.
+Axis letters: T time, B environments, D input features, M model features, S slot size, Y = M + S output features.
 """
 
 import math
@@ -25,12 +25,13 @@ _Write = Callable[[Tensor, Tensor, Slots], Slots]
 class PseudoMambaController(Controller):
     """y = [h ; r]: what Mamba-2 makes of the step, and what was read. `scans.slots.cell` has the memory's rules.
 
-    It carries what Mamba-2 does and `slots` [B, K, S], `usage` and `age` [B, K], which always start empty. The gate's
-    bias starts at logit(1 / horizon), so that a slot outlives a horizon (rule recent), or at 0 (classic).
+    It carries what Mamba-2 does and `slots` [B, num_slots, S], `usage` and `age` [B, num_slots], which always start
+    empty. The gate's bias starts at logit(1 / horizon), so that a slot outlives a horizon (rule recent), or at 0
+    (classic).
 
-    With K slots of S numbers. The published memory is rule "classic" with query "state": the query is made of h one
-    step before, what was read joins Mamba-2's input and the gate's, and `h` [B, M] is carried too. With query "input"
-    the query is made of the input, and gate and value of h.
+    The published memory is rule "classic" with query "state": the query is made of h one step before, what was read
+    joins Mamba-2's input and the gate's, and `h` [B, M] is carried too. With query "input" the query is made of the
+    input, and gate and value of h.
     """
 
     settings_class = PseudoMambaSettings
@@ -104,8 +105,8 @@ class PseudoMambaController(Controller):
     def signals(self, y_TBH: Tensor) -> dict[str, Tensor]:
         return {"gate": self._gate_logit(y_TBH).sigmoid()}
 
-    def auxiliary_loss(self, means_N: Mapping[str, Tensor]) -> Tensor:
-        return self.gate_coef * (means_N["gate"] - self.gate_target).square()
+    def auxiliary_loss(self, means_B: Mapping[str, Tensor]) -> Tensor:
+        return self.gate_coef * (means_B["gate"] - self.gate_target).square()
 
     def _query(self, x: Tensor) -> Tensor:
         """[..., S], scaled as in Vaswani et al. 2017, so that scores do not grow with the slot size."""

@@ -1,6 +1,6 @@
 """The block around a linear recurrence: what it lacks in a nonlinear state, the layer after it supplies.
 
-Axis letters: T time (K of one block), B lanes, D input features, H hidden.
+Axis letters: T time (K steps of one block), B environments, D input features, H hidden.
 """
 
 from abc import abstractmethod

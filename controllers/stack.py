@@ -53,11 +53,11 @@ class Stack(Controller):
         y_TBH, carry = self._through(x_TBD, carry, run)
         return y_TBH, carry, {f"{name}_{i}": signal for i, own in enumerate(said) for name, signal in own.items()}
 
-    def auxiliary_loss(self, means_N: Mapping[str, Tensor]) -> Tensor | None:
+    def auxiliary_loss(self, means_B: Mapping[str, Tensor]) -> Tensor | None:
         """The sum of what the layers add."""
         total: Tensor | None = None
         for i, layer in enumerate(self._each()):
-            own = {name.removesuffix(f"_{i}"): mean for name, mean in means_N.items() if name.endswith(f"_{i}")}
+            own = {name.removesuffix(f"_{i}"): mean for name, mean in means_B.items() if name.endswith(f"_{i}")}
             term = layer.auxiliary_loss(own)
             total = term if total is None else total if term is None else total + term
         return total

@@ -5,7 +5,7 @@ processes, and to save the "random state" is to save counters. Counter-based gen
 and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). The mixing function and the increment are
 those of SplitMix64: Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014).
 
-Legend: B lanes, D draws, N steps of noise. Integer arithmetic is modulo 2**64.
+Legend: B environments, D draws, N steps of noise. Integer arithmetic is modulo 2**64.
 """
 
 import math

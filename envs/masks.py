@@ -1,6 +1,6 @@
 """Which actions an environment allows: where it says so, and whether it leaves anything to choose.
 
-Legend: B lanes, N categories of all the Discrete and MultiDiscrete parts of an action space, in order.
+Legend: B environments, N categories of all the Discrete and MultiDiscrete parts of an action space, in order.
 """
 
 import inspect

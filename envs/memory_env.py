@@ -3,7 +3,7 @@
 What a lane's episode contains is a pure function of the lane's seed and the episode's index, so three integers a
 lane (key, episode, step) are the whole state of an environment, save for what actions change.
 
-Legend: B lanes.
+Legend: B environments.
 """
 
 import math

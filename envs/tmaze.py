@@ -1,6 +1,6 @@
 """T-maze: see at the start which way to turn, walk down a corridor, turn at its end.
 
-Legend: C cells of the maze, A actions, B lanes, T steps of an episode.
+Legend: C cells of the maze, A actions, B environments, T steps of an episode.
 """
 
 import gymnasium as gym

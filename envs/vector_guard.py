@@ -1,6 +1,6 @@
 """The guard of other people's vector forms, whose lanes cannot be reset one by one.
 
-Legend: B lanes.
+Legend: B environments.
 """
 
 from collections.abc import Sequence

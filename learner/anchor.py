@@ -3,7 +3,7 @@
 It yields refreshed carries, reference log-probabilities (so that the first ratio is exactly 1) and values, those of the
 true final observations of episodes that were cut short included.
 
-Legend: N sequences, T steps, S carries, one every `batch.carry_stride` steps, M final observations, L steps at most
+Legend: B sequences, T steps, S carries, one every `batch.carry_stride` steps, M final observations, L steps at most
 from a carry or a reset to one of them.
 """
 
@@ -20,10 +20,10 @@ from mneme.learner.batch import SequenceBatch
 class Anchor(NamedTuple):
     """What the current weights make of a batch."""
 
-    log_probs: Tensor  # [N, T] of the actions taken
-    values: Tensor  # [N, T + 1]
-    final_values: Tensor  # [N, T] of the true final observation where an episode was cut short, else 0
-    carries: Carry  # name -> [N, S, ...], incoming, at the steps where they were stored
+    log_probs: Tensor  # [B, T] of the actions taken
+    values: Tensor  # [B, T + 1]
+    final_values: Tensor  # [B, T] of the true final observation where an episode was cut short, else 0
+    carries: Carry  # name -> [B, S, ...], incoming, at the steps where they were stored
 
     @classmethod
     def joined(cls, parts: "Sequence[Anchor]") -> "Anchor":
@@ -68,28 +68,28 @@ def anchor_pass(policy: Policy, batch: SequenceBatch) -> Anchor:
     return Anchor(torch.cat(log_probs).t(), torch.cat(values).t(), _final_values(policy, batch, stacked), stacked)
 
 
-def _final_values(policy: Policy, batch: SequenceBatch, carries_NS: Carry) -> Tensor:
-    """[N, T] values of the true final observations, each read with the carry that its lane had there.
+def _final_values(policy: Policy, batch: SequenceBatch, carries_BS: Carry) -> Tensor:
+    """[B, T] values of the true final observations, each read with the carry that its lane had there.
 
     That carry stands nowhere, as the episode after it resets it. So what led to it, from the last stored carry or, if
     that is nearer, from the episode's start, is scanned once more with the final observation behind it.
     """
-    values_NT = torch.zeros_like(batch.final_values)
+    values_BT = torch.zeros_like(batch.final_values)
     n, t = batch.cut_short.nonzero(as_tuple=True)  # [M]
     if not len(n):
-        return values_NT
+        return values_BT
     T, stride = batch.length, batch.carry_stride
-    opened_NT = torch.where(batch.resets[:, :T], torch.arange(T, device=n.device), 0).cummax(1).values
-    start = torch.maximum(t // stride * stride, opened_NT[n, t])  # or the last step that opened an episode
-    # Those of like length at once, so that one long way costs the short ones no padding: at most N * T steps, twice.
+    opened_BT = torch.where(batch.resets[:, :T], torch.arange(T, device=n.device), 0).cummax(1).values
+    start = torch.maximum(t // stride * stride, opened_BT[n, t])  # or the last step that opened an episode
+    # Those of like length at once, so that one long way costs the short ones no padding: at most B * T steps, twice.
     magnitude = (t - start + 1).log2().floor()
     for like in magnitude.unique():
         m = (magnitude == like).nonzero(as_tuple=True)[0]
-        values_NT[n[m], t[m]] = _read(policy, batch, carries_NS, n[m], t[m], start[m])
-    return values_NT
+        values_BT[n[m], t[m]] = _read(policy, batch, carries_BS, n[m], t[m], start[m])
+    return values_BT
 
 
-def _read(policy: Policy, batch: SequenceBatch, carries_NS: Carry, n: Tensor, t: Tensor, start: Tensor) -> Tensor:
+def _read(policy: Policy, batch: SequenceBatch, carries_BS: Carry, n: Tensor, t: Tensor, start: Tensor) -> Tensor:
     """[M] values of the true final observations behind steps `t` [M] of sequences `n` [M], scanned from `start` [M]."""
     count = t - start + 1  # steps before the final observation, L at most
     m = torch.arange(len(n), device=n.device)
@@ -101,5 +101,5 @@ def _read(policy: Policy, batch: SequenceBatch, carries_NS: Carry, n: Tensor, t:
     resets_LM = batch.resets[n, steps_LM]
     resets_LM[count, m] = False
     stored = t // batch.carry_stride
-    out = policy.scan(observations, resets_LM, {name: c[n, stored] for name, c in carries_NS.items()})
+    out = policy.scan(observations, resets_LM, {name: c[n, stored] for name, c in carries_BS.items()})
     return out.value_TB[count, m]

@@ -3,7 +3,7 @@
 Its gradient is that of the signals' sums times its own by them, at the sums over whole sequences: a sum over steps like
 any other loss, whatever is worked on at once.
 
-Legend: N sequences, K window steps, W windows.
+Legend: B sequences, K window steps, W windows.
 """
 
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ from mneme.controllers import Controller
 
 
 class SignalSums(NamedTuple):
-    """Over the valid steps of N sequences, or of a part of them."""
+    """Over the valid steps of B sequences, or of a part of them."""
 
-    signals: Mapping[str, Tensor]  # name -> [N]
-    steps: Tensor  # [N] how many they are
+    signals: Mapping[str, Tensor]  # name -> [B]
+    steps: Tensor  # [B] how many they are
 
     @classmethod
     def of(cls, signals_KW: Mapping[str, Tensor], mask_KW: Tensor, sequences: int) -> "SignalSums":
@@ -39,15 +39,15 @@ class AuxiliaryLoss(NamedTuple):
     """What some sequences add to the loss, summed over their valid steps, and how it grows with each signal's sum."""
 
     total: Tensor  # its gradient is that of what the auxiliary loss itself may learn
-    gradients: Mapping[str, Tensor]  # name -> [N]
+    gradients: Mapping[str, Tensor]  # name -> [B]
 
     @classmethod
     def at(cls, controller: Controller, whole: SignalSums) -> "AuxiliaryLoss":
         """That of sequences with these sums."""
         leaves = {name: s.detach().requires_grad_() for name, s in whole.signals.items()}
         steps = whole.steps.clamp(min=1)
-        added_N = controller.auxiliary_loss({name: s / steps for name, s in leaves.items()})
-        total = torch.zeros((), device=steps.device) if added_N is None else (added_N * whole.steps).sum()
+        added_B = controller.auxiliary_loss({name: s / steps for name, s in leaves.items()})
+        total = torch.zeros((), device=steps.device) if added_B is None else (added_B * whole.steps).sum()
         if not leaves or not total.requires_grad:
             return cls(total, {})
         gradients = torch.autograd.grad(total, list(leaves.values()), retain_graph=True, materialize_grads=True)

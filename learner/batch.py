@@ -1,6 +1,6 @@
-"""Fragments put together: one batch of N whole sequences as tensors on the learner's device.
+"""Fragments put together: one batch of B whole sequences as tensors on the learner's device.
 
-Legend: N sequences, T steps, S stored carries, F final observations, P steps of the past.
+Legend: B sequences, T steps, S stored carries, F final observations, P steps of the past.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,38 +17,38 @@ from mneme.rollout_workers.fragment import Fragment
 
 
 class PastBatch(NamedTuple):
-    """What came before N sequences; see `Past`."""
+    """What came before B sequences; see `Past`."""
 
-    observations: Observation  # part -> [N, P, ...]
-    resets: Tensor  # [N, P] bool
-    carries: Carry  # name -> [N, ...]
+    observations: Observation  # part -> [B, P, ...]
+    resets: Tensor  # [B, P] bool
+    carries: Carry  # name -> [B, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceBatch:
-    """N sequences of T steps; the fields mean what they mean in `Fragment`."""
+    """B sequences of T steps; the fields mean what they mean in `Fragment`."""
 
-    observations: Observation  # part -> [N, T + 1, ...]
-    actions: Tensor  # [N, T, *action] int64 or float32
-    log_probs: Tensor  # [N, T]
-    values: Tensor  # [N, T + 1]
-    final_values: Tensor  # [N, T]
+    observations: Observation  # part -> [B, T + 1, ...]
+    actions: Tensor  # [B, T, *action] int64 or float32
+    log_probs: Tensor  # [B, T]
+    values: Tensor  # [B, T + 1]
+    final_values: Tensor  # [B, T]
     final_observations: Observation  # part -> [F, ...], of these sequences and perhaps of others
-    final_index: Tensor  # [N, T] int64, which of them a step that was cut short has; elsewhere without meaning
-    rewards: Tensor  # [N, T]
-    terminated: Tensor  # [N, T] bool
-    truncated: Tensor  # [N, T] bool
-    valid: Tensor  # [N, T] bool
-    resets: Tensor  # [N, T + 1] bool
+    final_index: Tensor  # [B, T] int64, which of them a step that was cut short has; elsewhere without meaning
+    rewards: Tensor  # [B, T]
+    terminated: Tensor  # [B, T] bool
+    truncated: Tensor  # [B, T] bool
+    valid: Tensor  # [B, T] bool
+    resets: Tensor  # [B, T + 1] bool
     stored: StoredCarries  # S of each
     carry_stride: int
-    lane: Tensor  # [N] int64
-    first_step: Tensor  # [N] int64
+    lane: Tensor  # [B] int64
+    first_step: Tensor  # [B] int64
     past: PastBatch | None
 
     @property
     def sequences(self) -> int:
-        """N."""
+        """B."""
         return self.actions.shape[0]
 
     @property
@@ -58,17 +58,17 @@ class SequenceBatch:
 
     @property
     def steps(self) -> int:
-        """Valid steps, at most N * T."""
+        """Valid steps, at most B * T."""
         return int(self.valid.sum())
 
     @property
     def cut_short(self) -> Tensor:
-        """[N, T] bool; see `Fragment.cut_short`."""
+        """[B, T] bool; see `Fragment.cut_short`."""
         return self.truncated & ~self.terminated
 
     @property
     def carries(self) -> Carry:
-        """The stored carries, name -> [N, S, ...]: a copy."""
+        """The stored carries, name -> [B, S, ...]: a copy."""
         return self.stored.every()
 
     def rows(self, index: Tensor) -> "SequenceBatch":
@@ -97,7 +97,7 @@ class SequenceBatch:
         def group(mappings: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Tensor]:
             return {name: stacked([mapping[name] for mapping in mappings]) for name in mappings[0]}
 
-        cut_NT = np.concatenate([fragment.cut_short for fragment in fragments])
+        cut_BT = np.concatenate([fragment.cut_short for fragment in fragments])
         pasts = [fragment.past for fragment in fragments if fragment.past is not None]
         alike: dict[str, Any] = {
             name: (group if name in _GROUPS else stacked)([getattr(fragment, name) for fragment in fragments])
@@ -106,7 +106,7 @@ class SequenceBatch:
         return cls(
             **alike,
             stored=StoredCarries([fragment.carries for fragment in fragments], device),
-            final_index=torch.from_numpy(cut_NT.ravel().cumsum().reshape(cut_NT.shape) - 1).to(device),
+            final_index=torch.from_numpy(cut_BT.ravel().cumsum().reshape(cut_BT.shape) - 1).to(device),
             carry_stride=fragments[0].carry_stride,
             past=PastBatch(
                 group([past.observations for past in pasts]),

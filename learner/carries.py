@@ -1,6 +1,6 @@
 """The carries of a batch, left where they lie: one before every window is many times what a batch holds besides.
 
-They are copied, and moved to the learner's device, only where they are taken. Legend: N sequences, S stored carries.
+They are copied, and moved to the learner's device, only where they are taken. Legend: B sequences, S stored carries.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,12 @@ from mneme.controllers import Carry
 
 
 class StoredCarries:
-    """Of N sequences, S carries each.
+    """Of B sequences, S carries each.
 
     Args:
         parts: of some of the sequences each, one part after the other: name -> [n, S, ...].
         device: where they go when they are taken.
-        rows: which sequences of all the parts' these are, [N]; all of them by default.
+        rows: which sequences of all the parts' these are, [B]; all of them by default.
     """
 
     def __init__(
@@ -30,9 +30,9 @@ class StoredCarries:
         self._rows = np.arange(self._starts[-1]) if rows is None else rows
 
     @classmethod
-    def of(cls, carries_NS: Carry, device: torch.device) -> "StoredCarries":
+    def of(cls, carries_BS: Carry, device: torch.device) -> "StoredCarries":
         """Carries that are tensors."""
-        return cls([{name: carry.cpu().numpy() for name, carry in carries_NS.items()}], device)
+        return cls([{name: carry.cpu().numpy() for name, carry in carries_BS.items()}], device)
 
     def rows(self, index: Tensor) -> "StoredCarries":
         """Those of the sequences that `index` [n] names; nothing is copied."""
@@ -41,7 +41,7 @@ class StoredCarries:
         return StoredCarries(self._parts, self._device, self._rows[index.cpu().numpy()])
 
     def every(self) -> Carry:
-        """All of them, name -> [N, S, ...]."""
+        """All of them, name -> [B, S, ...]."""
         return self._taken(self._rows, slice(None))
 
     def at(self, index: Tensor, which: slice) -> Carry:

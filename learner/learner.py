@@ -1,6 +1,6 @@
 """The learner: fragments in, better weights out. PPO over windows, one engine for every mode.
 
-Legend: N sequences, T steps, K window steps, W windows.
+Legend: B sequences, T steps, K window steps, W windows.
 """
 
 import math

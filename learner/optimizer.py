@@ -1,6 +1,6 @@
 """The gradient step: a minibatch shared out over threads, its gradients summed, clipped and applied.
 
-Legend: n sequences.
+Legend: B sequences.
 """
 
 import math

@@ -1,6 +1,6 @@
 """PPO on one shard of one minibatch: cut into windows, scan, loss, gradient, one piece after the other.
 
-Legend: n sequences, K window steps, W windows.
+Legend: B sequences, K window steps, W windows.
 """
 
 from collections.abc import Sequence

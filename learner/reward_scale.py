@@ -3,7 +3,7 @@
 Engstrom et al. 2020, "Implementation matters in deep policy gradients". Only the scale changes, never the sign. It is
 that of gymnasium.wrappers.NormalizeReward, but for an episode's last step, where the wrapper forgets what came before.
 
-Legend: N sequences, T steps.
+Legend: B sequences, T steps.
 """
 
 import numpy as np
@@ -33,12 +33,12 @@ class RewardScale:
         return float(np.sqrt(self._squares / self._count + _EPSILON)) if self._count else 1.0
 
     def scaled(self, batch: SequenceBatch) -> Tensor:
-        """The batch's rewards [N, T] after its own were taken into account."""
+        """The batch's rewards [B, T] after its own were taken into account."""
         self._absorb(self._returns(batch)[batch.valid.cpu().numpy()])
         return batch.rewards / self.divisor
 
     def _returns(self, batch: SequenceBatch) -> np.ndarray:
-        """g at every step, [N, T] float64; a lane whose fragment before is missing starts again from 0."""
+        """g at every step, [B, T] float64; a lane whose fragment before is missing starts again from 0."""
         lane, first, rewards, valid, ends = (
             x.cpu().numpy()
             for x in (batch.lane, batch.first_step, batch.rewards, batch.valid, batch.terminated | batch.truncated)
@@ -46,15 +46,15 @@ class RewardScale:
         missing = max(0, int(lane.max()) + 1 - len(self._running))
         self._running = np.append(self._running, np.zeros(missing))
         self._expected = np.append(self._expected, np.zeros(missing, dtype=np.int64))
-        g_NT = np.empty(rewards.shape)
+        g_BT = np.empty(rewards.shape)
         for start in np.unique(first):  # in turn: in asynchronous service a batch may hold two fragments of a lane
             n = first == start
-            g_N = np.where(self._expected[lane[n]] == start, self._running[lane[n]], 0.0)
+            g_B = np.where(self._expected[lane[n]] == start, self._running[lane[n]], 0.0)
             for t in range(rewards.shape[1]):
-                g_NT[n, t] = self._gamma * g_N + rewards[n, t]
-                g_N = np.where(valid[n, t] & ~ends[n, t], g_NT[n, t], 0.0)
-            self._running[lane[n]], self._expected[lane[n]] = g_N, start + rewards.shape[1]
-        return g_NT
+                g_BT[n, t] = self._gamma * g_B + rewards[n, t]
+                g_B = np.where(valid[n, t] & ~ends[n, t], g_BT[n, t], 0.0)
+            self._running[lane[n]], self._expected[lane[n]] = g_B, start + rewards.shape[1]
+        return g_BT
 
     def _absorb(self, values: np.ndarray) -> None:
         """Add to the running moments (Chan, Golub and LeVeque 1979)."""

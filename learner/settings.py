@@ -11,7 +11,7 @@ class WindowPlan(NamedTuple):
     """How one sequence of T steps is cut: the engine sees only this, never a mode."""
 
     window: int  # steps with gradient, K
-    burn_in: int  # steps replayed without gradient before each window but the first
+    burn_in: int  # steps run without gradient before each window but the first
     carry_stride: int  # a carry must be stored before every step that this divides
 
 
@@ -24,7 +24,7 @@ class LearnerSettings(Settings, section="learner"):
     bptt_length: int = 32
     """Steps in a window, K, in truncated mode; longer than the sequence means the whole sequence."""
     burn_in: int = 0
-    """Steps replayed without gradient before each window, to refresh its carry (truncated mode)."""
+    """Steps run without gradient before each window, to refresh its carry (truncated mode)."""
     num_epochs: int = 4
     """Passes over each batch of sequences."""
     num_minibatches: int = 4
@@ -68,32 +68,22 @@ class LearnerSettings(Settings, section="learner"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("bptt_length", "burn_in", "num_epochs", "num_minibatches", "num_threads"):
-            value, low = getattr(self, name), 0 if name == "burn_in" else 1
-            if value is not None and value < low:
-                raise ValueError(f"learner.{name} is {value}; it must be at least {low}")
+        self.at_least(1, "bptt_length", "num_epochs", "num_minibatches", "num_threads")
+        self.at_least(0, "burn_in", "vf_coef", "ent_coef")
         for name in ("learning_rate", "max_grad_norm", "clip_range", "vtrace_rho", "vtrace_c"):
             if not 0 < getattr(self, name) < inf:
-                raise ValueError(f"learner.{name} is {getattr(self, name)}; it must be above 0 and finite")
-        for name in ("vf_coef", "ent_coef"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"learner.{name} is {getattr(self, name)}; it must be at least 0")
+                raise self.fault(name, "it must be above 0 and finite")
         for name in ("clip_range_vf", "target_kl"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ValueError(f"learner.{name} is {value}; it must be above 0, or unset")
+                raise self.fault(name, "it must be above 0, or unset")
         for name in ("gamma", "gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"learner.{name} is {getattr(self, name)}; it must lie between 0 and 1")
+                raise self.fault(name, "it must lie between 0 and 1")
         if self.mode == "truncated" and self.burn_in > self.bptt_length:
-            raise ValueError(
-                f"learner.burn_in is {self.burn_in}, longer than learner.bptt_length ({self.bptt_length}); "
-                f"use a burn-in of at most one window"
-            )
+            raise self.fault("burn_in", f"use at most one window, bptt_length={self.bptt_length}")
         if self.mode != "truncated" and self.burn_in:
-            raise ValueError(
-                f"learner.burn_in is {self.burn_in} but learner.mode is {self.mode}; burn-in is for truncated mode"
-            )
+            raise self.fault("burn_in", f"mode={self.mode} has none; burn-in is for truncated mode")
 
     def plan(self, length: int) -> WindowPlan:
         """How sequences of `length` steps are cut; a window longer than the sequence is clamped to it."""

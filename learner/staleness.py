@@ -3,7 +3,7 @@
 Each part of a carry is measured by itself: in one norm over all, a counter of steps, which is the same under any
 weights, would hide how stale everything else is.
 
-Legend: N sequences, S carries of each, M carries compared.
+Legend: B sequences, S carries of each, M carries compared.
 """
 
 import math
@@ -63,20 +63,20 @@ def measure_staleness(policy: Policy, batch: SequenceBatch, anchor: Anchor) -> S
     could not be renewed, as nothing is known of it.
     """
     T, stride = batch.length, batch.carry_stride
-    used_NS = ~batch.resets[:, :T:stride]
+    used_BS = ~batch.resets[:, :T:stride]
     if batch.past is None:
-        used_NS[:, 0] = False
-    M = int(used_NS.sum())
-    stored = {name: c[used_NS] for name, c in batch.carries.items()}  # [M, ...]
+        used_BS[:, 0] = False
+    M = int(used_BS.sum())
+    stored = {name: c[used_BS] for name, c in batch.carries.items()}  # [M, ...]
     if not M or not stored:
         return Staleness(0, math.nan, math.nan, {}, {})
-    recomputed = {name: c[used_NS] for name, c in anchor.carries.items()}
+    recomputed = {name: c[used_BS] for name, c in anchor.carries.items()}
     distance = {name: _distance(stored[name], recomputed[name]) for name in stored}
     sizes = {name: c[0].numel() for name, c in stored.items()}
     total = sum(sizes[name] * d for name, d in distance.items()) / sum(sizes.values())
 
-    observations = {name: x[:, :T:stride][used_NS][None] for name, x in batch.observations.items()}
-    going_on = torch.zeros(1, M, dtype=torch.bool, device=used_NS.device)
+    observations = {name: x[:, :T:stride][used_BS][None] for name, x in batch.observations.items()}
+    going_on = torch.zeros(1, M, dtype=torch.bool, device=used_BS.device)
 
     def parameters(carry: Carry) -> Tensor:
         return policy.scan(observations, going_on, carry).parameters_TBA

@@ -4,7 +4,7 @@ Every mode of backpropagation through time is this one cut with another K (`Lear
 the window in truncated mode, the whole sequence in full mode. What is worked on at once, a piece, is bounded, so that
 many short windows, each with a carry of its own, need no more memory than whole sequences do.
 
-Legend: N sequences, T steps, C = ceil(T / K) windows a sequence, W windows of a piece, K window steps.
+Legend: B sequences, T steps, C = ceil(T / K) windows a sequence, W windows of a piece, K window steps.
 Window c of a sequence holds steps c * K ... c * K + K - 1; what lies beyond T is padding, masked.
 """
 
@@ -25,7 +25,7 @@ _CARRY_COST = 0.35  # how many steps' activations a carry of as many numbers as 
 class Piece(NamedTuple):
     """Windows that are worked on at once: these, of each of these sequences."""
 
-    rows: Tensor  # [N] of the batch
+    rows: Tensor  # [B] of the batch
     windows: range  # without gaps
 
 
@@ -57,20 +57,20 @@ def _windows_at_once(policy: Policy, plan: WindowPlan, sequences: int, length: i
     return max(1, int(_SHARE * sequences * length / steps))
 
 
-def cut(x_NT: Tensor, window: int) -> Tensor:
-    """[N, T, ...] to [K, W, ...], window w = n * C + c; steps beyond T are zero."""
-    N, T = x_NT.shape[:2]
+def cut(x_BT: Tensor, window: int) -> Tensor:
+    """[B, T, ...] to [K, W, ...], window w = n * C + c; steps beyond T are zero."""
+    B, T = x_BT.shape[:2]
     C = -(-T // window)
     if C * window > T:
-        padding = x_NT.new_zeros(N, C * window - T, *x_NT.shape[2:])
-        x_NT = torch.cat([x_NT, padding], dim=1)
-    return x_NT.reshape(N * C, window, *x_NT.shape[2:]).transpose(0, 1)
+        padding = x_BT.new_zeros(B, C * window - T, *x_BT.shape[2:])
+        x_BT = torch.cat([x_BT, padding], dim=1)
+    return x_BT.reshape(B * C, window, *x_BT.shape[2:]).transpose(0, 1)
 
 
-def taken(x_NT: Tensor, piece: Piece, window: int) -> Tensor:
-    """A piece's share of a whole batch's steps [N, T, ...], as [K, W, ...]."""
+def taken(x_BT: Tensor, piece: Piece, window: int) -> Tensor:
+    """A piece's share of a whole batch's steps [B, T, ...], as [K, W, ...]."""
     steps = slice(piece.windows.start * window, piece.windows.stop * window)
-    return cut(x_NT[:, steps][piece.rows], window)
+    return cut(x_BT[:, steps][piece.rows], window)
 
 
 def windows_of(policy: Policy, plan: WindowPlan, batch: SequenceBatch, piece: Piece) -> Windows:
@@ -113,8 +113,8 @@ def window_carries(policy: Policy, plan: WindowPlan, batch: SequenceBatch, piece
         starts = torch.tensor(begin, device=rows.device)
         steps = starts[:, None] + torch.arange(burn_in, device=rows.device)  # [windows, burn_in]
 
-        def replayed(x_NT: Tensor) -> Tensor:
-            return x_NT[rows[:, None, None], steps].flatten(0, 1).transpose(0, 1)  # [burn_in, windows of all, ...]
+        def replayed(x_BT: Tensor) -> Tensor:
+            return x_BT[rows[:, None, None], steps].flatten(0, 1).transpose(0, 1)  # [burn_in, windows of all, ...]
 
         observations = {name: replayed(x) for name, x in batch.observations.items()}
         entering = {name: c.flatten(0, 1) for name, c in stored_carries(batch, rows, begin).items()}

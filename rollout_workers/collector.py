@@ -2,7 +2,7 @@
 
 Training and evaluation both run through it, so the carry is reset at the same moments in both.
 
-Legend: B lanes, T steps of a fragment.
+Legend: B environments, T steps of a fragment.
 """
 
 from dataclasses import dataclass, field

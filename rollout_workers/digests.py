@@ -1,6 +1,6 @@
 """Which episodes are alike: a digest of what the environment showed and paid in each.
 
-Legend: B lanes, T steps of a fragment, E episodes.
+Legend: B environments, T steps of a fragment, E episodes.
 """
 
 from hashlib import blake2b

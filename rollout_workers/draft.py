@@ -1,6 +1,6 @@
 """A fragment in the making, step by step.
 
-Legend: B lanes, T steps, S stored carries, F final observations.
+Legend: B environments, T steps, S stored carries, F final observations.
 """
 
 from dataclasses import replace

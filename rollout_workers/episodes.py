@@ -1,6 +1,6 @@
 """The episodes that end while fragments are collected.
 
-Legend: B lanes, E episodes.
+Legend: B environments, E episodes.
 """
 
 from typing import NamedTuple

@@ -4,7 +4,7 @@ A fragment holds B sequences of T steps, one Arrow row a sequence, in fixed-shap
 what only some steps have. An Arrow record batch is serialised out of band, so readers on the same machine map it from
 the object store without a copy, and the same schema can be written to Parquet.
 
-Legend: B lanes (one sequence each), T steps, S stored carries, F final observations, P steps of the past.
+Legend: B environments (one sequence each), T steps, S stored carries, F final observations, P steps of the past.
 """
 
 from collections.abc import Iterator, Mapping

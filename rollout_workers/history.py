@@ -1,6 +1,6 @@
 """What every lane has just been through, across fragments: from it the learner renews the carry of a sequence's start.
 
-Legend: B lanes, T steps of a fragment, P steps held, Q carries held.
+Legend: B environments, T steps of a fragment, P steps held, Q carries held.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """The lanes of a vector environment as a policy meets them: what each shows, and where its episodes begin and end.
 
 Whether the environment resets finished lanes in the same step or in the next is settled here, and so is what a failing
-environment costs. Legend: B lanes.
+environment costs. Legend: B environments.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """Recording: complete episodes, cut out of consecutive fragments, as a Parquet file of one row an episode.
 
-Legend: B lanes or episodes (one row each), T steps of a row, L steps of an episode.
+Legend: B environments or episodes (one row each), T steps of a row, L steps of an episode.
 """
 
 import heapq

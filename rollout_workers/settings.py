@@ -61,18 +61,14 @@ class RolloutSettings(Settings, section="rollout"):
     carry_stride: int | None = None
     """Store the carry every so many steps. Unset: as sparsely as the learner's mode allows."""
     warm_up: int | None = None
-    """Steps of its past that each sequence brings along; the anchor pass replays them to renew the carry that enters
+    """Steps of its past that each sequence brings along; the anchor pass runs over them to renew the carry that enters
     the sequence. Unset, in asynchronous service: twice the task's horizon, 64 at least and one sequence at most, but 0
     where every sequence begins with an episode. Unset, in synchronous service: 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_envs", "num_workers", "unroll_length", "carry_stride"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"rollout.{name} is {value}; it must be at least 1")
-        if self.warm_up is not None and self.warm_up < 0:
-            raise ValueError(f"rollout.warm_up is {self.warm_up}; it must be at least 0")
+        self.at_least(1, "num_envs", "num_workers", "unroll_length", "carry_stride")
+        self.at_least(0, "warm_up")
         if self.num_envs % self.num_workers:
             raise ValueError(
                 f"rollout.num_envs is {self.num_envs}, which {self.num_workers} workers cannot share evenly; "

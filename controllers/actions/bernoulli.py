@@ -1,6 +1,6 @@
 """Several independent switches.
 
-Axis letters: B lanes (any leading axes), A switches.
+Axis letters: B environments (any leading axes), A switches.
 """
 
 from dataclasses import dataclass

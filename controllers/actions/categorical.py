@@ -1,6 +1,6 @@
 """One of several choices.
 
-Axis letters: B lanes (any leading axes), A actions.
+Axis letters: B environments (any leading axes), A actions.
 """
 
 from dataclasses import dataclass

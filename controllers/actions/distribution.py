@@ -1,6 +1,6 @@
 """What every family of action distributions must be.
 
-Axis letters: B lanes (any leading axes), A parameters of one distribution.
+Axis letters: B environments (any leading axes), A parameters of one distribution.
 """
 
 import math

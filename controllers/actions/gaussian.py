@@ -3,7 +3,7 @@
 The log standard deviation is the network's number x, bent at both ends, so that it keeps within `LOG_STD_RANGE` and
 that no x is so far out that its gradient is zero: with c = clamp(x, -4.5, 1.5) it is c + d / (1 + 2 |d|), d = x - c.
 
-Axis letters: B lanes (any leading axes), A numbers in one action, Q quadrature nodes.
+Axis letters: B environments (any leading axes), A numbers in one action, Q quadrature nodes.
 """
 
 import math

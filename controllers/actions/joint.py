@@ -1,6 +1,6 @@
 """Several independent action distributions as one.
 
-Axis letters: B lanes (any leading axes), A parameters of all parts, S slots of all parts.
+Axis letters: B environments (any leading axes), A parameters of all parts, S slots of all parts.
 """
 
 import math

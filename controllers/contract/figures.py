@@ -1,6 +1,6 @@
 """What a controller costs: memory, and speed beside a `torch.nn.GRU` with as many parameters.
 
-Axis letters: T time, B lanes, D input features, H hidden.
+Axis letters: T time, B environments, D input features, H hidden.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,6 +1,6 @@
 """Between an environment's spaces and the policy: observations to named parts, packed actions to what `step` takes.
 
-Legend: B lanes, N slots of a packed action.
+Legend: B environments, N slots of a packed action.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """Nested spaces as a flat list of simple ones.
 
-Legend: B lanes.
+Legend: B environments.
 """
 
 import math

@@ -2,7 +2,7 @@
 
 With one seed for each content of an episode, means over them are exact.
 
-Legend: B lanes, S seeds, P policies, O observations, D numbers in one.
+Legend: B environments, S seeds, P policies, O observations, D numbers in one.
 """
 
 import itertools

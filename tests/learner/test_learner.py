@@ -339,7 +339,10 @@ def test_a_gradient_that_is_not_finite_ends_the_update_with_a_sentence(
         ({"bptt_length": 0}, "learner.bptt_length is 0"),
         ({"gamma": 1.5}, "learner.gamma is 1.5"),
         ({"learning_rate": -1.0}, "learner.learning_rate is -1.0"),
-        ({"mode": "truncated", "bptt_length": 4, "burn_in": 5}, "use a burn-in of at most one window"),
+        (
+            {"mode": "truncated", "bptt_length": 4, "burn_in": 5},
+            "burn_in is 5; use at most one window, bptt_length=4",
+        ),
         ({"mode": "full", "burn_in": 5}, "burn-in is for truncated mode"),
         ({"target_kl": 0.0}, "learner.target_kl is 0.0"),
     ],
