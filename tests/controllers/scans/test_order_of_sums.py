@@ -29,7 +29,7 @@ def writes(function: ast.FunctionDef) -> bool:
 
 def test_what_may_add_up_in_any_order_writes_nothing() -> None:
     found = [function for path in SOURCES for function in decorated(path.read_text(), "sums")]
-    assert len(found) >= 3
+    assert len(found) >= 2
     assert [function.name for function in found if writes(function)] == []
 
 
