@@ -26,7 +26,9 @@ def test_a_minibatch_that_does_not_fit_beside_its_weights_is_refused_by_name(
     spec = PolicySpec({"x": Vector(3), "day": OneHot((seen,))}, Categorical(actions))
     weights, batch = 1_000_000 * HIDDEN * 16, 1_000_000 * STEPS * per_step
     check(spec, weights + batch)
-    with pytest.raises(ValueError, match=f"^{what} needs .* GiB and more for 1,000,000 numbers, .*raise learner.mini"):
+    with pytest.raises(
+        ValueError, match=f"^{what} needs .* GiB and more for 1,000,000 numbers, .*raise learner.num_mini"
+    ):
         check(spec, weights + batch - 1)
     with pytest.raises(ValueError, match=what):
         check(spec, weights + batch, "rollout.num_envs=256")

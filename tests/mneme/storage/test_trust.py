@@ -53,7 +53,9 @@ def written(strange: tuple[Path, dict[str, object]], run: Path, **settings: obje
     config = record["config"]
     assert isinstance(config, dict)
     config["env"] |= {"id": settings.get("id", "mneme/DelayedCue-v0")}
-    config["policy"]["controller"] |= {"kind": settings.get("kind", "gru")}
+    if "kind" in settings:
+        del config["policy"]["controller"]["layer_norm"]  # which only some kinds have
+        config["policy"]["controller"] |= {"kind": settings["kind"]}
     arrays = load_checkpoint(list_checkpoints(run / "checkpoints")[-1]).arrays
     save_checkpoint(folder / "checkpoints", 28, record, arrays, keep=3)
     return folder
