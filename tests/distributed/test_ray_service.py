@@ -14,6 +14,7 @@ import torch
 
 from mneme.callbacks import Callback, Progress
 from mneme.configuration.config import Config, load_config
+from mneme.distributed import ray_runner
 from mneme.distributed.blueprint import make_blueprint
 from mneme.distributed.ray_runner import RayRunner, start_ray
 from mneme.distributed.replay import Replay
@@ -31,6 +32,7 @@ from mneme.training import resume, train
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("undrawn")]
 
 MODES = ["cached", "truncated", "full"]
+ALONE = ["rollout.num_workers=1"]  # an actor takes seconds to start
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,9 +71,11 @@ def service(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[RayRunne
         ray.kill(actor)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_the_ray_run_equals_the_local_run_to_the_bit(tmp_path: Path, mode: str) -> None:
-    overrides = [f"learner.mode={mode}"]
+@pytest.mark.parametrize(("mode", "kind"), [("cached", "gru"), ("truncated", "lstm"), ("full", "gru")])
+def test_the_ray_run_equals_the_local_run_to_the_bit_and_its_first_ratio_is_one(
+    tmp_path: Path, mode: str, kind: str
+) -> None:
+    overrides = [f"learner.mode={mode}", f"policy.controller.kind={kind}"]
     if mode == "truncated":  # and with everything else that has a state
         overrides += ["curriculum.stages=[{shortest: 1}, {shortest: 2}]", "curriculum.episodes=64"]
         overrides += ["policy.normalize_observations=true", "learner.normalize_rewards=true"]
@@ -85,25 +89,34 @@ def test_the_ray_run_equals_the_local_run_to_the_bit(tmp_path: Path, mode: str) 
     assert over_ray.evaluation is not None
     assert local.evaluation is not None
     np.testing.assert_array_equal(over_ray.evaluation.returns, local.evaluation.returns)
+    assert_first_ratios(over_ray.folder)
 
 
-def test_resuming_over_ray_equals_the_uninterrupted_run(tmp_path: Path) -> None:
-    straight = train(config(tmp_path / "a"))
-    other = train(config(tmp_path / "b"))
-    resumed = resume(list_checkpoints(other.folder / "checkpoints")[0])
-    a, b = last_arrays(straight.folder), last_arrays(resumed.folder)
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kind", ["gru", "lstm", "mlp"])
-def test_the_first_ratio_is_one_through_the_real_object_store(tmp_path: Path, mode: str, kind: str) -> None:
-    result = train(config(tmp_path, f"learner.mode={mode}", f"policy.controller.kind={kind}", "learner.num_epochs=2"))
-    seen = rows(result.folder)
+def assert_first_ratios(folder: Path) -> None:
+    seen = rows(folder)
     assert len(seen) == 4
     assert max(row["ratio_error"] for row in seen) < 1e-5
     assert all(row["lag"] == 0 for row in seen)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", ["gru", "lstm", "mlp"])
+def test_the_first_ratio_is_one_through_the_real_object_store(tmp_path: Path, mode: str, kind: str) -> None:
+    overrides = [f"learner.mode={mode}", f"policy.controller.kind={kind}", "learner.num_epochs=2"]
+    assert_first_ratios(train(config(tmp_path, *overrides)).folder)
+
+
+def test_resuming_over_ray_equals_the_uninterrupted_run(tmp_path: Path) -> None:
+    straight = train(config(tmp_path))
+    a = last_arrays(straight.folder)
+    resumed = resume(list_checkpoints(straight.folder / "checkpoints")[0])
+    assert resumed.folder == straight.folder
+    assert list((straight.folder / "checkpoints").glob("abandoned-*"))  # what is compared was written anew
+    b = last_arrays(resumed.folder)
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
 @pytest.mark.parametrize("service", [[f"learner.mode={mode}"] for mode in MODES], indirect=True, ids=MODES)
@@ -210,18 +223,19 @@ class OfOld(CountingEnv):
 @pytest.mark.usefixtures("of_old")
 def test_an_environment_of_an_older_interface_ends_the_run_at_once(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentMisuse, match=r"^the environment OfOld-v0 failed .* step\(\) returned 4 values"):
-        train(config(tmp_path, "env.id=OfOld-v0", "service.max_restarts=1000"))
+        train(config(tmp_path, "env.id=OfOld-v0", "service.max_restarts=1000", *ALONE))
 
 
-@pytest.mark.parametrize("service", [["train.evaluation_timeout=1e-6"]], indirect=True)
+@pytest.mark.parametrize("service", [["train.evaluation_timeout=1e-6", *ALONE]], indirect=True)
 def test_an_evaluation_that_fails_for_certain_is_not_asked_for_again(service: RayRunner, notes: list[str]) -> None:
     with pytest.raises(EvaluationError, match="episodes were finished after"):
         service.evaluate(20, seed=0)
     assert service.fleet.restarts == 0
     assert notes == []
-    assert len(service.collect()) == 2  # and the actors are at work again
+    assert len(service.collect()) == 1  # and the actor is at work again
 
 
+@pytest.mark.parametrize("service", [ALONE], indirect=True)
 def test_an_evaluation_may_take_longer_than_a_fragment(service: RayRunner) -> None:
     service.fleet._timeout = 0.0
     assert service.evaluate(20, seed=0).episodes == 20
@@ -238,6 +252,18 @@ def test_an_actor_lost_in_an_evaluation_is_replaced_and_asked_once_more(service:
     assert any("rollout actor 1 was lost" in note for note in notes)
 
 
+def test_what_this_machine_will_never_have_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a run that has started its Ray itself, and stops it."""
+    stopped = []
+    monkeypatch.setattr(ray_runner, "start_ray", lambda *_: True)
+    monkeypatch.setattr("ray.shutdown", lambda: stopped.append(True))
+    with pytest.raises(ServiceError, match="the run asks for 64 GPU and Ray has [^;]*; lower service.learner_gpus"):
+        train(config(tmp_path, "service.learner_gpus=64"))
+    assert stopped
+    assert list(tmp_path.iterdir()) == []  # refused before anything was made
+
+
+@pytest.mark.parametrize("service", [ALONE], indirect=True)
 def test_a_lost_learner_ends_the_run_with_a_sentence(service: RayRunner) -> None:
     updates = synchronous(service, Replay(10**9, 0), patience=3)
     next(updates)
@@ -246,7 +272,7 @@ def test_a_lost_learner_ends_the_run_with_a_sentence(service: RayRunner) -> None
         next(updates)
 
 
-@pytest.mark.parametrize("max_lag", [1, 2])
+@pytest.mark.parametrize("max_lag", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_asynchronous_service_overlaps_under_the_lag_bound(tmp_path: Path, max_lag: int) -> None:
     result = train(
         config(
