@@ -61,7 +61,13 @@ def keep_token_private() -> None:
             part = path.with_name(f"{path.name}.{os.getpid()}")
             with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 file.write(secrets.token_hex(32))
-            os.replace(part, path)
+            try:
+                os.link(part, path)  # a rename would replace the token of a Ray that starts at the same time
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without links
+                os.replace(part, path)
+            part.unlink(missing_ok=True)
         elif path.stat().st_mode & 0o077:
             path.chmod(0o600)
             _log.warning(f"{path} could be read by others, who could have run code as you; now it is yours alone")

@@ -16,10 +16,9 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """On several cores a file's tests stay together, as they share fixtures, and so do those that start a Ray."""
+    """On several cores a file's tests stay together, as they share fixtures; several Rays may run at once."""
     for item in items:
-        group = "ray" if item.get_closest_marker("ray") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+        item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
 
 @pytest.fixture

@@ -39,7 +39,8 @@ def head(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     port = free_port()
     start = [
         str(RAY), "start", "--head", f"--port={port}", "--num-cpus=2", "--dashboard-host=127.0.0.1",
-        f"--dashboard-port={dashboard}", "--include-dashboard=true", "--disable-usage-stats", "--block",
+        f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}",
+        f"--ray-client-server-port={free_port()}", "--include-dashboard=true", "--disable-usage-stats", "--block",
     ]  # fmt: skip
     log = tmp_path / "head.log"
     with log.open("w") as out:

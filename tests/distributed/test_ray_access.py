@@ -64,6 +64,20 @@ def test_the_token_is_its_owners_alone(home: Path, notes: list[str]) -> None:
     assert "could be read by others" in notes[0]
 
 
+def test_of_two_that_make_a_token_at_once_both_use_the_first(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = home / ".ray" / "auth_token"
+
+    def slowly(_: int) -> str:
+        token.write_text("the other's")
+        token.chmod(0o600)
+        return "ours"
+
+    monkeypatch.setattr("secrets.token_hex", slowly)
+    keep_token_private()
+    assert token.read_text() == "the other's"
+    assert [path.name for path in token.parent.iterdir()] == ["auth_token"]
+
+
 def test_a_home_that_cannot_be_written_gets_a_token_for_this_run(
     home: Path, monkeypatch: pytest.MonkeyPatch, notes: list[str]
 ) -> None:
