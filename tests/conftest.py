@@ -15,12 +15,6 @@ from mneme.rollout_workers import Collector, policy_spec
 torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """On several cores a file's tests stay together, as they share fixtures; several Rays may run at once."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(str(item.path)))
-
-
 @pytest.fixture
 def counting_collector() -> Callable[..., Collector]:
     """A collector on the counting environment: episodes of several lengths that end in both ways."""
