@@ -217,11 +217,11 @@ def test_what_to_do_next_is_said_with_the_options_that_it_needs(
     monkeypatch.setattr("mneme.training.train", trained)
     done = mneme("train", *words)
     assert (done.status, done.err) == (130, "")
-    assert done.out.endswith(f"go on with: mneme train --resume {folder.path}{go_on}\n")
+    assert done.out.endswith(f"go on with: mneme train --resume run{go_on}\n")
     interrupted = False
     done = mneme("train", *words)
     assert (done.status, done.err) == (0, "")
-    assert done.out.endswith(f"evaluate with: mneme evaluate {folder.path}{evaluate}\n")
+    assert done.out.endswith(f"evaluate with: mneme evaluate run{evaluate}\n")
 
 
 def test_a_module_of_ones_own_is_found_where_the_command_is_started(tmp_path: Path) -> None:
