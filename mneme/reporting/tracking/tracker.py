@@ -87,7 +87,7 @@ class Tracker:
 
     def log(self, row: Mapping[str, float], step: int) -> None:
         """Record a row that could not be written to the file."""
-        self._unwritten.append(points_of(row, step, time.time_ns() // 1_000_000))
+        self._unwritten.append(points_of(row, step, round(time.time() * 1000)))
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Copy a file, or a folder with its name, into the run's artifacts under `folder`.
