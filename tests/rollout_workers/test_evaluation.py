@@ -34,7 +34,13 @@ class Rememberer:
         return {"seen": torch.zeros(batch, 4)}
 
     def act(
-        self, observations: Observation, reset_B: Tensor, carry: Carry, uniform_BN: Tensor, greedy: bool = False
+        self,
+        observations: Observation,
+        reset_B: Tensor,
+        carry: Carry,
+        uniform_BN: Tensor,
+        greedy: bool = False,
+        donate: bool = False,
     ) -> Act:
         obs_BD = observations["observation"]
         cue, query = obs_BD[:, :4], obs_BD[:, 4:]
