@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from operator import attrgetter
 
 from torch import Generator
 
@@ -64,7 +65,7 @@ def _own(kind: str) -> type[Controller]:
     module, _, name = kind.partition(":")
     key = ControllerSettings.key("kind")
     try:
-        controller = given(kind) or getattr(importlib.import_module(module), name)
+        controller = given(kind) or attrgetter(name)(importlib.import_module(module))
     except Exception as error:
         raise ValueError(
             f"{key} is {kind!r}, which cannot be imported: {error}; "

@@ -93,6 +93,9 @@ def make_many(num_envs: int, length: int) -> Any:
 class Own(CONTROLLERS["gru"]):  # type: ignore[misc]
     """As GRU."""
 
+    class Inside(CONTROLLERS["gru"]):  # type: ignore[misc]
+        """Found by the name of the class around it."""
+
 
 def test_what_makes_an_environment_may_be_given_in_place_of_an_id(tmp_path: Path, notes: list[str]) -> None:
     run = short(tmp_path, "env.kwargs.horizon=4", env=make_cue, controller=Own)
@@ -103,6 +106,7 @@ def test_what_makes_an_environment_may_be_given_in_place_of_an_id(tmp_path: Path
     assert short(tmp_path, "env.kwargs.length=3", env=make_many).evaluation is not None
     assert short(tmp_path, env=Counting).evaluation is not None  # a vector environment's class
     assert short(tmp_path, env=CountingEnv).evaluation is not None
+    assert short(tmp_path, controller=Own.Inside).evaluation is not None
     assert not any("cannot be imported" in note for note in notes)
 
 
