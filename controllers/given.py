@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping
 from itertools import count
+from operator import attrgetter
 from typing import Any
 
 import cloudpickle
@@ -47,10 +48,10 @@ def importable(kind: str) -> bool:
 def _imported(kind: str) -> Any:
     """What a module that has been imported holds under the name in a kind."""
     module, _, name = kind.partition(":")
-    found: Any = sys.modules.get(module)
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    return found
+    try:
+        return attrgetter(name)(sys.modules[module])
+    except (KeyError, AttributeError):
+        return None
 
 
 def given(kind: str) -> type[Controller] | None:
@@ -84,7 +85,7 @@ def _code(kind: str) -> bytes | Exception | None:
         return None
     module, _, name = kind.partition(":")
     try:
-        code: bytes = cloudpickle.dumps(_given.get(kind) or getattr(sys.modules[module], name))
+        code: bytes = cloudpickle.dumps(_given.get(kind) or attrgetter(name)(sys.modules[module]))
         return code
     except Exception as error:
         return error

@@ -5,6 +5,7 @@ import re
 import secrets
 import sys
 from itertools import count
+from operator import attrgetter
 from typing import Any
 
 import gymnasium as gym
@@ -75,7 +76,7 @@ def spec_of(id: str, creator: Creator) -> EnvSpec:
 
 
 def _attribute(module: str, name: str) -> Any:
-    found: Any = sys.modules.get(module)
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    return found
+    try:
+        return attrgetter(name)(sys.modules[module])
+    except (KeyError, AttributeError):
+        return None

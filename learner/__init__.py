@@ -1,7 +1,7 @@
 """Learning from fragments: returns, windows, losses and the learner. Knows nothing of Ray."""
 
-from mneme.learner.learner import Learner, UpdateReport, resolve_device
+from mneme.learner.learner import Learner, UpdateReport, resolve_device, weights_in
 from mneme.learner.optimizer import default_num_threads
 from mneme.learner.settings import LearnerSettings
 
-__all__ = ["Learner", "LearnerSettings", "UpdateReport", "default_num_threads", "resolve_device"]
+__all__ = ["Learner", "LearnerSettings", "UpdateReport", "default_num_threads", "resolve_device", "weights_in"]

@@ -190,11 +190,16 @@ class Learner:
         Raises:
             ValueError: the state is of another architecture.
         """
-        Weights(int(state["version"]), _under("policy.", state)).load_into(self.policy)
+        weights_in(state).load_into(self.policy)
         if self._reward_scale is not None:
             self._reward_scale.set_state(_under("reward_scale.", state))
         self.version, self.env_steps = int(state["version"]), int(state["env_steps"])
         self._optimizer.set_state(state, self.env_steps)
+
+
+def weights_in(state: State) -> Weights:
+    """The weights that a learner's state holds."""
+    return Weights(int(state["version"]), _under("policy.", state))
 
 
 def _under(prefix: str, state: State) -> State:

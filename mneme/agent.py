@@ -16,11 +16,12 @@ from gymnasium.vector.utils import concatenate, create_empty_array, iterate
 from gymnasium.vector.utils.space_utils import batch_space
 
 from mneme.configuration.config import Config
-from mneme.controllers import ACTION_MASK, Carry, Policy, Weights
+from mneme.controllers import ACTION_MASK, Carry, Policy
 from mneme.controllers.compilation import compile_ahead
 from mneme.distributed.blueprint import Blueprint, make_blueprint
 from mneme.envs import flat_mask, make_vector_env
-from mneme.rollout_workers import SpaceSettings, adapter_of
+from mneme.learner import weights_in
+from mneme.rollout_workers import SpaceSettings
 from mneme.rollout_workers.spaces import SpaceAdapter, leaves_of
 from mneme.storage.restoring import checked_state, load_run
 
@@ -256,11 +257,9 @@ def load_policy(path: Path, trust: bool = False) -> LoadedPolicy:
     blueprint = make_blueprint(config)
     policy = blueprint.policy()
     compile_ahead(policy.controller, blueprint.config.policy.controller.kind)
-    arrays = checked_state(path, checkpoint, blueprint).learner
-    weights = {name.removeprefix("policy."): a for name, a in arrays.items() if name.startswith("policy.")}
-    version = int(arrays["version"])
-    Weights(version, weights).load_into(policy)
-    return LoadedPolicy(path, blueprint, policy, version)
+    weights = weights_in(checked_state(path, checkpoint, blueprint).learner)
+    weights.load_into(policy)
+    return LoadedPolicy(path, blueprint, policy, weights.version)
 
 
 def load_agent(path: Path, trust: bool = False) -> Agent:
@@ -268,7 +267,4 @@ def load_agent(path: Path, trust: bool = False) -> Agent:
     loaded = load_policy(path, trust)
     config = loaded.blueprint.config
     with closing(make_vector_env(config.env, 1)) as env:
-        adapter = adapter_of(env, config.spaces)
-        return Agent(
-            loaded.policy, env.single_observation_space, env.single_action_space, adapter.settings, loaded.path
-        )
+        return Agent(loaded.policy, env.single_observation_space, env.single_action_space, config.spaces, loaded.path)

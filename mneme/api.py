@@ -165,7 +165,7 @@ def _threads_kept() -> Iterator[None]:
 
 
 def _given(env: Any, controller: Any, seed: int | None, name: str | None) -> Sequence[str]:
-    """The arguments as overrides, in quotes, as they are no YAML."""
+    """The arguments as overrides."""
     try:
         id = env if isinstance(env, str) or env is None else id_of(env)
         kind = controller if isinstance(controller, str) or controller is None else kind_of(controller)

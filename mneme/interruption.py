@@ -1,4 +1,4 @@
-"""What reaches a run from outside its loops: signals that ask it to stop, and warnings that its user should see."""
+"""Signals that ask a run to stop."""
 
 import logging
 import math

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -83,11 +83,10 @@ def train(
         ConfigError, ServiceError, EnvironmentFailure, FloatingPointError, OSError: each with one sentence for the user.
         Exception: what a callback raised, once the run has ended.
     """
-    with ExitStack() as stack:
-        views = [stack.enter_context(Display())] if progress else []
+    with _audience(callbacks, progress) as audience:
         config = config.changed("tracking", uri=absolute_uri(config.tracking.uri)).as_recorded()
         folder = RunFolder.new(config, preset)
-        return _execute(_checked(config, local), folder, None, local, [*views, *checked(callbacks)])
+        return _execute(_checked(config, local), folder, None, local, audience)
 
 
 def resume(
@@ -110,8 +109,7 @@ def resume(
     Raises:
         CheckpointError: there is no usable checkpoint. Else as `train`.
     """
-    with ExitStack() as stack:
-        views = [stack.enter_context(Display())] if progress else []
+    with _audience(callbacks, progress) as audience:
         folder = RunFolder.of(path)
         folder.refuse_if_in_use()
         path, saved, config = load_run(path, trust)
@@ -126,7 +124,15 @@ def resume(
             )
         blueprint = _checked(config, local)
         state = checked_state(path, saved, blueprint)
-        return _execute(blueprint, folder, (saved.run, state), local, [*views, *checked(callbacks)])
+        return _execute(blueprint, folder, (saved.run, state), local, audience)
+
+
+@contextmanager
+def _audience(callbacks: Iterable[Callback], progress: bool) -> Iterator[list[Callback]]:
+    """Who is told what happens; the terminal, if it is among them, from now on, as there are sentences before a run."""
+    heard = checked(callbacks)
+    with Display() if progress else nullcontext() as display:
+        yield heard if display is None else [display, *heard]
 
 
 def _checked(config: Config, local: bool) -> Blueprint[Config]:
@@ -186,11 +192,10 @@ def _execute(
         complete = _loop(run, stop)
         fault = run.last_checkpoint(stop)
         evaluation = run.evaluate(Look.RESULT) if complete else None
-        if told.error is not None:
-            raise told.error
-        if fault is not None:
-            raise OSError(fault)  # with this the run has failed, whatever it learned
-        outcome = "complete" if complete else "stopped"
+        if told.error is None:
+            if fault is not None:
+                raise OSError(fault)  # with this the run has failed, whatever it learned
+            outcome = "complete" if complete else "stopped"
     if told.error is not None:
         raise told.error
     return Run(folder.path.absolute(), run.steps, evaluation, not complete)
