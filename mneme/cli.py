@@ -47,12 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     try:
-        if _uses_own_code(options):
-            sys.path.append(os.getcwd())  # where a controller or an environment of one's own may lie
-        else:
-            os.environ.setdefault("PYTHONSAFEPATH", "1")  # nor do processes that are started from here look there
         # Training shows what is logged itself.
-        with nullcontext() if options.command in ("train", "suite") else _sentences_on_stderr():
+        listening = nullcontext() if options.command in ("train", "suite") else _sentences_on_stderr()
+        with _search_path(_uses_own_code(options)), listening:
             return _COMMANDS[options.command](options)
     except (ConfigError, CheckpointError) as error:
         return _fail(error, _USAGE_ERROR)
@@ -68,6 +65,22 @@ def _run(options: argparse.Namespace) -> int:
             f"were written are whole",
             _RUN_ERROR,
         )
+
+
+@contextmanager
+def _search_path(own_code: bool) -> Iterator[None]:
+    """Look in the present folder for a controller or an environment of one's own; without any, in no process."""
+    path, safe = [*sys.path], "PYTHONSAFEPATH" in os.environ
+    if own_code:
+        sys.path.append(os.getcwd())
+    elif not safe:
+        os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        if not safe:
+            os.environ.pop("PYTHONSAFEPATH", None)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def played(settings: EnvSettings, seed: int, place: Place | None = None) -> np.n
 def test_what_lanes_draw_follows_from_the_seed_and_differs_from_lane_to_lane(settings: EnvSettings) -> None:
     a, b, other = played(settings, 1), played(settings, 1), played(settings, 3)
     np.testing.assert_array_equal(a, b)
-    kinds = {"auto": [0, 1, 2], "sync": [0, 1, 2, 4], "async": [0, 1, 4]}[settings.vectorization]
+    kinds = {"auto": [0, 1, 2], "sync": [0, 1, 2, 4], "async": [0, 1, 4]}[settings.vectorization_mode]
     numbers = np.concatenate([a[..., kinds], other[..., kinds]])
     assert len(np.unique(numbers)) == numbers.size
 
@@ -44,7 +44,7 @@ def test_what_is_drawn_in_making_follows_from_the_place(settings: EnvSettings) -
     np.testing.assert_array_equal(a, played(settings, 1, Place(0, 0, (7, 0))))
     others = [played(settings, 1, Place(0, 0, (7, 1))), played(settings, 1, Place(2, 1, (7, 0)))]
     made = [x[0, :, 3].tolist() for x in (a, *others)]
-    assert len({number for pair in made for number in pair}) == (3 if settings.vectorization == "auto" else 6)
+    assert len({number for pair in made for number in pair}) == (3 if settings.vectorization_mode == "auto" else 6)
 
 
 def test_environments_in_this_process_leave_its_generators_and_each_other_alone(settings: EnvSettings) -> None:

@@ -40,10 +40,8 @@ Command = Callable[..., Done]
 
 
 @pytest.fixture
-def mneme(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+def mneme(capsys: pytest.CaptureFixture[str]) -> Command:
     """The command line, in this process."""
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setenv("PYTHONSAFEPATH", os.environ.get("PYTHONSAFEPATH", ""))  # the commands may set it
 
     def run(*arguments: str) -> Done:
         try:
@@ -53,6 +51,14 @@ def mneme(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
         return Done(status, *capsys.readouterr())
 
     return run
+
+
+def test_a_command_leaves_the_process_as_it_found_it(mneme: Command) -> None:
+    before = [*sys.path], {**os.environ}
+    mneme("check", "mine:Absent")
+    mneme("check", "gru", "--nothing")
+    mneme("episodes", "nowhere")
+    assert ([*sys.path], {**os.environ}) == before
 
 
 def in_a_process(program: list[str], *arguments: str, cwd: Path = ROOT) -> Done:
