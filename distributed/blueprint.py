@@ -47,7 +47,7 @@ class Blueprint(NamedTuple, Generic[ConfigT_co]):
     given: Mapping[str, bytes]  # the class of a controller that other processes cannot import, pickled, by its kind
 
     @property
-    def lanes_per_worker(self) -> int:
+    def envs_per_worker(self) -> int:
         """Environments that one rollout worker steps."""
         return self.config.rollout.num_envs // self.config.rollout.num_workers
 
@@ -78,7 +78,7 @@ class Blueprint(NamedTuple, Generic[ConfigT_co]):
         evaluation (1) and of an evaluation by itself (2) are numbered one after the other."""
         rollout = self.config.rollout
         return Place(
-            copy * rollout.num_envs + worker * self.lanes_per_worker,
+            copy * rollout.num_envs + worker * self.envs_per_worker,
             copy * rollout.num_workers + worker,
             (seed, incarnation),
         )
@@ -98,7 +98,7 @@ class Blueprint(NamedTuple, Generic[ConfigT_co]):
         action = prod(self.spec.actions.action_shape) * self.spec.actions.action_dtype.itemsize
         numbers = 4 * (T + T + 1 + T + T)  # log-probabilities, values, final values and rewards, float32
         lane = (T + 1 + past) * observation + T * action + numbers + (-(-T // self.carry_stride) + bool(past)) * carry
-        return self.lanes_per_worker * lane
+        return self.envs_per_worker * lane
 
 
 def make_blueprint(config: ConfigT) -> Blueprint[ConfigT]:

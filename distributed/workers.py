@@ -79,11 +79,11 @@ class RolloutWorker:
             EvaluationError: an episode did not end, `timeout` seconds have passed, or something failed on the way.
         """
         self._load(weights)
-        config, lanes = self._blueprint.config, self._blueprint.lanes_per_worker
+        config, num_envs = self._blueprint.config, self._blueprint.envs_per_worker
         try:
             with self._evaluation_env(seed) as env:
                 return evaluate(
-                    env, self._policy, episodes=episodes, seed=seed, first_lane=self._worker * lanes,
+                    env, self._policy, episodes=episodes, seed=seed, first_lane=self._worker * num_envs,
                     spaces=config.spaces, success_return=config.env.success_return,
                     max_episode_steps=config.train.evaluation_max_steps, timeout=timeout,
                 )  # fmt: skip
@@ -94,10 +94,10 @@ class RolloutWorker:
 
     @contextmanager
     def _evaluation_env(self, seed: int) -> Iterator[VectorEnv]:
-        config, lanes = self._blueprint.config, self._blueprint.lanes_per_worker
+        config, num_envs = self._blueprint.config, self._blueprint.envs_per_worker
         if config.train.evaluation_environments == "own":
             place = self._blueprint.place(self._worker, seed, copy=1)
-            with closing(make_vector_env(config.env, lanes, place=place)) as env:
+            with closing(make_vector_env(config.env, num_envs, place=place)) as env:
                 yield env
             return
         env = self._collector.env
@@ -162,10 +162,10 @@ class RolloutWorker:
 
     def _fresh_env(self) -> VectorEnv:
         place = self._blueprint.place(self._worker, self._blueprint.config.seed, self._incarnation)
-        return make_vector_env(self._blueprint.env(self._level), self._blueprint.lanes_per_worker, place=place)
+        return make_vector_env(self._blueprint.env(self._level), self._blueprint.envs_per_worker, place=place)
 
     def _fresh_collector(self, env: VectorEnv) -> Collector:
-        config, lanes = self._blueprint.config, self._blueprint.lanes_per_worker
+        config, num_envs = self._blueprint.config, self._blueprint.envs_per_worker
         return Collector(
             env,
             self._policy,
@@ -175,7 +175,7 @@ class RolloutWorker:
             seed=config.seed,
             incarnation=self._incarnation,
             worker=self._worker,
-            first_lane=self._worker * lanes,
+            first_lane=self._worker * num_envs,
             spaces=config.spaces,
             success_return=config.env.success_return,
         )

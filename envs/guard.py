@@ -160,24 +160,24 @@ def reset_failures_in(info: Mapping[str, Any]) -> list[str]:
     return list(_told(info, _RESET_FAILURE).values())
 
 
-def failure_info(sentences: Mapping[int, str], lanes: int) -> dict[str, np.ndarray]:
-    """What `failures_in` finds, as Gymnasium's vectorisers lay it out: an object array [lanes], and which lanes it
+def failure_info(sentences: Mapping[int, str], num_envs: int) -> dict[str, np.ndarray]:
+    """What `failures_in` finds, as Gymnasium's vectorisers lay it out: an object array [num_envs], and which lanes it
     holds something for."""
-    return _telling(_FAILURE, sentences, lanes)
+    return _telling(_FAILURE, sentences, num_envs)
 
 
-def reset_failure_info(sentences: Mapping[int, str], lanes: int) -> dict[str, np.ndarray]:
+def reset_failure_info(sentences: Mapping[int, str], num_envs: int) -> dict[str, np.ndarray]:
     """The same for `reset_failures_in`."""
-    return _telling(_RESET_FAILURE, sentences, lanes)
+    return _telling(_RESET_FAILURE, sentences, num_envs)
 
 
 def _told(info: Mapping[str, Any], name: str) -> dict[int, str]:
     return {int(lane): info[name][lane] for lane in np.flatnonzero(info[f"_{name}"])} if name in info else {}
 
 
-def _telling(name: str, sentences: Mapping[int, str], lanes: int) -> dict[str, np.ndarray]:
-    told = np.array([sentences.get(lane) for lane in range(lanes)], dtype=object)
-    return {name: told, f"_{name}": np.isin(np.arange(lanes), list(sentences))}
+def _telling(name: str, sentences: Mapping[int, str], num_envs: int) -> dict[str, np.ndarray]:
+    told = np.array([sentences.get(lane) for lane in range(num_envs)], dtype=object)
+    return {name: told, f"_{name}": np.isin(np.arange(num_envs), list(sentences))}
 
 
 def one_line(error: BaseException) -> str:

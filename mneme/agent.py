@@ -122,13 +122,10 @@ class Agent:
         reset_B = np.full(B, begins) if reset is None else np.broadcast_to(np.asarray(reset, dtype=np.bool_), B)
         reward_B = np.where(reset_B, 0.0, self._rewards(reward, reset_B))
         unused_B = np.broadcast_to(np.asarray(unused, dtype=np.bool_), B)
-        info = self._batched(info or {}, single, unused_B)
-        parts = self._adapter.observe(observation, info, carry.action_B, reward_B)
+        parts = self._adapter.observe(observation, _batched(info or {}, single), carry.action_B, reward_B, unused_B)
         for name, part in parts.items():
             if part.dtype.kind == "f" and not np.isfinite(part).all():
                 raise ValueError(f"the observation's part {name!r} holds {part[~np.isfinite(part)].flat[0]}")
-        if self._adapter.spec.masked:
-            self._adapter.check_mask(parts[ACTION_MASK], unused_B)
         act = self.policy.act(
             {name: torch.from_numpy(np.ascontiguousarray(part)) for name, part in parts.items()},
             torch.from_numpy(reset_B.copy()),
@@ -179,15 +176,8 @@ class Agent:
             return np.zeros(len(reset_B))
         return np.broadcast_to(np.asarray(reward, dtype=np.float64), reset_B.shape)
 
-    def _batched(self, info: Mapping[str, Any], single: bool, unused_B: np.ndarray) -> Mapping[str, Any]:
-        """The mask in an info, [B, N]; where all is unused, there need be none."""
-        if ACTION_MASK not in info:
-            return {ACTION_MASK: self._adapter.free_mask(len(unused_B))} if unused_B.all() else info
-        masks = [info[ACTION_MASK]] if single else info[ACTION_MASK]
-        return {ACTION_MASK: np.stack([flat_mask(mask) for mask in masks])}
-
-    def _noise(self, lanes: int, rng: np.random.Generator | None) -> torch.Tensor:
-        shape = (lanes, self.policy.action_distribution.noise_size)
+    def _noise(self, num_envs: int, rng: np.random.Generator | None) -> torch.Tensor:
+        shape = (num_envs, self.policy.action_distribution.noise_size)
         return torch.zeros(shape) if rng is None else torch.from_numpy(rng.random(shape, np.float32))
 
 
@@ -268,3 +258,11 @@ def load_agent(path: Path, trust: bool = False) -> Agent:
     config = loaded.blueprint.config
     with closing(make_vector_env(config.env, 1)) as env:
         return Agent(loaded.policy, env.single_observation_space, env.single_action_space, config.spaces, loaded.path)
+
+
+def _batched(info: Mapping[str, Any], single: bool) -> Mapping[str, Any]:
+    """The mask in an info, [B, N]."""
+    if ACTION_MASK not in info:
+        return info
+    masks = [info[ACTION_MASK]] if single else info[ACTION_MASK]
+    return {ACTION_MASK: np.stack([flat_mask(mask) for mask in masks])}

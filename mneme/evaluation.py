@@ -54,17 +54,17 @@ def evaluate_checkpoint(
         OSError: the recording or the films cannot be written.
     """
     for name, value, least in (
-        ("--episodes", episodes, 1),
-        ("--num-envs", num_envs, 1),
-        ("--seed", seed, 0),
-        ("--reset-carry-at", reset_carry_at, 0),
-        ("--best", best, 1),
-        ("--video-episodes", video_episodes, 1),
+        ("episodes", episodes, 1),
+        ("num_envs", num_envs, 1),
+        ("seed", seed, 0),
+        ("reset_carry_at", reset_carry_at, 0),
+        ("best", best, 1),
+        ("video_episodes", video_episodes, 1),
     ):
         if value is not None and value < least:
             raise ValueError(f"{name} is {value}; it must be at least {least}")
     if best is not None and record is None:
-        raise ValueError(f"--best is {best}, but nothing is recorded; name a file with --record")
+        raise ValueError(f"best is {best}, but nothing is recorded; name a file for the record")
     torch.set_num_threads(1)
     loaded = load_policy(path, trust)
     blueprint, policy = loaded.blueprint, loaded.policy
@@ -74,7 +74,7 @@ def evaluate_checkpoint(
         _log.info(f"the task is changed: {' '.join(changes)}")
     if reset_carry_at is not None and facts and facts.episode_length and reset_carry_at >= facts.episode_length:
         raise ValueError(
-            f"--reset-carry-at is {reset_carry_at}, beyond the episode's last step {facts.episode_length - 1}; "
+            f"reset_carry_at is {reset_carry_at}, beyond the episode's last step {facts.episode_length - 1}; "
             f"use a lower one"
         )
     settings, spaces = env_settings, blueprint.config.spaces

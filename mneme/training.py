@@ -137,7 +137,9 @@ def _audience(callbacks: Iterable[Callback], progress: bool) -> Iterator[list[Ca
 
 def _checked(config: Config, local: bool) -> Blueprint[Config]:
     if local and config.service.mode == "async":
-        raise ConfigError("service.mode is async, which needs Ray's actors; leave --local out or set service.mode=sync")
+        raise ConfigError(
+            "service.mode is async, which needs Ray's actors; leave --local (local=True) out or set service.mode=sync"
+        )
     blueprint = make_blueprint(config)
     if not local:
         _check_sendable(config)

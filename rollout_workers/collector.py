@@ -214,7 +214,8 @@ class Collector:
             return  # what it shows, and where its episodes begin, may be changed on the way
         if (state["env.step"] != state["episode_step"]).any() or ((state["episode_step"] == 0) != state["reset"]).any():
             raise ValueError("env.step, episode_step and reset do not agree about where episodes begin")
-        shown = self._lanes.adapter.observe(env.observation(), {}, self._lanes.action_B, self._lanes.reward_B)
+        lanes = self._lanes
+        shown = lanes.adapter.observe(env.observation(), {}, lanes.action_B, lanes.reward_B, lanes.filler_B)
         for name in shown.keys() - {PREVIOUS_ACTION, PREVIOUS_REWARD}:
             if not np.array_equal(shown[name], state[f"observation.{name}"]):
                 raise ValueError(f"observation.{name} is not what the environment shows in its state")

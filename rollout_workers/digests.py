@@ -15,11 +15,11 @@ class EpisodeDigests:
     """Follows each lane's present episode over fragments, wherever these cut it.
 
     Args:
-        lanes: B.
+        num_envs: B.
     """
 
-    def __init__(self, lanes: int) -> None:
-        self._present: list[dict[str, blake2b]] = [{} for _ in range(lanes)]  # by column
+    def __init__(self, num_envs: int) -> None:
+        self._present: list[dict[str, blake2b]] = [{} for _ in range(num_envs)]  # by column
 
     def add(self, fragment: Fragment) -> np.ndarray:
         """Digests [E] uint64 of the episodes that ended in the next fragment, in the order of `EpisodeStats`: by the

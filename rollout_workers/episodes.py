@@ -28,13 +28,13 @@ class EpisodeCounter:
     """Adds up the return and the length of each lane's present episode.
 
     Args:
-        lanes: B.
+        num_envs: B.
     """
 
-    def __init__(self, lanes: int) -> None:
+    def __init__(self, num_envs: int) -> None:
         self.step = 0  # of each lane so far
-        self.return_B = np.zeros(lanes)
-        self.step_B = np.zeros(lanes, dtype=np.int64)
+        self.return_B = np.zeros(num_envs)
+        self.step_B = np.zeros(num_envs, dtype=np.int64)
         self._ended: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
 
     def count(self, reward_B: np.ndarray, done_B: np.ndarray, reset_B: np.ndarray) -> None:

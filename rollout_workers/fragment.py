@@ -82,7 +82,7 @@ class Fragment:
     past: Past | None = None  # what came before, where it is wanted
 
     @property
-    def lanes(self) -> int:
+    def num_envs(self) -> int:
         """Sequences in this fragment, B."""
         return int(self.actions.shape[0])
 

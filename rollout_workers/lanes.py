@@ -12,7 +12,6 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from mneme.controllers import ACTION_MASK
 from mneme.envs import EnvironmentFailure, adrift_in, failures_in, one_line, reset_failures_in
 from mneme.rollout_workers.settings import SpaceSettings
 from mneme.rollout_workers.spaces import Parts, SpaceAdapter
@@ -127,10 +126,7 @@ class Lanes:
         self.reset_failures += reset_failures_in(info)
         if (adrift_B := adrift_in(info)) is not None:
             self.filler_B = self.filler_B | adrift_B
-        parts = self.adapter.observe(observation, info, self.action_B, self.reward_B)
-        if self.adapter.spec.masked:
-            self.adapter.check_mask(parts[ACTION_MASK], self.filler_B)
-        return parts
+        return self.adapter.observe(observation, info, self.action_B, self.reward_B, self.filler_B)
 
     @contextmanager
     def _blamed(self, where: str) -> Iterator[None]:

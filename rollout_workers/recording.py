@@ -66,7 +66,7 @@ class Recorder:
         """
         if fragment.carry_stride != 1:
             raise ValueError(f"carry_stride is {fragment.carry_stride}; a recording needs 1, a carry at every step")
-        for b in range(fragment.lanes):
+        for b in range(fragment.num_envs):
             self._add_lane(b, fragment, int(wanted_B[b]), initial)
         self._check_size(fragment)
 
@@ -97,7 +97,7 @@ class Recorder:
         if (len(self._kept) * self._longest + running) * _bytes_a_step(fragment) > self._limit:
             raise ValueError(
                 f"the recording would hold more than {self._limit / 2**30:.3g} GiB, as {len(self._kept)} episodes of "
-                f"up to {self._longest} steps; record fewer with --best or --episodes"
+                f"up to {self._longest} steps; record fewer: lower best or episodes"
             )
 
     @property
@@ -112,7 +112,7 @@ class Recorder:
             OSError: the disk is full.
         """
         if not self._kept:
-            raise ValueError("no complete episode was recorded; raise --episodes")
+            raise ValueError("no complete episode was recorded; raise episodes")
         ordered = sorted(self._kept, reverse=True, key=lambda kept: kept.rank[self._best is None :])
         episodes = [kept.episode for kept in ordered]
         T = self._longest
@@ -238,4 +238,4 @@ def _combined(fragments: list[Fragment], combine: Combine) -> dict[str, Any]:
 
 
 def _bytes_a_step(fragment: Fragment) -> float:
-    return fragment.to_arrow().nbytes / (fragment.lanes * fragment.length)
+    return fragment.to_arrow().nbytes / (fragment.num_envs * fragment.length)

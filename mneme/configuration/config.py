@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import yaml
 from pydantic import ValidationError, field_validator
@@ -31,6 +31,19 @@ class Config(ServiceConfig):
     """Name of the run and of its folder. Unset: the preset's name, the controller's kind, the date and the seed."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     tracking: TrackingSettings = TrackingSettings()
+
+    if not TYPE_CHECKING:  # which take the fields for the signature
+
+        def __init__(self, **settings: Any) -> None:
+            """Check the settings.
+
+            Raises:
+                ConfigError: one sentence for each thing that is wrong.
+            """
+            try:
+                super().__init__(**settings)
+            except ValidationError as error:
+                raise ConfigError("\n".join(dict.fromkeys(_sentence(detail) for detail in error.errors()))) from None
 
     @field_validator("name")
     @classmethod
@@ -115,10 +128,7 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: one sentence for each thing that is wrong.
     """
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError("\n".join(dict.fromkeys(_sentence(detail) for detail in error.errors()))) from None
+    return Config(**{str(key): value for key, value in tree.items()})
 
 
 def settings() -> Iterator[Setting]:
@@ -186,9 +196,8 @@ def _unknown(key: str, value: Any) -> Iterator[str]:
     elif section in Config.model_fields:
         hint = "see mneme train --help for all settings"
     else:
-        sections = [name for name, kind in hints_of(Config).items() if dataclasses.is_dataclass(kind)]
         of_task = "" if rest else f", and what the task itself takes is env.kwargs.{key}"
-        hint = f"the sections are {', '.join(sections)}{of_task}"
+        hint = f"the sections are {', '.join(_sections())}{of_task}"
     yield f"unknown setting {key} (given {value!r}); {hint}"
 
 
@@ -197,5 +206,9 @@ def _new_name(old: str) -> str:
 
 
 def suggest(key: str) -> list[str]:
-    """The settings that may be meant by a name which is none."""
-    return suggestions(key, dict.fromkeys(setting.key for setting in settings()))
+    """The settings and sections that may be meant by a name which is none."""
+    return suggestions(key, dict.fromkeys([*(setting.key for setting in settings()), *_sections()]))
+
+
+def _sections() -> list[str]:
+    return [name for name, kind in hints_of(Config).items() if dataclasses.is_dataclass(kind)]

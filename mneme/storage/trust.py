@@ -44,14 +44,14 @@ def refuse_foreign_code(
         if where is None:
             raise CheckpointError(
                 f"the checkpoint {checkpoint} has {setting}={value}, and there is no module {module} to import; "
-                f"install it, or start mneme in the folder that holds it, with --trust"
+                f"install it, or start mneme in the folder that holds it, with --trust (trust=True)"
             )
         beside = _inside(where, [run.absolute().parent, run.resolve().parent])
         if not installed or (beside and not _inside(where, _sites())):
             raise CheckpointError(
                 f"the checkpoint {checkpoint} has {setting}={value}, which would run the code in {where}"
                 f"{', beside the run' if beside else ''}, and that is neither Mneme's nor an installed package's; "
-                f"read it, and add --trust if you trust it"
+                f"read it, and add --trust (trust=True) if you trust it"
             )
 
 
@@ -71,12 +71,12 @@ def refuse_foreign_places(config: Config, checkpoint: Path, run: Path, local: bo
     if not local and address not in (None, "", "auto", "local"):
         raise CheckpointError(
             f"the checkpoint {checkpoint} has service.address={address}, a Ray cluster that could run any code here; "
-            f"add --trust if it is yours"
+            f"add --trust (trust=True) if it is yours"
         )
     if config.tracking.enabled and not _own_store(uri, run):
         raise CheckpointError(
             f"the checkpoint {checkpoint} has tracking.uri={without_password(uri)}, a store that is neither beside "
-            f"the run nor the one used here; add --trust if it is yours"
+            f"the run nor the one used here; add --trust (trust=True) if it is yours"
         )
 
 

@@ -82,15 +82,21 @@ class SpaceAdapter:
             previous_action=settings.previous_action,
         )
 
-    def observe(self, observation: Any, info: Mapping[str, Any], action_B: np.ndarray, reward_B: np.ndarray) -> Parts:
+    def observe(
+        self, observation: Any, info: Mapping[str, Any], action_B: np.ndarray, reward_B: np.ndarray, free_B: np.ndarray
+    ) -> Parts:
         """The policy's view [B, ...] of a batched observation, and of the action [B, ...] and reward [B] before it.
 
+        In the lanes `free_B` the next step belongs to no episode: their masks may be missing or leave an action nothing
+        to choose, which is then free.
+
         Raises:
-            ValueError: a part has another shape than its space, or the mask is missing or of another shape.
+            ValueError: a part does not fit its space, or a mask is missing, does not fit or leaves nothing to choose.
         """
         parts = self._parts(observation, action_B, reward_B)
         if self.spec.masked:
-            parts[ACTION_MASK] = self._mask(observation, info, len(reward_B))
+            parts[ACTION_MASK] = mask_BN = self._mask(observation, info, free_B)
+            self._check_mask(mask_BN, free_B)
         return parts
 
     def observe_final(
@@ -108,7 +114,7 @@ class SpaceAdapter:
         else:
             parts = {name: part[lanes] for name, part in self._parts(final, action_B, reward_B).items()}
         if self.spec.masked:
-            parts[ACTION_MASK] = self.free_mask(len(lanes))
+            parts[ACTION_MASK] = self._free_mask(len(lanes))
         return parts
 
     def _parts(self, observation: Any, action_B: np.ndarray, reward_B: np.ndarray) -> Parts:
@@ -127,13 +133,35 @@ class SpaceAdapter:
             parts[PREVIOUS_ACTION] = action_B
         return parts
 
-    def check_mask(self, mask_BN: np.ndarray, free_B: np.ndarray) -> None:
-        """Refuse a lane that leaves an action nothing to choose. In the lanes `free_B`, whose next step belongs to no
-        episode, such an action becomes free instead.
+    def no_action(self, num_envs: int) -> np.ndarray:
+        """The packed action of all zeros, [num_envs, ...]."""
+        return torch.zeros(num_envs, *self._joint.action_shape, dtype=self._joint.action_dtype).numpy()
 
-        Raises:
-            ValueError: one sentence that names the lane.
-        """
+    def to_env(self, action_B: np.ndarray) -> Any:
+        """Packed actions [B, *action_shape] as the environment's `step` takes them."""
+        slots_BN = action_B.reshape(len(action_B), -1)
+        arrays = (acted.convert(slots_BN[:, slots]) for acted, slots in zip(self._acted, self._slots, strict=True))
+        return nested(self._action_space, arrays)
+
+    def _mask(self, observation: Any, info: Mapping[str, Any], free_B: np.ndarray) -> np.ndarray:
+        num_envs, size = len(free_B), self._joint.mask_size
+        if self._mask_leaves:
+            masks = [leaf.of(observation).reshape(num_envs, -1) for leaf in self._mask_leaves]
+        elif ACTION_MASK in info:
+            masks = [np.asarray(info[ACTION_MASK])]
+        elif free_B.all():
+            return self._free_mask(num_envs)
+        else:
+            raise ValueError(f"info holds no {ACTION_MASK!r}, although it did before; give one with every observation")
+        mask_BN = np.concatenate(masks, axis=1)
+        if mask_BN.shape != (num_envs, size) or mask_BN.dtype.kind not in "buif":
+            raise ValueError(
+                f"the action mask has shape {mask_BN.shape} and type {mask_BN.dtype}; "
+                f"it must hold one number or boolean for each of {size} actions, shape {(num_envs, size)}"
+            )
+        return mask_BN.astype(np.bool_)
+
+    def _check_mask(self, mask_BN: np.ndarray, free_B: np.ndarray) -> None:
         start = 0
         for distribution in _independent(self._joint):
             part_BM = mask_BN[:, start : start + distribution.mask_size]
@@ -148,35 +176,8 @@ class SpaceAdapter:
                     f"{distribution.mask_size} actions; an environment must leave at least one, or end the episode"
                 )
 
-    def free_mask(self, num_envs: int) -> np.ndarray:
-        """The mask [num_envs, N] that allows everything."""
+    def _free_mask(self, num_envs: int) -> np.ndarray:
         return np.ones((num_envs, self._joint.mask_size), dtype=np.bool_)
-
-    def no_action(self, lanes: int) -> np.ndarray:
-        """The packed action of all zeros, [lanes, ...]."""
-        return torch.zeros(lanes, *self._joint.action_shape, dtype=self._joint.action_dtype).numpy()
-
-    def to_env(self, action_B: np.ndarray) -> Any:
-        """Packed actions [B, *action_shape] as the environment's `step` takes them."""
-        slots_BN = action_B.reshape(len(action_B), -1)
-        arrays = (acted.convert(slots_BN[:, slots]) for acted, slots in zip(self._acted, self._slots, strict=True))
-        return nested(self._action_space, arrays)
-
-    def _mask(self, observation: Any, info: Mapping[str, Any], lanes: int) -> np.ndarray:
-        size = self._joint.mask_size
-        if self._mask_leaves:
-            masks = [leaf.of(observation).reshape(lanes, -1) for leaf in self._mask_leaves]
-        elif ACTION_MASK in info:
-            masks = [np.asarray(info[ACTION_MASK])]
-        else:
-            raise ValueError(f"info holds no {ACTION_MASK!r}, although it did before; give one with every observation")
-        mask_BN = np.concatenate(masks, axis=1)
-        if mask_BN.shape != (lanes, size) or mask_BN.dtype.kind not in "buif":
-            raise ValueError(
-                f"the action mask has shape {mask_BN.shape} and type {mask_BN.dtype}; "
-                f"it must hold one number or boolean for each of {size} actions, shape {(lanes, size)}"
-            )
-        return mask_BN.astype(np.bool_)
 
 
 def policy_spec(env: gym.vector.VectorEnv[Any, Any, Any], settings: SpaceSettings | None = None) -> PolicySpec:

@@ -1,6 +1,7 @@
 """From observation spaces to the parts that a policy's encoder knows."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -106,12 +107,10 @@ def _observed_leaf(leaf: Leaf, settings: SpaceSettings) -> ObservedLeaf:
     if isinstance(space, spaces.MultiBinary):
         return ObservedLeaf(leaf, Vector(size_of(space.shape)), _as_floats)
     if isinstance(space, spaces.Discrete):
-        first = int(space.start)
-        return ObservedLeaf(leaf, OneHot((int(space.n),)), lambda x: x.reshape(len(x), 1).astype(np.int64) - first)
+        return ObservedLeaf(leaf, OneHot((int(space.n),)), _categories(leaf, space.start, space.n))
     if isinstance(space, spaces.MultiDiscrete):
-        firsts = space.start.ravel().astype(np.int64)
         counts = OneHot(tuple(int(n) for n in space.nvec.ravel()))
-        return ObservedLeaf(leaf, counts, lambda x: x.reshape(len(x), -1).astype(np.int64) - firsts)
+        return ObservedLeaf(leaf, counts, _categories(leaf, space.start, space.nvec))
     raise ValueError(
         f"{leaf.named('observation')} is not supported (Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple "
         f"of these are); {remedy}"
@@ -120,3 +119,19 @@ def _observed_leaf(leaf: Leaf, settings: SpaceSettings) -> ObservedLeaf:
 
 def _as_floats(x: np.ndarray) -> np.ndarray:
     return x.reshape(len(x), -1).astype(np.float32, copy=False)
+
+
+def _categories(leaf: Leaf, start: Any, count: Any) -> Convert:
+    """From a space's numbers, `count` from `start` on, to categories [B, n] that are counted from 0."""
+    first_N, count_N = np.ravel(start).astype(np.int64), np.ravel(count).astype(np.uint64)
+
+    def convert(x: np.ndarray) -> np.ndarray:
+        category_BN = x.reshape(len(x), -1).astype(np.int64) - first_N
+        outside_BN = category_BN.view(np.uint64) >= count_N  # as numbers without a sign, the negative ones are large
+        if outside_BN.any():
+            raise ValueError(
+                f"{leaf.named('observation')} was given {x.reshape(len(x), -1)[outside_BN][0]}, outside it"
+            )
+        return category_BN
+
+    return convert

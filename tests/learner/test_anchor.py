@@ -66,8 +66,8 @@ def stepped(policy: Policy, parts: dict[str, Any], reset: bool, carry: Carry) ->
 @torch.no_grad()
 def looped(policy: Policy, f: Fragment) -> tuple[np.ndarray, np.ndarray]:
     """Values [B, T + 1] and those of final observations [B, T], one lane and one step at a time."""
-    values, finals, row = np.zeros((f.lanes, f.length + 1)), np.zeros((f.lanes, f.length)), 0
-    for b in range(f.lanes):
+    values, finals, row = np.zeros((f.num_envs, f.length + 1)), np.zeros((f.num_envs, f.length)), 0
+    for b in range(f.num_envs):
         carry = {name: torch.from_numpy(c[b : b + 1, 0].copy()) for name, c in f.carries.items()}
         for t in range(f.length + 1):
             observed = {name: part[b, t] for name, part in f.observations.items()}

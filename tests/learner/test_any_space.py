@@ -70,7 +70,7 @@ def test_the_first_batch_is_normalised_before_it_is_learned_from_and_counted_onc
 
 def with_filler(fragment: Fragment, filler: np.random.Generator) -> Fragment:
     """The fragment with rows 2 and 7 made filler, which holds whatever `filler` draws."""
-    B = fragment.lanes
+    B = fragment.num_envs
     valid, resets = fragment.valid.copy(), fragment.resets.copy()
     terminated, truncated = fragment.terminated.copy(), fragment.truncated.copy()
     changed = {name: getattr(fragment, name).copy() for name in ("log_probs", "rewards", "values", "actions")}
@@ -104,7 +104,7 @@ def test_what_filler_holds_changes_no_bit(
     for seed in (0, 1):
         learner = Learner(copy_of(collector.policy), settings, seed=0, total_timesteps=1000)
         report = learner.update([with_filler(fragment, np.random.default_rng(seed)).to_arrow()])
-        assert report.steps == fragment.lanes * (fragment.length - 2)
+        assert report.steps == fragment.num_envs * (fragment.length - 2)
         results.append((learner.weights().digest(), report.metrics))
     assert results[0][0] == results[1][0]
     for name, value in results[0][1].items():

@@ -29,7 +29,7 @@ def truth(policy: Policy, fragments: list[Fragment]) -> Staleness:
     distances: dict[str, list[float]] = {name: [] for name in last.carries}
     alone: dict[str, list[float]] = {name: [] for name in last.carries}
     together: list[float] = []
-    for b in range(last.lanes):
+    for b in range(last.num_envs):
         carry = policy.initial_carry(1)
         for step in range(len(before) + T):
             f, t = fragments[step // T], step % T

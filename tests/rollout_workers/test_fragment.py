@@ -29,7 +29,7 @@ def assert_equal(a: Fragment, b: Fragment) -> None:
 
 def test_arrow_round_trip_keeps_every_bit(fragment: Fragment) -> None:
     batch = fragment.to_arrow()
-    assert batch.num_rows == fragment.lanes
+    assert batch.num_rows == fragment.num_envs
     assert_equal(fragment, Fragment.from_arrow(batch))
 
 
@@ -101,7 +101,7 @@ def test_a_named_array_that_is_not_finite_is_named(
 
 def test_every_kind_of_array_comes_back_with_its_type(counting_collector: Callable[..., Collector]) -> None:
     fragment = counting_collector().collect()[0]
-    B, T = fragment.lanes, fragment.length
+    B, T = fragment.num_envs, fragment.length
     rng = np.random.default_rng(0)
     parts = {
         "image": rng.integers(0, 256, (B, T + 1, 4, 5, 3), dtype=np.uint8),

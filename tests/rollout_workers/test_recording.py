@@ -89,9 +89,9 @@ def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 def test_each_row_is_one_episode_in_order(tmp_path: Path, chunks: None) -> None:
     run(tmp_path / "r.parquet")
     rows = read(tmp_path / "r.parquet")
-    assert (rows.lanes, rows.length, rows.carry_stride) == (18, 7, 1)
+    assert (rows.num_envs, rows.length, rows.carry_stride) == (18, 7, 1)
     ends = []
-    for b in range(rows.lanes):
+    for b in range(rows.num_envs):
         L = 3 + int(rows.lane[b]) % 5
         observed = rows.observations["observation"][b]
         assert rows.valid[b].tolist() == [True] * L + [False] * (7 - L)
@@ -180,7 +180,7 @@ def test_too_much_to_hold_is_said(counting_collector: Callable[..., Collector]) 
     step = fragment.to_arrow().nbytes / (6 * 23)
     recorder = Recorder(best=3, limit=int(step * (3 * 7 + 6 * 7)))
     recorder.add(fragment, np.full(6, 9), INITIAL)
-    with pytest.raises(ValueError, match="as 3 episodes of up to 7 steps; record fewer with --best or --episodes"):
+    with pytest.raises(ValueError, match="as 3 episodes of up to 7 steps; record fewer: lower best or episodes"):
         Recorder(best=3, limit=int(step * 20)).add(fragment, np.full(6, 9), INITIAL)
 
 

@@ -35,6 +35,7 @@ def vector(observation: gym.Space[Any], action: gym.Space[Any], lanes: int = 2) 
 
 
 BOX, TWO = spaces.Box(-1.0, 1.0, (3,)), spaces.Discrete(2)
+NOBODY = np.zeros(2, np.bool_)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_frames_become_channels_in_their_order() -> None:
     env = vector(spaces.Box(0, 255, (2, 4, 5, 3), np.uint8), TWO)
     adapter = adapter_of(env, SpaceSettings())
     x = np.random.default_rng(0).integers(0, 256, (2, 2, 4, 5, 3), dtype=np.uint8)
-    seen = adapter.observe(x, {}, adapter.no_action(2), np.zeros(2))["observation"]
+    seen = adapter.observe(x, {}, adapter.no_action(2), np.zeros(2), NOBODY)["observation"]
     assert seen.dtype == np.uint8
     for frame in range(2):
         np.testing.assert_array_equal(seen[..., frame * 3 : frame * 3 + 3], x[:, frame])
@@ -179,7 +180,7 @@ def test_nested_parts_are_named_converted_and_kept_in_their_types() -> None:
     assert action.dtype == np.float32
     assert action.shape == (3, 1 + 2 + 4 + 4)
     for step in range(3):
-        parts = adapter.observe(observation, info, action, np.full(3, 7.0))
+        parts = adapter.observe(observation, info, action, np.full(3, 7.0), np.zeros(3, np.bool_))
         assert set(parts) == {
             "image", "numbers", "nested.0", "nested.1", "nested.2", "previous_action", "previous_reward",
         }  # fmt: skip
@@ -232,7 +233,7 @@ def test_hidden_features_and_parts_stay_hidden() -> None:
     adapter = made(env, SpaceSettings(features=(2, 0)), masked=False)
     assert adapter.spec.observations == {"observation": Vector(2)}
     observation, info = env.reset(seed=0)
-    parts = adapter.observe(observation, info, adapter.no_action(2), np.zeros(2))
+    parts = adapter.observe(observation, info, adapter.no_action(2), np.zeros(2), NOBODY)
     np.testing.assert_array_equal(parts["observation"], observation[:, [2, 0]].astype(np.float32))
     dictionary = vector(spaces.Dict({"seen": BOX, "text": spaces.Text(5)}), TWO)
     assert policy_spec(dictionary, SpaceSettings(keys=("seen",))).observations == {"seen": Vector(3)}
@@ -246,7 +247,7 @@ def test_a_mask_in_the_observation_is_no_part_of_it() -> None:
     adapter = made(env, SpaceSettings(), masked=True)
     observation, info = env.reset(seed=0)
     observation["action_mask"][:] = [[0, 1], [1, 1]]
-    mask = adapter.observe(observation, info, adapter.no_action(2), np.zeros(2))["action_mask"]
+    mask = adapter.observe(observation, info, adapter.no_action(2), np.zeros(2), NOBODY)["action_mask"]
     assert mask.dtype == np.bool_
     assert mask.tolist() == [[False, True], [True, True]]
 
@@ -257,18 +258,36 @@ def test_masks_of_the_wrong_shape_or_without_any_choice_are_refused() -> None:
     adapter = made(env, SpaceSettings(), masked=True)
     observation, info = env.reset(seed=0)
     with pytest.raises(ValueError, match=r"shape \(2, 3\) .* each of 15 actions"):
-        adapter.observe(observation, {"action_mask": np.ones((2, 3))}, adapter.no_action(2), np.zeros(2))
+        adapter.observe(observation, {"action_mask": np.ones((2, 3))}, adapter.no_action(2), np.zeros(2), NOBODY)
     with pytest.raises(ValueError, match="info holds no 'action_mask'"):
-        adapter.observe(observation, {}, adapter.no_action(2), np.zeros(2))
-    mask = adapter.observe(observation, info, adapter.no_action(2), np.zeros(2))["action_mask"]
-    nobody = np.zeros(2, np.bool_)
-    adapter.check_mask(mask, nobody)
-    mask[1, 6:9] = False  # the second category of `more`
+        adapter.observe(observation, {}, adapter.no_action(2), np.zeros(2), NOBODY)
+    info["action_mask"][1, 6:9] = False  # the second category of `more`
     with pytest.raises(ValueError, match="lane 1 allows none of 3 actions"):
-        adapter.check_mask(mask, nobody)
-    before = mask.copy()
-    adapter.check_mask(mask, np.array([False, True]))  # that lane's next step belongs to no episode
-    assert np.argwhere(mask != before).tolist() == [[1, 6], [1, 7], [1, 8]] and mask[1, 6:9].all()
+        adapter.observe(observation, info, adapter.no_action(2), np.zeros(2), NOBODY)
+    free_B = np.array([False, True])  # that lane's next step belongs to no episode
+    mask = adapter.observe(observation, info, adapter.no_action(2), np.zeros(2), free_B)["action_mask"]
+    assert np.argwhere(mask != info["action_mask"]).tolist() == [[1, 6], [1, 7], [1, 8]] and mask[1, 6:9].all()
+
+
+def test_a_vector_environment_need_not_give_masks_to_lanes_that_all_only_reset_next() -> None:
+    env = SyncVectorEnv([lambda: Everything(masked=True)] * 2)
+    adapter = made(env, SpaceSettings(), masked=True)
+    mask = adapter.observe(env.reset(seed=0)[0], {}, adapter.no_action(2), np.zeros(2), ~NOBODY)["action_mask"]
+    assert mask.shape == (2, 15) and mask.all()
+
+
+@pytest.mark.parametrize(
+    ("space", "given", "sentence"),
+    [
+        (spaces.Discrete(4, start=2), [2, 6], r"Discrete\(4, start=2\) was given 6, outside it"),
+        (spaces.Discrete(4, start=2), [1, 2], "was given 1, outside it"),
+        (spaces.MultiDiscrete([2, 3]), [[0, 2], [2, 0]], "was given 2, outside it"),
+    ],
+)
+def test_a_category_outside_its_space_is_refused(space: gym.Space[Any], given: list[Any], sentence: str) -> None:
+    adapter = made(vector(space, TWO), SpaceSettings(), masked=False)
+    with pytest.raises(ValueError, match=sentence):
+        adapter.observe(np.array(given), {}, adapter.no_action(2), np.zeros(2), NOBODY)
 
 
 @pytest.mark.parametrize(

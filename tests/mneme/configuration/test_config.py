@@ -79,6 +79,7 @@ def test_what_is_wrong_is_named_with_its_value_and_a_remedy(override: str, sente
     [
         ("optimizer.lr=3", "unknown setting optimizer.lr (given 3); did you mean learner.learning_rate?"),
         ("optimizer={lr: 3}", "unknown setting optimizer.lr (given 3); did you mean learner.learning_rate?"),
+        ("rollot={}", "unknown setting rollot (given {}); did you mean rollout?"),
         ("horizon=3", "unknown setting horizon (given 3); the sections are env, spaces, policy"),
         ("horizon=3", "what the task itself takes is env.kwargs.horizon"),
         ("learner.qqq=1", "unknown setting learner.qqq (given 1); see mneme train --help for all settings"),
@@ -111,6 +112,14 @@ def test_another_kind_replaces_one_whose_own_settings_are_left_as_they_are() -> 
     assert override(chosen, ["policy.controller.kind=lstm"]).policy.controller.kind == "lstm"
     with pytest.raises(ConfigError, match="layer_norm is True, but is a setting of gru, lstm alone"):
         override(chosen, ["policy.controller.kind=transformer"])
+
+
+def test_a_configuration_written_in_python_is_checked_in_the_same_words() -> None:
+    with pytest.raises(ConfigError, match=r"^learner.num_epochs is 0; it must be at least 1$"):
+        Config(learner={"num_epochs": 0})
+    with pytest.raises(ConfigError, match=r"^unknown setting rollout.num_env"):
+        Config(rollout={"num_env": 3})
+    assert Config(seed=3, rollout={"num_envs": 8}) == load_config(None, ["seed=3", "rollout.num_envs=8"])
 
 
 def test_several_mistakes_give_several_sentences() -> None:
