@@ -15,6 +15,12 @@ from mneme.rollout_workers import Collector, policy_spec
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What a test draws without a seed of its own is the same whichever tests ran before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def counting_collector() -> Callable[..., Collector]:
     """A collector on the counting environment: episodes of several lengths that end in both ways."""

@@ -106,6 +106,7 @@ def test_a_module_from_elsewhere_needs_trust_and_an_installed_or_imported_one_do
     (elsewhere / "popgym.py").write_text(CODE)
     (elsewhere / "loaded.py").write_text("")
     monkeypatch.setattr(sys, "path", [str(elsewhere), *sys.path])
+    monkeypatch.delitem(sys.modules, "popgym", raising=False)  # which other tests import
     step, folder = own / "run" / "checkpoints" / "step-1", own / "run"
     for setting in ("env.id", "policy.controller.kind"):
         for module, named in (
