@@ -59,7 +59,7 @@ def id_of(creator: Creator) -> str:
 
 
 def found_in(module: str, name: str) -> EnvSpec | None:
-    """What an imported module has under a name, if that can be called."""
+    """The spec of a callable by its name in an imported module, or None if there is no such callable."""
     creator = _attribute(module, name)
     return spec_of(f"{module}:{name}", creator) if callable(creator) else None
 

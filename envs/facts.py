@@ -1,4 +1,4 @@
-"""What is known about a task beforehand: its horizon, and the returns to compare agents with."""
+"""Facts known about a task beforehand: its horizon, and the returns to compare agents with."""
 
 import math
 from dataclasses import dataclass
@@ -30,8 +30,8 @@ class TaskFacts:
     """An episode succeeds when its return reaches this."""
 
     def normalized_return(self, mean_return: float) -> float:
-        """How much of what memory can gain was gained: 0 at the memoryless return, 1 at the optimal one, below 0 where
-        not even the former is reached; NaN where memory gains nothing."""
+        """The share of memory's possible gain that was achieved: 0 at the memoryless return, 1 at the optimal one,
+        below 0 for a return below the memoryless one; NaN where memory gains nothing."""
         gain = self.optimal_return - self.memoryless_return
         return (mean_return - self.memoryless_return) / gain if gain > 0 else math.nan
 

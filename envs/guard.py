@@ -156,18 +156,18 @@ def failures_in(info: Mapping[str, Any]) -> dict[int, str]:
 
 
 def reset_failures_in(info: Mapping[str, Any]) -> list[str]:
-    """What went wrong in resets before one succeeded, from the info of a vector reset or step: a sentence a lane."""
+    """One sentence for each lane whose reset failed before it succeeded, from the info of a vector reset or step."""
     return list(_told(info, _RESET_FAILURE).values())
 
 
 def failure_info(sentences: Mapping[int, str], num_envs: int) -> dict[str, np.ndarray]:
-    """What `failures_in` finds, as Gymnasium's vectorisers lay it out: an object array [num_envs], and which lanes it
-    holds something for."""
+    """The info in which `failures_in` finds these sentences, laid out as Gymnasium's vectorisers do: an object array
+    [num_envs], and a boolean array that is true at the lanes with a sentence."""
     return _telling(_FAILURE, sentences, num_envs)
 
 
 def reset_failure_info(sentences: Mapping[int, str], num_envs: int) -> dict[str, np.ndarray]:
-    """The same for `reset_failures_in`."""
+    """The info in which `reset_failures_in` finds these sentences, laid out as in `failure_info`."""
     return _telling(_RESET_FAILURE, sentences, num_envs)
 
 

@@ -15,7 +15,7 @@ from mneme.envs.plain import Misfit
 from mneme.envs.told import tell_once
 
 ACTION_MASK = "action_mask"
-"""Where an environment's info, or its Dict observation, says which actions are allowed."""
+"""The key of an action mask in an environment's `info` or in its Dict observation."""
 
 _METHOD = "action_masks"  # as sb3-contrib's MaskablePPO asks for them
 
@@ -115,7 +115,7 @@ def flat_mask(mask: Any) -> np.ndarray:
 
 
 def category_counts(space: gym.Space[Any]) -> Iterator[int]:
-    """How many categories each Discrete and MultiDiscrete part of an action space has."""
+    """The number of categories of each Discrete and MultiDiscrete part of an action space."""
     if isinstance(space, spaces.Discrete):
         yield int(space.n)
     elif isinstance(space, spaces.MultiDiscrete):
@@ -136,7 +136,7 @@ def _attribute(env: Any, name: str) -> Any:
 
 
 def _accepts_nothing(function: Callable[..., Any]) -> bool:
-    """Whether a function can be called without arguments."""
+    """True if a function can be called without arguments."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except ValueError:

@@ -1,4 +1,4 @@
-"""Where an environment stands among all of a run, and how its settings may speak of that.
+"""The position of an environment's lanes among all lanes of a run, and expressions in `env.kwargs` that use it.
 
 A text in `env.kwargs` may hold whole-number arithmetic over `lane` and `worker` in braces, such as "{47110 + lane}" or
 "logs/{worker}/{lane}".
@@ -33,7 +33,7 @@ _NEAR = 0.75
 
 
 def speaks_of_lanes(value: Any) -> bool:
-    """Whether something in `env.kwargs` may differ from lane to lane."""
+    """True if something in `env.kwargs` may differ from lane to lane."""
     if isinstance(value, Mapping):
         return speaks_of_lanes(_unquoted(value) or list(value.values()))
     if isinstance(value, (list, tuple)):

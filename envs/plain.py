@@ -12,7 +12,8 @@ Creator = Callable[..., Any]
 
 
 class Misfit(ValueError):
-    """What an environment returned is not what Gymnasium's interface or its own spaces say; its code raised nothing."""
+    """Error for a value that breaks Gymnasium's interface or the environment's own spaces, where its code raised
+    nothing."""
 
 
 class OldInterface(Misfit):
@@ -52,7 +53,7 @@ class Plain(gym.Wrapper[Any, Any, Any, Any]):
         return result[0], _info(result[1], "reset()")
 
     def _has_its_shape(self, observation: Any) -> bool:
-        """Whether this may be an observation, and not a part of one."""
+        """True if this may be a whole observation rather than a part of one."""
         space = self.observation_space
         if isinstance(space, (spaces.Tuple, spaces.Dict)):
             return isinstance(observation, (tuple, list) if isinstance(space, spaces.Tuple) else Mapping)
@@ -75,7 +76,7 @@ class Plain(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def made_plain(creator: Creator, **kwargs: Any) -> Any:
-    """What the creator makes, as `Plain` where it is an environment of Gymnasium's."""
+    """The environment that the creator makes, wrapped in `Plain` if it is one of Gymnasium's."""
     env = creator(**kwargs)
     if isinstance(env, gym.vector.VectorEnv):
         raise ValueError("a vector environment was made, of its own size; let what makes it take num_envs")
@@ -83,7 +84,7 @@ def made_plain(creator: Creator, **kwargs: Any) -> Any:
 
 
 def accepts(function: Creator, name: str) -> bool:
-    """Whether a function or class can be given a parameter of this name."""
+    """True if a function or class accepts a parameter of this name."""
     try:
         parameters = inspect.signature(function).parameters
     except ValueError:  # not written in Python

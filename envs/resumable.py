@@ -1,4 +1,4 @@
-"""What a vector environment is that can be saved and continued exactly."""
+"""The interface of a vector environment that can be saved and continued exactly."""
 
 import numpy as np
 
@@ -6,9 +6,9 @@ State = dict[str, np.ndarray]
 
 
 class Resumable:
-    """A vector environment derives from this besides, to let a run resume exactly.
+    """Base class for vector environments, in addition to Gymnasium's, that lets a run resume exactly.
 
-    Methods of these names alone are not taken for it: many simulators call something else their state.
+    Having methods of these names is not enough: many simulators mean something else by their state.
     """
 
     def get_state(self) -> State:

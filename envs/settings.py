@@ -1,4 +1,4 @@
-"""What a user may set about the task."""
+"""Settings of the task."""
 
 import math
 from collections.abc import Mapping
@@ -40,7 +40,8 @@ class EnvSettings:
     fewer only cut the episodes that they happen in. In a vector form, action masks that allow nothing count."""
 
     def __post_init__(self) -> None:
-        """What `controllers.Settings` does for the others, which this package must do without."""
+        """Check and convert every value, as `controllers.Settings` does for other sections; this package must not
+        import it."""
         if not isinstance(self.id, str):
             raise ValueError(f"env.id is {self.id!r}; it must be text")
         if not isinstance(self.kwargs, Mapping) or not all(isinstance(name, str) for name in self.kwargs):

@@ -106,7 +106,7 @@ class Subprocesses(AsyncVectorEnv):
 def _lane(
     index: int, make: Callable[[], Guard], pipe: Any, parent_pipe: Any, memory: Any, errors: Any, mode: Any
 ) -> None:
-    """What a subprocess runs: Gymnasium's loop, whose environment may start processes of its own."""
+    """Run one lane in a subprocess: Gymnasium's loop, with an environment that may start processes of its own."""
     os.setpgid(0, 0)  # a Ctrl-C in the terminal is for the main program, which then ends its lanes
     parent_pipe.close()
     os.register_at_fork(after_in_child=pipe.close)  # or the main program would wait for what is forked here, too
@@ -148,7 +148,7 @@ def _no_main_module() -> Iterator[None]:
 
 
 def _is_of_arrays(space: gym.Space[Any]) -> bool:
-    """Whether the space's values fit into shared memory."""
+    """True if the space's values fit into shared memory."""
     if isinstance(space, spaces.Dict):
         return all(map(_is_of_arrays, space.spaces.values()))
     if isinstance(space, spaces.Tuple):

@@ -117,7 +117,7 @@ class TMazeEnv(SingleEnv):
 
 
 def _maze(junction: int) -> NDArray[np.int64]:
-    """Where each action leads from each cell, [C, A].
+    """The cell to which each action leads from each cell, [C, A].
 
     Cells 0 to `junction` are the corridor, from the oracle on; the next two are the goals, up and down.
     """
@@ -132,7 +132,7 @@ def _maze(junction: int) -> NDArray[np.int64]:
 
 
 def _conveyor(junction: int) -> NDArray[np.int64]:
-    """The same without walking: every action leads on, and counts at the junction."""
+    """As `_maze`, but without walking: every action moves one cell on, and only the choice at the junction matters."""
     next_CA = np.repeat(np.arange(1, junction + 4)[:, None], 2, axis=1)
     next_CA[junction] = junction + 1, junction + 2
     return next_CA

@@ -1,4 +1,4 @@
-"""What a user should know and nothing fails of: said once in each process, through the logger "mneme"."""
+"""Warnings that a user should see though nothing fails: given once in each process, through the logger "mneme"."""
 
 import logging
 from functools import cache

@@ -135,7 +135,7 @@ class Collector:
         return fragment, stats
 
     def _noise(self, steps: int) -> torch.Tensor:
-        """What the next actions are sampled with, float32 [T, B, N] in [0, 1)."""
+        """The uniform noise from which the next actions are sampled, float32 [T, B, N] in [0, 1)."""
         noise = lane_noise(self._noise_keys, self._step, steps, self.policy.action_distribution.noise_size)
         return torch.from_numpy(noise.astype(np.float32).swapaxes(0, 1))
 

@@ -51,7 +51,7 @@ class Draft:
         self._finals: list[tuple[np.ndarray, int, Parts]] = []  # lanes [n], step, their final observations [n, ...]
 
     def state(self, t: int, observation: Parts, reset_B: np.ndarray, carry: Carry) -> None:
-        """What step t starts from: observation, reset flag and, where one is due, carry."""
+        """Record what step t starts from: observation, reset flag and, where one is due, carry."""
         fragment = self.fragment
         for name, part in observation.items():
             fragment.observations[name][:, t] = part
@@ -61,25 +61,25 @@ class Draft:
                 fragment.carries[name][:, t // fragment.carry_stride] = c.numpy()
 
     def act(self, t: int, act: Act) -> None:
-        """What the policy chose at step t."""
+        """Record what the policy chose at step t: action, log-probability and value."""
         fragment = self.fragment
         fragment.actions[:, t] = act.action_B.numpy()
         fragment.log_probs[:, t] = act.log_prob_B.numpy()
         fragment.values[:, t] = act.value_B.numpy()
 
     def step(self, t: int, step: Transition) -> None:
-        """What came of it."""
+        """Record the result of step t: reward, terminated, truncated and valid."""
         fragment = self.fragment
         fragment.rewards[:, t] = step.reward_B
         fragment.terminated[:, t], fragment.truncated[:, t] = step.terminated_B, step.truncated_B
         fragment.valid[:, t] = step.valid_B
 
     def last_value(self, value_B: np.ndarray) -> None:
-        """The value of what the last step led to."""
+        """Record the value of the observation after the last step."""
         self.fragment.values[:, -1] = value_B
 
     def finals(self, t: int, lanes: np.ndarray, observation: Parts, values: np.ndarray) -> None:
-        """The true final observations [n, ...] of lanes [n] that step t cut short, and their values [n]."""
+        """Record the true final observations [n, ...] of lanes [n] that step t cut short, and their values [n]."""
         self.fragment.final_values[lanes, t] = values
         self._finals.append((lanes, t, observation))
 

@@ -59,7 +59,7 @@ class Evaluation(NamedTuple):
 
     @property
     def distinct(self) -> int:
-        """How many of the episodes differ in what the environment showed or paid."""
+        """The number of distinct episodes: those that differ in what the environment showed or paid."""
         return len(np.unique(self.digests))
 
     @property

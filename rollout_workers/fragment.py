@@ -284,7 +284,7 @@ class Fragment:
 
 @contextmanager
 def _readable() -> Iterator[None]:
-    """What stands here reads columns that anybody may have written."""
+    """Raise errors inside this context as a `FragmentError`: the columns read here may have been written by anybody."""
     try:
         yield
     except (pa.ArrowException, ValueError, TypeError, LookupError, AttributeError) as error:

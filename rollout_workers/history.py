@@ -1,4 +1,4 @@
-"""What every lane has just been through, across fragments: from it the learner renews the carry of a sequence's start.
+"""The recent past of every lane, kept across fragments; from it the learner recomputes the carry at a sequence's start.
 
 Legend: B environments, T steps of a fragment, P steps held, Q carries held.
 """
@@ -35,7 +35,8 @@ class History:
         self._carries = {name: np.repeat(c.numpy()[:, None], Q, 1) for name, c in carry.items()}
 
     def past(self) -> Past:
-        """What the next fragment brings along. No array of a history is ever written to, so it may be shared."""
+        """The past that the next fragment brings along. No array of a history is ever written to, so it may be
+        shared."""
         return Past(self._observations, self._resets, {name: c[:, 0] for name, c in self._carries.items()})
 
     def keep(self, carry: Carry) -> None:
@@ -54,7 +55,7 @@ class History:
         self._resets = _last(self._steps, self._resets, fragment.resets[:, :T])
 
     def state(self) -> State:
-        """What `set_state` takes: arrays [B, P, ...], and the carries [B, Q, ...]."""
+        """The state for `set_state`: arrays [B, P, ...], and the carries [B, Q, ...]."""
         observations = {f"past.observation.{name}": part for name, part in self._observations.items()}
         carries = {f"past.carry.{name}": c for name, c in self._carries.items()}
         return {"past.resets": self._resets} | observations | carries

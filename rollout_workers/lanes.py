@@ -21,7 +21,7 @@ _NO_LANES = np.empty(0, np.intp)
 
 
 class Transition(NamedTuple):
-    """What a step of all lanes gave."""
+    """The results of one step of all lanes."""
 
     reward_B: np.ndarray  # float64, 0 where not valid
     terminated_B: np.ndarray  # bool, false where not valid
@@ -43,15 +43,15 @@ class Lanes:
     """
 
     observation: Parts
-    """What each lane shows, [B, ...]."""
+    """The policy's present observation of each lane, [B, ...]."""
     reset_B: np.ndarray
-    """Where an episode begins with that, bool."""
+    """True where that observation begins an episode, bool [B]."""
     filler_B: np.ndarray
-    """Where the next step belongs to no episode, bool."""
+    """True where the next step belongs to no episode, bool [B]."""
     action_B: np.ndarray
-    """What was done last, packed, [B, ...]."""
+    """The last action of each lane, packed, [B, ...]."""
     reward_B: np.ndarray
-    """What that was paid, float64; 0 where an episode begins."""
+    """The reward for that action, float64 [B]; 0 where an episode begins."""
 
     def __init__(
         self, env: gym.vector.VectorEnv[Any, Any, Any], spaces: SpaceSettings, masked: bool, worker: int
@@ -59,9 +59,9 @@ class Lanes:
         self.env, self._worker = env, worker
         self.adapter = SpaceAdapter(env.single_observation_space, env.single_action_space, spaces, masked)
         self.next_step = env.metadata.get("autoreset_mode") is AutoresetMode.NEXT_STEP
-        """Whether a lane that has ended an episode is reset by the step after."""
+        """True if a lane that has ended an episode is reset by the step after (next-step autoreset)."""
         self.reset_failures: list[str] = []
-        """What went wrong in resets before one succeeded, until somebody takes note."""
+        """Sentences about resets that failed before one succeeded, kept until a reader clears them."""
         self._everyone = np.ones(env.num_envs, dtype=np.bool_)
         self._nobody = np.zeros(env.num_envs, dtype=np.bool_)
 
@@ -100,7 +100,7 @@ class Lanes:
         truncated_B: np.ndarray,
         info: dict[str, Any],
     ) -> Transition:
-        """What the environment answered to `action_B`."""
+        """Turn the environment's answer to `action_B` into a `Transition`, and update what the policy sees next."""
         failures = failures_in(info)
         valid_B = self._everyone
         if failures or self.next_step or self.filler_B.any():
@@ -130,7 +130,8 @@ class Lanes:
 
     @contextmanager
     def _blamed(self, where: str) -> Iterator[None]:
-        """What goes wrong in here is the environment's failure, that it leaves the program included."""
+        """Raise any error inside this context, `SystemExit` included, as an `EnvironmentFailure` of this
+        environment."""
         try:
             yield
         except (KeyboardInterrupt, EnvironmentFailure):

@@ -1,4 +1,4 @@
-"""What a user may set about collecting experience."""
+"""Settings of the collection of experience."""
 
 from dataclasses import dataclass, field
 
@@ -9,7 +9,7 @@ FLAT = "flat"
 
 @dataclass(frozen=True, kw_only=True)
 class SpaceSettings(Settings, section="spaces"):
-    """What the agent observes, and how its actions fill the environment's space."""
+    """The parts of an observation that the agent sees, and how its actions fill the environment's space."""
 
     keys: tuple[str, ...] | None = None
     """Parts of a Dict observation that the agent sees. Unset: all."""
@@ -21,8 +21,8 @@ class SpaceSettings(Settings, section="spaces"):
     C channels; frames become channels. flat: no image, but numbers. An observation without parts is called
     observation. Unset: as the Box's shape, type and bounds suggest."""
     scale: dict[str, float] = field(default_factory=dict)
-    """What the numbers of an image are multiplied by, such as {image: 1.0}. Unset: 1/255 for bytes, and for others as
-    their bounds suggest."""
+    """Factor by which the numbers of an image are multiplied, such as {image: 1.0}. Unset: 1/255 for bytes, and for
+    others as their bounds suggest."""
     previous_action: bool = False
     """Show the agent its last action."""
     previous_reward: bool = False
@@ -50,7 +50,7 @@ class SpaceSettings(Settings, section="spaces"):
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutSettings(Settings, section="rollout"):
-    """How experience is collected."""
+    """The collection of experience."""
 
     num_envs: int = 128
     """Parallel environments in all, shared out evenly over the workers."""

@@ -1,4 +1,4 @@
-"""Where the time goes."""
+"""A stopwatch that shares out wall-clock time among named parts of the work."""
 
 from time import perf_counter
 from typing import Self

@@ -19,7 +19,7 @@ _SHORTEST = 20  # ms a frame; viewers slow down what is shorter
 
 
 class Frame(NamedTuple):
-    """What the environment showed before a step, or after the last one."""
+    """A picture of the environment before a step, or after the last one."""
 
     pixels: np.ndarray  # uint8 [height, width, 3]
     step: int

@@ -18,7 +18,7 @@ class ActedLeaf:
 
 
 def acted_leaf(leaf: Leaf, squash: bool) -> ActedLeaf:
-    """How a policy acts in this space.
+    """The action distribution for a leaf of the action space, and the conversion of its actions to the environment's.
 
     Raises:
         ValueError: no distribution does.
@@ -45,7 +45,8 @@ def acted_leaf(leaf: Leaf, squash: bool) -> ActedLeaf:
 
 
 def _box_action(space: spaces.Box, leaf: Leaf, squash: bool) -> Convert:
-    """Where all sides are bounded, [-1, 1] of the distribution spans the Box; elsewhere its numbers are the Box's."""
+    """The conversion of Gaussian actions [B, A] to a Box: where all sides are bounded, [-1, 1] is scaled to span it;
+    elsewhere the numbers are taken as they are and clipped to the bounds that there are."""
     low, high, shape, dtype = space.low, space.high, space.shape, space.dtype
     bounded = bool(np.isfinite(low).all() and np.isfinite(high).all())
     if squash and not bounded:

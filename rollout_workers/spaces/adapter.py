@@ -24,7 +24,8 @@ Parts = dict[str, np.ndarray]
 
 
 class SpaceAdapter:
-    """What a policy must fit, and the two translations around it.
+    """The `spec` that a policy must fit, and the translation of observations to it and of its actions to the
+    environment.
 
     Args:
         observation_space, action_space: of a single environment.
@@ -49,14 +50,14 @@ class SpaceAdapter:
         self._mask_leaves = [leaf for leaf in leaves if leaf.path[:1] == (ACTION_MASK,)]
         self._observed = observed_leaves([leaf for leaf in leaves if leaf not in self._mask_leaves], settings)
         self.described = tuple(map(str, self._observed))
-        """How each part of the observation is read."""
+        """A description of how each part of the observation is read."""
         read = {observed.leaf.name: observed.reading for observed in self._observed if observed.reading is not None}
         self.settings = replace(
             settings,
             layout=settings.layout | {name: reading.layout for name, reading in read.items()},
             scale=settings.scale | {name: reading.scale for name, reading in read.items()},
         )
-        """With how images are read filled in."""
+        """The settings given, completed with how images are read."""
         self._action_space = action_space
         self._acted = [acted_leaf(leaf, settings.squash) for leaf in leaves_of(self._action_space)]
         if not self._acted:
@@ -102,7 +103,7 @@ class SpaceAdapter:
     def observe_final(
         self, observation: Any, info: Mapping[str, Any], lanes: np.ndarray, action_B: np.ndarray, reward_B: np.ndarray
     ) -> Parts:
-        """The same [n, ...] of the true final observations of `lanes` [n], which nothing is masked in.
+        """The policy's view [n, ...] of the true final observations of `lanes` [n], with every action allowed.
 
         They are in `info["final_obs"]` (same-step autoreset), or else `observation` itself holds them (next-step).
         """

@@ -18,14 +18,15 @@ _LARGEST_BOUND = 65535  # beyond it a bound says only that there is one
 
 
 class Reading(NamedTuple):
-    """How an image is read."""
+    """The layout of an image's axes and the scale of its numbers."""
 
     layout: str  # the letter of each axis
     scale: float  # what every number is multiplied by
 
 
 def reading_of(leaf: Leaf, layout: str | None, scale: float | None) -> Reading | None:
-    """How this Box is read as an image, or None where it is a list of numbers; what is not given follows from the Box.
+    """The layout and scale of a Box read as an image, or None if it is a list of numbers; derived from the Box unless
+    given.
 
     Raises:
         ValueError: the channels may be first or last, or what is given does not fit.

@@ -38,7 +38,8 @@ class Leaf(NamedTuple):
 
     @property
     def width(self) -> int:
-        """How many numbers the network reads or gives for it: a flag for each category, else a number each."""
+        """The number of values that the network reads or gives for it: one for each category, or else one for each
+        number."""
         if isinstance(self.space, spaces.Discrete):
             return int(self.space.n)
         if isinstance(self.space, spaces.MultiDiscrete):
@@ -90,5 +91,5 @@ def nested(space: gym.Space[Any], arrays: Iterator[np.ndarray]) -> Any:
 
 
 def size_of(shape: tuple[int, ...]) -> int:
-    """How many numbers a shape holds."""
+    """The number of elements of an array of this shape."""
     return math.prod(shape)

@@ -37,7 +37,7 @@ class ObservedLeaf:
 
 
 def observed_leaves(leaves: list[Leaf], settings: SpaceSettings) -> list[ObservedLeaf]:
-    """What the agent sees of these leaves.
+    """The parts of these leaves that the agent observes, chosen by the settings.
 
     Raises:
         ValueError: a space that no encoder handles, or a choice in the settings that does not fit.
