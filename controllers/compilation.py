@@ -17,11 +17,11 @@ _OUTDATED = 90 * 24 * 3600  # seconds
 
 
 def compile_ahead(controller: Controller, kind: str) -> None:
-    """Where the scans of this kind are compiled on this machine's CPU and never were, do it now.
+    """Compile the scans of this kind now, if they run in numba on this machine's CPU and were never compiled here.
 
     Args:
-        controller: one of them.
-        kind: its name, under which it is remembered.
+        controller: an instance of the kind.
+        kind: its name, under which the compilation is remembered.
     """
     if controller.backend_on(torch.device("cpu")) != "numba":
         return

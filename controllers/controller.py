@@ -55,7 +55,7 @@ class Controller(nn.Module, ABC):
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Of its parameters and its initial carry, and so of what goes in; one that has neither takes any."""
+        """The type of its parameters and initial carry, and so of its inputs; None if it has neither and takes any."""
         for parameter in self.parameters():
             return parameter.dtype
         for start in self.initial().values():
@@ -99,11 +99,11 @@ class Controller(nn.Module, ABC):
         return y_TBH[0], carry
 
     def signals(self, y_TBH: Tensor) -> dict[str, Tensor]:
-        """What else the outputs of a scan say, [T, B] a name, for metrics and for an auxiliary loss."""
+        """Further quantities in the outputs of a scan, [T, B] by name, for metrics and for an auxiliary loss."""
         return {}
 
     def auxiliary_loss(self, means_B: Mapping[str, Tensor]) -> Tensor | None:
-        """What is added to the loss of each step of B sequences whose signals have these means, [B], or nothing.
+        """The loss added at each step of B sequences whose signals have these means, [B], or None for none.
 
         A mean is over all valid steps of a sequence, so that the loss is the same however the sequence is cut.
         """
@@ -111,15 +111,15 @@ class Controller(nn.Module, ABC):
 
     @property
     def has_auxiliary_loss(self) -> bool:
-        """Whether `auxiliary_loss` says anything."""
+        """True if the controller defines an `auxiliary_loss`."""
         return type(self).auxiliary_loss is not Controller.auxiliary_loss
 
     def initial(self) -> Carry:
-        """What one lane starts from: the learned parameters or zeros, [...] a name, without the lane axis."""
+        """The initial carry of one lane: the learned parameters or zeros, [...] by name, without the lane axis."""
         return {name: getattr(self, f"initial_{name}") for name in self._carry_names}
 
     def initial_carry(self, batch: int) -> Carry:
-        """What `batch` fresh lanes start from, [batch, ...] a name; differentiable where it is learned.
+        """The initial carry of `batch` lanes, [batch, ...] by name; differentiable where it is learned.
 
         Raises:
             ValueError: `batch` is negative.

@@ -38,7 +38,7 @@ def kind_of(controller: type[Controller]) -> str:
 
 
 def importable(kind: str) -> bool:
-    """Whether any process can import this kind; modules are not imported to find out."""
+    """True if any process can import this kind; modules are not imported to find out."""
     module = kind.partition(":")[0]
     if kind in _given or module == "__main__":
         return False
@@ -46,7 +46,7 @@ def importable(kind: str) -> bool:
 
 
 def _imported(kind: str) -> Any:
-    """What a module that has been imported holds under the name in a kind."""
+    """The object that an imported module holds under the name in a kind, or None."""
     module, _, name = kind.partition(":")
     try:
         return attrgetter(name)(sys.modules[module])
@@ -60,7 +60,7 @@ def given(kind: str) -> type[Controller] | None:
 
 
 def pickled(kind: str) -> dict[str, bytes]:
-    """What another process needs besides the name of a kind, for `take`; nothing where that cannot be sent."""
+    """The code that another process needs for `take` besides the kind; empty if it needs none or none can be sent."""
     code = _code(kind)
     return {kind: code} if isinstance(code, bytes) else {}
 

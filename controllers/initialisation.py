@@ -1,4 +1,4 @@
-"""How weights start. All randomness comes from the generator passed in: one seed, one set of weights."""
+"""Initialisation of weights. All randomness comes from the generator passed in: one seed, one set of weights."""
 
 import math
 

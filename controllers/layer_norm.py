@@ -67,7 +67,7 @@ class _LayerNorm(torch.autograd.Function):
 
 
 def _damps(inverse: Tensor) -> bool:
-    """Whether the damping of a row shows in this precision. On other devices than CPUs, where asking is dear: yes."""
+    """True if the damping of a row shows in this precision; assumed off the CPU, where checking is slow."""
     if inverse.device.type != "cpu" or not inverse.numel():
         return True
     shows = 2 * (EPSILON * float(inverse.max()) ** 2) ** 2 > torch.finfo(inverse.dtype).eps

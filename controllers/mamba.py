@@ -28,7 +28,8 @@ _Recur = Callable[[SelectiveInputs, Tensor, SelectiveParameters], tuple[Tensor, 
 
 
 class MambaMixer(nn.Module):
-    """What is between the residual's ends; parameters as in `mamba_ssm.Mamba`, so that its state dict loads.
+    """The mixer inside a Mamba layer's residual connection; its parameters are those of `mamba_ssm.Mamba`, so that its
+    state dict loads.
 
     Args:
         slowest: the longest time constant at the start, in steps; none for the published start.

@@ -49,8 +49,8 @@ def mamba2_sizes(settings: Mamba2Family) -> Mamba2Sizes:
 
 
 class Mamba2Mixer(nn.Module):
-    """What is between the residual's ends; parameters as in `mamba_ssm.Mamba2` with one group, so that its state
-    dict loads.
+    """The mixer inside a Mamba-2 layer's residual connection; its parameters are those of `mamba_ssm.Mamba2` with one
+    group, so that its state dict loads.
 
     Args:
         horizon: steps to remember over, half the longest time constant at the start; none for the published start.

@@ -27,7 +27,7 @@ class Vector:
     """Numbers as they are."""
 
     size: int
-    """How many."""
+    """The number of values."""
 
     dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32,)
 
@@ -45,7 +45,7 @@ class OneHot:
     """Categories, each numbered from 0; the network reads one flag a category."""
 
     counts: tuple[int, ...]
-    """How many categories each number has."""
+    """The number of categories of each value."""
 
     dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.int64,)
 
@@ -66,10 +66,10 @@ class Image:
     """As it is observed: channels last or first."""
 
     channels_last: bool
-    """Whether the shape is (height, width, channels), not (channels, height, width)."""
+    """True if the shape is (height, width, channels), false if it is (channels, height, width)."""
 
     scale: float
-    """What every number is multiplied by: 1/255 for bytes."""
+    """The factor by which every number is multiplied: 1/255 for bytes."""
 
     dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.uint8, torch.float32)
 
@@ -154,7 +154,7 @@ class ObservationEncoder(nn.Module):
         return [encode(observations[name]) for name, encode in self._named]
 
     def lacks_statistics(self) -> bool:
-        """Whether there is a normaliser that has not counted anything."""
+        """True if there is a normaliser that has no statistics yet."""
         return any(isinstance(encoder, Normalizer) and not encoder.count for _, encoder in self._named)
 
     def update_statistics(self, observations: Observation, valid: Tensor) -> None:

@@ -24,10 +24,10 @@ ACTION_MASK, PREVIOUS_ACTION = "action_mask", "previous_action"
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """What the task fixes about the network."""
+    """The parts of the network that the task determines."""
 
     observations: Mapping[str, ObservationPart]
-    """What each part of an observation is, in the order in which they are concatenated."""
+    """The type of each part of an observation, in the order in which the parts are concatenated."""
 
     actions: ActionDistribution
     """The family of action distributions."""
@@ -88,7 +88,7 @@ class Policy(nn.Module):
             self._expected[PREVIOUS_ACTION] = ((spec.actions.action_dtype,), spec.actions.action_shape)
 
     def initial_carry(self, batch: int) -> Carry:
-        """What `batch` fresh lanes start from."""
+        """The initial carry of `batch` lanes."""
         return self.controller.initial_carry(batch)
 
     def scan(self, observations: Observation, reset_TB: Tensor, carry: Carry) -> PolicyOutput:
@@ -102,7 +102,7 @@ class Policy(nn.Module):
         return PolicyOutput(*self._heads(y_TBH, observations), carry, signals)
 
     def _encoded(self, observations: Observation, reset_TB: Tensor) -> Tensor:
-        """What the controller reads, [T, B, D]."""
+        """The inputs of the controller, [T, B, D]."""
         self._check(observations, reset_TB.shape)
         features = self.observations(observations)
         if self.spec.previous_action:
@@ -144,7 +144,7 @@ class Policy(nn.Module):
         return self._step(observations, reset_B, carry)[1]
 
     def lacks_statistics(self) -> bool:
-        """Whether observations are to be normalised and none has been counted yet: they go in raw, only clipped."""
+        """True if observations are to be normalised and there are no statistics yet: they go in raw, only clipped."""
         return self.observations.lacks_statistics()
 
     def update_statistics(self, observations: Observation, valid_BT: Tensor) -> None:

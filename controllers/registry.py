@@ -78,7 +78,7 @@ def _own(kind: str) -> type[Controller]:
 
 
 def _own_settings(settings: OwnSettings, controller: type[Controller]) -> ControllerSettings:
-    """What a controller of the user's own has declared, from `kwargs`."""
+    """The settings that a controller of the user's own declares, filled from `kwargs`."""
     declared = controller.settings_class
     if declared is ControllerSettings:
         declared = OwnSettings

@@ -1,4 +1,4 @@
-"""What a user may choose about the agent's network; every range is checked on construction."""
+"""Settings of the agent's network; every range is checked on construction."""
 
 import math
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ _Kind = TypeVar("_Kind", bound="ControllerSettings")
 
 @dataclass(frozen=True, kw_only=True)
 class ControllerSettings(Settings, section="policy.controller"):
-    """The sequence model between the encoder and the heads: what every kind has to choose.
+    """The sequence model between the encoder and the heads: the settings that every kind has.
 
     Each kind adds its own in a subclass. `ControllerSettings(kind="lstm", layer_norm=True)` is an `LstmSettings`.
     """
@@ -24,7 +24,7 @@ class ControllerSettings(Settings, section="policy.controller"):
     of slots) or transformer; or one of your own, as module:Class."""
 
     num_layers: int = 1
-    """How many of them, each reading the one below."""
+    """Layers of that model, each reading the one below."""
 
     hidden_size: int = 128
     """Width of the recurrent state and of the output."""
@@ -36,7 +36,7 @@ class ControllerSettings(Settings, section="policy.controller"):
     """Start with time constants spread over the whole expected horizon (for gates: chrono initialisation)."""
 
     expected_horizon: int | None = None
-    """How many steps something may have to be remembered for, used by chrono; none takes it from the task."""
+    """Steps over which something may have to be remembered, used by chrono; none takes it from the task."""
 
     backend: str = "auto"
     """Which implementation of the scan runs: auto, torch, numba, triton, mamba_ssm, as far as the kind has them, or
@@ -55,7 +55,7 @@ class ControllerSettings(Settings, section="policy.controller"):
         self.at_least(1, "num_layers", "expected_horizon")
 
     def of_kind(self, kind: type[_Kind], **own: Any) -> _Kind:
-        """What every kind has to choose as it is here, and besides it what another kind has."""
+        """The settings of another kind: those that every kind has, as they are here, and `own` for the rest."""
         common = {field.name: getattr(self, field.name) for field in fields(ControllerSettings)}
         if hints_of(kind)["kind"] is not str:  # one of ours, which has its name already
             del common["kind"]
@@ -189,15 +189,15 @@ class PseudoMambaSettings(Mamba2Family):
     """Numbers in a slot."""
 
     rule: Literal["recent", "classic"] = "recent"
-    """How slots are written; classic is the published way, in which a half-open gate overwrites everything within
+    """Rule for writing slots; classic is the published one, by which a half-open gate overwrites everything within
     num_slots steps."""
 
     query: Literal["input", "state"] = "input"
-    """What the memory is asked by: the input, so that all steps are computed at once; or, as published, the state one
-    step before, so that steps follow one another."""
+    """Source of the memory's queries: the input, so that all steps are computed at once; or, as published, the state
+    one step before, so that steps follow one another."""
 
     decay: float = 0.0
-    """How much of a slot is lost at a write, besides what is replaced."""
+    """Share of a slot that is lost at a write, besides what is replaced."""
 
     gate_coef: float = 0.1
     """Weight of the auxiliary loss (mean gate - 1 / horizon)^2, the mean taken over each sequence's steps."""
@@ -229,7 +229,7 @@ class TransformerSettings(ControllerSettings):
     """Inner width of the MLP, in multiples of hidden_size."""
 
     gate: Literal["none", "gru"] = "none"
-    """How a branch joins the stream: none adds it, gru gates it (GTrXL)."""
+    """Gate through which a branch joins the stream: none adds the branch, gru gates it (GTrXL)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -246,7 +246,7 @@ class OwnSettings(ControllerSettings):
     kind: str = "module:Class"
 
     kwargs: dict[str, Any] = field(default_factory=dict)
-    """What a controller of your own has to choose."""
+    """Settings of your own controller."""
 
 
 KINDS: Mapping[str, type[ControllerSettings]] = {
@@ -290,7 +290,7 @@ class PolicySettings(Settings, section="policy"):
     """Widths of the layers between observation and controller; () feeds observations straight in."""
 
     image_features: int = 128
-    """How many numbers the convolutions make of each image observed."""
+    """Features that the convolutions make of each image observed."""
 
     normalize_observations: bool = False
     """Shift and scale real-valued observations by their running mean and variance, learned during training."""

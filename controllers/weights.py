@@ -14,7 +14,7 @@ class Weights:
     """All parameters and buffers of a module at one version; the arrays are read-only copies."""
 
     version: int
-    """How many learner updates made these weights."""
+    """The number of learner updates that made these weights."""
 
     arrays: Mapping[str, np.ndarray]
     """Name to array, each of the shape and type that it has in the module."""

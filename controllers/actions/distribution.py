@@ -1,4 +1,4 @@
-"""What every family of action distributions must be.
+"""The interface of every family of action distributions.
 
 Axis letters: B environments (any leading axes), A parameters of one distribution.
 """
@@ -21,7 +21,7 @@ class ActionDistribution(ABC):
     @property
     @abstractmethod
     def parameter_size(self) -> int:
-        """How many numbers the network gives for one action."""
+        """The number of parameters that the network gives for one action."""
 
     @property
     @abstractmethod
@@ -35,17 +35,17 @@ class ActionDistribution(ABC):
 
     @property
     def noise_size(self) -> int:
-        """How many uniform numbers in [0, 1) one sample consumes, on the trailing axis: one a number of the action."""
+        """The number of uniform draws in [0, 1) for one sample, on the trailing axis: one per number of the action."""
         return math.prod(self.action_shape)
 
     @property
     def mask_size(self) -> int:
-        """How many flags of a mask one action has; 0 where nothing can be masked."""
+        """The number of mask flags for one action; 0 where nothing can be masked."""
         return 0
 
     @property
     def feature_size(self) -> int:
-        """How many numbers an action becomes where a network reads it."""
+        """The number of features by which an action enters a network."""
         return math.prod(self.action_shape)
 
     @abstractmethod

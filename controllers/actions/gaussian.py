@@ -80,7 +80,7 @@ class Gaussian(ActionDistribution):
         return (0.5 * ((2 * log_ratio_BA).exp() + distance_BA.square() - 1) - log_ratio_BA).sum(-1)
 
     def features(self, action: Tensor) -> Tensor:
-        """What the environment receives."""
+        """The action as the environment receives it."""
         return action.tanh() if self.squash else action
 
 

@@ -1,4 +1,4 @@
-"""What a controller costs: memory, and speed beside a `torch.nn.GRU` with as many parameters.
+"""The cost of a controller: memory, and speed beside a `torch.nn.GRU` with as many parameters.
 
 Axis letters: T time, B environments, D input features, H hidden.
 """

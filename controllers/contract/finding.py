@@ -1,4 +1,4 @@
-"""What a check of a controller is, and what it finds."""
+"""A check of a controller, and its outcome."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,7 +17,7 @@ EXACT, TIGHT = 0.0, 1e-10
 
 
 class Deviation(NamedTuple):
-    """How far one thing is from what it must be."""
+    """The deviation of one result from what it must be."""
 
     error: float  # see `deviations`; NaN and infinity are beyond every tolerance
     where: str  # what was compared

@@ -108,7 +108,7 @@ def _of_lane(y: torch.Tensor, last: Carry) -> dict[str, torch.Tensor]:
 
 
 def _gradients_of_one_lane(controller: Controller, at: int | None) -> tuple[torch.Tensor, Carry]:
-    """How one lane's outputs after its reset, and its last carry, depend on all inputs and on the incoming carry."""
+    """Gradients of one lane's outputs after its reset and of its last carry, in the inputs and the incoming carry."""
     trial = _reset_once(controller, at)
     y, last = controller.scan(*trial)
     loss = loss_of(y[at or 0 :, _LANE], {name: value[_LANE] for name, value in last.items()})

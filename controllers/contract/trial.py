@@ -1,4 +1,4 @@
-"""What the checks try a controller on: drawn parameters, inputs, resets and carries, and a loss that misses nothing."""
+"""Trials of a controller for the checks: random parameters, inputs, resets and carries, and a loss of every output."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -52,7 +52,7 @@ def draw(controller: Controller, steps: int, seed: int = 0, resets: float = 0.3,
 
 
 def dtype_of(controller: Controller) -> torch.dtype:
-    """What it takes; one that takes any gets the most precise."""
+    """The type that the controller takes, or float64 if it takes any."""
     return controller.dtype or torch.float64
 
 
@@ -67,7 +67,7 @@ def loss_of(y: Tensor, carry: Mapping[str, Tensor]) -> Tensor:
 
 
 def results(y: Tensor, last: Carry) -> dict[str, Tensor]:
-    """What a scan returns, by name."""
+    """The results of a scan by name: the output, and each part of the last carry."""
     return {"output": y, **{f"carry {name} after it": value for name, value in last.items()}}
 
 
@@ -78,7 +78,7 @@ def differentiated(controller: Controller, trial: Trial) -> dict[str, Tensor]:
 
 
 def gradients(controller: Controller, trial: Trial, loss: Tensor) -> dict[str, Tensor]:
-    """Of the loss, in all that is `differentiated`; the graph stays."""
+    """Gradients of the loss in everything that is `differentiated`, by name; the graph is kept."""
     inputs = differentiated(controller, trial)
     found = torch.autograd.grad(loss, list(inputs.values()), retain_graph=True, materialize_grads=True)
     return dict(zip(map("gradient of {}".format, inputs), found, strict=True))

@@ -29,10 +29,10 @@ from mneme.controllers.scans.lstm.cell import LstmParameters, LstmState, lstm_up
 from mneme.controllers.scans.resets import lanes_to_reset, with_rows
 
 STATE_EPSILON = 0.25
-"""Of the state's norm, which multiplies gradients by 1 / sqrt(STATE_EPSILON) at most."""
+"""The epsilon of the state's norm, which multiplies gradients by 1 / sqrt(STATE_EPSILON) at most."""
 
 MEMORY_EPSILON = 1.0
-"""Of the norm through which the LSTM's output reads the memory."""
+"""The epsilon of the norm through which the LSTM's output reads the memory."""
 
 
 class GruNorm(NamedTuple):

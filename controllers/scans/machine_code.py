@@ -1,4 +1,4 @@
-"""What the scans that numba compiles for CPUs have in common: how they are compiled, and functions for their loops.
+"""Common parts of the scans that numba compiles for CPUs: how they are compiled, and functions for their loops.
 
 A kernel is a plain loop over environments, steps and channels. Its innermost loop runs along contiguous channels and
 touches few arrays, so that the compiler turns it into vector instructions: LLVM does so only if it needs to compare at
@@ -33,7 +33,7 @@ from torch import Tensor
 
 @cache
 def machine_code_folder() -> str | None:
-    """Where machine code is kept; none if nothing can be written."""
+    """The folder in which machine code is kept, or None if nothing can be written."""
     digest = sha256(f"{numba.__version__} {get_host_cpu_name()}".encode())
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())

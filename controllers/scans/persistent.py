@@ -1,4 +1,4 @@
-"""What the Triton kernels of gated recurrences share: how they divide their work, and how their programs keep step.
+"""Common parts of the Triton kernels of gated recurrences: dividing the work, and keeping the programs in step.
 
 The product of the inputs with all steps is one matrix product before the kernel; the gradients of the weights are two
 after it. What remains is h[t] U at every step, a product with few rows that is limited by reading U. Starting a kernel
@@ -47,7 +47,7 @@ WAIT = 2.0  # microseconds: stores, an atomic addition and a read of it, one aft
 
 
 class Tiles(NamedTuple):
-    """How one launch divides environments ("lanes") and units among its programs."""
+    """The division of environments ("lanes") and units among the programs of one launch."""
 
     lanes: int  # of a program
     units: int  # of a program
@@ -58,7 +58,7 @@ class Tiles(NamedTuple):
     warps: int  # of a program
 
     def constants(self) -> dict[str, int]:
-        """What the kernels are compiled for."""
+        """The constants for which the kernels are compiled."""
         return {"COLUMNS": self.columns, "BL": self.lanes, "BU": self.units, "BK": self.inner}
 
 
@@ -92,7 +92,7 @@ def tiles(steps: int, batch: int, hidden: int, inner: int, products: int, itemsi
 
 
 def processors(device: torch.device) -> int:
-    """How many programs run at once: one for each SM, or a single one in the interpreter."""
+    """The number of programs that run at once: one for each SM, or a single one in the interpreter."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 

@@ -28,7 +28,7 @@ from mneme.controllers.scans.weight_gradients import WeightGradients
 
 
 class _Weights(NamedTuple):
-    """What all steps of the forward kernel share."""
+    """Weights that all steps of the forward kernel share."""
 
     initial: Any  # [H]
     recurrent: Any  # [P, H, W] panels of [H, G]
@@ -37,7 +37,7 @@ class _Weights(NamedTuple):
 
 
 class _Trace(NamedTuple):
-    """What the forward kernel leaves of a block for the backward kernel."""
+    """Values of a block that the forward kernel keeps for the backward kernel."""
 
     gates: Any  # [K, B, G] the input's contribution before the kernel, r, z and n after it
     m: Any  # [K, B, H] or empty, if nothing is to be kept
@@ -45,7 +45,7 @@ class _Trace(NamedTuple):
 
 
 class _Gradients(NamedTuple):
-    """What the backward kernel fills, or goes on from."""
+    """Gradients that the backward kernel writes, replaces or adds to."""
 
     from_x: Any  # [K, B, G] of the sums r, z, n as what the inputs contribute to
     from_h: Any  # [K, B, G] of the sums r, z, m as what the states contribute to

@@ -35,7 +35,7 @@ def torch_linear_scan(
 
 
 def _at_once(a: Tensor, device: torch.device) -> bool:
-    """Whether all steps are computed by `accumulate` rather than by a loop over them."""
+    """True if all steps are computed by `accumulate` rather than by a loop over them."""
     return a.dim() == 1 and device.type == "cuda"
 
 

@@ -29,7 +29,7 @@ from mneme.controllers.scans.weight_gradients import WeightGradients
 
 
 class _Weights(NamedTuple):
-    """What all steps of the forward kernel share."""
+    """Weights that all steps of the forward kernel share."""
 
     initial: LstmState  # [H] each
     recurrent: Any  # [P, H, W] panels of [H, G]
@@ -37,7 +37,7 @@ class _Weights(NamedTuple):
 
 
 class _Trace(NamedTuple):
-    """What the forward kernel leaves of a block for the backward kernel."""
+    """Values of a block that the forward kernel keeps for the backward kernel."""
 
     gates: Any  # [K, B, G] the input's contribution before the kernel, i, f, g and o after it
     tanh_c: Any  # [K, B, H] or empty, if nothing is to be kept

@@ -22,7 +22,7 @@ from mneme.controllers.scans.weight_gradients import WeightGradients
 
 
 class _Trace(NamedTuple):
-    """What the forward pass keeps for the backward pass."""
+    """Values that the forward pass keeps for the backward pass."""
 
     h_SBH: Tensor  # [T + 1, B, H] outputs, the incoming one first
     c_SBH: Tensor  # [T + 1, B, H] memories, the incoming one first

@@ -38,18 +38,18 @@ from mneme.controllers.scans.machine_code import (
 from mneme.controllers.scans.selective.cell import SelectiveInputs, SelectiveParameters
 
 STEPS = 4
-"""Of a block. The rows of a block take STEPS I numbers each, and backward there are eight of them."""
+"""Steps of a block. The rows of a block take STEPS I numbers each, and backward there are eight of them."""
 
 
 class _Trace(NamedTuple):
-    """What the forward kernel leaves for the backward kernel; empty arrays if nothing is to be kept."""
+    """Values that the forward kernel keeps for the backward kernel; empty arrays if nothing is to be kept."""
 
     y: Any  # [T, B, I] the outputs before their gate
     before: Any  # [Q, B, N, I] the states before each block
 
 
 class _Gradients(NamedTuple):
-    """What the backward kernel fills."""
+    """Gradients that the backward kernel writes, replaces or adds to."""
 
     x: SelectiveInputs  # [T, B, ...]
     p: SelectiveParameters  # added to

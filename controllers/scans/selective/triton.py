@@ -63,7 +63,7 @@ def _rates(a_log_ptr, channels, states, there, N, ACC: tl.constexpr):
 
 @triton.jit
 def _step(u_ptr, dt_ptr, write_ptr, row, channels, states, i_there, n_there, inner, N, ACC: tl.constexpr):
-    """What is written at a step: u [BI], the step's length d [BI], and B [BN, 1]."""
+    """Load the inputs that a step writes: u [BI], the step's length d [BI], and B [BN, 1]."""
     u = tl.load(u_ptr + row * inner + channels, i_there, 0.0).to(ACC)
     dt = tl.load(dt_ptr + row * inner + channels, i_there, 0.0).to(ACC)
     write = tl.load(write_ptr + row * N + states, n_there, 0.0).to(ACC)
@@ -172,7 +172,7 @@ def triton_selective_scan(
 
 
 def warps(block: int) -> int:
-    """Of a program that has this many states of each channel."""
+    """The number of warps of a program that has this many states of each channel."""
     return min(8, max(1, block // WARP_STATES))
 
 

@@ -36,7 +36,7 @@ class Slots(NamedTuple):
 
 
 def slots_read(query_BD: Tensor, memory: Slots, rule: Rule) -> Tensor:
-    """What is read, r [B, D]."""
+    """The vector read from the memory, r [B, D]."""
     attention_BK = slots_attention((memory.slots @ query_BD.unsqueeze(2)).squeeze(2), read_weight(memory.usage, rule))
     return (attention_BK.unsqueeze(1) @ memory.slots).squeeze(1)
 

@@ -36,7 +36,7 @@ STEPS = 16
 
 
 class SlotsInputs(NamedTuple):
-    """Of all steps."""
+    """Inputs of all steps."""
 
     query: Any  # [T, B, D]
     logit: Any  # [T, B] of the gate, which is shut below SHUT
@@ -56,7 +56,8 @@ def numba_slots_scan(
 def _run(
     reset_TB: Tensor, decay: float, recent: bool, x: SlotsInputs, memory: Slots, keep: bool
 ) -> tuple[Tensor, Slots, Slots]:
-    """What is read, the memory after, and the memories before each block [P, B, ...], none of them unless `keep`."""
+    """The vectors read, the memory after the last step, and the memories before each block [P, B, ...], with P = 0
+    unless `keep`."""
     blocks = -(-len(x.query) // STEPS) if keep else 0
     read_TBD = x.query.new_empty(x.query.shape)
     after = Slots(*(part.clone(memory_format=torch.contiguous_format) for part in memory))

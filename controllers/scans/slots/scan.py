@@ -17,17 +17,17 @@ def slots_scan(
     chunk: int,
     backend: str = "torch",
 ) -> tuple[Tensor, Slots]:
-    """What every step reads [T, B, D], and the memory after the last.
+    """The vectors that the steps read [T, B, D], and the memory after the last step.
 
     Where `reset_TB` is true, the environment's memory is emptied before that step. The result can be differentiated in
     every tensor but the flags.
 
     Args:
-        query_TBD: what is looked for.
-        logit_TB: of the gates.
-        value_TBD: what is written.
+        query_TBD: the queries by which the memory is read.
+        logit_TB: the logits of the write gates.
+        value_TBD: the values that are written.
         reset_TB: bool.
-        memory: before the first step.
+        memory: the memory before the first step.
         decay: share of a slot's content that a write takes away, besides what it replaces.
         rule: which slot is written to, and how; see `scans.slots.cell`.
         chunk: how many steps "torch" computes at once.

@@ -35,7 +35,7 @@ _importing = Lock()
 
 
 def rounds_as_allowed(dtype: torch.dtype) -> bool:
-    """Whether the kernels round products of this type no more than torch's own products may be rounded."""
+    """True if the kernels round products of this type no more than torch's own products may be rounded."""
     if dtype == torch.float32:
         precise = os.environ.get("TRITON_F32_DEFAULT") in ("ieee", "tf32x3")
         return precise or torch.backends.cuda.matmul.allow_tf32

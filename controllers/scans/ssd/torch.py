@@ -57,7 +57,7 @@ def chunked_scan(
 
 
 class _Chunk(NamedTuple):
-    """How much is left of earlier steps and states at each step of a chunk."""
+    """Shares of earlier steps and states that are left at each step of a chunk."""
 
     same_BLM: Tensor  # [B, L, L] 1 if step M is not after step L and no reset lies between them
     before_BLH: Tensor  # [B, L, H] share left of the state before the chunk
