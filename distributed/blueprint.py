@@ -1,4 +1,4 @@
-"""What follows from a configuration once its environment has been looked at; made before any actor starts."""
+"""The blueprint of a run, derived from its configuration and a look at its environment before any actor starts."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -74,7 +74,7 @@ class Blueprint(NamedTuple, Generic[ConfigT_co]):
         return list(_levels(self.config))[level]
 
     def place(self, worker: int, seed: int, incarnation: int = 0, copy: int = 0) -> Place:
-        """Where a worker's lanes stand among all that may be open at once: those of training (copy 0), of its
+        """The position of a worker's lanes among all that may be open at once: those of training (copy 0), of its
         evaluation (1) and of an evaluation by itself (2) are numbered one after the other."""
         rollout = self.config.rollout
         return Place(
@@ -89,7 +89,7 @@ class Blueprint(NamedTuple, Generic[ConfigT_co]):
         return build_policy(self.spec, self.config.policy, self.horizon, self.config.seed)
 
     def fragment_bytes(self, policy: Policy) -> int:
-        """What a worker's fragment holds at least: flags, provenance and true final observations come on top."""
+        """The least size of a worker's fragment in bytes: flags, provenance and true final observations come on top."""
         T, past = self.length, self.warm_up
         carry = sum(c.numel() * c.element_size() for c in policy.initial_carry(1).values())
         observation = sum(

@@ -36,7 +36,7 @@ class ServiceConfig(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _is_typed(cls, value: Any, info: ValidationInfo) -> Any:
-        """What YAML gives is of the types that Python's settings are, by the same rules and in the same words."""
+        """Give a value from YAML the type of its setting in Python, by the same rules and with the same messages."""
         assert info.field_name is not None
         faults: list[str] = []
         value = _typed(info.field_name, value, hints_of(cls)[info.field_name], faults)

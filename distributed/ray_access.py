@@ -1,4 +1,4 @@
-"""What is settled before Ray starts: the address to join, its token, and word of a start that takes long."""
+"""Preparations before Ray starts: the address to join, its token, and a message while a start takes long."""
 
 import logging
 import os

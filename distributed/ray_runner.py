@@ -165,7 +165,7 @@ class RayRunner:
         return PendingUpdate(report, weights)
 
     def learn_ready(self, update: PendingUpdate) -> bool:
-        """Whether `learn_end` would return at once."""
+        """True if `learn_end` would return at once."""
         return bool(ray.wait([update.report], timeout=0)[0])
 
     def learn_end(self, update: PendingUpdate) -> UpdateReport:
@@ -203,7 +203,7 @@ class RayRunner:
 
 
 def _learner_failure(error: RayError) -> Exception:
-    """What the learner itself raised for the user, or that it is gone."""
+    """The error that the learner itself raised for the user, or one that says that the learner is gone."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, (ValueError, FloatingPointError)):
         return cause

@@ -11,7 +11,7 @@ Ref = TypeVar("Ref")
 
 
 class ReplayCounts(NamedTuple):
-    """What the replay has seen since the run began."""
+    """Counts of the fragments that the replay has received and dropped since the run began."""
 
     added: int  # fragments that arrived
     dropped_stale: int  # thrown away because they fell behind the lag bound

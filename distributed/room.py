@@ -1,4 +1,4 @@
-"""Whether what a network reads and gives fits into memory at all; asked before anything of that size is made."""
+"""A check that a network's inputs and outputs fit into memory at all, before anything of that size is made."""
 
 import os
 from collections.abc import Iterator
@@ -40,8 +40,8 @@ def check_room(config: ServiceConfig, spec: PolicySpec, length: int, available: 
 
 
 def _widths(config: ServiceConfig, spec: PolicySpec) -> Iterator[tuple[str, int, int, int]]:
-    """What is read as categories or given, how many numbers it is, how many units are joined to each, and the bytes of
-    one number at one step."""
+    """For each categorical part of the observation, and for the action: its name, its size in numbers, the units joined
+    to each number, and the bytes of one number at one step."""
     hidden = config.policy.controller.hidden_size
     for name, part in spec.observations.items():
         if isinstance(part, OneHot):

@@ -1,4 +1,4 @@
-"""Where a run's parts live: all in this process, or as Ray actors. The service loops see only the `Runner`."""
+"""Runners own a run's parts, all in this process or as Ray actors. The service loops see only the `Runner`."""
 
 import logging
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ class RunState(NamedTuple):
 
 
 class Runner(Protocol):
-    """What the service loops ask for."""
+    """The operations that the service loops need of a run's parts."""
 
     level: int  # of the curriculum, at which fragments are collected
 
@@ -91,7 +91,7 @@ class Runner(Protocol):
 
 @runtime_checkable
 class OverlappingRunner(Runner, Protocol):
-    """A `Runner` that can collect and learn at the same time; what the asynchronous loop asks for."""
+    """A `Runner` that can collect and learn at the same time, for the asynchronous loop."""
 
     @property
     def idle(self) -> list[int]:
@@ -99,13 +99,13 @@ class OverlappingRunner(Runner, Protocol):
 
     @property
     def workers(self) -> int:
-        """How many there are."""
+        """The number of workers."""
 
     def request(self, worker: int) -> None:
         """Ask an idle worker for a fragment under the newest weights, at the present level."""
 
     def wait(self, update: PendingUpdate | None) -> list[Arrival]:
-        """What has arrived, as soon as something has, or the update is done, or a moment has passed.
+        """Wait until something has arrived, the update is done or a moment has passed, and return what has arrived.
 
         Raises:
             ServiceError: a worker failed more often in a row than `service.max_restarts`.
@@ -115,7 +115,7 @@ class OverlappingRunner(Runner, Protocol):
         """Start an update, which goes to `learn_end`."""
 
     def learn_ready(self, update: PendingUpdate) -> bool:
-        """Whether `learn_end` would return at once."""
+        """True if `learn_end` would return at once."""
 
     def learn_end(self, update: PendingUpdate) -> UpdateReport:
         """Wait for an update; its weights become the newest. Raises as `learn` does."""
@@ -127,7 +127,7 @@ def episode_shares(episodes: int, workers: int) -> int:
 
 
 class LocalRunner:
-    """The same workers, called in turn in this process, without Ray; for debugging, tests and machines without Ray."""
+    """A `Runner` that calls the workers in turn in this process; for debugging, tests and machines without Ray."""
 
     def __init__(self, blueprint: Blueprint) -> None:
         self.level = 0

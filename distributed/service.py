@@ -85,7 +85,7 @@ def asynchronous(runner: OverlappingRunner, replay: Replay[FragmentRef]) -> Iter
 
 
 def _unless_lost(update: Callable[[], UpdateReport]) -> UpdateReport | None:
-    """What an update reports, or None if its fragments were lost before it could take place."""
+    """The report of an update, or None if its fragments were lost before it could take place."""
     try:
         return update()
     except FragmentsLost:

@@ -1,4 +1,4 @@
-"""What a user may set about a run as a whole: its length, its service, its checkpoints."""
+"""Settings of a run as a whole: its length, its curriculum and its service."""
 
 import os
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from mneme.controllers import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings(Settings, section="train"):
-    """How long to train and when to look."""
+    """The length of training, and its evaluations."""
 
     total_timesteps: int = 500_000
     """Environment steps to train on."""
@@ -45,7 +45,7 @@ class CurriculumSettings(Settings, section="curriculum"):
     """Easier forms of the task to begin with."""
 
     stages: tuple[dict[str, Any], ...] = ()
-    """What replaces entries of env.kwargs, stage by stage, easiest first; after the last comes the task itself."""
+    """Replacements for entries of env.kwargs, stage by stage, easiest first; after the last comes the task itself."""
     success: float = 0.9
     """Share of successful training episodes at which the next stage begins."""
     episodes: int = 512
@@ -61,7 +61,7 @@ class CurriculumSettings(Settings, section="curriculum"):
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceSettings(Settings, section="service"):
-    """How rollout actors, replay and learner work together."""
+    """The cooperation of rollout actors, replay and learner."""
 
     mode: Literal["sync", "async"] = "sync"
     """sync: collect, then learn; reproducible to the bit for a seed. async: both at once, under the lag bound."""

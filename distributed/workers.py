@@ -21,7 +21,7 @@ VectorEnv = gym.vector.VectorEnv[Any, Any, Any]
 
 
 class Delivery(NamedTuple):
-    """What a rollout worker says about a fragment that it made, or could not make."""
+    """A rollout worker's report about a fragment that it made, or could not make."""
 
     worker: int
     version: int  # of the weights that acted

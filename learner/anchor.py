@@ -18,7 +18,7 @@ from mneme.learner.batch import SequenceBatch
 
 
 class Anchor(NamedTuple):
-    """What the current weights make of a batch."""
+    """The current weights' outputs and carries for a batch."""
 
     log_probs: Tensor  # [B, T] of the actions taken
     values: Tensor  # [B, T + 1]

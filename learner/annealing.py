@@ -1,4 +1,4 @@
-"""How an annealed learning rate falls, in a run whose end may be moved."""
+"""The linear annealing of the learning rate, in a run whose end may be moved."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""What becomes of fragments as they arrive: those that the learner can use, and why the others are refused."""
+"""The choice among fragments that arrive: those that the learner can use, and why the others are refused."""
 
 from collections.abc import Iterable
 
@@ -57,7 +57,7 @@ def _require_fit(fragment: Fragment, policy: Policy) -> None:
 
 
 def _sizes(fragment: Fragment) -> str:
-    """What the fragments of an update must share, in words."""
+    """The sizes that the fragments of an update must share, in words."""
     return (
         f"{fragment.length} steps with a carry every {fragment.carry_stride} and {fragment.warm_up} steps of its past"
     )

@@ -16,14 +16,14 @@ from mneme.controllers import Controller
 
 
 class SignalSums(NamedTuple):
-    """Over the valid steps of B sequences, or of a part of them."""
+    """Sums of signals over the valid steps of B sequences, or of a part of them."""
 
     signals: Mapping[str, Tensor]  # name -> [B]
     steps: Tensor  # [B] how many they are
 
     @classmethod
     def of(cls, signals_KW: Mapping[str, Tensor], mask_KW: Tensor, sequences: int) -> "SignalSums":
-        """Of windows that lie sequence by sequence, as many of each."""
+        """The sums over windows that lie sequence by sequence, equally many of each."""
 
         def summed(x_KW: Tensor) -> Tensor:
             return x_KW.sum(0).view(sequences, -1).sum(1)
@@ -36,14 +36,14 @@ class SignalSums(NamedTuple):
 
 
 class AuxiliaryLoss(NamedTuple):
-    """What some sequences add to the loss, summed over their valid steps, and how it grows with each signal's sum."""
+    """The auxiliary loss of some sequences, summed over their valid steps, and its gradient in each signal's sum."""
 
     total: Tensor  # its gradient is that of what the auxiliary loss itself may learn
     gradients: Mapping[str, Tensor]  # name -> [B]
 
     @classmethod
     def at(cls, controller: Controller, whole: SignalSums) -> "AuxiliaryLoss":
-        """That of sequences with these sums."""
+        """The auxiliary loss of sequences with these sums."""
         leaves = {name: s.detach().requires_grad_() for name, s in whole.signals.items()}
         steps = whole.steps.clamp(min=1)
         added_B = controller.auxiliary_loss({name: s / steps for name, s in leaves.items()})

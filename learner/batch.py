@@ -17,7 +17,7 @@ from mneme.rollout_workers.fragment import Fragment
 
 
 class PastBatch(NamedTuple):
-    """What came before B sequences; see `Past`."""
+    """The past of B sequences; see `Past`."""
 
     observations: Observation  # part -> [B, P, ...]
     resets: Tensor  # [B, P] bool

@@ -13,7 +13,7 @@ from mneme.controllers import Carry
 
 
 class StoredCarries:
-    """Of B sequences, S carries each.
+    """The stored carries of B sequences, S each.
 
     Args:
         parts: of some of the sequences each, one part after the other: name -> [n, S, ...].

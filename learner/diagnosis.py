@@ -12,11 +12,11 @@ _LARGE = 1e4  # what observations, rewards and targets of one's own choosing har
 
 
 def suspects(policy: Policy, batch: SequenceBatch, returns: Returns, learning_rate: float, stepped: bool) -> str:
-    """What to look at first: numbers of the batch that are large, the learning rate where it has been in use, else the
-    network that made this of ordinary numbers.
+    """The likeliest causes of a gradient that is not finite, with remedies: large numbers in the batch, else the
+    learning rate if the weights have changed, else the network, which then overflowed on ordinary numbers.
 
     Args:
-        stepped: whether the weights have been changed at all.
+        stepped: true if the weights have been changed at all.
     """
     normalized = any(isinstance(module, Normalizer) for module in policy.modules())
     found = []

@@ -34,7 +34,7 @@ State = dict[str, np.ndarray]
 
 
 class UpdateReport(NamedTuple):
-    """What one update did."""
+    """The report of one update."""
 
     version: int  # of the weights after it
     steps: int  # environment steps trained on
@@ -117,7 +117,7 @@ class Learner:
     def _metrics(
         self, fragments: Sequence[Fragment], batch: SequenceBatch, returns: Returns, staleness: Staleness | None
     ) -> dict[str, float]:
-        """What is known before the epochs."""
+        """The metrics that are known before the epochs."""
         lags = [float(self.version - f.weights_version.min()) for f in fragments]
         metrics = {"lag": fmean(lags), "lag_max": max(lags)} | (staleness.metrics() if staleness else {})
         metrics[f"backend/{self.policy.controller.backend_on(self.device)}"] = 1.0
@@ -128,7 +128,8 @@ class Learner:
         self.policy.update_statistics({name: x[:, :-1] for name, x in batch.observations.items()}, batch.valid)
 
     def _anchor(self, batch: SequenceBatch) -> tuple[Anchor, Staleness]:
-        """Of as many sequences at once as a minibatch has, or of fewer where their carries are large."""
+        """The anchor and the staleness of a batch, computed for as many sequences at once as a minibatch has, or for
+        fewer where their carries are large."""
         chunks = min(batch.sequences, max(self._optimizer.num_threads, self.settings.num_minibatches))
         plan = self.settings.plan(batch.length)
         shares = torch.arange(batch.sequences, device=self.device).tensor_split(chunks)
@@ -214,7 +215,7 @@ def _value_metrics(batch: SequenceBatch, returns: Returns) -> dict[str, float]:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Where learning runs on this machine, by `learner.device`.
+    """The device of this machine that `learner.device` names.
 
     Raises:
         ValueError: there is no such device.

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class Step(NamedTuple):
-    """What one minibatch came to."""
+    """The results of one minibatch."""
 
     steps: int  # valid ones, at least 1
     sums: dict[str, float]  # of losses and signals over them
@@ -62,7 +62,7 @@ class Optimizer:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step."""
+        """The learning rate of the next step."""
         return float(self._adam.param_groups[0]["lr"])
 
     def anneal(self, env_steps: int) -> None:

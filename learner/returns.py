@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Returns(NamedTuple):
-    """What the losses need of the future."""
+    """Advantages, value targets and step weights for the losses."""
 
     advantages: Tensor  # [B, T], without the weights: what is normalised
     targets: Tensor  # [B, T] of the value function

@@ -29,7 +29,7 @@ class RewardScale:
 
     @property
     def divisor(self) -> float:
-        """What rewards are divided by; 1 before anything was seen."""
+        """The number by which rewards are divided; 1 before any was seen."""
         return float(np.sqrt(self._squares / self._count + _EPSILON)) if self._count else 1.0
 
     def scaled(self, batch: SequenceBatch) -> Tensor:

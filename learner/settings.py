@@ -1,4 +1,4 @@
-"""What a user may set about learning."""
+"""Settings of learning."""
 
 from dataclasses import dataclass
 from math import gcd, inf
@@ -8,7 +8,7 @@ from mneme.controllers import Settings
 
 
 class WindowPlan(NamedTuple):
-    """How one sequence of T steps is cut: the engine sees only this, never a mode."""
+    """The cutting of a sequence of T steps into windows: the engine sees only this, never a mode."""
 
     window: int  # steps with gradient, K
     burn_in: int  # steps run without gradient before each window but the first
@@ -64,7 +64,7 @@ class LearnerSettings(Settings, section="learner"):
     """Threads among which a minibatch is split on a CPU; the result depends on it in the last bits. Unset: one a core
     of the machine that starts the run, four at most. On a GPU always one."""
     device: str = "auto"
-    """Where learning runs: auto (a GPU if there is one), cpu, cuda or cuda:N."""
+    """Device on which to learn: auto (a GPU if there is one), cpu, cuda or cuda:N."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,7 +86,7 @@ class LearnerSettings(Settings, section="learner"):
             raise self.fault("burn_in", f"mode={self.mode} has none; burn-in is for truncated mode")
 
     def plan(self, length: int) -> WindowPlan:
-        """How sequences of `length` steps are cut; a window longer than the sequence is clamped to it."""
+        """The plan for cutting sequences of `length` steps; a window longer than the sequence is clamped to it."""
         if self.mode == "full":
             return WindowPlan(length, 0, length)
         if self.mode == "cached":

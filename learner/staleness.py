@@ -1,4 +1,4 @@
-"""How far the carries that came with a batch are from those that the current weights give.
+"""The distance between the carries that came with a batch and those that the current weights give.
 
 Each part of a carry is measured by itself: in one norm over all, a counter of steps, which is the same under any
 weights, would hide how stale everything else is.
@@ -21,7 +21,7 @@ _NOTHING = 1e-8  # a norm below this is that of nothing
 
 
 class Staleness(NamedTuple):
-    """Of the M carries that were compared; NaN in total where there were none."""
+    """The staleness of the M carries that were compared; NaN in total where there were none."""
 
     carries: int  # M
     distance: float  # mean of the parts' own, weighted by how many numbers each part holds
@@ -31,7 +31,7 @@ class Staleness(NamedTuple):
 
     @classmethod
     def joined(cls, parts: "Sequence[Staleness]") -> "Staleness":
-        """Of several parts of a batch together."""
+        """The staleness of several parts of a batch together."""
         total = sum(part.carries for part in parts)
         weighed = [(part, part.carries / total) for part in parts if part.carries]
         if not weighed:

@@ -30,7 +30,7 @@ class Piece(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """What `Policy.scan` takes of a piece, and which steps count."""
+    """The arguments of `Policy.scan` for a piece, and a mask of the steps that count."""
 
     observations: Observation  # part -> [K, W, ...]
     resets: Tensor  # [K, W] bool
@@ -127,5 +127,5 @@ def window_carries(policy: Policy, plan: WindowPlan, batch: SequenceBatch, piece
 
 
 def _first_steps(windows: range, window: int, shift: int) -> range:
-    """Where these windows begin, and so many steps from there."""
+    """The first step of each of these windows, moved by `shift` steps."""
     return range(windows.start * window + shift, windows.stop * window + shift, window)
