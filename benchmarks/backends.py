@@ -173,7 +173,7 @@ def _seconds(run: Callable[[], None], times: int = 5) -> float:
 
 
 def _table(kind: str, found: dict[str, dict[str, float]]) -> Table:
-    """How many times as fast the first is as the others."""
+    """A table of how many times as fast the first is as each of the others."""
     table = Table()
     for heading in (kind, "end to end", "collect", "scan", "step"):
         table.add_column(heading, justify="right")

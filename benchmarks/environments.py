@@ -44,7 +44,7 @@ ROUNDS, SECONDS = 5, 0.1  # turns of each contestant, and about how long each la
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """What one task does on one core."""
+    """The speed of one task on one core."""
 
     task: str
     microseconds: dict[int, float]  # lanes -> one step of all of them

@@ -45,7 +45,7 @@ SECONDS, ROUNDS = 0.2, (5, 50)  # about how long each time is measured for, and 
 
 @dataclass(frozen=True, kw_only=True)
 class Error:
-    """How far a backend is from the loop in float64. (Triton's interpreter cannot multiply in bfloat16.)"""
+    """The error of a backend against the loop in float64. (Triton's interpreter cannot multiply in bfloat16.)"""
 
     precision: str
     shape: tuple[int, int, int]  # T, B, H
@@ -67,7 +67,7 @@ class Timing:
 
 
 class Rates(NamedTuple):
-    """What the device reaches."""
+    """The rates that the device reaches."""
 
     flops: float  # a second, in a large matrix product
     bytes: float  # a second, read and written by a large copy
@@ -250,7 +250,7 @@ def _rates(precision: str, device: torch.device) -> Rates:
 
 
 def _median_seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Of as many rounds as fit into SECONDS, after one to warm up and one to see how long it takes."""
+    """The median time of as many rounds as fit into SECONDS, after one to warm up and one to see how long it takes."""
     run()
     first = _seconds(run, 1, device)[0]
     least, most = ROUNDS
@@ -274,7 +274,7 @@ def _seconds(run: Callable[[], object], rounds: int, device: torch.device) -> li
 
 
 def _sound(outcome: dict[str, Any]) -> bool:
-    """Whether it ran and is right; bfloat16, in which some kinds do not run, is reported only."""
+    """True if it ran and is right; bfloat16, in which some kinds do not run, is reported only."""
     return "failure" not in outcome and all(e["passed"] or e["precision"] == "bfloat16" for e in outcome["errors"])
 
 

@@ -1,4 +1,4 @@
-"""What every contestant trains on, how it is timed, and what it says afterwards. It imports the standard library alone.
+"""The task, the timing and the report that all contestants share. It needs nothing but the standard library.
 
 Every contestant is a program of its own that prints one `Measurement` as a line of JSON on standard output. Time runs
 from the end of the warm-up's last update to the end of the last one of all, so start-up is nobody's burden.
@@ -96,7 +96,7 @@ class Stopwatch:
             self._spent[key] = self._spent.get(key, 0.0) + seconds
 
     def measurement(self, configuration: dict[str, Any], *packages: str) -> Measurement:
-        """What was measured.
+        """The measurement from the end of the warm-up to the last update.
 
         Args:
             configuration: how the contestant was set up.

@@ -33,7 +33,7 @@ MIB = 2**20
 
 
 class Cost(NamedTuple):
-    """What one update costs."""
+    """The cost of one update."""
 
     peak: int  # bytes
     seconds: float  # of the processor
@@ -70,7 +70,7 @@ def main() -> int:
 
 
 def update_cost(kind: str, mode: dict[str, Any], length: int, lanes: int, hidden: int, repeats: int = 1) -> Cost:
-    """What an update in this mode costs; the median of the repeats' seconds, the highest of their peaks."""
+    """The cost of an update in this mode: the median of the repeats' seconds, the highest of their peaks."""
     _give_back_at_once()
     settings = LearnerSettings(**mode, num_epochs=1, num_threads=1)
     env = make_vector_env(EnvSettings(id="mneme/DelayedCue-v0", kwargs={"horizon": length - 1}), lanes)
@@ -93,7 +93,7 @@ def update_cost(kind: str, mode: dict[str, Any], length: int, lanes: int, hidden
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """What the process held at most during the work, in bytes, beyond what it held before.
+    """The most that the process held during the work, in bytes, beyond what it held before.
 
     Raises:
         OSError: this system does not say.

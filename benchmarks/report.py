@@ -1,4 +1,4 @@
-"""What the measurements come to: medians, ratios and shares, as tables for people and as JSON."""
+"""The results of the measurements: medians, ratios and shares, as tables for people and as JSON."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""How stale the carry is that enters a sequence, and what a warm-up repairs: `python -m benchmarks.staleness`.
+"""Staleness of the carry that enters a sequence, and what a warm-up repairs: `python -m benchmarks.staleness`.
 
 Collector and learner in one process, the learner some versions ahead. Episodes are longer than the run, so every
 sequence but a lane's first begins in the middle of one. The truth is a scan under the learner's weights from the lane's

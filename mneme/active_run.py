@@ -50,7 +50,7 @@ class ActiveRun:
 
     @property
     def progress(self) -> Progress:
-        """How far it is."""
+        """The run's progress so far."""
         return Progress(self.runner.version, self.steps, self.config.train.total_timesteps)
 
     def count(self, update: Update) -> tuple[list[Episodes], Row]:
@@ -80,7 +80,7 @@ class ActiveRun:
             self.rows_lost = True
 
     def seems_endless(self) -> bool:
-        """Whether no episode has ended in many steps of each lane, though the task declares no length. Said once."""
+        """True if no episode has ended in many steps of each lane of a task that declares no length; warns once."""
         facts, lane_steps = self.blueprint.facts, self.steps // self.config.rollout.num_envs
         declared = facts is not None and facts.episode_length is not None
         ended = self.meter.episodes or self.episodes.waits()
@@ -101,7 +101,7 @@ class ActiveRun:
         _log.info(f"step {self.steps:,}: level {level} begins, {what}")
 
     def solved(self) -> bool:
-        """Whether an evaluation and, on other episodes, a second one reach `train.stop_success`; if that is unset, one
+        """True if an evaluation and, on other episodes, a second one reach `train.stop_success`; if that is unset, one
         evaluation takes place all the same."""
         if self.saved_at is None:
             self.checkpoint()  # evaluation runs the user's code under a new policy: what was learned is saved first

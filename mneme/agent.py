@@ -36,7 +36,7 @@ class LoadedPolicy(NamedTuple):
 
 
 class AgentCarry(NamedTuple):
-    """What an agent remembers from one step to the next."""
+    """The memory of an agent between one step and the next."""
 
     memory: Carry  # the controller's own, each part [B, ...]
     action_B: np.ndarray  # what it did last, [B, ...]

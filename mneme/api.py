@@ -1,4 +1,4 @@
-"""What `import mneme` offers: train, resume and evaluate, each in one call."""
+"""The functions that `import mneme` offers: train, resume, evaluate and load, each in one call."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence

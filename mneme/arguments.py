@@ -165,7 +165,7 @@ def _settings_help() -> str:
 
 
 def hint_of(arguments: Sequence[str], unknown: Sequence[str], options: argparse.Namespace) -> str:
-    """What was meant by an option that is none: one that is spelt alike, or a setting."""
+    """A hint for an unknown option: an option that is spelt alike, or a setting; empty if nothing is near."""
     option = next((word for word in unknown if word.startswith("--")), "")
     given, separator, value = option.partition("=")
     key = given.lstrip("-").replace("-", "_")

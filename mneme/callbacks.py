@@ -1,4 +1,4 @@
-"""What may look on while a run trains: the terminal, MLflow, the learning curve, and whatever a user adds."""
+"""Callbacks, which follow a run as it trains: the terminal, MLflow, the learning curve, and whatever a user adds."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +20,7 @@ Outcome = Literal["complete", "stopped", "failed"]
 
 
 class Look(IntEnum):
-    """What an evaluation is for; each look of a run has episodes of its own."""
+    """The purpose of an evaluation; each purpose has episodes of its own in a run."""
 
     EVALUATION = 0  # how far training is
     CONFIRMATION = 1  # whether what the first look saw is seen again
@@ -46,7 +46,7 @@ class RunStart(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """How far a run is."""
+    """The progress of a run."""
 
     update: int  # updates since the run's very beginning: the version of the weights
     steps: int  # environment steps trained on, since the run's very beginning

@@ -85,7 +85,7 @@ def _search_path(own_code: bool) -> Iterator[None]:
 
 @contextmanager
 def _sentences_on_stderr() -> Iterator[None]:
-    """What is logged, as the command's own words."""
+    """Show what is logged on standard error, as the command's own messages."""
     logger, handler = logging.getLogger("mneme"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("mneme: %(message)s"))
     level = logger.level
@@ -99,13 +99,13 @@ def _sentences_on_stderr() -> Iterator[None]:
 
 
 def _uses_own_code(options: argparse.Namespace) -> bool:
-    """Whether the user's own words name the code to be run, not somebody's run."""
+    """True if the user's own arguments name the code to be run, or vouch for it with `--trust`."""
     own = options.command in ("train", "check", "suite") and not getattr(options, "resume", None)
     return own or getattr(options, "trust", False)
 
 
 def _as_one_word(words: Sequence[str]) -> str:
-    """How a setting is written, where its name and its value were given as words of their own."""
+    """A hint to write a setting's name and value as one word, where they were given as two; empty if they were not."""
     known = {setting.key for setting in settings()}
     apart = [word.strip("=") for word in words if word.strip("=")]
     for name, value in pairwise([*apart, ""]):

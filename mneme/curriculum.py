@@ -21,7 +21,7 @@ class Curriculum:
 
     @property
     def complete(self) -> bool:
-        """Whether the task itself is being played."""
+        """True if the task itself is being played."""
         return self.level == len(self._settings.stages)
 
     def advance(self, episodes: Iterable[Episodes]) -> bool:
@@ -38,7 +38,7 @@ class Curriculum:
         return True
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs, as JSON."""
+        """The state that a resumed run needs, as JSON."""
         return {"level": self.level, "recent": list(self._recent)}
 
     def set_state(self, state: dict[str, Any]) -> None:

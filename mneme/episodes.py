@@ -66,11 +66,11 @@ class EpisodeOrder:
         )
 
     def waits(self) -> bool:
-        """Whether an episode has ended that is not counted yet."""
+        """True if an episode has ended that is not counted yet."""
         return any(waiting for _, waiting in self._waiting.values())
 
     def state(self) -> list[dict[str, Any]]:
-        """What a resumed run needs, as JSON."""
+        """The state that a resumed run needs, as JSON."""
         return [
             {"worker": worker, "incarnation": incarnation, "waiting": [list(episode) for episode in waiting]}
             for worker, (incarnation, waiting) in self._waiting.items()

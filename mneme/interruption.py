@@ -17,7 +17,7 @@ _SAME_WISH = 0.5  # seconds; timeout(1) sends its signal twice at once, to the p
 
 @dataclass
 class StopRequest:
-    """Whether somebody has asked the run to stop."""
+    """A request to stop the run; `made` is true once somebody has asked."""
 
     made: bool = False
 

@@ -63,7 +63,7 @@ class Forgiving(io.TextIOBase):
         return True
 
     def isatty(self) -> bool:
-        """Whether it is a terminal; a stream that cannot tell is none."""
+        """True if it is a terminal; false if the stream cannot tell."""
         try:
             return self._stream is not None and self._stream.isatty()
         except Exception:

@@ -56,7 +56,7 @@ class NextStepReset(gym.vector.VectorEnv):
 
 
 def make_env(config: dict[str, Any]) -> gym.Env | gym.vector.VectorEnv:
-    """What RLlib calls: a single environment to look at, or as many lanes as it names."""
+    """Make the environment for RLlib: a single one to look at, or as many lanes as it names."""
     kwargs = {"cues": m.CUES, "horizon": m.HORIZON}
     if "num_envs" not in config:
         return gym.make(m.ENV_ID, **kwargs)

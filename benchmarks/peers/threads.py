@@ -1,4 +1,4 @@
-"""How many threads a peer runs fastest with is found out during its warm-up, not assumed."""
+"""The choice of the number of threads with which a peer runs fastest, made by trial during its warm-up."""
 
 from collections.abc import Callable
 from time import perf_counter

@@ -1,1 +1,1 @@
-"""What a user may set, and how it is read, checked and kept as text."""
+"""Settings that a user may give: how they are read, checked and kept as text."""

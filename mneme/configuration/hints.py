@@ -1,4 +1,4 @@
-"""What somebody may have meant who names a setting that does not exist."""
+"""Suggestions for a setting that does not exist."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -51,7 +51,7 @@ OTHER_NAMES: Mapping[str, str] = {
     "checkpoint.every": "save_freq save_every",
     "checkpoint.root": "log_dir logdir output_dir",
 }
-"""What other libraries, and people, call our settings; what we called them, too."""
+"""The names that other libraries, and people, have for our settings, and our own former names."""
 
 _CLOSE = 0.75
 

@@ -50,8 +50,8 @@ def described_presets() -> Iterator[tuple[str, str]]:
 
 
 def read_preset(path: Path) -> dict[str, Any]:
-    """What a preset's file sets, and what it leaves as another one has it that it `extends`, by name or by a path from
-    its own folder. Mappings are put together, key by key; everything else counts as the nearer file has it.
+    """The settings of a preset's file, merged over those of the preset that it `extends`, by name or by a path from its
+    own folder. Mappings are merged key by key; for everything else the nearer file counts.
 
     Raises:
         ConfigError: a file cannot be read, is no preset, or extends itself.

@@ -79,7 +79,7 @@ for _kind in (_Loader, _Dumper):
 
 
 def read_yaml(text: str, loader: type[yaml.SafeLoader] = _Loader) -> Any:
-    """What a text of settings means.
+    """The data that a YAML text of settings or records describes.
 
     Raises:
         yaml.YAMLError: it is not YAML, or asks for more than plain data.
@@ -107,7 +107,7 @@ def to_json(data: Any) -> Any:
 
 
 def from_json(data: Any) -> Any:
-    """What `to_json` was given.
+    """The inverse of `to_json`.
 
     Raises:
         yaml.YAMLError: a text in it is damaged.
@@ -163,7 +163,7 @@ def _kept(value: Any) -> bool:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether plain data are equal in value and type, at any depth; NaN is NaN, and -0.0 is not 0.0."""
+    """True if plain data are equal in value and type, at any depth; NaN is NaN, and -0.0 is not 0.0."""
     if type(a) is not type(b):
         return False
     if isinstance(a, dict):

@@ -27,7 +27,7 @@ _KWARGS = {
     "mlp_ratio": "mlp_ratio",
     "gate": "gate",
 }
-"""What kinds of controllers of ours had to choose, and where that is now."""
+"""Former keyword arguments of our own kinds of controllers, and the settings that replace them."""
 
 RENAMED: Mapping[str, str] = {
     "env.vectorization": "env.vectorization_mode",
@@ -66,7 +66,7 @@ def under_new_names(recorded: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _section(tree: dict[str, Any], key: str) -> dict[str, Any]:
-    """Where a section stands in a tree; an empty one where it does not."""
+    """The section of a tree at a dotted key, or an empty one if there is none."""
     found: Any = tree
     for name in key.split("."):
         found = found.get(name) if isinstance(found, dict) else None

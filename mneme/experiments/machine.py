@@ -1,4 +1,4 @@
-"""What machine something was measured on, and with which versions. Standard library only."""
+"""The machine and the versions with which something was measured. Standard library only."""
 
 import os
 import platform
@@ -25,7 +25,7 @@ def cores() -> int:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Of Python and of these distributions."""
+    """The versions of Python and of these distributions."""
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 

@@ -17,7 +17,7 @@ DEFAULT_TARGET = 0.99
 
 
 class SeedRun(NamedTuple):
-    """What came of one seed. Success is greedy, in complete episodes after training."""
+    """The result of one seed. Success is greedy, in complete episodes after training."""
 
     seed: int
     steps: int  # environment steps trained on: as many as it took to solve the task, if it was solved

@@ -58,7 +58,7 @@ class Job(NamedTuple):
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """What tells it from the others."""
+        """The key that distinguishes it from the other jobs."""
         return self.task, self.controller, self.config.seed
 
 
@@ -251,7 +251,7 @@ def _settings_in(overrides: Sequence[str]) -> Iterator[str]:
 
 
 def _run(job: Job, local: bool, log: IO[str]) -> dict[str, Any] | None:
-    """What came of one run, or None if it was interrupted; training that diverges is a result too."""
+    """Run one job and return its result, or None if it was interrupted; training that diverges is a result too."""
     started = perf_counter()
     run: dict[str, Any] = {
         "task": job.task, "controller": job.controller, "settings": job.settings, "cpu": describe_machine()["cpu"],

@@ -1,1 +1,1 @@
-"""What people see of a run: the terminal, the run's own files, MLflow, pictures."""
+"""The output of a run for people: the terminal, the run's own files, MLflow, pictures."""

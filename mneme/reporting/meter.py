@@ -97,7 +97,7 @@ def describe_evaluation(evaluation: Evaluation) -> str:
 
 
 def json_evaluation(evaluation: Evaluation) -> dict[str, Any]:
-    """The same as JSON holds it: numbers, pairs for 95 % intervals, and null for what is not known."""
+    """An evaluation as JSON holds it: numbers, pairs for 95 % intervals, and null for what is not known."""
     return {
         "episodes": evaluation.episodes,
         "distinct_episodes": evaluation.distinct,

@@ -37,7 +37,7 @@ class CheckpointError(Exception):
 
 
 class Checkpoint(NamedTuple):
-    """What was saved."""
+    """The contents of a checkpoint."""
 
     run: dict[str, Any]  # JSON: configuration, counters, tracking run
     arrays: dict[str, dict[str, np.ndarray]]  # part ("learner", "worker-0", ...) -> name -> array

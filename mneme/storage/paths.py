@@ -1,4 +1,4 @@
-"""What people name: a run, a checkpoint, a folder. What they mean, and why a folder cannot be written."""
+"""Paths that users give, and the run, checkpoint or folder that they mean; also why a folder cannot be written."""
 
 import errno
 import os
@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 CHECKPOINTS, CHECKPOINT_PREFIX, MANIFEST = "checkpoints", "step-", "manifest.json"
 UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EBADF)
-"""How file systems of networks and of users say that they do not lock files or flush folders."""
+"""Error numbers by which network and user-space file systems say that they do not lock files or flush folders."""
 _RESERVED = ("suites", "mlflow.db", "mlartifacts")  # what else lies under runs/
 _LONGEST_NAME = 200  # bytes; file systems take 255, and files beside it get longer names
 _ELSEWHERE = "name a folder that can be written, such as checkpoint.root=/tmp/runs"
 
 
 class Place(NamedTuple):
-    """What a path given by the user means."""
+    """The run and the checkpoint that a path given by the user means."""
 
     run: Path | None  # the run's folder; None: a checkpoint that lies in none
     checkpoint: Path | None  # the one checkpoint it names; None: the run as a whole

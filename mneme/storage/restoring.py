@@ -1,4 +1,4 @@
-"""What a checkpoint must look like before anything of it is used, for evaluating as for resuming.
+"""Checks of a checkpoint before anything of it is used, for evaluating as for resuming.
 
 Its files match their checksums, which says that they are what somebody wrote, not that it was a run of ours. So every
 array is held against those that a fresh learner and fresh workers of the same configuration have, and tried out.
@@ -101,14 +101,14 @@ def checked_state(path: Path, saved: Checkpoint, blueprint: Blueprint[Config]) -
 
 
 def _anywhere(blueprint: Blueprint[Config]) -> Blueprint:
-    """Of the same names and shapes, for machines without what the run has learned on."""
+    """A blueprint with the same names and shapes, for machines without the devices that the run has learned on."""
     config = blueprint.config.changed("learner", device="cpu")
     controller = replace(config.policy.controller, backend="auto")
     return blueprint._replace(config=config.changed("policy", controller=controller))
 
 
 def _check_record(path: Path, run: Mapping[str, Any], config: Config) -> None:
-    """What run.json has of the curriculum, and of episodes that wait to be counted."""
+    """Check what run.json holds of the curriculum, and of episodes that wait to be counted."""
     curriculum, stages = run.get("curriculum"), config.curriculum
     fits = False
     if isinstance(curriculum, dict) and curriculum.keys() == Curriculum(stages).state().keys():

@@ -41,7 +41,7 @@ def new_run_name(config: Config, preset: Path | None) -> str:
 
 
 class RunFolder:
-    """Where one run writes.
+    """The folder in which one run writes.
 
     Args:
         path: the folder; `create` makes it, or `lock` takes hold of it.
@@ -126,7 +126,7 @@ class RunFolder:
         return file
 
     def refuse_if_in_use(self) -> None:
-        """What `lock` would refuse, before anything has started; makes nothing where no run has been.
+        """Refuse what `lock` would refuse, before anything has started; makes nothing where no run has been.
 
         Raises:
             ConfigError: another process holds the folder.

@@ -1,4 +1,4 @@
-"""Where a run keeps what it saves, and how often."""
+"""Settings of a run's checkpoints: their folder, how often they are written, and how many are kept."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from mneme.controllers import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSettings(Settings, section="checkpoint"):
-    """What is kept on disk."""
+    """The files of a run that are kept on disk."""
 
     root: str = "runs"
     """Folder under which each run gets its own."""

@@ -81,12 +81,12 @@ def refuse_foreign_places(config: Config, checkpoint: Path, run: Path, local: bo
 
 
 def needs_trust(config: Config, run: Path, *, local: bool | None) -> bool:
-    """Whether another process, started in the present folder, would load a run with its user's word alone.
+    """True if another process, started in the present folder, would load a run only if its user trusts it.
 
     Args:
         config: of the run.
         run: its folder.
-        local: whether it goes on without Ray; None where it is to be evaluated, which reaches no place.
+        local: true if it goes on without Ray; None if it is only evaluated, which contacts no cluster and no store.
     """
     try:
         refuse_foreign_code(config, run, run, imported={})
@@ -98,7 +98,7 @@ def needs_trust(config: Config, run: Path, *, local: bool | None) -> bool:
 
 
 def _own_store(uri: str, run: Path) -> bool:
-    """Whether a store is a SQLite file in a run's folder or directly beside it, or the one that a new run gets here."""
+    """True if a store is a SQLite file in a run's folder or directly beside it, or the one that a new run gets here."""
     file, usual = sqlite_file(uri), sqlite_file(TrackingSettings().uri)
     if file is None or not uri.startswith("sqlite:///"):  # sqlite+DRIVER imports the driver
         return False
@@ -147,7 +147,7 @@ def _origin(module: str, imported: Mapping[str, ModuleType]) -> tuple[Path | Non
 
 
 def _spec(name: str, path: Iterable[str] | None) -> tuple[ModuleSpec | None, bool]:
-    """Where the import system would find a module, without importing it, and whether an editable install says so."""
+    """The spec that the import system finds for a module, not importing it, and whether an editable install gave it."""
     if path is None:
         for finder in sys.meta_path:
             find: Any = getattr(finder, "find_spec", None)
@@ -166,7 +166,7 @@ def _places(spec: ModuleSpec) -> list[str]:
 
 @cache
 def _sites() -> tuple[Path, ...]:
-    """Where this interpreter's packages are installed."""
+    """The folders in which this interpreter's packages are installed."""
     folders = {*site.getsitepackages(), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     if site.ENABLE_USER_SITE:
         folders.add(site.getusersitepackages())
@@ -175,7 +175,7 @@ def _sites() -> tuple[Path, ...]:
 
 @cache
 def _installed_folders() -> tuple[Path, ...]:
-    """The same, with Mneme itself and what editable installs name in .pth files."""
+    """The folders of `_sites`, with that of Mneme itself and those that editable installs name in .pth files."""
     folders = [*_sites(), Path(__file__).parents[1]]
     for folder in _sites():
         for file in folder.glob("*.pth"):
@@ -186,7 +186,7 @@ def _installed_folders() -> tuple[Path, ...]:
 
 
 def _inside(place: Path, folders: Iterable[Path]) -> bool:
-    """Whether a place lies in one of these folders, as it is named or as it is once links are followed."""
+    """True if a place lies in one of these folders, as it is named or as it is once links are followed."""
     return any(
         place.is_relative_to(folder) or place.parent.resolve().is_relative_to(folder.resolve()) for folder in folders
     )

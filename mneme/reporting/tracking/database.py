@@ -92,7 +92,7 @@ def one_at_a_time(lock: Path, seconds: float = LOCK_SECONDS) -> Iterator[None]:
 
 
 def _took(folder: Path, seconds: float) -> bool:
-    """Whether a folder could be made as a lock; one that is older than anybody would hold it is taken over."""
+    """True if the folder could be made, as a lock; one older than anybody would hold it is removed for the next try."""
     try:
         folder.mkdir()
     except FileExistsError:
@@ -119,7 +119,7 @@ def _refuse_foreign(file: Path) -> None:
 
 
 def _is_whole(file: Path) -> bool:
-    """Whether the file has the tables and the revision of this MLflow. One of a later MLflow is left to that to say."""
+    """True if the file has the tables and revision of this MLflow, or an unknown revision, which MLflow will report."""
     from alembic.util.exc import CommandError
     from mlflow.store.db import utils
 

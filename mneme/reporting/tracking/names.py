@@ -32,7 +32,7 @@ def clean_name(name: str) -> str:
 
 
 def original_name(name: str) -> str:
-    """What `clean_name` was given, unless it was cut."""
+    """The inverse of `clean_name`, unless the name was cut."""
     return "" if name == _EMPTY else _ESCAPED.sub(lambda found: chr(int(found[1], 16)), name)
 
 

@@ -1,4 +1,4 @@
-"""Where runs are recorded, and how a store's URI names a SQLite file."""
+"""Settings of the store in which runs are recorded, and the form of a URI that names a SQLite file."""
 
 import os
 import re
@@ -14,7 +14,7 @@ _OPTIONS = re.compile(r"\?\w+=[^?/]*")
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingSettings(Settings, section="tracking"):
-    """Where runs are recorded."""
+    """The store in which runs are recorded."""
 
     uri: str = "sqlite:///runs/mlflow.db"
     """MLflow store: a local SQLite file, artifacts beside it, or the URL of a tracking server."""

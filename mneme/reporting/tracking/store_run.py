@@ -38,7 +38,7 @@ logger = logging.getLogger("mneme")
 
 
 class Identity(NamedTuple):
-    """What tells a run from all others."""
+    """The identity of a run, by which it differs from all others."""
 
     key: str  # made when it began, and kept in its checkpoints
     folder: Path  # full; a copy of a run's folder is another run
