@@ -64,8 +64,7 @@ class MemoryVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray],
         """Draw the contents of the episodes that start in these lanes [B] from `_episode_key_B` alone."""
 
     def _memory(self) -> State:
-        """The part of the state that actions change, as integers [B] by name: the arrays themselves, which `set_state`
-        overwrites."""
+        """State that actions change, as integers [B] by name: the arrays themselves, which `set_state` writes into."""
         return {}
 
     def _transition(self, action_B: NDArray[np.integer[Any]]) -> Transition:

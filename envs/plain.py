@@ -12,8 +12,7 @@ Creator = Callable[..., Any]
 
 
 class Misfit(ValueError):
-    """Error for a value that breaks Gymnasium's interface or the environment's own spaces, where its code raised
-    nothing."""
+    """An environment returned what breaks Gymnasium's interface or its own spaces, though its code raised nothing."""
 
 
 class OldInterface(Misfit):

@@ -40,8 +40,7 @@ class EnvSettings:
     fewer only cut the episodes that they happen in. In a vector form, action masks that allow nothing count."""
 
     def __post_init__(self) -> None:
-        """Check and convert every value, as `controllers.Settings` does for other sections; this package must not
-        import it."""
+        """Check every value, as `controllers.Settings` does for other sections; this package must not import it."""
         if not isinstance(self.id, str):
             raise ValueError(f"env.id is {self.id!r}; it must be text")
         if not isinstance(self.kwargs, Mapping) or not all(isinstance(name, str) for name in self.kwargs):

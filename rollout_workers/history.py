@@ -35,8 +35,7 @@ class History:
         self._carries = {name: np.repeat(c.numpy()[:, None], Q, 1) for name, c in carry.items()}
 
     def past(self) -> Past:
-        """The past that the next fragment brings along. No array of a history is ever written to, so it may be
-        shared."""
+        """The past that goes with the next fragment. No array of a history is written to, so it may be shared."""
         return Past(self._observations, self._resets, {name: c[:, 0] for name, c in self._carries.items()})
 
     def keep(self, carry: Carry) -> None:

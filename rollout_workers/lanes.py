@@ -130,8 +130,7 @@ class Lanes:
 
     @contextmanager
     def _blamed(self, where: str) -> Iterator[None]:
-        """Raise any error inside this context, `SystemExit` included, as an `EnvironmentFailure` of this
-        environment."""
+        """Raise any exception in here but `KeyboardInterrupt`, even `SystemExit`, as an `EnvironmentFailure`."""
         try:
             yield
         except (KeyboardInterrupt, EnvironmentFailure):

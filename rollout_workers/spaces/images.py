@@ -25,8 +25,7 @@ class Reading(NamedTuple):
 
 
 def reading_of(leaf: Leaf, layout: str | None, scale: float | None) -> Reading | None:
-    """The layout and scale of a Box read as an image, or None if it is a list of numbers; derived from the Box unless
-    given.
+    """The layout and scale of a Box as an image, or None if it is a list of numbers; unless given, by the Box itself.
 
     Raises:
         ValueError: the channels may be first or last, or what is given does not fit.

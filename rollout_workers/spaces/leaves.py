@@ -38,8 +38,7 @@ class Leaf(NamedTuple):
 
     @property
     def width(self) -> int:
-        """The number of values that the network reads or gives for it: one for each category, or else one for each
-        number."""
+        """The number of values that the network reads or gives for it: one per category, or else one per number."""
         if isinstance(self.space, spaces.Discrete):
             return int(self.space.n)
         if isinstance(self.space, spaces.MultiDiscrete):

@@ -56,8 +56,7 @@ def numba_slots_scan(
 def _run(
     reset_TB: Tensor, decay: float, recent: bool, x: SlotsInputs, memory: Slots, keep: bool
 ) -> tuple[Tensor, Slots, Slots]:
-    """The vectors read, the memory after the last step, and the memories before each block [P, B, ...], with P = 0
-    unless `keep`."""
+    """The vectors read, the last memory, and the memories before each block [P, B, ...], with P = 0 unless `keep`."""
     blocks = -(-len(x.query) // STEPS) if keep else 0
     read_TBD = x.query.new_empty(x.query.shape)
     after = Slots(*(part.clone(memory_format=torch.contiguous_format) for part in memory))
