@@ -24,7 +24,7 @@ class ControllerSettings(Settings, section="policy.controller"):
     of slots) or transformer; or one of your own, as module:Class."""
 
     num_layers: int = 1
-    """Layers of that model, each reading the one below."""
+    """Layers of the sequence model, each reading the one below."""
 
     hidden_size: int = 128
     """Width of the recurrent state and of the output."""
