@@ -54,12 +54,13 @@ class TMaze(MemoryVectorEnv):
         whole_number("length", length, 1)
         self._start = int(one_of("active", active, (False, True)))
         dense = one_of("reward", reward, ("dense", "sparse")) == "dense"
-        if not one_of("walk", walk, (False, True)) and active:
+        self._walk = bool(one_of("walk", walk, (False, True)))
+        if active and not self._walk:
             raise ValueError("walk is False, but an active agent walks to the oracle; set walk=True or active=False")
         self._junction = self._start + length
         self._steps = length + 1 + 2 * self._start
         self._cost = 1.0 / length if dense else 0.0
-        self._next_CA = _maze(self._junction) if walk else _conveyor(self._junction)
+        self._next_CA = _maze(self._junction) if self._walk else _conveyor(self._junction)
         self._view_CX = np.zeros((self._junction + 3, 2), dtype=np.float32)
         self._view_CX[self._junction :] = (1, 0), (1, 1), (1, -1)
         super().__init__(
@@ -92,6 +93,11 @@ class TMaze(MemoryVectorEnv):
         super().set_state(state)
         within("cell", self._cell_B, 0, len(self._next_CA) - 1)
         within("hint_step", self._hint_step_B, -1, self._steps)
+        moved_B = np.minimum(self._cell_B, self._junction + 1) - self._start
+        unreached_B = (np.abs(moved_B) > self._step_B) if self._walk else (moved_B != self._step_B)
+        if unreached_B.any():
+            cell, step = self._cell_B[unreached_B][0], self._step_B[unreached_B][0]
+            raise ValueError(f"'cell' in a state is {cell}, where step {step} of an episode cannot be")
 
     def _transition(self, action_B: np.ndarray) -> Transition:
         self._cell_B[:] = self._next_CA[self._cell_B, action_B]

@@ -173,6 +173,15 @@ def test_place_and_hint_survive_saving() -> None:
         env.set_state(state)
 
 
+@pytest.mark.parametrize(("walk", "cell", "step"), [(False, 5, 0), (False, 1, 2), (True, 3, 2)])
+def test_a_state_in_a_cell_that_its_step_cannot_have_reached_is_refused(walk: bool, cell: int, step: int) -> None:
+    env = TMaze(2, length=3, walk=walk)
+    env.reset(seed=0)
+    state = env.get_state() | {"cell": np.array([0, cell]), "step": np.array([0, step])}
+    with pytest.raises(ValueError, match=f"'cell' in a state is {cell}, where step {step} of an episode cannot be"):
+        env.set_state(state)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "horizon", "episode"), [({}, 5, 6), ({"active": True}, 6, 8), ({"walk": False}, 5, 6)]
 )
