@@ -26,8 +26,10 @@ from mneme.rollout_workers import Collector, policy_spec
 MODES: dict[str, dict[str, Any]] = {
     "full": {"mode": "full"},
     "truncated 16": {"mode": "truncated", "bptt_length": 16},
-    "truncated 16, burn-in 16": {"mode": "truncated", "bptt_length": 16, "burn_in": 16},
     "cached": {"mode": "cached"},
+    "truncated 16, stored": {"mode": "truncated", "bptt_length": 16, "carry_source": "stored"},
+    "truncated 16, burn-in 16": {"mode": "truncated", "bptt_length": 16, "burn_in": 16, "carry_source": "stored"},
+    "cached, stored": {"mode": "cached", "carry_source": "stored"},
 }
 MIB = 2**20
 

@@ -5,11 +5,13 @@ Axis letters: T time, B environments, D input features, H output features.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from mneme.controllers.scans.backends import REFERENCE, chosen_backend, obstacle
+from mneme.controllers.scans.resets import cut_carry
 from mneme.controllers.settings import ControllerSettings
 
 Carry = dict[str, Tensor]
@@ -35,6 +37,7 @@ class Controller(nn.Module, ABC):
     settings_class: type[ControllerSettings] = ControllerSettings  # of what it has to choose
     backends: Sequence[str] = ("torch",)  # that `fast_scan` has, fastest first
     backend: str = "auto"  # as the settings say
+    cuts_gradients: bool = False  # `fast_scan` takes `cut_TB`; otherwise it is called between the cuts
 
     def __init__(
         self,
@@ -85,9 +88,14 @@ class Controller(nn.Module, ABC):
                 f"choose auto or {runs}"
             )
 
-    def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        """`scan` on checked arguments; without an override it is `reference_scan`."""
-        return self.reference_scan(x_TBD, reset_TB, carry)
+    def fast_scan(
+        self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None
+    ) -> tuple[Tensor, Carry]:
+        """`scan` on checked arguments; without an override it is `reference_scan`.
+
+        An override may leave `cut_TB` out; with it, the class sets `cuts_gradients`.
+        """
+        return self.reference_scan(x_TBD, reset_TB, carry, cut_TB)
 
     def fast_step(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """One step without resets and without autograd, for acting: ([B, D], carry) -> ([B, H], carry).
@@ -128,36 +136,53 @@ class Controller(nn.Module, ABC):
             raise ValueError(f"batch is {batch}; it must be at least 0")
         return {name: value.expand(batch, *value.shape).clone() for name, value in self.initial().items()}
 
-    def scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+    def scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None) -> tuple[Tensor, Carry]:
         """Consume T steps: ([T, B, D], bool [T, B], carry) -> ([T, B, H], carry after the last step).
 
-        Where `reset_TB[t, b]` is true, lane b starts from the initial carry before it consumes `x[t, b]`.
-        Gradients flow into `carry` and into a learned initial carry. No argument is modified.
+        Where `reset_TB[t, b]` is true, lane b starts from the initial carry before it consumes `x[t, b]`. Where
+        `cut_TB` (bool [T, B]) is true, the carry goes on before that step and its gradient does not: backpropagation
+        through time is truncated there, as by `detach` in the loop over cells. Elsewhere gradients flow into `carry`,
+        and into a learned initial carry. No argument is modified.
 
         Raises:
             ValueError: a shape, dtype, device or carry name does not fit, or T is 0.
         """
-        self._check(x_TBD, reset_TB, carry)
-        return self.run(x_TBD, reset_TB, carry)
+        self._check(x_TBD, reset_TB, carry, cut_TB)
+        return self.run(x_TBD, reset_TB, carry, cut_TB)
 
     def scan_with_signals(
-        self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry
+        self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None
     ) -> tuple[Tensor, Carry, dict[str, Tensor]]:
         """`scan`, and what its outputs say besides."""
-        self._check(x_TBD, reset_TB, carry)
-        return self.run_with_signals(x_TBD, reset_TB, carry)
+        self._check(x_TBD, reset_TB, carry, cut_TB)
+        return self.run_with_signals(x_TBD, reset_TB, carry, cut_TB)
 
     def run_with_signals(
-        self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry
+        self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None
     ) -> tuple[Tensor, Carry, dict[str, Tensor]]:
         """`scan_with_signals` on checked arguments."""
-        y_TBH, carry = self.run(x_TBD, reset_TB, carry)
+        y_TBH, carry = self.run(x_TBD, reset_TB, carry, cut_TB)
         return y_TBH, carry, self.signals(y_TBH)
 
-    def run(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+    def run(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None) -> tuple[Tensor, Carry]:
         """`scan` on checked arguments, by the backend that was chosen."""
-        reference = self.backend == REFERENCE
-        return (self.reference_scan if reference else self.fast_scan)(x_TBD, reset_TB, carry)
+        if self.backend == REFERENCE:
+            return self.reference_scan(x_TBD, reset_TB, carry, cut_TB)
+        if cut_TB is None or not torch.is_grad_enabled():
+            return self.fast_scan(x_TBD, reset_TB, carry)
+        if self.cuts_gradients:
+            return self.fast_scan(x_TBD, reset_TB, carry, cut_TB)
+        return self._between_cuts(x_TBD, reset_TB, carry, cut_TB)
+
+    def _between_cuts(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor) -> tuple[Tensor, Carry]:
+        """`run` by a scan that knows no cuts: it starts anew at every step that has one in any lane."""
+        bounds = [0, *(t for t in cut_TB.any(1).nonzero()[:, 0].tolist() if t), len(cut_TB)]
+        sizes = [stop - start for start, stop in pairwise(bounds)]
+        outputs = []
+        for x_KBD, reset_KB, cut_KB in zip(x_TBD.split(sizes), reset_TB.split(sizes), cut_TB.split(sizes), strict=True):
+            y_KBH, carry = self.fast_scan(x_KBD, reset_KB, cut_carry(cut_KB[0], carry))
+            outputs.append(y_KBH)
+        return torch.cat(outputs), carry
 
     def step(self, x_BD: Tensor, reset_B: Tensor, carry: Carry, donate: bool = False) -> tuple[Tensor, Carry]:
         """`scan` with T = 1: ([B, D], bool [B], carry) -> ([B, H], carry); without autograd by `fast_step`.
@@ -184,30 +209,36 @@ class Controller(nn.Module, ABC):
                 carry[name].index_copy_(0, lanes, start.expand(len(lanes), *start.shape))
         return self.fast_step(x_BD, carry)
 
-    def reference_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+    def reference_scan(
+        self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None
+    ) -> tuple[Tensor, Carry]:
         """The slow, obvious `scan` that the fast one is held against: a loop over `cell`, under autograd."""
         initial = self.initial()
         outputs = []
-        for x_BD, reset_B in zip(x_TBD, reset_TB, strict=True):
+        for t, (x_BD, reset_B) in enumerate(zip(x_TBD, reset_TB, strict=True)):
+            if cut_TB is not None:
+                carry = cut_carry(cut_TB[t], carry)
             y_BH, carry = self.cell(x_BD, reset_carry(reset_B, initial, carry))
             outputs.append(y_BH)
         return torch.stack(outputs), carry
 
-    def _check(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> None:
+    def _check(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None) -> None:
         """Compare shapes, types and devices only, never values: cheap enough for the step path."""
         shape = x_TBD.shape
         if len(shape) != 3 or shape[2] != self.input_size:
             raise ValueError(f"the input has shape {list(shape)}; it must be [T, B, {self.input_size}]")
         if 0 in shape[:2]:
-            what = "time steps" if shape[0] == 0 else "lanes"
-            raise ValueError(f"the input has 0 {what}; a scan needs at least 1")
+            lacking = "time steps" if shape[0] == 0 else "lanes"
+            raise ValueError(f"the input has 0 {lacking}; a scan needs at least 1")
         initial, device, dtype = self.initial(), x_TBD.device, self.dtype
         if dtype is not None and x_TBD.dtype != dtype:
             raise ValueError(f"the input is {_describe(x_TBD)}; it must be {dtype}, as the controller is")
-        if reset_TB.dtype != torch.bool or reset_TB.shape != shape[:2]:
-            raise ValueError(
-                f"the reset flags are {_describe(reset_TB)}; they must be torch.bool of shape {list(shape[:2])}"
-            )
+        flags = {"the reset flags": reset_TB} | ({} if cut_TB is None else {"the gradient cuts": cut_TB})
+        for what, flags_TB in flags.items():
+            if flags_TB.dtype != torch.bool or flags_TB.shape != shape[:2]:
+                raise ValueError(
+                    f"{what} are {_describe(flags_TB)}; they must be torch.bool of shape {list(shape[:2])}"
+                )
         if not isinstance(carry, dict):
             raise ValueError(f"the carry is {carry!r}; pass what initial_carry or the previous scan returned")
         if carry.keys() != initial.keys():
@@ -227,8 +258,9 @@ class Controller(nn.Module, ABC):
                 raise _apart(f"carry {name!r} is", value, device)
             if start.device != device:
                 raise _apart("the controller is", start, device)
-        if reset_TB.device != device:
-            raise _apart("the reset flags are", reset_TB, device)
+        for what, flags_TB in flags.items():
+            if flags_TB.device != device:
+                raise _apart(f"{what} are", flags_TB, device)
 
 
 def _apart(what: str, value: Tensor, device: torch.device) -> ValueError:

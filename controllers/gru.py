@@ -18,6 +18,7 @@ class GruController(Controller):
     """Parameters as in `torch.nn.GRUCell` (gates r, z, n); it carries `h` [B, H]."""
 
     settings_class = GruSettings
+    cuts_gradients = True
     # triton only where the settings ask for it, until it has been timed on a GPU
     backends: Sequence[str] = ("numba", "torch", "triton")
     initial_h: Tensor
@@ -48,13 +49,15 @@ class GruController(Controller):
         h_BH = gru_cell(*arguments) if norm is None else normed_gru_cell(*arguments, norm)
         return h_BH, {"h": h_BH}
 
-    def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+    def fast_scan(
+        self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None
+    ) -> tuple[Tensor, Carry]:
         arguments = x_TBD, reset_TB, carry["h"], self.initial_h, self.gru_parameters()
         norm = self.gru_norm()
         if norm is None:
-            y_TBH, h_BH = gru_scan(*arguments, self.backend_on(x_TBD.device))
+            y_TBH, h_BH = gru_scan(*arguments, self.backend_on(x_TBD.device), cut_TB)
         else:
-            y_TBH, h_BH = normed_gru_scan(*arguments, norm)
+            y_TBH, h_BH = normed_gru_scan(*arguments, norm, cut_TB)
         return y_TBH, {"h": h_BH}
 
     def fast_step(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:

@@ -18,6 +18,7 @@ class LstmController(Controller):
     """Parameters as in `torch.nn.LSTMCell` (gates i, f, g, o); it carries `h` and `c` [B, H]."""
 
     settings_class = LstmSettings
+    cuts_gradients = True
     # triton only where the settings ask for it, until it has been timed on a GPU
     backends: Sequence[str] = ("numba", "torch", "triton")
     initial_h: Tensor
@@ -54,14 +55,16 @@ class LstmController(Controller):
         state = lstm_cell(*arguments) if norm is None else normed_lstm_cell(*arguments, norm)
         return state.h, state._asdict()
 
-    def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+    def fast_scan(
+        self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None
+    ) -> tuple[Tensor, Carry]:
         state, initial = LstmState(carry["h"], carry["c"]), LstmState(self.initial_h, self.initial_c)
         arguments = x_TBD, reset_TB, state, initial, self.lstm_parameters()
         norm = self.lstm_norm()
         if norm is None:
-            y_TBH, state = lstm_scan(*arguments, self.backend_on(x_TBD.device))
+            y_TBH, state = lstm_scan(*arguments, self.backend_on(x_TBD.device), cut_TB)
         else:
-            y_TBH, state = normed_lstm_scan(*arguments, norm)
+            y_TBH, state = normed_lstm_scan(*arguments, norm, cut_TB)
         return y_TBH, state._asdict()
 
     def fast_step(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:

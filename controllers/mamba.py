@@ -79,6 +79,7 @@ class MambaController(Controller):
     published one: rates 1 to N times steps of 0.001 to 0.1, so from 0.6 to 1000 steps."""
 
     settings_class = MambaSettings
+    cuts_gradients = True
     backends = ("triton", "numba", "torch")
     initial_state: Tensor
     initial_window: Tensor
@@ -97,18 +98,20 @@ class MambaController(Controller):
     def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         return self._layer(x_BD, carry, silu_convolution_step, selective_cell)
 
-    def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+    def fast_scan(
+        self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None
+    ) -> tuple[Tensor, Carry]:
         backend = self.backend_on(x_TBD.device)
 
-        def steps(x_KBD: Tensor, reset_KB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        def steps(x_KBD: Tensor, reset_KB: Tensor, carry: Carry, cut_KB: Tensor | None) -> tuple[Tensor, Carry]:
             return self._layer(
                 x_KBD,
                 carry,
-                lambda u, window, w, b: silu_convolution(u, reset_KB, window, self.initial_window, w, b),
-                lambda x, h, p: selective_scan(x, reset_KB, h, self.initial_state, p, backend),
+                lambda u, window, w, b: silu_convolution(u, reset_KB, window, self.initial_window, w, b, cut_KB),
+                lambda x, h, p: selective_scan(x, reset_KB, h, self.initial_state, p, backend, cut_KB),
             )
 
-        return in_blocks(steps, x_TBD, reset_TB, carry)
+        return in_blocks(steps, x_TBD, reset_TB, carry, cut_TB)
 
     def fast_step(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         return self._layer(x_BD, carry, silu_convolution_step, lambda x, h, p: (selective_step(x, h, p), h))

@@ -93,6 +93,7 @@ class Mamba2Controller(Controller):
     it they are the published ones, of 0.6 to 1000 steps."""
 
     settings_class = Mamba2Settings
+    cuts_gradients = True
     backends = ("mamba_ssm", "torch")
     initial_state: Tensor
     initial_window: Tensor
@@ -119,20 +120,22 @@ class Mamba2Controller(Controller):
         learned = isinstance(self.initial_state, nn.Parameter)
         return chosen if not learned and (forced or rounds_as_allowed(dtype)) else "torch"
 
-    def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+    def fast_scan(
+        self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None
+    ) -> tuple[Tensor, Carry]:
         backend = self.backend_on(x_TBD.device)
 
-        def steps(x_KBD: Tensor, reset_KB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        def steps(x_KBD: Tensor, reset_KB: Tensor, carry: Carry, cut_KB: Tensor | None) -> tuple[Tensor, Carry]:
             return self._layer(
                 x_KBD,
                 carry,
-                lambda x, window, w, b: silu_convolution(x, reset_KB, window, self.initial_window, w, b),
+                lambda x, window, w, b: silu_convolution(x, reset_KB, window, self.initial_window, w, b, cut_KB),
                 lambda xbc, dt, h, a, d: ssd_scan(
-                    xbc, dt, reset_KB, h, self.initial_state, a, d, self.chunk_size, backend
+                    xbc, dt, reset_KB, h, self.initial_state, a, d, self.chunk_size, backend, cut_KB
                 ),
             )
 
-        return in_blocks(steps, x_TBD, reset_TB, carry)
+        return in_blocks(steps, x_TBD, reset_TB, carry, cut_TB)
 
     def fast_step(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         return self._layer(x_BD, carry, silu_convolution_step, lambda x, dt, h, a, d: (ssd_step(x, dt, h, a, d), h))

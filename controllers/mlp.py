@@ -20,6 +20,7 @@ class MlpController(Controller):
     """One hidden layer, step by step alike; its carry is empty."""
 
     settings_class = MlpSettings
+    cuts_gradients = True
 
     def __init__(self, input_size: int, settings: MlpSettings, horizon: int, generator: Generator) -> None:
         super().__init__(input_size, settings.hidden_size, {}, learn_initial=False)
@@ -28,5 +29,7 @@ class MlpController(Controller):
     def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         return self.layers(x_BD), {}
 
-    def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+    def fast_scan(
+        self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None
+    ) -> tuple[Tensor, Carry]:
         return self.layers(x_TBD), {}

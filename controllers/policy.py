@@ -91,14 +91,16 @@ class Policy(nn.Module):
         """The initial carry of `batch` lanes."""
         return self.controller.initial_carry(batch)
 
-    def scan(self, observations: Observation, reset_TB: Tensor, carry: Carry) -> PolicyOutput:
+    def scan(
+        self, observations: Observation, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None
+    ) -> PolicyOutput:
         """Run over [T, B, ...] observations; the rules are those of `Controller.scan`.
 
         Raises:
             ValueError: an observation's name, shape or dtype, or one of the other arguments, does not fit.
         """
         x_TBF = self._encoded(observations, reset_TB)
-        y_TBH, carry, signals = self.controller.scan_with_signals(x_TBF, reset_TB, carry)
+        y_TBH, carry, signals = self.controller.scan_with_signals(x_TBF, reset_TB, carry, cut_TB)
         return PolicyOutput(*self._heads(y_TBH, observations), carry, signals)
 
     def _encoded(self, observations: Observation, reset_TB: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ class PseudoMambaController(Controller):
     """
 
     settings_class = PseudoMambaSettings
+    cuts_gradients = True
     backends = ("mamba_ssm", "numba", "torch")
     initial_slots: Tensor
     initial_usage: Tensor
@@ -76,14 +77,16 @@ class PseudoMambaController(Controller):
         slots = chosen_backend(self.backend, device, ("numba", "torch"), self.initial_slots.dtype)
         return slots if core == "torch" else core
 
-    def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+    def fast_scan(
+        self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None
+    ) -> tuple[Tensor, Carry]:
         if self.query == "state":
-            return self.reference_scan(x_TBD, reset_TB, carry)
+            return self.reference_scan(x_TBD, reset_TB, carry, cut_TB)
         memory, core = self._parts(carry)
-        h_TBM, core = self.core.fast_scan(x_TBD, reset_TB, core)
+        h_TBM, core = self.core.fast_scan(x_TBD, reset_TB, core, cut_TB)
         inputs = self._query(x_TBD), self._gate_logit(h_TBM), self.to_value(h_TBM)
         backend = self.backend_on(x_TBD.device)
-        r_TBS, memory = slots_scan(*inputs, reset_TB, memory, self.decay, self.rule, self.chunk_size, backend)
+        r_TBS, memory = slots_scan(*inputs, reset_TB, memory, self.decay, self.rule, self.chunk_size, backend, cut_TB)
         return torch.cat([h_TBM, r_TBS], 2), core | memory._asdict()
 
     def fast_step(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:

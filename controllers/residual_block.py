@@ -27,6 +27,8 @@ class ResidualBlock(Controller):
     linear state alone.
     """
 
+    cuts_gradients = True
+
     def __init__(
         self,
         input_size: int,
@@ -46,17 +48,19 @@ class ResidualBlock(Controller):
         """One step of the mixer, as in `cell`."""
 
     @abstractmethod
-    def mixer_scan(self, u_TBH: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+    def mixer_scan(self, u_TBH: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None) -> tuple[Tensor, Carry]:
         """All steps of the mixer, as in `fast_scan`."""
 
     def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         return self._around(x_BD, partial(self.mixer_cell, carry=carry))
 
-    def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        def steps(x_KBD: Tensor, reset_KB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-            return self._around(x_KBD, partial(self.mixer_scan, reset_TB=reset_KB, carry=carry))
+    def fast_scan(
+        self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None
+    ) -> tuple[Tensor, Carry]:
+        def steps(x_KBD: Tensor, reset_KB: Tensor, carry: Carry, cut_KB: Tensor | None) -> tuple[Tensor, Carry]:
+            return self._around(x_KBD, partial(self.mixer_scan, reset_TB=reset_KB, carry=carry, cut_TB=cut_KB))
 
-        return in_blocks(steps, x_TBD, reset_TB, carry)
+        return in_blocks(steps, x_TBD, reset_TB, carry, cut_TB)
 
     def fast_step(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         return self.cell(x_BD, carry)

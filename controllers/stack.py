@@ -17,6 +17,8 @@ class Stack(Controller):
         layers: from the bottom up; each takes what the one below gives.
     """
 
+    cuts_gradients = True
+
     def __init__(self, layers: Sequence[Controller]) -> None:
         super().__init__(layers[0].input_size, layers[-1].output_size, {}, learn_initial=False)
         self.layers = nn.ModuleList(layers)
@@ -34,19 +36,21 @@ class Stack(Controller):
     def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         return self._through(x_BD, carry, lambda layer, x, c: layer.cell(x, c))
 
-    def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        return self._through(x_TBD, carry, lambda layer, x, c: layer.run(x, reset_TB, c))
+    def fast_scan(
+        self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None
+    ) -> tuple[Tensor, Carry]:
+        return self._through(x_TBD, carry, lambda layer, x, c: layer.run(x, reset_TB, c, cut_TB))
 
     def fast_step(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         return self._through(x_BD, carry, lambda layer, x, c: layer.fast_step(x, c))
 
     def run_with_signals(
-        self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry
+        self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None
     ) -> tuple[Tensor, Carry, dict[str, Tensor]]:
         said: list[dict[str, Tensor]] = []
 
         def run(layer: Controller, x: Tensor, own: Carry) -> tuple[Tensor, Carry]:
-            y, after, signals = layer.run_with_signals(x, reset_TB, own)
+            y, after, signals = layer.run_with_signals(x, reset_TB, own, cut_TB)
             said.append(signals)
             return y, after
 

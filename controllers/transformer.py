@@ -9,7 +9,7 @@ from torch.nn import functional
 from mneme.controllers.controller import Carry, Controller
 from mneme.controllers.initialisation import linear
 from mneme.controllers.layer_norm import LayerNorm
-from mneme.controllers.scans.attention import attention_scan, attention_step, steps_since_reset
+from mneme.controllers.scans.attention import attention_scan, attention_step, last_cut, steps_since_reset
 from mneme.controllers.settings import TransformerSettings
 
 LONGEST_WINDOW = 512
@@ -26,6 +26,7 @@ class TransformerController(Controller):
     preferred at the start, so that `chrono` has nothing to spread."""
 
     settings_class = TransformerSettings
+    cuts_gradients = True
 
     def __init__(self, input_size: int, settings: TransformerSettings, horizon: int, generator: Generator) -> None:
         hidden = settings.hidden_size
@@ -54,16 +55,24 @@ class TransformerController(Controller):
     def fast_step(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         return self.cell(x_BD, carry)
 
-    def fast_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+    def fast_scan(
+        self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None
+    ) -> tuple[Tensor, Carry]:
         T, past_B1 = len(x_TBD), carry["past"]
         h_TBH = self.embed(x_TBD)
         q_TBNE, memory_TBM = self._project(h_TBH)
         memory_BSM = torch.cat([carry["memory"], memory_TBM.transpose(0, 1)], 1)
+        if cut_TB is not None:
+            past_B1 = torch.where(cut_TB.any(0).unsqueeze(1), past_B1.detach(), past_B1)
         past_TB = steps_since_reset(reset_TB, past_B1[:, 0])
-        read_TBNE = attention_scan(q_TBNE, memory_BSM, past_TB, self.bias)
+        read_TBNE = attention_scan(q_TBNE, memory_BSM, past_TB, self.bias, cut_TB)
         distance_P = torch.arange(memory_BSM.shape[1] - T - 1, -1, -1, device=x_TBD.device)
         gone_BP = reset_TB.any(0).unsqueeze(1) & (distance_P > past_TB[-1].unsqueeze(1))
-        after = {"memory": memory_BSM[:, T:].masked_fill(gone_BP.unsqueeze(-1), 0), "past": past_TB[-1:].t() + 1}
+        last_BPM = memory_BSM[:, T:]
+        if cut_TB is not None:
+            flows_BP = T - 1 - distance_P >= last_cut(cut_TB)[-1].unsqueeze(1)
+            last_BPM = torch.where(flows_BP.unsqueeze(-1), last_BPM, last_BPM.detach())
+        after = {"memory": last_BPM.masked_fill(gone_BP.unsqueeze(-1), 0), "past": past_TB[-1:].t() + 1}
         return self._join(h_TBH, read_TBNE), after
 
     def _project(self, h: Tensor) -> tuple[Tensor, Tensor]:

@@ -80,7 +80,7 @@ def kl_sum(policy: Policy, s: LearnerSettings, batch: SequenceBatch, rows: Tenso
     for group in pieces(policy, plan, rows, batch.length):
         for piece in group:
             windows = windows_of(policy, plan, batch, piece)
-            out = policy.scan(windows.observations, windows.resets, windows.carry)
+            out = policy.scan(windows.observations, windows.resets, windows.carry)  # no gradient, so no cuts
             now = policy.action_distribution.log_prob(out.parameters_TBA, taken(batch.actions, piece, plan.window))
             before = taken(batch.log_probs, piece, plan.window)
             total += masked_sum(clipped_policy_loss(now, before, torch.zeros_like(now), s.clip_range).kl, windows.mask)
@@ -106,7 +106,7 @@ def _piece_gradients(
         old_values = taken(batch.values[:, :T], piece, K)
         advantages, targets = taken(returns.advantages, piece, K), taken(returns.targets, piece, K)
     with watch("forward"):
-        out = policy.scan(windows.observations, windows.resets, windows.carry)
+        out = policy.scan(windows.observations, windows.resets, windows.carry, windows.cuts)
         log_probs = policy.action_distribution.log_prob(out.parameters_TBA, actions)
         surrogate = clipped_policy_loss(log_probs, old_log_probs, advantages, s.clip_range)
         terms = {

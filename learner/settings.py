@@ -10,9 +10,11 @@ from mneme.controllers import Settings
 class WindowPlan(NamedTuple):
     """The cutting of a sequence of T steps into windows: the engine sees only this, never a mode."""
 
-    window: int  # steps with gradient, K
+    window: int  # steps scanned from one carry, K
+    cut_every: int  # steps between gradient cuts in a window; as many as it has if there are none
     burn_in: int  # steps run without gradient before each window but the first
     carry_stride: int  # a carry must be stored before every step that this divides
+    from_zero: bool = False  # windows start from the initial carry, not from a stored one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +25,11 @@ class LearnerSettings(Settings, section="learner"):
     """Backpropagation through time: cached (none), truncated (inside windows) or full (whole sequences)."""
     bptt_length: int = 32
     """Steps in a window, K, in truncated mode; longer than the sequence means the whole sequence."""
+    carry_source: Literal["fresh", "stored", "zero"] = "fresh"
+    """What goes on where gradients are cut: the carry of the current weights (fresh), that of when the experience was
+    collected (stored), or the initial one (zero, an ablation)."""
     burn_in: int = 0
-    """Steps run without gradient before each window, to refresh its carry (truncated mode)."""
+    """Steps run without gradient before each window, to refresh its stored carry (truncated mode)."""
     num_epochs: int = 4
     """Passes over each batch of sequences."""
     num_minibatches: int = 4
@@ -84,16 +89,18 @@ class LearnerSettings(Settings, section="learner"):
             raise self.fault("burn_in", f"use at most one window, bptt_length={self.bptt_length}")
         if self.mode != "truncated" and self.burn_in:
             raise self.fault("burn_in", f"mode={self.mode} has none; burn-in is for truncated mode")
+        if self.carry_source != "stored" and self.burn_in:
+            raise self.fault("burn_in", "it refreshes stored carries; leave it out, or set carry_source=stored")
 
     def plan(self, length: int) -> WindowPlan:
         """The plan for cutting sequences of `length` steps; a window longer than the sequence is clamped to it."""
-        if self.mode == "full":
-            return WindowPlan(length, 0, length)
-        if self.mode == "cached":
-            return WindowPlan(1, 0, 1)
-        window = min(self.bptt_length, length)
+        window = {"cached": 1, "truncated": min(self.bptt_length, length), "full": length}[self.mode]
+        if self.carry_source == "fresh":
+            return WindowPlan(length, window, 0, length)
+        if self.carry_source == "zero":
+            return WindowPlan(window, window, 0, length, from_zero=True)
         burn_in = 0 if window == length else self.burn_in
-        return WindowPlan(window, burn_in, gcd(window, burn_in))
+        return WindowPlan(window, window, burn_in, gcd(window, burn_in))
 
     def check_batch(self, sequences: int) -> None:
         """Refuse a batch that cannot be split.

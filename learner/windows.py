@@ -1,8 +1,10 @@
 """The window engine: sequences in, windows of K steps out, each with the carry it starts from.
 
-Every mode of backpropagation through time is this one cut with another K (`LearnerSettings.plan`): 1 in cached mode,
-the window in truncated mode, the whole sequence in full mode. What is worked on at once, a piece, is bounded, so that
-many short windows, each with a carry of its own, need no more memory than whole sequences do.
+Every mode of backpropagation through time is where gradients are cut (`LearnerSettings.plan`): before every step in
+cached mode, every so many steps in truncated mode, nowhere in full mode. With fresh carries a window is a whole
+sequence, and the scan cuts gradients in it. With stored carries a window is what lies between two cuts, and starts from
+its own carry. What is worked on at once, a piece, is bounded, so that many short windows, each with a carry of its own,
+need no more memory than whole sequences do.
 
 Legend: B sequences, T steps, C = ceil(T / K) windows a sequence, W windows of a piece, K window steps.
 Window c of a sequence holds steps c * K ... c * K + K - 1; what lies beyond T is padding, masked.
@@ -35,6 +37,7 @@ class Windows(NamedTuple):
     observations: Observation  # part -> [K, W, ...]
     resets: Tensor  # [K, W] bool
     carry: Carry  # name -> [W, ...]
+    cuts: Tensor | None  # [K, W] bool, where no gradient goes back
     mask: Tensor  # [K, W] bool
 
 
@@ -76,10 +79,16 @@ def taken(x_BT: Tensor, piece: Piece, window: int) -> Tensor:
 def windows_of(policy: Policy, plan: WindowPlan, batch: SequenceBatch, piece: Piece) -> Windows:
     """A piece's windows, ready to be scanned; what it takes of the batch is copied, nothing else."""
     K, T = plan.window, batch.length
+    resets = taken(batch.resets[:, :T], piece, K)
+    cuts = None
+    if plan.cut_every < K:
+        steps_K1 = torch.arange(K, device=resets.device).unsqueeze(1)
+        cuts = (steps_K1 % plan.cut_every == 0).expand_as(resets)
     return Windows(
         {name: taken(x[:, :T], piece, K) for name, x in batch.observations.items()},
-        taken(batch.resets[:, :T], piece, K),
+        resets,
         window_carries(policy, plan, batch, piece),
+        cuts,
         taken(batch.valid, piece, K),
     )
 
@@ -106,6 +115,8 @@ def window_carries(policy: Policy, plan: WindowPlan, batch: SequenceBatch, piece
     """
     rows, windows = piece
     K, burn_in = plan.window, plan.burn_in
+    if plan.from_zero:
+        return {name: start.detach() for name, start in policy.initial_carry(len(rows) * len(windows)).items()}
     unburnt = len(windows) if not burn_in else int(windows.start == 0)
     carries = [stored_carries(batch, rows, _first_steps(windows[:unburnt], K, 0))] if unburnt else []
     if unburnt < len(windows):

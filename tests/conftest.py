@@ -38,7 +38,7 @@ def counting_collector() -> Callable[..., Collector]:
         env = make_vector_env(EnvSettings(id="mneme/Counting-v0"), lanes)
         controller = ControllerSettings(kind=kind, hidden_size=16, initial_carry=initial_carry)
         policy = build_policy(policy_spec(env), PolicySettings(controller=controller), length, seed=seed)
-        stride = (settings or LearnerSettings(mode="cached")).plan(length).carry_stride
+        stride = (settings or LearnerSettings(mode="cached", carry_source="stored")).plan(length).carry_stride
         return Collector(env, policy, length, stride, seed=seed, **options)
 
     return build

@@ -13,6 +13,7 @@ CHECKS: tuple[Check, ...] = (
     agreement.scan_is_the_loop_in_float64,
     agreement.scan_is_the_loop_in_float32,
     agreement.scan_is_the_loop_at_any_width,
+    agreement.cut_scan_is_the_detached_loop,
     agreement.acting_is_learning,
     agreement.steps_are_the_scan,
     agreement.split_is_the_whole,

@@ -1,6 +1,7 @@
 """Checks that one computation in several forms is one: scan, step, split scan, slow loop, finite differences."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
@@ -50,6 +51,26 @@ def scan_is_the_loop_at_any_width(build: Build) -> Iterator[Deviation]:
         trial = draw(controller, 9, lanes=lanes)
         expected = outcome(controller.reference_scan, controller, trial)
         yield from deviations(outcome(controller.scan, controller, trial), expected, f"{lanes} lanes")
+
+
+@check("cuts are detached", "with gradient cuts too, all is as in a loop that detaches the carry there", TIGHT)
+def cut_scan_is_the_detached_loop(build: Build) -> Iterator[Deviation]:
+    controller = subject(build)
+    for steps in LENGTHS:
+        trial = draw(controller, steps)
+        step_T1 = torch.arange(steps).unsqueeze(1)
+        random = torch.rand(steps, LANES, generator=Generator().manual_seed(2)) < 0.3
+        for what, cut in {
+            "here and there": random,
+            "before every step": torch.ones(steps, LANES, dtype=torch.bool),
+            "before every fifth step": (step_T1 % 5 == 0).expand(steps, LANES),
+            "nowhere": torch.zeros(steps, LANES, dtype=torch.bool),
+        }.items():
+            fast, slow = (
+                outcome(partial(scan, cut_TB=cut), controller, trial)
+                for scan in (controller.scan, controller.reference_scan)
+            )
+            yield from deviations(fast, slow, f"{steps} steps cut {what}")
 
 
 @check("acting is learning", "a scan without gradient gives the same values", TIGHT)

@@ -15,10 +15,15 @@ R = N C rows.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+NEVER = 1 << 40
+"""More steps than any scan or window has."""
 
 CHUNK = 32
 """Queries at a time. With W = 65, 16 and 32 are equally fast, and 64 leaves the cache: 1.5 times the time."""
@@ -41,14 +46,20 @@ def attention_step(q_BNE: Tensor, memory_BWM: Tensor, past_B: Tensor, bias_NW: T
     return torch.bmm(scores_BNW.masked_fill(unseen_BW.unsqueeze(1), -math.inf).softmax(-1), v_BWE)
 
 
-def attention_scan(q_TBNE: Tensor, memory_BSM: Tensor, past_TB: Tensor, bias_NW: Tensor) -> Tensor:
-    """`attention_step` for T steps: [T, B, N, E]; `memory_BSM` is that of the P steps before them, then theirs."""
+def attention_scan(
+    q_TBNE: Tensor, memory_BSM: Tensor, past_TB: Tensor, bias_NW: Tensor, cut_TB: Tensor | None = None
+) -> Tensor:
+    """`attention_step` for T steps: [T, B, N, E]; `memory_BSM` is that of the P steps before them, then theirs.
+
+    Where `cut_TB` is true, no gradient goes back to what is remembered of the steps before.
+    """
     T, B, N, E = q_TBNE.shape
     P, C = bias_NW.shape[1] - 1, min(CHUNK, T)
     bias_NCS = banded(bias_NW, C)
     q_BNTE = q_TBNE.permute(1, 2, 0, 3)
     place_S = torch.arange(P + T, device=past_TB.device)
     first_BT1 = (place_S[P:] - past_TB.clamp(min=0).t()).unsqueeze(-1)
+    since_BT1 = None if cut_TB is None else (P + last_cut(cut_TB)).t().unsqueeze(-1)
     chunks = []
     for start in range(0, T, C):
         stop = min(start + C, T)
@@ -56,11 +67,54 @@ def attention_scan(q_TBNE: Tensor, memory_BSM: Tensor, past_TB: Tensor, bias_NW:
         k_BSE, v_BSE = memory_BSM[:, keys].chunk(2, -1)
         mask_BCS = _mask(place_S[keys] >= first_BT1[:, queries], q_TBNE.dtype)
         q_BRE, bias_RS = q_BNTE[:, :, queries].reshape(B, -1, E), bias_NCS[:, :size, : P + size].flatten(0, 1)
-        scores_BRS = torch.baddbmm(bias_RS, q_BRE, k_BSE.transpose(1, 2), alpha=1 / math.sqrt(E))
-        scores_BRS.view(B, N, size, -1).add_(mask_BCS.unsqueeze(1))
-        read_BRE = torch.bmm(scores_BRS.softmax(-1), v_BSE)
+        if since_BT1 is None:
+            scores_BRS = torch.baddbmm(bias_RS, q_BRE, k_BSE.transpose(1, 2), alpha=1 / math.sqrt(E))
+            scores_BRS.view(B, N, size, -1).add_(mask_BCS.unsqueeze(1))
+            read_BRE = torch.bmm(scores_BRS.softmax(-1), v_BSE)
+        else:
+            flows_BCS = place_S[keys] >= since_BT1[:, queries]
+            flows_BRS = flows_BCS.unsqueeze(1).expand(-1, N, -1, -1).flatten(1, 2).to(q_TBNE.dtype)
+            scores_BRS = _CutScores.apply(q_BRE / math.sqrt(E), k_BSE, flows_BRS) + bias_RS
+            scores_BRS = scores_BRS + mask_BCS.repeat(1, N, 1)
+            read_BRE = _CutRead.apply(scores_BRS.softmax(-1), v_BSE, flows_BRS)
         chunks.append(read_BRE.view(B, N, size, E).permute(2, 0, 1, 3))
     return torch.cat(chunks)
+
+
+class _CutScores(torch.autograd.Function):
+    """q k^T, whose gradient in k passes only where `flows_BRS` is 1."""
+
+    @staticmethod
+    def forward(ctx: Any, q_BRE: Tensor, k_BSE: Tensor, flows_BRS: Tensor) -> Tensor:
+        ctx.save_for_backward(q_BRE, k_BSE, flows_BRS)
+        return q_BRE @ k_BSE.mT
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dscores_BRS: Tensor) -> tuple[Tensor | None, ...]:
+        q_BRE, k_BSE, flows_BRS = ctx.saved_tensors
+        return dscores_BRS @ k_BSE, (dscores_BRS * flows_BRS).mT @ q_BRE, None
+
+
+class _CutRead(torch.autograd.Function):
+    """a v, whose gradient in v passes only where `flows_BRS` is 1."""
+
+    @staticmethod
+    def forward(ctx: Any, a_BRS: Tensor, v_BSE: Tensor, flows_BRS: Tensor) -> Tensor:
+        ctx.save_for_backward(a_BRS, v_BSE, flows_BRS)
+        return a_BRS @ v_BSE
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dread_BRE: Tensor) -> tuple[Tensor | None, ...]:
+        a_BRS, v_BSE, flows_BRS = ctx.saved_tensors
+        return dread_BRE @ v_BSE.mT, (a_BRS * flows_BRS).mT @ dread_BRE, None
+
+
+def last_cut(cut_TB: Tensor) -> Tensor:
+    """The step of the last cut up to each step [T, B]; less than -T where there was none."""
+    t_T1 = torch.arange(len(cut_TB), device=cut_TB.device).unsqueeze(1)
+    return torch.where(cut_TB, t_T1, -NEVER).cummax(0).values
 
 
 def banded(bias_NW: Tensor, queries: int) -> Tensor:

@@ -25,16 +25,21 @@ _Carry = TypeVar("_Carry")
 
 
 def in_blocks(
-    run: Callable[[Tensor, Tensor, _Carry], tuple[Tensor, _Carry]], x_TBD: Tensor, reset_TB: Tensor, carry: _Carry
+    run: Callable[[Tensor, Tensor, _Carry, Tensor | None], tuple[Tensor, _Carry]],
+    x_TBD: Tensor,
+    reset_TB: Tensor,
+    carry: _Carry,
+    cut_TB: Tensor | None,
 ) -> tuple[Tensor, _Carry]:
     """Call the scan `run` on one block after the other: the outputs [T, B, H], and the last carry."""
     T, B, _ = x_TBD.shape
     sizes = [stop - start for start, stop in blocks_on(x_TBD.device, T, B)]
     if len(sizes) == 1:
-        return run(x_TBD, reset_TB, carry)
+        return run(x_TBD, reset_TB, carry, cut_TB)
     outputs = []
+    cuts = [None] * len(sizes) if cut_TB is None else cut_TB.split(sizes)
     # split, because the gradient of each slice would be as large as the whole
-    for x_KBD, reset_KB in zip(x_TBD.split(sizes), reset_TB.split(sizes), strict=True):
-        y_KBH, carry = run(x_KBD, reset_KB, carry)
+    for x_KBD, reset_KB, cut_KB in zip(x_TBD.split(sizes), reset_TB.split(sizes), cuts, strict=True):
+        y_KBH, carry = run(x_KBD, reset_KB, carry, cut_KB)
         outputs.append(y_KBH)
     return torch.cat(outputs), carry

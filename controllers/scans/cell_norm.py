@@ -17,6 +17,7 @@ mean and variance of a step need the whole state before it.
 Axis letters: T steps, B environments, D input features, H hidden units, G = 3H (GRU) or 4H (LSTM) gates.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -62,13 +63,19 @@ def normed_lstm_cell(x_BD: Tensor, state: LstmState, p: LstmParameters, norm: Ls
 
 
 def normed_gru_scan(
-    x_TBD: Tensor, reset_TB: Tensor, h_BH: Tensor, initial_H: Tensor, p: GruParameters, norm: GruNorm
+    x_TBD: Tensor,
+    reset_TB: Tensor,
+    h_BH: Tensor,
+    initial_H: Tensor,
+    p: GruParameters,
+    norm: GruNorm,
+    cut_TB: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`gru_scan` for the cell with norms."""
     x_TBG = layer_norm(x_TBD @ p.w_ih.t(), norm.of_x, p.b_ih)
     outputs = []
-    for x_BG, lanes in zip(x_TBG.unbind(), lanes_to_reset(reset_TB), strict=True):
-        h_BH = _gru_step(x_BG, with_rows(h_BH, lanes, initial_H), p, norm)
+    for x_BG, lanes, cuts in zip(x_TBG.unbind(), lanes_to_reset(reset_TB), _cuts(reset_TB, cut_TB), strict=True):
+        h_BH = _gru_step(x_BG, with_rows(_cut(h_BH, cuts), lanes, initial_H), p, norm)
         outputs.append(h_BH)
     return torch.stack(outputs), h_BH
 
@@ -80,15 +87,30 @@ def normed_lstm_scan(
     initial: LstmState,
     p: LstmParameters,
     norm: LstmNorm,
+    cut_TB: Tensor | None = None,
 ) -> tuple[Tensor, LstmState]:
     """`lstm_scan` for the cell with norms."""
     x_TBG = layer_norm(x_TBD @ p.w_ih.t(), norm.of_x, p.b_ih)
     outputs = []
-    for x_BG, lanes in zip(x_TBG.unbind(), lanes_to_reset(reset_TB), strict=True):
-        state = LstmState(with_rows(state.h, lanes, initial.h), with_rows(state.c, lanes, initial.c))
+    for x_BG, lanes, cuts in zip(x_TBG.unbind(), lanes_to_reset(reset_TB), _cuts(reset_TB, cut_TB), strict=True):
+        h_BH, c_BH = _cut(state.h, cuts), _cut(state.c, cuts)
+        state = LstmState(with_rows(h_BH, lanes, initial.h), with_rows(c_BH, lanes, initial.c))
         state = _lstm_step(x_BG, state, p, norm)
         outputs.append(state.h)
     return torch.stack(outputs), state
+
+
+def _cuts(reset_TB: Tensor, cut_TB: Tensor | None) -> Sequence[Tensor | None]:
+    """For each step the environments [B, 1] whose gradient is cut before it, or None if there are none."""
+    if cut_TB is None:
+        return [None] * len(reset_TB)
+    any_T = cut_TB.any(1).tolist()
+    return [cut_B1 if some else None for cut_B1, some in zip(cut_TB.unsqueeze(2).unbind(), any_T, strict=True)]
+
+
+def _cut(h_BH: Tensor, cut_B1: Tensor | None) -> Tensor:
+    """The state, with no gradient back where it is cut."""
+    return h_BH if cut_B1 is None else torch.where(cut_B1, h_BH.detach(), h_BH)
 
 
 def _gru_step(x_BG: Tensor, h_BH: Tensor, p: GruParameters, norm: GruNorm) -> Tensor:

@@ -25,23 +25,35 @@ def silu_convolution_step(x_BC: Tensor, window_BWC: Tensor, weight_CK: Tensor, b
 
 
 def silu_convolution(
-    x_TBC: Tensor, reset_TB: Tensor, window_BWC: Tensor, initial_WC: Tensor, weight_CK: Tensor, bias_C: Tensor
+    x_TBC: Tensor,
+    reset_TB: Tensor,
+    window_BWC: Tensor,
+    initial_WC: Tensor,
+    weight_CK: Tensor,
+    bias_C: Tensor,
+    cut_TB: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """silu of `convolution_scan`, and its window."""
-    y_TBC, last_BWC = convolution_scan(x_TBC, reset_TB, window_BWC, initial_WC, weight_CK, bias_C)
+    y_TBC, last_BWC = convolution_scan(x_TBC, reset_TB, window_BWC, initial_WC, weight_CK, bias_C, cut_TB)
     return F.silu(y_TBC), last_BWC
 
 
 def convolution_scan(
-    x_TBC: Tensor, reset_TB: Tensor, window_BWC: Tensor, initial_WC: Tensor, weight_CK: Tensor, bias_C: Tensor
+    x_TBC: Tensor,
+    reset_TB: Tensor,
+    window_BWC: Tensor,
+    initial_WC: Tensor,
+    weight_CK: Tensor,
+    bias_C: Tensor,
+    cut_TB: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """All steps: [T, B, C], and the last window [B, W, C].
 
-    Where `reset_TB` is true, the environment's window before that step is `initial_WC`. The result can be
-    differentiated once, in every tensor but the flags.
+    Where `reset_TB` is true, the environment's window before that step is `initial_WC`; where `cut_TB` is true, no
+    gradient goes back to that window. The result can be differentiated once, in every tensor but the flags.
     """
     window_BWC = torch.where(reset_TB[0].view(-1, 1, 1), initial_WC, window_BWC)
-    y_TBC, last_BWC = _ConvolutionScan.apply(x_TBC, reset_TB, window_BWC, initial_WC, weight_CK, bias_C)
+    y_TBC, last_BWC = _ConvolutionScan.apply(x_TBC, reset_TB, cut_TB, window_BWC, initial_WC, weight_CK, bias_C)
     return y_TBC, last_BWC
 
 
@@ -70,12 +82,24 @@ def _rows(reset_TB: Tensor, W: int) -> _Rows:
     return _Rows(t_R, b_R, seen(t_R.unsqueeze(1), b_R.unsqueeze(1), since_TB[t_R, b_R].unsqueeze(1)), last_BK[:, :W])
 
 
+def _reach(reset_TB: Tensor, cut_TB: Tensor, W: int) -> Tensor:
+    """Steps that the gradient goes back from each step, and from the last window, [T + 1, B]; W without a cut."""
+    time_S1 = torch.arange(len(reset_TB) + 1, device=reset_TB.device).unsqueeze(1)
+
+    def last(flags_TB: Tensor) -> Tensor:
+        return torch.where(F.pad(flags_TB, (0, 0, 0, 1)), time_S1, -1).cummax(0).values
+
+    cut_SB = last(cut_TB & ~reset_TB)
+    return torch.where(cut_SB > last(reset_TB), time_S1 - cut_SB, W)
+
+
 class _ConvolutionScan(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         x_TBC: Tensor,
         reset_TB: Tensor,
+        cut_TB: Tensor | None,
         window_BWC: Tensor,
         initial_WC: Tensor,
         weight_CK: Tensor,
@@ -93,15 +117,17 @@ class _ConvolutionScan(torch.autograd.Function):
         for k in range(1, W + 1):
             y_TBC.addcmul_(inputs[k : k + T], weight_KC[k])
         y_TBC[rows.t_R, rows.b_R] = (table[rows.seen_RK] * weight_KC).sum(1) + bias_C
-        ctx.save_for_backward(table, weight_KC, *rows)
+        ctx.save_for_backward(reset_TB, cut_TB, table, weight_KC, *rows)
         return y_TBC, table[rows.last_BW]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_TBC: Tensor, dlast_BWC: Tensor) -> tuple[Tensor | None, ...]:
-        table, weight_KC, *saved = ctx.saved_tensors
+        reset_TB, cut_TB, table, weight_KC, *saved = ctx.saved_tensors
         rows = _Rows(*saved)
         (T, B, C), W = dy_TBC.shape, dlast_BWC.shape[1]
+        age_K = torch.arange(W, -1, -1, device=dy_TBC.device)  # of what a tap sees, in steps
+        reach_SB = None if cut_TB is None else _reach(reset_TB, cut_TB, W)
         inputs = table[: (W + T) * B].view(W + T, B, C)
         dbias_C = dy_TBC.sum((0, 1))
         dy_RC = dy_TBC[rows.t_R, rows.b_R]
@@ -110,9 +136,18 @@ class _ConvolutionScan(torch.autograd.Function):
         dinputs = dtable[: (W + T) * B].view(W + T, B, C)
         dweight_KC = (dy_RC.unsqueeze(1) * table[rows.seen_RK]).sum(0)
         product_TBC = torch.empty_like(dy_TBC)
+        dseen_RKC = dy_RC.unsqueeze(1) * weight_KC
+        if reach_SB is not None:
+            dseen_RKC *= (reach_SB[rows.t_R, rows.b_R].unsqueeze(1) >= age_K).unsqueeze(2)
+            dlast_BWC = dlast_BWC * (reach_SB[T].unsqueeze(1) >= age_K[:W]).unsqueeze(2)
         for k in range(W + 1):
-            dinputs[k : k + T].addcmul_(dy_TBC, weight_KC[k])
             dweight_KC[k] += torch.mul(dy_TBC, inputs[k : k + T], out=product_TBC).sum((0, 1))
-        dtable.index_add_(0, rows.seen_RK.flatten(), (dy_RC.unsqueeze(1) * weight_KC).flatten(0, 1))
+            if reach_SB is None or k == W:
+                dinputs[k : k + T].addcmul_(dy_TBC, weight_KC[k])
+            elif len(steps := (reach_TB := reach_SB[:T] >= W - k).any(1).nonzero()[:, 0]):
+                taken = slice(int(steps[0]), int(steps[-1]) + 1)
+                reached_TBC = dy_TBC[taken] * reach_TB[taken].unsqueeze(2)
+                dinputs[k : k + T][taken].addcmul_(reached_TBC, weight_KC[k])
+        dtable.index_add_(0, rows.seen_RK.flatten(), dseen_RKC.flatten(0, 1))
         dtable.index_add_(0, rows.last_BW.flatten(), dlast_BWC.flatten(0, 1))
-        return dinputs[W:], None, dinputs[:W].transpose(0, 1), dtable[(W + T) * B :], dweight_KC.t(), dbias_C
+        return dinputs[W:], None, None, dinputs[:W].transpose(0, 1), dtable[(W + T) * B :], dweight_KC.t(), dbias_C

@@ -143,10 +143,9 @@ def launch(
             )
 
 
-def split_at_reset(d_BH: Tensor, reset_B: Tensor) -> tuple[Tensor, Tensor]:
+def split_at_reset(d_BH: Tensor, reset_B: Tensor, stop_B: Tensor) -> tuple[Tensor, Tensor]:
     """Split the gradient [B, H] of the state before a step between the incoming state and the initial state [H]."""
-    reset_B1 = reset_B.unsqueeze(1)
-    return d_BH.masked_fill(reset_B1, 0), d_BH.masked_fill(~reset_B1, 0).sum(0)
+    return d_BH.masked_fill(stop_B.unsqueeze(1), 0), d_BH.masked_fill(~reset_B.unsqueeze(1), 0).sum(0)
 
 
 @triton.jit

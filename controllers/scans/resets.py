@@ -1,12 +1,27 @@
-"""Resets in a scan that loops over time: they are rare, so that rows are replaced one by one and nothing is masked.
+"""Resets and gradient cuts in a scan that loops over time.
+
+They are rare, so that rows are replaced one by one and nothing is masked.
 
 Axis letters: T steps, B environments, N rows, H hidden units, R resets of all steps in order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+
+def gradient_stops(reset_TB: Tensor, cut_TB: Tensor | None) -> Tensor:
+    """True where no gradient goes back to the state before the step: at a reset, and at a cut."""
+    return reset_TB if cut_TB is None else reset_TB | cut_TB
+
+
+def cut_carry(cut_B: Tensor, carry: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`carry` with no gradient back from the lanes where `cut_B` is true; the values are the same."""
+    return {
+        name: torch.where(cut_B.view(-1, *(1,) * (value.dim() - 1)), value.detach(), value)
+        for name, value in carry.items()
+    }
 
 
 def lanes_to_reset(reset_TB: Tensor) -> tuple[Tensor, ...]:

@@ -1,7 +1,7 @@
 """Settings that have had another name.
 
 An old one that somebody writes is refused, in one sentence that names the new one. What a checkpoint has recorded,
-where nobody can mend it, is read under the new names.
+where nobody can mend it, is read under the new names, and what could not be chosen then as it was.
 """
 
 from collections.abc import Mapping
@@ -62,6 +62,8 @@ def under_new_names(recorded: Mapping[str, Any]) -> dict[str, Any]:
             _section(tree, target)[new_name] = holder.pop(name)
     if not own and controller.get("kwargs") == {}:
         del controller["kwargs"]
+    if (learner := _section(tree, "learner")).get("mode") in ("cached", "truncated"):
+        learner.setdefault("carry_source", "stored")
     return tree
 
 

@@ -25,8 +25,8 @@ class Sound(Controller):
         h_BH = torch.tanh(x_BD @ self.w_ih.t() + carry["h"] @ self.w_hh.t())
         return h_BH, {"h": h_BH}
 
-    def loop(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        return super().reference_scan(x_TBD, reset_TB, carry)
+    def loop(self, *arguments: Any) -> tuple[Tensor, Carry]:
+        return super().reference_scan(*arguments)
 
 
 class NarrowOutput(Sound):
@@ -46,8 +46,15 @@ class LateReset(Sound):
 
 
 class NoReset(Sound):
-    def reference_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        return self.loop(x_TBD, torch.zeros_like(reset_TB), carry)
+    def reference_scan(self, x_TBD: Tensor, reset_TB: Tensor, *rest: Any) -> tuple[Tensor, Carry]:
+        return self.loop(x_TBD, torch.zeros_like(reset_TB), *rest)
+
+
+class NoCuts(Sound):
+    cuts_gradients = True
+
+    def fast_scan(self, *arguments: Any) -> tuple[Tensor, Carry]:
+        return self.loop(*arguments[:3])
 
 
 class OtherStep(Sound):
@@ -77,9 +84,9 @@ class WrongWhereWide(Sound):
 class Clock(Sound):
     """It counts the steps of the call."""
 
-    def reference_scan(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+    def reference_scan(self, x_TBD: Tensor, *rest: Any) -> tuple[Tensor, Carry]:
         t_T11 = torch.arange(len(x_TBD), dtype=x_TBD.dtype).view(-1, 1, 1)
-        return self.loop(x_TBD + 0.01 * t_T11, reset_TB, carry)
+        return self.loop(x_TBD + 0.01 * t_T11, *rest)
 
 
 class DetachedCarry(Sound):
@@ -193,7 +200,7 @@ class GlobalSeed(Sound):
 
 
 class TakesAnything(Sound):
-    def _check(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> None:
+    def _check(self, *arguments: Any) -> None:
         pass
 
 
@@ -208,6 +215,7 @@ BROKEN: Mapping[type[Controller], set[str]] = {
     Raises: {"shapes"},
     LateReset: {"scan is the loop", "reset cuts", "reset is a start"},
     NoReset: {"reset cuts", "reset is a start"},
+    NoCuts: {"cuts are detached"},
     OtherStep: {"steps are the scan"},
     OtherWithoutGradient: {"acting is learning"},
     Rounded: {"... in float32"},

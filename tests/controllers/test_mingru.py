@@ -42,11 +42,11 @@ def test_the_triton_backend_gives_the_same_outputs_and_gradients(monkeypatch: py
     if torch.cuda.is_available():
         pytest.skip("the interpreter stands in for a GPU where there is none")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    x, reset = torch.randn(5, 2, 3, dtype=torch.double), torch.rand(5, 2) < 0.3
+    x, reset, cut = torch.randn(5, 2, 3, dtype=torch.double), torch.rand(5, 2) < 0.3, torch.rand(5, 2) < 0.3
     results = []
     for backend in ("torch", "triton"):
         controller = mingru(hidden=3, backend=backend).double()
-        y, carry = controller.scan(x, reset, controller.initial_carry(2))
+        y, carry = controller.scan(x, reset, controller.initial_carry(2), cut)
         grads = torch.autograd.grad(y.square().sum() + carry["h"].sum(), list(controller.parameters()))
         results.append([y, carry["h"], *grads])
     assert controller.backend_on(x.device) == "triton"

@@ -20,7 +20,8 @@ MEMORY = 200_000_000  # bytes of object store on each node
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": MEMORY})
+    head = {"num_cpus": 0, "object_store_memory": MEMORY, "resources": {"learner": 1}}
+    made = Cluster(initialize_head=True, head_node_args=head)
     yield made
     ray.shutdown()
     made.shutdown()
@@ -30,6 +31,7 @@ def test_a_dead_node_costs_what_was_on_it(cluster: Cluster, notes: list[str]) ->
     node = cluster.add_node(num_cpus=2, object_store_memory=MEMORY)
     ray.init(address=cluster.address, log_to_driver=False)
     overrides = ["rollout.num_envs=256", "env.kwargs.horizon=200", "learner.mode=cached", "learner.num_epochs=1"]
+    overrides.append("service.learner_resource=learner")  # or the learner may be on the node that dies
     runner = RayRunner(make_blueprint(load_config(None, overrides)))
     runner.start()
     arrivals = runner.collect()

@@ -19,7 +19,7 @@ from tests.environments import Everything, Recall
 
 MODES: list[dict[str, Any]] = [
     {"mode": "cached"},
-    {"mode": "truncated", "bptt_length": 6, "burn_in": 3},
+    {"mode": "truncated", "bptt_length": 6, "burn_in": 3, "carry_source": "stored"},
     {"mode": "full"},
 ]
 

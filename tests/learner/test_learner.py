@@ -16,7 +16,8 @@ from mneme.rollout_workers import Collector, Fragment, FragmentError
 MODES: list[dict[str, Any]] = [
     {"mode": "cached"},
     {"mode": "truncated", "bptt_length": 5},
-    {"mode": "truncated", "bptt_length": 6, "burn_in": 3},
+    {"mode": "cached", "carry_source": "stored"},
+    {"mode": "truncated", "bptt_length": 6, "burn_in": 3, "carry_source": "stored"},
     {"mode": "full"},
 ]
 KINDS = list(CONTROLLERS)
@@ -83,14 +84,43 @@ def test_truncated_at_full_length_is_full(counting_collector: Callable[..., Coll
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_truncated_at_one_step_is_cached(counting_collector: Callable[..., Collector], kind: str) -> None:
-    cached = LearnerSettings(mode="cached", num_epochs=1, num_minibatches=2)
+@pytest.mark.parametrize("source", ["fresh", "stored", "zero"])
+def test_truncated_at_one_step_is_cached(counting_collector: Callable[..., Collector], kind: str, source: Any) -> None:
+    cached = LearnerSettings(mode="cached", carry_source=source, num_epochs=1, num_minibatches=2)
     collector = counting_collector(cached, kind=kind)
     fragment, _ = collector.collect()
-    truncated = LearnerSettings(mode="truncated", bptt_length=1, num_epochs=1, num_minibatches=2)
+    truncated = replace(cached, mode="truncated", bptt_length=1)
     a, b = step_of(collector, cached, fragment), step_of(collector, truncated, fragment)
     for name in a:
         np.testing.assert_array_equal(a[name], b[name])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", [{"mode": "cached"}, {"mode": "truncated", "bptt_length": 5}], ids=str)
+def test_fresh_carries_are_the_stored_ones_as_long_as_the_weights_are(
+    counting_collector: Callable[..., Collector], kind: str, mode: dict[str, Any]
+) -> None:
+    """The gradient before the first step; afterwards the stored carries are stale."""
+    stored = LearnerSettings(**mode, carry_source="stored", num_epochs=1, num_minibatches=1, max_grad_norm=1e9)
+    collector = counting_collector(stored, kind=kind)
+    collector.collect()
+    fragment, _ = collector.collect()
+    found = [gradient_of(collector, replace(stored, carry_source=source), fragment) for source in ("stored", "fresh")]
+    for name, gradient in found[0].items():
+        scale = max(float(gradient.abs().max()), 1e-3)
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-4 * scale, msg=lambda m, n=name: n + m)
+
+
+def gradient_of(collector: Collector, settings: LearnerSettings, fragment: Fragment) -> dict[str, torch.Tensor]:
+    """The gradient of an update's first minibatch."""
+    learner, captured = make_learner(collector, settings), {}
+
+    def capture() -> None:
+        captured.update({n: p.grad.clone() for n, p in learner.policy.named_parameters() if p.grad is not None})
+
+    learner._optimizer._adam.step = capture  # type: ignore[method-assign]
+    learner.update([fragment.to_arrow()])
+    return captured
 
 
 def test_modes_differ_where_they_should(counting_collector: Callable[..., Collector]) -> None:
@@ -301,7 +331,9 @@ def test_state_restores_to_the_bit(counting_collector: Callable[..., Collector])
 def test_fresh_fragments_have_no_staleness_and_old_ones_do(
     counting_collector: Callable[..., Collector],
 ) -> None:
-    settings = LearnerSettings(mode="truncated", bptt_length=5, anchor="always", num_minibatches=2)
+    settings = LearnerSettings(
+        mode="truncated", bptt_length=5, carry_source="stored", anchor="always", num_minibatches=2
+    )
     collector = counting_collector(settings)
     learner = make_learner(collector, settings, asynchronous=True)
     fragment = collector.collect()[0].to_arrow()
@@ -340,10 +372,14 @@ def test_a_gradient_that_is_not_finite_ends_the_update_with_a_sentence(
         ({"gamma": 1.5}, "learner.gamma is 1.5"),
         ({"learning_rate": -1.0}, "learner.learning_rate is -1.0"),
         (
-            {"mode": "truncated", "bptt_length": 4, "burn_in": 5},
+            {"mode": "truncated", "bptt_length": 4, "burn_in": 5, "carry_source": "stored"},
             "burn_in is 5; use at most one window, bptt_length=4",
         ),
         ({"mode": "full", "burn_in": 5}, "burn-in is for truncated mode"),
+        (
+            {"mode": "truncated", "burn_in": 5},
+            "learner.burn_in is 5; it refreshes stored carries; leave it out, or set",
+        ),
         ({"target_kl": 0.0}, "learner.target_kl is 0.0"),
     ],
 )

@@ -21,9 +21,12 @@ from mneme.rollout_workers import Collector, policy_spec
 LENGTH, LANES = 23, 5
 MODES: dict[str, dict[str, Any]] = {
     "full": {"mode": "full"},
-    "truncated": {"mode": "truncated", "bptt_length": 5},
-    "burn-in": {"mode": "truncated", "bptt_length": 6, "burn_in": 3},
-    "cached": {"mode": "cached"},
+    "truncated": {"mode": "truncated", "bptt_length": 5, "carry_source": "stored"},
+    "burn-in": {"mode": "truncated", "bptt_length": 6, "burn_in": 3, "carry_source": "stored"},
+    "cached": {"mode": "cached", "carry_source": "stored"},
+    "zero": {"mode": "truncated", "bptt_length": 5, "carry_source": "zero"},
+    "fresh": {"mode": "truncated", "bptt_length": 5},
+    "fresh cached": {"mode": "cached"},
 }
 
 
@@ -89,7 +92,7 @@ def total(
 ) -> tuple[list[Tensor], dict[str, float]]:
     """Gradients and sums over shards that work on so many windows at once."""
     policy, batch, returns = parts
-    monkeypatch.setattr("learner.windows._windows_at_once", lambda *_: at_once)
+    monkeypatch.setattr("mneme.learner.windows._windows_at_once", lambda *_: at_once)
     settings = LearnerSettings(**MODES[mode])
     results = [
         shard_gradients(policy, settings, batch, returns, torch.tensor(rows), int(batch.valid.sum())) for rows in shards
@@ -114,7 +117,7 @@ def test_pieces_and_shards_add_up_to_one_batch(monkeypatch: pytest.MonkeyPatch, 
         assert_equal(total(monkeypatch, mode, at_once, shards, parts), one)
 
 
-@pytest.mark.parametrize("mode", ["truncated", "burn-in", "cached"])
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "full"])
 def test_without_memory_every_mode_has_the_auxiliary_loss_and_the_gradient_of_full(
     monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
@@ -124,7 +127,7 @@ def test_without_memory_every_mode_has_the_auxiliary_loss_and_the_gradient_of_fu
     assert_equal(total(monkeypatch, mode, 4, [[0, 1], [2, 3, 4]], parts), full)
 
 
-@pytest.mark.parametrize("mode", ["truncated", "burn-in", "cached"])
+@pytest.mark.parametrize("mode", ["truncated", "burn-in", "cached", "fresh", "fresh cached"])
 def test_an_auxiliary_loss_is_worth_the_same_in_every_mode(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     parts = collected("two pseudo_mamba")
     rows = [[0, 1, 2, 3, 4]]

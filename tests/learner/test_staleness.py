@@ -115,7 +115,7 @@ def test_where_there_should_be_nothing_what_there_is_counts_as_one() -> None:
 
 
 def test_parts_of_a_batch_join_to_the_whole(counting_collector: Callable[..., Collector]) -> None:
-    collector = counting_collector(LearnerSettings(mode="truncated", bptt_length=5), kind="lstm")
+    collector = counting_collector(LearnerSettings(mode="truncated", bptt_length=5, carry_source="stored"), kind="lstm")
     batch, policy = batch_of(collector.collect()[0]), moved(collector.policy)
     parts = [batch.rows(rows) for rows in torch.arange(6).tensor_split(4)]
     whole, joined = measured(policy, batch), Staleness.joined([measured(policy, part) for part in parts])

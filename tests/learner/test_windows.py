@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -38,11 +39,18 @@ def test_cut_numbers_every_step_once_and_join_undoes_it(window: int) -> None:
 
 
 def test_modes_are_windows_of_the_same_engine() -> None:
-    assert LearnerSettings(mode="full").plan(65) == WindowPlan(65, 0, 65)
-    assert LearnerSettings(mode="cached").plan(65) == WindowPlan(1, 0, 1)
-    assert LearnerSettings(mode="truncated", bptt_length=16).plan(65) == WindowPlan(16, 0, 16)
-    assert LearnerSettings(mode="truncated", bptt_length=16, burn_in=4).plan(65) == WindowPlan(16, 4, 4)
-    assert LearnerSettings(mode="truncated", bptt_length=100, burn_in=4).plan(65) == WindowPlan(65, 0, 65)
+    def plan(mode: Any, source: Any, length: int = 32, burn_in: int = 0) -> WindowPlan:
+        settings = LearnerSettings(mode=mode, bptt_length=length, burn_in=burn_in, carry_source=source)
+        return settings.plan(65)
+
+    assert {plan("full", source) for source in ("fresh", "stored")} == {WindowPlan(65, 65, 0, 65)}
+    assert plan("cached", "fresh") == WindowPlan(65, 1, 0, 65)
+    assert plan("cached", "stored") == WindowPlan(1, 1, 0, 1)
+    assert plan("truncated", "fresh", 16) == WindowPlan(65, 16, 0, 65)
+    assert plan("truncated", "zero", 16) == WindowPlan(16, 16, 0, 65, from_zero=True)
+    assert plan("truncated", "stored", 16) == WindowPlan(16, 16, 0, 16)
+    assert plan("truncated", "stored", 16, burn_in=4) == WindowPlan(16, 16, 4, 4)
+    assert plan("truncated", "stored", 100, burn_in=4) == WindowPlan(65, 65, 0, 65)
 
 
 def whole_of(batch: SequenceBatch, plan: WindowPlan) -> Piece:
@@ -51,16 +59,16 @@ def whole_of(batch: SequenceBatch, plan: WindowPlan) -> Piece:
 
 
 def test_a_missing_carry_is_an_error_not_zeros(counting_collector: Callable[..., Collector]) -> None:
-    collector = counting_collector(LearnerSettings(mode="truncated", bptt_length=8), length=20)
+    collector = counting_collector(LearnerSettings(mode="truncated", bptt_length=8, carry_source="stored"), length=20)
     batch = SequenceBatch.from_fragments([collector.collect()[0]], CPU)
     with pytest.raises(ValueError, match="set rollout.carry_stride to a divisor of 4"):
-        window_carries(collector.policy, WindowPlan(4, 0, 4), batch, whole_of(batch, WindowPlan(4, 0, 4)))
+        window_carries(collector.policy, WindowPlan(4, 4, 0, 4), batch, whole_of(batch, WindowPlan(4, 4, 0, 4)))
 
 
 def test_stored_carries_are_those_of_the_steps_where_windows_start(
     counting_collector: Callable[..., Collector],
 ) -> None:
-    collector = counting_collector(LearnerSettings(mode="truncated", bptt_length=2), length=20)
+    collector = counting_collector(LearnerSettings(mode="truncated", bptt_length=2, carry_source="stored"), length=20)
     batch = SequenceBatch.from_fragments([collector.collect()[0]], CPU)
     rows = torch.tensor([4, 1])
     assert torch.equal(stored_carries(batch, rows, range(6, 18, 6))["h"], batch.carries["h"][rows][:, [3, 6]])
@@ -73,7 +81,7 @@ def test_windows_join_to_one_pass(
     counting_collector: Callable[..., Collector], kind: str, window: int, burn_in: int
 ) -> None:
     """Windows that start from carries stored under the same weights give what one scan over all gives."""
-    settings = LearnerSettings(mode="truncated", bptt_length=window, burn_in=burn_in)
+    settings = LearnerSettings(mode="truncated", bptt_length=window, burn_in=burn_in, carry_source="stored")
     collector = counting_collector(settings, kind=kind)
     collector.collect()
     batch = SequenceBatch.from_fragments([collector.collect()[0]], CPU)
@@ -88,12 +96,12 @@ def test_windows_join_to_one_pass(
     torch.testing.assert_close(join(windows.parameters_TBA, T), whole.parameters_TBA.transpose(0, 1), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("burn_in", [0, 4])
+@pytest.mark.parametrize(("source", "burn_in"), [("stored", 0), ("stored", 4), ("fresh", 0), ("zero", 0)])
 def test_gradient_reaches_back_to_the_windows_start_and_no_further(
-    counting_collector: Callable[..., Collector], burn_in: int
+    counting_collector: Callable[..., Collector], source: Any, burn_in: int
 ) -> None:
     K, length = 8, 24
-    settings = LearnerSettings(mode="truncated", bptt_length=K, burn_in=burn_in)
+    settings = LearnerSettings(mode="truncated", bptt_length=K, burn_in=burn_in, carry_source=source)
     collector = counting_collector(settings, length=length, lanes=1)
     batch = SequenceBatch.from_fragments([collector.collect()[0]], CPU)
     plan = settings.plan(length)
@@ -101,7 +109,8 @@ def test_gradient_reaches_back_to_the_windows_start_and_no_further(
     resets = torch.zeros_like(batch.resets)  # nothing but the window may stop the gradient
     batch = replace(batch, observations={"observation": observation}, resets=resets)
     windows = windows_of(collector.policy, plan, batch, whole_of(batch, plan))
-    values = join(collector.policy.scan(windows.observations, windows.resets, windows.carry).value_TB, length)
+    out = collector.policy.scan(windows.observations, windows.resets, windows.carry, windows.cuts)
+    values = join(out.value_TB, length)
     (gradient,) = torch.autograd.grad(values[0, 2 * K - 1], observation)  # the last step of the second window
     reached = gradient[0].abs().sum(-1) > 0
     assert reached[K : 2 * K].all()
@@ -111,7 +120,7 @@ def test_gradient_reaches_back_to_the_windows_start_and_no_further(
 
 def test_stale_carries_are_refreshed_by_burn_in(counting_collector: Callable[..., Collector]) -> None:
     """Garbage stored inside an episode that began within the burn-in cannot reach the window."""
-    settings = LearnerSettings(mode="truncated", bptt_length=8, burn_in=8)
+    settings = LearnerSettings(mode="truncated", bptt_length=8, burn_in=8, carry_source="stored")
     collector = counting_collector(settings, length=24, lanes=1)  # lane 0: episodes of 3 steps
     batch = SequenceBatch.from_fragments([collector.collect()[0]], CPU)
     plan = settings.plan(24)
@@ -135,7 +144,7 @@ def test_pieces_hold_every_window_once_and_carries_of_at_most_twice_as_many_numb
 ) -> None:
     policy, T, C = counting_collector(kind=kind).policy, 23, -(-23 // window)
     rows = torch.arange(10, 10 + sequences)
-    groups = pieces(policy, WindowPlan(window, burn_in, 1), rows, T)
+    groups = pieces(policy, WindowPlan(window, window, burn_in, 1), rows, T)
     seen = [(int(row), c) for group in groups for piece in group for row in piece.rows for c in piece.windows]
     assert sorted(seen) == [(row, c) for row in range(10, 10 + sequences) for c in range(C)]
     for group in groups:

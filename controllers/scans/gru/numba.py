@@ -24,6 +24,7 @@ from mneme.controllers.scans.blocks import blocks
 from mneme.controllers.scans.gru.cell import GruParameters
 from mneme.controllers.scans.machine_code import add, arrays, compiled, copy, kernel, sigmoid
 from mneme.controllers.scans.products import multiply, panels
+from mneme.controllers.scans.resets import gradient_stops
 from mneme.controllers.scans.weight_gradients import WeightGradients
 
 
@@ -54,11 +55,11 @@ class _Gradients(NamedTuple):
 
 
 def numba_gru_scan(
-    x_TBD: Tensor, reset_TB: Tensor, h_BH: Tensor, initial_H: Tensor, p: GruParameters
+    x_TBD: Tensor, reset_TB: Tensor, h_BH: Tensor, initial_H: Tensor, p: GruParameters, cut_TB: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """`scans.gru.scan.gru_scan`."""
     if torch.is_grad_enabled():
-        y_TBH, last_BH = _GruScan.apply(x_TBD, reset_TB, h_BH, initial_H, *p)
+        y_TBH, last_BH = _GruScan.apply(x_TBD, reset_TB, gradient_stops(reset_TB, cut_TB), h_BH, initial_H, *p)
         return y_TBH, last_BH
     h_SBH, _ = _run(x_TBD, reset_TB, h_BH, initial_H, p, keep=False)
     return h_SBH[1:], h_SBH[-1].clone()
@@ -86,16 +87,16 @@ def _run(
 class _GruScan(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_TBD: Tensor, reset_TB: Tensor, h_BH: Tensor, initial_H: Tensor, *p: Tensor
+        ctx: Any, x_TBD: Tensor, reset_TB: Tensor, stop_TB: Tensor, h_BH: Tensor, initial_H: Tensor, *p: Tensor
     ) -> tuple[Tensor, Tensor]:
         h_SBH, kept = _run(x_TBD, reset_TB, h_BH, initial_H, GruParameters(*p), keep=True)
-        ctx.save_for_backward(x_TBD, reset_TB, initial_H, *p[:2], h_SBH, *kept)
+        ctx.save_for_backward(x_TBD, reset_TB, stop_TB, initial_H, *p[:2], h_SBH, *kept)
         return h_SBH[1:], h_SBH[-1].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_TBH: Tensor, dlast_BH: Tensor) -> tuple[Tensor | None, ...]:
-        x_TBD, reset_TB, initial_H, w_ih, w_hh, h_SBH, *kept = ctx.saved_tensors
+        x_TBD, reset_TB, stop_TB, initial_H, w_ih, w_hh, h_SBH, *kept = ctx.saved_tensors
         _, B, H = h_SBH.shape
         spans = blocks(*reset_TB.shape)
         shared = WeightGradients(x_TBD, reset_TB, initial_H, w_ih, w_hh, ctx.needs_input_grad[0])
@@ -104,11 +105,11 @@ class _GruScan(torch.autograd.Function):
         (recurrent,) = arrays(panels(w_hh))
         for (start, stop), gates_KBG, m_KBH in reversed(list(zip(spans, kept[::2], kept[1::2], strict=True))):
             d_x_KBG, d_h_KBG = from_x_KBG[: stop - start], from_h_KBG[: stop - start]
-            reset, dy = arrays(reset_TB[start:stop], dy_TBH[start:stop])
+            reset, stops, dy = arrays(reset_TB[start:stop], stop_TB[start:stop], dy_TBH[start:stop])
             trace = _Trace(*arrays(gates_KBG, m_KBH, h_SBH[start : stop + 1]))
-            _backward(reset, recurrent, trace, dy, _Gradients(*arrays(d_x_KBG, d_h_KBG, dh_BH, dinitial_H)))
+            _backward(reset, stops, recurrent, trace, dy, _Gradients(*arrays(d_x_KBG, d_h_KBG, dh_BH, dinitial_H)))
             shared.add(start, stop, h_SBH[start:stop], d_x_KBG, d_h_KBG)
-        return shared.dx_TBD, None, dh_BH, dinitial_H, *shared.of_parameters()
+        return shared.dx_TBD, None, None, dh_BH, dinitial_H, *shared.of_parameters()
 
 
 @kernel
@@ -141,18 +142,21 @@ def _update(before, from_h, bias, bias_m, gates, m, after):
 
 
 @kernel
-def _backward(reset, recurrent, trace, dy, d):
+def _backward(reset, stop, recurrent, trace, dy, d):
     (K, B, _), (P, _, W) = trace.gates.shape, recurrent.shape
     through_gates = np.empty((B, P * W), d.h.dtype)
     for t in range(K - 1, -1, -1):
         for b in range(B):
             add(d.h[b], dy[t, b])
             _update_back(d.h[b], trace.gates[t, b], trace.m[t, b], trace.h[t + 1, b], d.from_x[t, b], d.from_h[t, b])
-        multiply(d.from_h[t], recurrent, through_gates)
+        if not stop[t].all() or reset[t].any():
+            multiply(d.from_h[t], recurrent, through_gates)
         for b in range(B):
-            add(d.h[b], through_gates[b])
+            if reset[t, b] or not stop[t, b]:
+                add(d.h[b], through_gates[b])
             if reset[t, b]:
                 add(d.initial, d.h[b])
+            if stop[t, b]:
                 d.h[b] = d.h.dtype.type(0)
 
 

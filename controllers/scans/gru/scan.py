@@ -7,7 +7,13 @@ from mneme.controllers.scans.gru.torch import torch_gru_scan
 
 
 def gru_scan(
-    x_TBD: Tensor, reset_TB: Tensor, h_BH: Tensor, initial_H: Tensor, p: GruParameters, backend: str = "torch"
+    x_TBD: Tensor,
+    reset_TB: Tensor,
+    h_BH: Tensor,
+    initial_H: Tensor,
+    p: GruParameters,
+    backend: str = "torch",
+    cut_TB: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Every state [T, B, H], and the last one [B, H].
 
@@ -21,13 +27,14 @@ def gru_scan(
         initial_H: the state at the start of an episode.
         p: weights and biases.
         backend: "torch", "numba" or "triton".
+        cut_TB: bool, where no gradient goes back to the state before the step.
     """
     if backend == "numba":
         from mneme.controllers.scans.gru.numba import numba_gru_scan  # here, as numba may be missing
 
-        return numba_gru_scan(x_TBD, reset_TB, h_BH, initial_H, p)
+        return numba_gru_scan(x_TBD, reset_TB, h_BH, initial_H, p, cut_TB)
     if backend == "triton":
         from mneme.controllers.scans.gru.triton import triton_gru_scan  # here, as triton may be missing
 
-        return triton_gru_scan(x_TBD, reset_TB, h_BH, initial_H, p)
-    return torch_gru_scan(x_TBD, reset_TB, h_BH, initial_H, p)
+        return triton_gru_scan(x_TBD, reset_TB, h_BH, initial_H, p, cut_TB)
+    return torch_gru_scan(x_TBD, reset_TB, h_BH, initial_H, p, cut_TB)

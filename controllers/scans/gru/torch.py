@@ -20,16 +20,16 @@ from torch.autograd.function import once_differentiable
 
 from mneme.controllers.scans.blocks import blocks
 from mneme.controllers.scans.gru.cell import GruParameters
-from mneme.controllers.scans.resets import lanes_to_reset, of_step_before, of_steps
+from mneme.controllers.scans.resets import gradient_stops, lanes_to_reset, of_step_before, of_steps
 from mneme.controllers.scans.weight_gradients import WeightGradients
 
 
 def torch_gru_scan(
-    x_TBD: Tensor, reset_TB: Tensor, h_BH: Tensor, initial_H: Tensor, p: GruParameters
+    x_TBD: Tensor, reset_TB: Tensor, h_BH: Tensor, initial_H: Tensor, p: GruParameters, cut_TB: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """`scans.gru.scan.gru_scan`."""
     if torch.is_grad_enabled():
-        y_TBH, last_BH = _GruScan.apply(x_TBD, reset_TB, h_BH, initial_H, *p)
+        y_TBH, last_BH = _GruScan.apply(x_TBD, reset_TB, gradient_stops(reset_TB, cut_TB), h_BH, initial_H, *p)
         return y_TBH, last_BH
     h_SBH, _ = _forward(x_TBD, lanes_to_reset(reset_TB), h_BH, initial_H, p, keep=False)
     return h_SBH[1:], h_SBH[-1].clone()
@@ -103,27 +103,27 @@ def _forward(
 class _GruScan(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_TBD: Tensor, reset_TB: Tensor, h_BH: Tensor, initial_H: Tensor, *p: Tensor
+        ctx: Any, x_TBD: Tensor, reset_TB: Tensor, stop_TB: Tensor, h_BH: Tensor, initial_H: Tensor, *p: Tensor
     ) -> tuple[Tensor, Tensor]:
         parameters = GruParameters(*p)
-        ctx.resets = lanes_to_reset(reset_TB)
-        h_SBH, gates_TBG = _forward(x_TBD, ctx.resets, h_BH, initial_H, parameters, keep=True)
-        ctx.save_for_backward(x_TBD, reset_TB, initial_H, parameters.w_ih, parameters.w_hh, h_SBH, gates_TBG)
+        h_SBH, gates_TBG = _forward(x_TBD, lanes_to_reset(reset_TB), h_BH, initial_H, parameters, keep=True)
+        ctx.save_for_backward(x_TBD, reset_TB, stop_TB, initial_H, parameters.w_ih, parameters.w_hh, h_SBH, gates_TBG)
         return h_SBH[1:], h_SBH[-1].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_TBH: Tensor, dlast_BH: Tensor) -> tuple[Tensor | None, ...]:
-        x_TBD, reset_TB, initial_H, w_ih, w_hh, h_SBH, gates_TBG = ctx.saved_tensors
+        x_TBD, reset_TB, stop_TB, initial_H, w_ih, w_hh, h_SBH, gates_TBG = ctx.saved_tensors
         _, B, H = h_SBH.shape
         spans = blocks(*reset_TB.shape)
         # in the order n, r, z that the gates have here
         shared = WeightGradients(x_TBD, reset_TB, initial_H, w_ih.roll(H, 0), w_hh, ctx.needs_input_grad[0])
-        dinitial_H = torch.zeros_like(initial_H) if ctx.needs_input_grad[3] else None
+        dinitial_H = torch.zeros_like(initial_H) if ctx.needs_input_grad[4] else None
+        resets, stops = lanes_to_reset(reset_TB), lanes_to_reset(stop_TB)
         slopes_KBG = w_hh.new_empty(spans[0][1], B, 4 * H)
         # dL/dy of the step before, to which each turn of the loop below leads
         dy_before = [dy_TBH.new_zeros(()), *dy_TBH[:-1].unbind()]
-        dy_reset = of_steps(of_step_before(dy_TBH, reset_TB), ctx.resets)
+        dy_stop = of_steps(of_step_before(dy_TBH, stop_TB), stops)
         dh = dlast_BH + dy_TBH[-1]
         for start, stop in reversed(spans):
             d_KBG = slopes_KBG[: stop - start]
@@ -137,17 +137,19 @@ class _GruScan(torch.autograd.Function):
             )
             for t, d, d_rec, z in reversed(list(rows)):
                 d.mul_(dh.unsqueeze(1))
-                lanes = ctx.resets[t]
-                if dinitial_H is not None and len(lanes):  # its part through the gates is added for a whole block below
-                    dinitial_H += (dh[lanes] * z[lanes]).sum(0)
+                if dinitial_H is not None and len(lanes := resets[t]):
+                    dinitial_H += (dh[lanes] * z[lanes]).sum(0)  # its part through the gates is added for a block below
+                if len(stops[t]) == B:
+                    dh = dy_stop[t]
+                    continue
                 dh = torch.addcmul(dy_before[t], dh, z).addmm_(d_rec, w_hh)
-                if len(lanes):
-                    dh.index_copy_(0, lanes, dy_reset[t])
+                if len(stops[t]):
+                    dh.index_copy_(0, stops[t], dy_stop[t])
             if dinitial_H is not None:
                 dinitial_H += d_KBG[reset_TB[start:stop]][:, H:].sum(0) @ w_hh
             shared.add(start, stop, h_SBH[start:stop], d_KBG[..., : 3 * H], d_KBG[..., H:])
         dw_in, dw_hh, db_in, db_hh = shared.of_parameters()
-        return shared.dx_TBD, None, dh, dinitial_H, dw_in.roll(-H, 0), dw_hh, db_in.roll(-H), db_hh
+        return shared.dx_TBD, None, None, dh, dinitial_H, dw_in.roll(-H, 0), dw_hh, db_in.roll(-H), db_hh
 
 
 def _slopes(gates_KBG: Tensor, h_KBH: Tensor, out: Tensor) -> Tensor:

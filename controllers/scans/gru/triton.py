@@ -35,14 +35,15 @@ from mneme.controllers.scans.persistent import (
     to_be_summed,
     wait,
 )
+from mneme.controllers.scans.resets import gradient_stops
 
 
 def triton_gru_scan(
-    x_TBD: Tensor, reset_TB: Tensor, h_BH: Tensor, initial_H: Tensor, p: GruParameters
+    x_TBD: Tensor, reset_TB: Tensor, h_BH: Tensor, initial_H: Tensor, p: GruParameters, cut_TB: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """`scans.gru.scan.gru_scan`: every state [T, B, H], and the last one, [B, H]."""
     if torch.is_grad_enabled():
-        y_TBH, last_BH = _GruScan.apply(x_TBD, reset_TB, h_BH, initial_H, *p)
+        y_TBH, last_BH = _GruScan.apply(x_TBD, reset_TB, gradient_stops(reset_TB, cut_TB), h_BH, initial_H, *p)
         return y_TBH, last_BH
     h_SBH, _ = _forward(x_TBD, reset_TB, h_BH, initial_H, p, keep=False)
     return h_SBH[1:], h_SBH[-1].clone()
@@ -74,26 +75,27 @@ def _n_first(rows_X: Tensor) -> Tensor:
 class _GruScan(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_TBD: Tensor, reset_TB: Tensor, h_BH: Tensor, initial_H: Tensor, *p: Tensor
+        ctx: Any, x_TBD: Tensor, reset_TB: Tensor, stop_TB: Tensor, h_BH: Tensor, initial_H: Tensor, *p: Tensor
     ) -> tuple[Tensor, Tensor]:
         parameters = GruParameters(*p)
         h_SBH, gates_TBG = _forward(x_TBD, reset_TB, h_BH, initial_H, parameters, keep=True)
-        ctx.save_for_backward(x_TBD, reset_TB, initial_H, parameters.w_ih, parameters.w_hh, h_SBH, gates_TBG)
+        ctx.save_for_backward(x_TBD, reset_TB, stop_TB, initial_H, parameters.w_ih, parameters.w_hh, h_SBH, gates_TBG)
         return h_SBH[1:], h_SBH[-1].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_TBH: Tensor, dlast_BH: Tensor) -> tuple[Tensor | None, ...]:
-        x_TBD, reset_TB, initial_H, w_ih, w_hh, h_SBH, gates_TBG = ctx.saved_tensors
+        x_TBD, reset_TB, stop_TB, initial_H, w_ih, w_hh, h_SBH, gates_TBG = ctx.saved_tensors
         T, B, D = x_TBD.shape
         H = w_hh.shape[1]
         cut = tiles(T, B, H, 3 * H, 1, x_TBD.element_size(), processors(x_TBD.device))
         d_TBG = torch.empty_like(gates_TBG)
         dh_BH = to_be_summed(dlast_BH)
         dinitial_LH = dh_BH.new_zeros(cut.lane_blocks, H)
-        inputs = gates_TBG, h_SBH, reset_TB.contiguous(), initial_H, w_hh.t().contiguous(), dy_TBH.contiguous()
+        flags = reset_TB.contiguous(), stop_TB.contiguous()
+        inputs = gates_TBG, h_SBH, *flags, initial_H, w_hh.t().contiguous(), dy_TBH.contiguous()
         launch(_backward_kernel, cut, T, (*inputs, d_TBG, dh_BH, dinitial_LH), (T, B), back=True, H=H)
-        dcarry_BH, dfirst_H = split_at_reset(dh_BH + d_TBG[0, :, H:] @ w_hh, reset_TB[0])
+        dcarry_BH, dfirst_H = split_at_reset(dh_BH + d_TBG[0, :, H:] @ w_hh, reset_TB[0], stop_TB[0])
         dinitial_H = dfirst_H + dinitial_LH.sum(0)
         d_RG = d_TBG.view(T * B, 4 * H)
         h_in_RH = torch.where(reset_TB.unsqueeze(-1), initial_H, h_SBH[:-1]).view(-1, H)
@@ -102,7 +104,7 @@ class _GruScan(torch.autograd.Function):
         db = d_RG.sum(0)
         dx_TBD = (d_RG[:, : 3 * H] @ _n_first(w_ih)).view_as(x_TBD) if ctx.needs_input_grad[0] else None
         dtype = x_TBD.dtype
-        return dx_TBD, None, dcarry_BH.to(dtype), dinitial_H.to(dtype), dw_ih, dw_hh, db[: 3 * H].roll(-H), db[H:]
+        return dx_TBD, None, None, dcarry_BH.to(dtype), dinitial_H.to(dtype), dw_ih, dw_hh, db[: 3 * H].roll(-H), db[H:]
 
 
 @triton.jit(do_not_specialize=["start", "stop", "B"])
@@ -181,6 +183,7 @@ def _backward_kernel(
     gates_ptr,  # [T, B, 4H] n, r, z, m
     states_ptr,  # [T + 1, B, H]
     reset_ptr,  # [T, B]
+    stop_ptr,  # [T, B] where no gradient goes back
     initial_ptr,  # [H]
     weights_ptr,  # [H, 3H], columns r, z, m
     dy_ptr,  # [T, B, H]
@@ -214,6 +217,7 @@ def _backward_kernel(
     states_ptr += row * H
     dy_ptr += row * H
     reset_ptr += row
+    stop_ptr += row
     for done in tl.range(0, stop - start, num_stages=1):
         gates = gates_ptr + own_gates
         n = tl.load(gates, mask=there, other=0).to(WIDE)
@@ -232,7 +236,8 @@ def _backward_kernel(
             )
             reset_after = tl.load(reset_ptr + B + lanes, mask=lane_there, other=0)[:, None] != 0
             dinitial += tl.reduce(tl.where(reset_after, dh, 0), 0, plus)
-            dh = tl.where(reset_after, 0, dh)
+            stop_after = tl.load(stop_ptr + B + lanes, mask=lane_there, other=0)[:, None] != 0
+            dh = tl.where(stop_after, 0, dh)
         dh += dy
         d_n = dh * (1 - z) * (1 - n * n)
         d_m = d_n * r
@@ -248,5 +253,6 @@ def _backward_kernel(
         states_ptr -= B * H
         dy_ptr -= B * H
         reset_ptr -= B
+        stop_ptr -= B
     tl.store(dh_ptr + own, dh, mask=there)
     tl.store(dinitial_ptr + block * H + units, dinitial, mask=unit_there)

@@ -11,7 +11,13 @@ from mneme.controllers.scans.linear.torch import torch_linear_scan
 
 
 def linear_scan(
-    a: Tensor, b_TBN: Tensor, reset_TB: Tensor, h_BN: Tensor, initial_N: Tensor, backend: str = "torch"
+    a: Tensor,
+    b_TBN: Tensor,
+    reset_TB: Tensor,
+    h_BN: Tensor,
+    initial_N: Tensor,
+    backend: str = "torch",
+    cut_TB: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Every state [T, B, N], and the last one [B, N].
 
@@ -25,9 +31,10 @@ def linear_scan(
         h_BN: the states before the first step.
         initial_N: the state at the start of an episode.
         backend: "torch", or "triton" for real factors [T, B, N].
+        cut_TB: bool, where no gradient goes back to the state before the step.
     """
     if backend == "triton":
         from mneme.controllers.scans.linear.triton import triton_linear_scan  # here, as triton may be missing
 
-        return triton_linear_scan(a, b_TBN, reset_TB, h_BN, initial_N)
-    return torch_linear_scan(a, b_TBN, reset_TB, h_BN, initial_N)
+        return triton_linear_scan(a, b_TBN, reset_TB, h_BN, initial_N, cut_TB)
+    return torch_linear_scan(a, b_TBN, reset_TB, h_BN, initial_N, cut_TB)

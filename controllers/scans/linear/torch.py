@@ -4,7 +4,8 @@ The gradient is the same recurrence backwards: with g[t] the whole gradient of h
 
     g[t] = dL/dy[t] + conj(a[t+1]) g[t+1]      db[t] = g[t]      da[t] = g[t] conj(h[t-1])
 
-so both passes are one multiplication and addition a step. On CPUs this loop takes a few per cent of the time of the
+without the last term where t + 1 is a reset or a cut, so both passes are one multiplication and addition a step. On
+CPUs this loop takes a few per cent of the time of the
 matrix products around it, and unlike cumulative products in log space it is exact for every factor, 0 included. On
 GPUs, where starting a kernel takes longer than a step, `scans.linear.doubling` takes its place if factors are constant.
 
@@ -20,15 +21,15 @@ from torch.autograd.function import once_differentiable
 
 from mneme.controllers.scans.blocks import blocks_on
 from mneme.controllers.scans.linear.doubling import accumulate, ages
-from mneme.controllers.scans.resets import lanes_to_reset, of_step_before, of_steps, with_rows
+from mneme.controllers.scans.resets import gradient_stops, lanes_to_reset, of_step_before, of_steps, with_rows
 
 
 def torch_linear_scan(
-    a: Tensor, b_TBN: Tensor, reset_TB: Tensor, h_BN: Tensor, initial_N: Tensor
+    a: Tensor, b_TBN: Tensor, reset_TB: Tensor, h_BN: Tensor, initial_N: Tensor, cut_TB: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """`scans.linear.scan.linear_scan`."""
     if torch.is_grad_enabled():
-        y_TBN, last_BN = _LinearScan.apply(a, b_TBN, reset_TB, h_BN, initial_N)
+        y_TBN, last_BN = _LinearScan.apply(a, b_TBN, reset_TB, gradient_stops(reset_TB, cut_TB), h_BN, initial_N)
         return y_TBN, last_BN
     h_SBN = _forward(a, b_TBN, reset_TB, h_BN, initial_N)
     return h_SBN[1:], h_SBN[-1].clone()
@@ -64,17 +65,20 @@ def _forward(a: Tensor, b_TBN: Tensor, reset_TB: Tensor, h_BN: Tensor, initial_N
     return h_SBN
 
 
-def _backward(a: Tensor, dy_TBN: Tensor, reset_TB: Tensor, dlast_BN: Tensor) -> Tensor:
+def _backward(a: Tensor, dy_TBN: Tensor, stop_TB: Tensor, dlast_BN: Tensor) -> Tensor:
     """The gradients g of all states [T, B, N]; `a` is already conjugated."""
     T = len(dy_TBN)
     if _at_once(a, dy_TBN.device):
         dy_TBN = torch.cat([dy_TBN[:-1], (dy_TBN[-1] + dlast_BN).unsqueeze(0)])
-        return accumulate(a, dy_TBN, ages(reset_TB), backwards=True)
+        return accumulate(a, dy_TBN, ages(stop_TB), backwards=True)
     g_TBN = torch.empty_like(dy_TBN, memory_format=torch.contiguous_format)
     g = torch.add(dy_TBN[-1], dlast_BN, out=g_TBN[-1])
-    resets = lanes_to_reset(reset_TB)
-    dy_reset = of_steps(of_step_before(dy_TBN, reset_TB), resets)
-    rows = zip(_steps(a, T)[1:], dy_TBN[:-1].unbind(), resets[1:], dy_reset[1:], g_TBN[:-1].unbind(), strict=True)
+    if bool(stop_TB.all()):
+        g_TBN[:-1] = dy_TBN[:-1]
+        return g_TBN
+    stops = lanes_to_reset(stop_TB)
+    dy_stop = of_steps(of_step_before(dy_TBN, stop_TB), stops)
+    rows = zip(_steps(a, T)[1:], dy_TBN[:-1].unbind(), stops[1:], dy_stop[1:], g_TBN[:-1].unbind(), strict=True)
     for a_t, dy_BN, lanes, dy_LN, g_out in reversed(list(rows)):
         g = torch.addcmul(dy_BN, a_t, g, out=g_out)
         if len(lanes):
@@ -85,21 +89,21 @@ def _backward(a: Tensor, dy_TBN: Tensor, reset_TB: Tensor, dlast_BN: Tensor) -> 
 class _LinearScan(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, a: Tensor, b_TBN: Tensor, reset_TB: Tensor, h_BN: Tensor, initial_N: Tensor
+        ctx: Any, a: Tensor, b_TBN: Tensor, reset_TB: Tensor, stop_TB: Tensor, h_BN: Tensor, initial_N: Tensor
     ) -> tuple[Tensor, Tensor]:
         h_SBN = _forward(a, b_TBN, reset_TB, h_BN, initial_N)
-        ctx.save_for_backward(a, reset_TB, initial_N, h_SBN)
+        ctx.save_for_backward(a, reset_TB, stop_TB, initial_N, h_SBN)
         return h_SBN[1:], h_SBN[-1].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_TBN: Tensor, dlast_BN: Tensor) -> tuple[Tensor | None, ...]:
-        a, reset_TB, initial_N, h_SBN = ctx.saved_tensors
+        a, reset_TB, stop_TB, initial_N, h_SBN = ctx.saved_tensors
         a = a.conj().resolve_conj()
-        g_TBN = _backward(a, dy_TBN, reset_TB, dlast_BN)
-        dh_BN = (a[0] if a.dim() == 3 else a) * g_TBN[0].masked_fill(reset_TB[0].unsqueeze(1), 0)
+        g_TBN = _backward(a, dy_TBN, stop_TB, dlast_BN)
+        dh_BN = (a[0] if a.dim() == 3 else a) * g_TBN[0].masked_fill(stop_TB[0].unsqueeze(1), 0)
         dinitial_N = ((a[reset_TB] if a.dim() == 3 else a) * g_TBN[reset_TB]).sum(0)
-        return _factor_gradient(a, h_SBN, reset_TB, initial_N, g_TBN), g_TBN, None, dh_BN, dinitial_N
+        return _factor_gradient(a, h_SBN, reset_TB, initial_N, g_TBN), g_TBN, None, None, dh_BN, dinitial_N
 
 
 def _factor_gradient(a: Tensor, h_SBN: Tensor, reset_TB: Tensor, initial_N: Tensor, g_TBN: Tensor) -> Tensor:

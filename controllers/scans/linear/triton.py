@@ -18,6 +18,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mneme.controllers.scans.resets import gradient_stops
+
 BLOCK_C = 32  # a tile's row is 128 bytes of float32, one cache line; 64 lanes of 128 channels make 256 programs
 BLOCK_T = 32  # with 4 warps 8 steps a thread of each operand: enough loads in flight, and no registers spilled
 
@@ -57,7 +59,7 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(
-    a_TC, reset_TB, h_C, initial_N, y_TC, dy_TC, dlast_C, da_TC, db_TC, dh_C, dinitial_C, T, C, N,
+    a_TC, reset_TB, stop_TB, h_C, initial_N, y_TC, dy_TC, dlast_C, da_TC, db_TC, dh_C, dinitial_C, T, C, N,
     ACC: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     column = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -72,8 +74,8 @@ def _backward_kernel(
         t = (T - 1 - first - tl.arange(0, BLOCK_T)).to(tl.int64)[:, None]
         here, valid = t * C + column[None, :], (t >= 0) & inside[None, :]
         flag, followed = t * B + lane[None, :], valid & (t + 1 < T)
-        fresh_after = tl.load(reset_TB + flag + B, followed, 0) != 0
-        a_after = tl.where(fresh_after, 0.0, tl.load(a_TC + here + C, followed, 1.0).to(ACC))
+        stop_after = tl.load(stop_TB + flag + B, followed, 0) != 0
+        a_after = tl.where(stop_after, 0.0, tl.load(a_TC + here + C, followed, 1.0).to(ACC))
         product, total = tl.associative_scan((a_after, tl.load(dy_TC + here, valid, 0.0).to(ACC)), 0, _compose)
         g = product * state[None, :] + total
         tl.store(db_TC + here, g, valid)
@@ -82,17 +84,18 @@ def _backward_kernel(
         tl.store(da_TC + here, g * tl.where(fresh, initial, before), valid)
         entered = g * tl.load(a_TC + here, valid, 0.0).to(ACC)
         dinitial += tl.reduce(tl.where(fresh, entered, 0.0), 0, _plus)
-        dh += tl.reduce(tl.where((t == 0) & (fresh == 0), entered, 0.0), 0, _plus)
+        stop = tl.load(stop_TB + flag, valid, 0) != 0
+        dh += tl.reduce(tl.where((t == 0) & (stop == 0), entered, 0.0), 0, _plus)
         state = tl.reduce(tl.where(t == T - first - BLOCK_T, g, 0.0), 0, _plus)
     tl.store(dh_C + column, dh, inside)
     tl.store(dinitial_C + column, dinitial, inside)
 
 
 def triton_linear_scan(
-    a_TBN: Tensor, b_TBN: Tensor, reset_TB: Tensor, h_BN: Tensor, initial_N: Tensor
+    a_TBN: Tensor, b_TBN: Tensor, reset_TB: Tensor, h_BN: Tensor, initial_N: Tensor, cut_TB: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """`scans.linear.scan.linear_scan` with a real factor for every step."""
-    y_TBN, last_BN = _TritonLinearScan.apply(a_TBN, b_TBN, reset_TB, h_BN, initial_N)
+    y_TBN, last_BN = _TritonLinearScan.apply(a_TBN, b_TBN, reset_TB, gradient_stops(reset_TB, cut_TB), h_BN, initial_N)
     return y_TBN, last_BN
 
 
@@ -106,21 +109,21 @@ def _launch(kernel: Any, tensors: tuple[Tensor, ...], like_TBN: Tensor) -> None:
 class _TritonLinearScan(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, a_TBN: Tensor, b_TBN: Tensor, reset_TB: Tensor, h_BN: Tensor, initial_N: Tensor
+        ctx: Any, a_TBN: Tensor, b_TBN: Tensor, reset_TB: Tensor, stop_TB: Tensor, h_BN: Tensor, initial_N: Tensor
     ) -> tuple[Tensor, Tensor]:
         tensors = [value.contiguous() for value in (a_TBN, b_TBN, reset_TB, h_BN, initial_N)]
         a_TBN, b_TBN, reset_TB, h_BN, initial_N = tensors
         y_TBN = torch.empty_like(b_TBN)
         _launch(_forward_kernel, (*tensors, y_TBN), b_TBN)
-        ctx.save_for_backward(a_TBN, reset_TB, h_BN, initial_N, y_TBN)
+        ctx.save_for_backward(a_TBN, reset_TB, stop_TB.contiguous(), h_BN, initial_N, y_TBN)
         return y_TBN, y_TBN[-1].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_TBN: Tensor, dlast_BN: Tensor) -> tuple[Tensor | None, ...]:
-        a_TBN, reset_TB, h_BN, initial_N, y_TBN = ctx.saved_tensors
+        a_TBN, reset_TB, stop_TB, h_BN, initial_N, y_TBN = ctx.saved_tensors
         da_TBN, db_TBN = torch.empty_like(a_TBN), torch.empty_like(y_TBN)
         dh_BN, dinitial_BN = torch.empty_like(h_BN), torch.empty_like(h_BN)
-        incoming = (a_TBN, reset_TB, h_BN, initial_N, y_TBN, dy_TBN.contiguous(), dlast_BN.contiguous())
+        incoming = (a_TBN, reset_TB, stop_TB, h_BN, initial_N, y_TBN, dy_TBN.contiguous(), dlast_BN.contiguous())
         _launch(_backward_kernel, (*incoming, da_TBN, db_TBN, dh_BN, dinitial_BN), y_TBN)
-        return da_TBN, db_TBN, None, dh_BN, dinitial_BN.sum(0)
+        return da_TBN, db_TBN, None, None, dh_BN, dinitial_BN.sum(0)

@@ -25,6 +25,7 @@ from mneme.controllers.scans.blocks import blocks
 from mneme.controllers.scans.lstm.cell import LstmParameters, LstmState
 from mneme.controllers.scans.machine_code import add, arrays, compiled, copy, in_arrays, kernel, sigmoid
 from mneme.controllers.scans.products import multiply, panels
+from mneme.controllers.scans.resets import gradient_stops
 from mneme.controllers.scans.weight_gradients import WeightGradients
 
 
@@ -45,11 +46,16 @@ class _Trace(NamedTuple):
 
 
 def numba_lstm_scan(
-    x_TBD: Tensor, reset_TB: Tensor, state: LstmState, initial: LstmState, p: LstmParameters
+    x_TBD: Tensor,
+    reset_TB: Tensor,
+    state: LstmState,
+    initial: LstmState,
+    p: LstmParameters,
+    cut_TB: Tensor | None = None,
 ) -> tuple[Tensor, LstmState]:
     """`scans.lstm.scan.lstm_scan`."""
     if torch.is_grad_enabled():
-        y_TBH, h_BH, c_BH = _LstmScan.apply(x_TBD, reset_TB, *state, *initial, *p)
+        y_TBH, h_BH, c_BH = _LstmScan.apply(x_TBD, reset_TB, gradient_stops(reset_TB, cut_TB), *state, *initial, *p)
         return y_TBH, LstmState(h_BH, c_BH)
     states, _ = _run(x_TBD, reset_TB, state, initial, p, keep=False)
     return states.h[1:], LstmState(states.h[-1].clone(), states.c[-1].clone())
@@ -82,16 +88,18 @@ def _trace(gates_KBG: Tensor, tanh_c_KBH: Tensor, states: LstmState, start: int,
 
 class _LstmScan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TBD: Tensor, reset_TB: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, x_TBD: Tensor, reset_TB: Tensor, stop_TB: Tensor, *rest: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         state, initial, p = LstmState(*rest[:2]), LstmState(*rest[2:4]), LstmParameters(*rest[4:])
         states, kept = _run(x_TBD, reset_TB, state, initial, p, keep=True)
-        ctx.save_for_backward(x_TBD, reset_TB, *initial, p.w_ih, p.w_hh, *states, *kept)
+        ctx.save_for_backward(x_TBD, reset_TB, stop_TB, *initial, p.w_ih, p.w_hh, *states, *kept)
         return states.h[1:], states.h[-1].clone(), states.c[-1].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_TBH: Tensor, dh_BH: Tensor, dc_BH: Tensor) -> tuple[Tensor | None, ...]:
-        x_TBD, reset_TB, initial_h, initial_c, w_ih, w_hh, h_SBH, c_SBH, *kept = ctx.saved_tensors
+        x_TBD, reset_TB, stop_TB, initial_h, initial_c, w_ih, w_hh, h_SBH, c_SBH, *kept = ctx.saved_tensors
         states, spans = LstmState(h_SBH, c_SBH), blocks(*reset_TB.shape)
         shared = WeightGradients(x_TBD, reset_TB, initial_h, w_ih, w_hh, ctx.needs_input_grad[0])
         scratch_KBG = w_hh.new_empty(spans[0][1], reset_TB.shape[1], len(w_hh))
@@ -101,10 +109,11 @@ class _LstmScan(torch.autograd.Function):
         given = arrays(initial_c, panels(w_hh))
         for (start, stop), gates_KBG, tanh_c_KBH in reversed(list(zip(spans, kept[::2], kept[1::2], strict=True))):
             d_KBG = scratch_KBG[: stop - start]
-            reset, dy, d = arrays(reset_TB[start:stop], dy_TBH[start:stop], d_KBG)
-            _backward(reset, *given, _trace(gates_KBG, tanh_c_KBH, states, start, stop), dy, d, *slopes)
+            flags = arrays(reset_TB[start:stop], stop_TB[start:stop])
+            dy, d = arrays(dy_TBH[start:stop], d_KBG)
+            _backward(*flags, *given, _trace(gates_KBG, tanh_c_KBH, states, start, stop), dy, d, *slopes)
             shared.add(start, stop, h_SBH[start:stop], d_KBG, d_KBG)
-        return shared.dx_TBD, None, *dstate, *dinitial, *shared.of_parameters()
+        return shared.dx_TBD, None, None, *dstate, *dinitial, *shared.of_parameters()
 
 
 @kernel
@@ -139,7 +148,7 @@ def _update(c, from_h, bias, gates, tanh_c, h_after, c_after):
 
 
 @kernel
-def _backward(reset, initial_c, recurrent, trace, dy, d, dstate, dinitial):
+def _backward(reset, stop, initial_c, recurrent, trace, dy, d, dstate, dinitial):
     """Fill d [K, B, G], the gradients of the gates' sums; `dstate` goes from after the block to before it."""
     (K, B, _), (P, _, W), zero = trace.gates.shape, recurrent.shape, d.dtype.type(0)
     dh, dc, through_gates = dstate.h, dstate.c, np.empty((B, P * W), d.dtype)
@@ -148,12 +157,15 @@ def _backward(reset, initial_c, recurrent, trace, dy, d, dstate, dinitial):
             add(dh[b], dy[t, b])
             c_before = initial_c if reset[t, b] else trace.states.c[t, b]
             _update_back(dh[b], dc[b], trace.gates[t, b], trace.tanh_c[t, b], c_before, d[t, b])
-        multiply(d[t], recurrent, through_gates)
+        if not stop[t].all() or reset[t].any():
+            multiply(d[t], recurrent, through_gates)
         for b in range(B):
-            copy(dh[b], through_gates[b, : dh.shape[1]])
+            if reset[t, b] or not stop[t, b]:
+                copy(dh[b], through_gates[b, : dh.shape[1]])
             if reset[t, b]:
                 add(dinitial.h, dh[b])
                 add(dinitial.c, dc[b])
+            if stop[t, b]:
                 dh[b], dc[b] = zero, zero
 
 

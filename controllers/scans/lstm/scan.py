@@ -7,7 +7,13 @@ from mneme.controllers.scans.lstm.torch import torch_lstm_scan
 
 
 def lstm_scan(
-    x_TBD: Tensor, reset_TB: Tensor, state: LstmState, initial: LstmState, p: LstmParameters, backend: str = "torch"
+    x_TBD: Tensor,
+    reset_TB: Tensor,
+    state: LstmState,
+    initial: LstmState,
+    p: LstmParameters,
+    backend: str = "torch",
+    cut_TB: Tensor | None = None,
 ) -> tuple[Tensor, LstmState]:
     """Every output [T, B, H], and the last state.
 
@@ -21,13 +27,14 @@ def lstm_scan(
         initial: at the start of an episode.
         p: weights and biases.
         backend: "torch", "numba" or "triton".
+        cut_TB: bool, where no gradient goes back to the state before the step.
     """
     if backend == "numba":
         from mneme.controllers.scans.lstm.numba import numba_lstm_scan  # here, as numba may be missing
 
-        return numba_lstm_scan(x_TBD, reset_TB, state, initial, p)
+        return numba_lstm_scan(x_TBD, reset_TB, state, initial, p, cut_TB)
     if backend == "triton":
         from mneme.controllers.scans.lstm.triton import triton_lstm_scan  # here, as triton may be missing
 
-        return triton_lstm_scan(x_TBD, reset_TB, state, initial, p)
-    return torch_lstm_scan(x_TBD, reset_TB, state, initial, p)
+        return triton_lstm_scan(x_TBD, reset_TB, state, initial, p, cut_TB)
+    return torch_lstm_scan(x_TBD, reset_TB, state, initial, p, cut_TB)

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from mneme.controllers.scans.blocks import blocks
 from mneme.controllers.scans.lstm.cell import LstmParameters, LstmState
-from mneme.controllers.scans.resets import lanes_to_reset, of_step_before, of_steps
+from mneme.controllers.scans.resets import gradient_stops, lanes_to_reset, of_step_before, of_steps
 from mneme.controllers.scans.weight_gradients import WeightGradients
 
 
@@ -31,11 +31,16 @@ class _Trace(NamedTuple):
 
 
 def torch_lstm_scan(
-    x_TBD: Tensor, reset_TB: Tensor, state: LstmState, initial: LstmState, p: LstmParameters
+    x_TBD: Tensor,
+    reset_TB: Tensor,
+    state: LstmState,
+    initial: LstmState,
+    p: LstmParameters,
+    cut_TB: Tensor | None = None,
 ) -> tuple[Tensor, LstmState]:
     """`scans.lstm.scan.lstm_scan`."""
     if torch.is_grad_enabled():
-        y_TBH, h_BH, c_BH = _LstmScan.apply(x_TBD, reset_TB, *state, *initial, *p)
+        y_TBH, h_BH, c_BH = _LstmScan.apply(x_TBD, reset_TB, gradient_stops(reset_TB, cut_TB), *state, *initial, *p)
         return y_TBH, LstmState(h_BH, c_BH)
     trace = _forward(x_TBD, lanes_to_reset(reset_TB), state, initial, p, keep=False)
     return trace.h_SBH[1:], LstmState(trace.h_SBH[-1].clone(), trace.c_SBH[-1].clone())
@@ -105,23 +110,25 @@ def _forward(
 
 class _LstmScan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TBD: Tensor, reset_TB: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, x_TBD: Tensor, reset_TB: Tensor, stop_TB: Tensor, *rest: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         state, initial, p = LstmState(*rest[:2]), LstmState(*rest[2:4]), LstmParameters(*rest[4:])
-        ctx.resets = lanes_to_reset(reset_TB)
-        trace = _forward(x_TBD, ctx.resets, state, initial, p, keep=True)
-        ctx.save_for_backward(x_TBD, reset_TB, *initial, p.w_ih, p.w_hh, *trace)
+        trace = _forward(x_TBD, lanes_to_reset(reset_TB), state, initial, p, keep=True)
+        ctx.save_for_backward(x_TBD, reset_TB, stop_TB, *initial, p.w_ih, p.w_hh, *trace)
         return trace.h_SBH[1:], trace.h_SBH[-1].clone(), trace.c_SBH[-1].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_TBH: Tensor, dh_BH: Tensor, dc_BH: Tensor) -> tuple[Tensor | None, ...]:
-        x_TBD, reset_TB, initial_h, initial_c, w_ih, w_hh, *saved = ctx.saved_tensors
+        x_TBD, reset_TB, stop_TB, initial_h, initial_c, w_ih, w_hh, *saved = ctx.saved_tensors
         trace = _Trace(*saved)
         T, B, _ = x_TBD.shape
         H = w_hh.shape[1]
         spans = blocks(T, B)
         shared = WeightGradients(x_TBD, reset_TB, initial_h, w_ih, w_hh, ctx.needs_input_grad[0])
-        learned = ctx.needs_input_grad[4] or ctx.needs_input_grad[5]
+        learned = ctx.needs_input_grad[5] or ctx.needs_input_grad[6]
+        resets, stops = lanes_to_reset(reset_TB), lanes_to_reset(stop_TB)
         dinitial = LstmState(torch.zeros_like(initial_h), torch.zeros_like(initial_c)) if learned else None
         slopes_KBG, memory_slopes_KBH = (
             w_hh.new_empty(spans[0][1], B, 4 * H),
@@ -129,7 +136,7 @@ class _LstmScan(torch.autograd.Function):
         )
         # dL/dy of the step before, to which each turn of the loop below leads
         dy_before = [dy_TBH.new_zeros(()), *dy_TBH[:-1].unbind()]
-        dy_reset = of_steps(of_step_before(dy_TBH, reset_TB), ctx.resets)
+        dy_stop = of_steps(of_step_before(dy_TBH, stop_TB), stops)
         dh, dc = dh_BH + dy_TBH[-1], dc_BH
         for start, stop in reversed(spans):
             gates_KBG, tanh_c_KBH = trace.gates_TBG[start:stop], trace.tanh_c_TBH[start:stop]
@@ -150,16 +157,19 @@ class _LstmScan(torch.autograd.Function):
                 d_ifg.mul_(dc.unsqueeze(1))
                 d_o.mul_(dh)
                 dc.mul_(f)
+                if dinitial is not None and len(lanes := resets[t]):
+                    dinitial.c.add_(dc[lanes].sum(0))
+                if len(stops[t]) == B:
+                    dc, dh = torch.zeros_like(dc), dy_stop[t]
+                    continue
                 dh = torch.addmm(dy_before[t], d, w_hh)
-                if len(lanes := ctx.resets[t]):
-                    if dinitial is not None:
-                        dinitial.c.add_(dc[lanes].sum(0))
-                    dc.index_fill_(0, lanes, 0)
-                    dh.index_copy_(0, lanes, dy_reset[t])
+                if len(stops[t]):
+                    dc.index_fill_(0, stops[t], 0)
+                    dh.index_copy_(0, stops[t], dy_stop[t])
             if dinitial is not None:
                 dinitial.h.add_(d_KBG[reset_TB[start:stop]].sum(0) @ w_hh)
             shared.add(start, stop, trace.h_SBH[start:stop], d_KBG, d_KBG)
-        return shared.dx_TBD, None, dh, dc, *(dinitial or (None, None)), *shared.of_parameters()
+        return shared.dx_TBD, None, None, dh, dc, *(dinitial or (None, None)), *shared.of_parameters()
 
 
 def _slopes(gates_KBG: Tensor, c_in_KBH: Tensor, tanh_c_KBH: Tensor, out: Tensor, memory_out: Tensor) -> None:

@@ -33,14 +33,20 @@ from mneme.controllers.scans.persistent import (
     to_be_summed,
     wait,
 )
+from mneme.controllers.scans.resets import gradient_stops
 
 
 def triton_lstm_scan(
-    x_TBD: Tensor, reset_TB: Tensor, state: LstmState, initial: LstmState, p: LstmParameters
+    x_TBD: Tensor,
+    reset_TB: Tensor,
+    state: LstmState,
+    initial: LstmState,
+    p: LstmParameters,
+    cut_TB: Tensor | None = None,
 ) -> tuple[Tensor, LstmState]:
     """`scans.lstm.scan.lstm_scan`: every output [T, B, H], and the last state."""
     if torch.is_grad_enabled():
-        y_TBH, h_BH, c_BH = _LstmScan.apply(x_TBD, reset_TB, *state, *initial, *p)
+        y_TBH, h_BH, c_BH = _LstmScan.apply(x_TBD, reset_TB, gradient_stops(reset_TB, cut_TB), *state, *initial, *p)
         return y_TBH, LstmState(h_BH, c_BH)
     h_SBH, c_SBH, _ = _forward(x_TBD, reset_TB, state, initial, p)
     return h_SBH[1:], LstmState(h_SBH[-1].clone(), c_SBH[-1].clone())
@@ -64,27 +70,30 @@ def _forward(
 
 class _LstmScan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TBD: Tensor, reset_TB: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, x_TBD: Tensor, reset_TB: Tensor, stop_TB: Tensor, *rest: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         state, initial, p = LstmState(*rest[:2]), LstmState(*rest[2:4]), LstmParameters(*rest[4:])
         h_SBH, c_SBH, gates_TBG = _forward(x_TBD, reset_TB, state, initial, p)
-        ctx.save_for_backward(x_TBD, reset_TB, *initial, p.w_ih, p.w_hh, h_SBH, c_SBH, gates_TBG)
+        ctx.save_for_backward(x_TBD, reset_TB, stop_TB, *initial, p.w_ih, p.w_hh, h_SBH, c_SBH, gates_TBG)
         return h_SBH[1:], h_SBH[-1].clone(), c_SBH[-1].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_TBH: Tensor, dlast_h_BH: Tensor, dlast_c_BH: Tensor) -> tuple[Tensor | None, ...]:
-        x_TBD, reset_TB, initial_h_H, initial_c_H, w_ih, w_hh, h_SBH, c_SBH, gates_TBG = ctx.saved_tensors
+        x_TBD, reset_TB, stop_TB, initial_h_H, initial_c_H, w_ih, w_hh, h_SBH, c_SBH, gates_TBG = ctx.saved_tensors
         T, B, D = x_TBD.shape
         H = w_hh.shape[1]
         cut = tiles(T, B, H, 4 * H, 1, x_TBD.element_size(), processors(x_TBD.device))
         d_TBG = torch.empty_like(gates_TBG)
         dh_BH, dc_BH = map(to_be_summed, (dlast_h_BH, dlast_c_BH))
         dinitial_h_LH, dinitial_c_LH = dh_BH.new_zeros(2, cut.lane_blocks, H)
-        inputs = gates_TBG, c_SBH, reset_TB.contiguous(), initial_c_H, w_hh.t().contiguous(), dy_TBH.contiguous()
+        flags = reset_TB.contiguous(), stop_TB.contiguous()
+        inputs = gates_TBG, c_SBH, *flags, initial_c_H, w_hh.t().contiguous(), dy_TBH.contiguous()
         outputs = d_TBG, dh_BH, dc_BH, dinitial_h_LH, dinitial_c_LH
         launch(_backward_kernel, cut, T, (*inputs, *outputs), (T, B), back=True, H=H)
-        dcarry_h_BH, dfirst_h_H = split_at_reset((d_TBG[0] @ w_hh).to(dh_BH.dtype), reset_TB[0])
-        dcarry_c_BH, dfirst_c_H = split_at_reset(dc_BH, reset_TB[0])
+        dcarry_h_BH, dfirst_h_H = split_at_reset((d_TBG[0] @ w_hh).to(dh_BH.dtype), reset_TB[0], stop_TB[0])
+        dcarry_c_BH, dfirst_c_H = split_at_reset(dc_BH, reset_TB[0], stop_TB[0])
         d_RG = d_TBG.view(T * B, 4 * H)
         h_in_RH = torch.where(reset_TB.unsqueeze(-1), initial_h_H, h_SBH[:-1]).view(-1, H)
         db = d_RG.sum(0)
@@ -92,6 +101,7 @@ class _LstmScan(torch.autograd.Function):
         dcarry = (dcarry_h_BH, dcarry_c_BH, dfirst_h_H + dinitial_h_LH.sum(0), dfirst_c_H + dinitial_c_LH.sum(0))
         return (
             dx_TBD,
+            None,
             None,
             *(d.to(x_TBD.dtype) for d in dcarry),
             d_RG.t() @ x_TBD.reshape(-1, D),
@@ -178,6 +188,7 @@ def _backward_kernel(
     gates_ptr,  # [T, B, 4H] i, f, g, o
     memories_ptr,  # [T + 1, B, H]
     reset_ptr,  # [T, B]
+    stop_ptr,  # [T, B] where no gradient goes back
     initial_memory_ptr,  # [H]
     weights_ptr,  # [H, 4H]
     dy_ptr,  # [T, B, H]
@@ -211,6 +222,7 @@ def _backward_kernel(
     memories_ptr += row * H
     dy_ptr += row * H
     reset_ptr += row
+    stop_ptr += row
     initial = tl.load(initial_memory_ptr + units, mask=unit_there, other=0).to(WIDE)[None, :]
     dc = tl.load(dc_ptr + own, mask=there, other=0)
     dinitial_h = tl.load(dinitial_h_ptr + total, mask=unit_there, other=0)
@@ -243,8 +255,9 @@ def _backward_kernel(
             reset_after = tl.load(reset_ptr + B + lanes, mask=lane_there, other=0)[:, None] != 0
             dinitial_h += tl.reduce(tl.where(reset_after, passed, 0), 0, plus)
             dinitial_c += tl.reduce(tl.where(reset_after, dc, 0), 0, plus)
-            dh += tl.where(reset_after, 0, passed)
-            dc = tl.where(reset_after, 0, dc)
+            stop_after = tl.load(stop_ptr + B + lanes, mask=lane_there, other=0)[:, None] != 0
+            dh += tl.where(stop_after, 0, passed)
+            dc = tl.where(stop_after, 0, dc)
         else:
             dh += tl.load(dh_ptr + own, mask=there, other=0)
         tanh_c = tanh(f * c_before + i * g)
@@ -261,6 +274,7 @@ def _backward_kernel(
         memories_ptr -= B * H
         dy_ptr -= B * H
         reset_ptr -= B
+        stop_ptr -= B
     tl.store(dc_ptr + own, dc, mask=there)
     tl.store(dinitial_h_ptr + total, dinitial_h, mask=unit_there)
     tl.store(dinitial_c_ptr + total, dinitial_c, mask=unit_there)

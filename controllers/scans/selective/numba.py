@@ -35,6 +35,7 @@ from mneme.controllers.scans.machine_code import (
     softplus,
     transposed,
 )
+from mneme.controllers.scans.resets import gradient_stops
 from mneme.controllers.scans.selective.cell import SelectiveInputs, SelectiveParameters
 
 STEPS = 4
@@ -58,11 +59,16 @@ class _Gradients(NamedTuple):
 
 
 def numba_selective_scan(
-    x: SelectiveInputs, reset_TB: Tensor, h_BNI: Tensor, initial_NI: Tensor, p: SelectiveParameters
+    x: SelectiveInputs,
+    reset_TB: Tensor,
+    h_BNI: Tensor,
+    initial_NI: Tensor,
+    p: SelectiveParameters,
+    cut_TB: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`scans.selective.scan.selective_scan`."""
     if torch.is_grad_enabled():
-        y_TBI, last_BNI = _SelectiveScan.apply(reset_TB, h_BNI, initial_NI, *x, *p)
+        y_TBI, last_BNI = _SelectiveScan.apply(reset_TB, gradient_stops(reset_TB, cut_TB), h_BNI, initial_NI, *x, *p)
         return y_TBI, last_BNI
     y_TBI, last_BNI, _, _ = _run(x, reset_TB, h_BNI, initial_NI, p, keep=False)
     return y_TBI, last_BNI
@@ -84,26 +90,27 @@ def _run(
 class _SelectiveScan(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, reset_TB: Tensor, h_BNI: Tensor, initial_NI: Tensor, *tensors: Tensor
+        ctx: Any, reset_TB: Tensor, stop_TB: Tensor, h_BNI: Tensor, initial_NI: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
         x, p = SelectiveInputs(*tensors[:5]), SelectiveParameters(*tensors[5:])
         y_TBI, last_BNI, *kept = _run(x, reset_TB, h_BNI, initial_NI, p, keep=True)
-        ctx.save_for_backward(reset_TB, initial_NI, *kept, *tensors)
+        ctx.save_for_backward(reset_TB, stop_TB, initial_NI, *kept, *tensors)
         return y_TBI, last_BNI
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_TBI: Tensor, dlast_BNI: Tensor) -> tuple[Tensor | None, ...]:
-        reset_TB, initial_NI, kept_TBI, before_QBNI, *tensors = ctx.saved_tensors
+        reset_TB, stop_TB, initial_NI, kept_TBI, before_QBNI, *tensors = ctx.saved_tensors
         x, p = SelectiveInputs(*tensors[:5]), SelectiveParameters(*tensors[5:])
         dx = SelectiveInputs(*(value.new_empty(value.shape) for value in x))
         dp = SelectiveParameters(*(value.new_zeros(value.shape) for value in p))
         dh_BNI = dlast_BNI.clone(memory_format=torch.contiguous_format)
         dinitial_NI = initial_NI.new_zeros(initial_NI.shape)
-        reset, initial, dy, dh, dinitial = arrays(reset_TB, initial_NI, dy_TBI, dh_BNI, dinitial_NI)
+        reset, stop, initial = arrays(reset_TB, stop_TB, initial_NI)
+        dy, dh, dinitial = arrays(dy_TBI, dh_BNI, dinitial_NI)
         trace, d = _Trace(*arrays(kept_TBI, before_QBNI)), _Gradients(in_arrays(dx), in_arrays(dp), dh, dinitial)
-        _backward(in_arrays(x), reset, initial, in_arrays(p), trace, dy, d)
-        return None, dh_BNI, dinitial_NI, *dx, *dp
+        _backward(in_arrays(x), reset, stop, initial, in_arrays(p), trace, dy, d)
+        return None, None, dh_BNI, dinitial_NI, *dx, *dp
 
 
 @allocating
@@ -169,7 +176,7 @@ def _gate(total, z, y):
 
 
 @kernel
-def _backward(x, reset, initial, p, trace, dy, d):
+def _backward(x, reset, stop, initial, p, trace, dy, d):
     (T, B, I), N, dtype = x.u.shape, len(initial), x.u.dtype
     a, da = _rates(p.a_log), np.zeros((N, I), dtype)
     rate = a * dtype.type(LOG2_E)
@@ -205,6 +212,7 @@ def _backward(x, reset, initial, p, trace, dy, d):
                     if reset[t, b]:
                         for i in range(I):
                             d.initial[n, i] += dh[i]
+                    if stop[t, b]:
                         for i in range(I):
                             dh[i] = dtype.type(0)
             for k in range(steps):

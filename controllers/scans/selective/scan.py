@@ -13,6 +13,7 @@ def selective_scan(
     initial_NI: Tensor,
     p: SelectiveParameters,
     backend: str = "torch",
+    cut_TB: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Every output [T, B, I], and the last state [B, N, I].
 
@@ -27,13 +28,14 @@ def selective_scan(
         initial_NI: the state at the start of an episode.
         p: rates and skip weights.
         backend: "torch", "numba" or "triton".
+        cut_TB: bool, where no gradient goes back to the state before the step.
     """
     if backend == "numba":
         from mneme.controllers.scans.selective.numba import numba_selective_scan  # here, as numba may be missing
 
-        return numba_selective_scan(x, reset_TB, h_BNI, initial_NI, p)
+        return numba_selective_scan(x, reset_TB, h_BNI, initial_NI, p, cut_TB)
     if backend == "triton":
         from mneme.controllers.scans.selective.triton import triton_selective_scan  # here, as triton may be missing
 
-        return triton_selective_scan(x, reset_TB, h_BNI, initial_NI, p)
-    return torch_selective_scan(x, reset_TB, h_BNI, initial_NI, p)
+        return triton_selective_scan(x, reset_TB, h_BNI, initial_NI, p, cut_TB)
+    return torch_selective_scan(x, reset_TB, h_BNI, initial_NI, p, cut_TB)

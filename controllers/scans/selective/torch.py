@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mneme.controllers.scans.resets import lanes_to_reset
+from mneme.controllers.scans.resets import gradient_stops, lanes_to_reset
 from mneme.controllers.scans.selective.cell import SelectiveInputs, SelectiveParameters
 
 LANES, ROWS = 64, 256
@@ -25,11 +25,16 @@ LANES, ROWS = 64, 256
 
 
 def torch_selective_scan(
-    x: SelectiveInputs, reset_TB: Tensor, h_BNI: Tensor, initial_NI: Tensor, p: SelectiveParameters
+    x: SelectiveInputs,
+    reset_TB: Tensor,
+    h_BNI: Tensor,
+    initial_NI: Tensor,
+    p: SelectiveParameters,
+    cut_TB: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`scans.selective.scan.selective_scan`."""
     if torch.is_grad_enabled():
-        y_TBI, last_BNI = _SelectiveScan.apply(reset_TB, h_BNI, initial_NI, *x, *p)
+        y_TBI, last_BNI = _SelectiveScan.apply(reset_TB, gradient_stops(reset_TB, cut_TB), h_BNI, initial_NI, *x, *p)
         return y_TBI, last_BNI
     return _forward(x, reset_TB, h_BNI, initial_NI, p, keep=False)[:2]
 
@@ -134,17 +139,17 @@ def _forward(
 class _SelectiveScan(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, reset_TB: Tensor, h_BNI: Tensor, initial_NI: Tensor, *tensors: Tensor
+        ctx: Any, reset_TB: Tensor, stop_TB: Tensor, h_BNI: Tensor, initial_NI: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
         x, p = SelectiveInputs(*tensors[:5]), SelectiveParameters(*tensors[5:])
         y_TBI, last_BNI, before_PBNI = _forward(x, reset_TB, h_BNI, initial_NI, p, keep=True)
-        ctx.save_for_backward(reset_TB, initial_NI, before_PBNI, *tensors)
+        ctx.save_for_backward(reset_TB, stop_TB, initial_NI, before_PBNI, *tensors)
         return y_TBI, last_BNI
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_TBI: Tensor, dlast_BNI: Tensor) -> tuple[Tensor | None, ...]:
-        reset_TB, initial_NI, before_PBNI, *tensors = ctx.saved_tensors
+        reset_TB, stop_TB, initial_NI, before_PBNI, *tensors = ctx.saved_tensors
         x, p = SelectiveInputs(*tensors[:5]), SelectiveParameters(*tensors[5:])
         lane_spans, step_spans = _blocks(*reset_TB.shape)
         a_NI, rate_NI, scratch = -p.a_log.exp().t().contiguous(), _rates(p), _scratch(dlast_BNI, 2)
@@ -152,7 +157,8 @@ class _SelectiveScan(torch.autograd.Function):
         da_log_NI, dskip_I, dinitial_NI = map(torch.zeros_like, (a_NI, p.skip, initial_NI))
         dh_BNI = dlast_BNI.clone()
         for lanes in lane_spans:
-            resets, dh = lanes_to_reset(reset_TB[:, lanes]), dh_BNI[lanes]
+            resets, stops = (lanes_to_reset(flags_TB[:, lanes]) for flags_TB in (reset_TB, stop_TB))
+            dh = dh_BNI[lanes]
             for i, steps in reversed(list(enumerate(step_spans))):
                 block, grads, before = _at(x, steps, lanes), _at(dx, steps, lanes), before_PBNI[i, lanes]
                 d_KBI = F.softplus(block.dt)
@@ -173,9 +179,10 @@ class _SelectiveScan(torch.autograd.Function):
                     block.read.unsqueeze(3).unbind(),
                     dread_KBI.unsqueeze(2).unbind(),
                     resets[steps],
+                    stops[steps],
                     strict=True,
                 )
-                for k, before_k, decay_k, read, dread, lanes_k in reversed(list(rows)):
+                for k, before_k, decay_k, read, dread, lanes_k, stops_k in reversed(list(rows)):
                     dh.addcmul_(read, dread)
                     now = slice(k, k + 1)
                     dwritten_KBI[now] = _over_states(block.write[now], dh.unsqueeze(0))
@@ -186,11 +193,12 @@ class _SelectiveScan(torch.autograd.Function):
                         dh_reset = dh.index_select(0, lanes_k)
                         decay_k.index_copy_(0, lanes_k, dh_reset * initial_NI)
                         dinitial_NI += dh_reset.sum(0)
-                        dh.index_fill_(0, lanes_k, 0)
+                    if len(stops_k):
+                        dh.index_fill_(0, stops_k, 0)
 
                 dskip_I += (dread_KBI * block.u).sum((0, 1))
                 torch.addcmul(dread_KBI * p.skip, dwritten_KBI, d_KBI, out=grads.u)
                 dd_KBI = decay.mul_(a_NI).sum(2).addcmul_(dwritten_KBI, block.u)
                 torch.mul(dd_KBI, torch.sigmoid(block.dt), out=grads.dt)
                 da_log_NI += decay.mul_(d_KBI.unsqueeze(2)).sum((0, 1))
-        return None, dh_BNI, dinitial_NI, *dx, da_log_NI.t(), dskip_I
+        return None, None, dh_BNI, dinitial_NI, *dx, da_log_NI.t(), dskip_I

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mneme.controllers.scans.persistent import plus, sigmoid
+from mneme.controllers.scans.resets import gradient_stops
 from mneme.controllers.scans.selective.cell import SelectiveInputs, SelectiveParameters
 
 BLOCK_I = 32  # channels of a program: rows of 128 bytes of float32
@@ -99,8 +100,8 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(
-    u_ptr, dt_ptr, z_ptr, write_ptr, read_ptr, a_log_ptr, skip_ptr, reset_ptr, initial_ptr, kept_ptr, dy_ptr, dlast_ptr,
-    again_ptr, du_ptr, ddt_ptr, dz_ptr, dwrite_ptr, dread_ptr, da_log_ptr, dskip_ptr, dh_ptr, dinitial_ptr,
+    u_ptr, dt_ptr, z_ptr, write_ptr, read_ptr, a_log_ptr, skip_ptr, reset_ptr, initial_ptr, kept_ptr, stop_ptr, dy_ptr,
+    dlast_ptr, again_ptr, du_ptr, ddt_ptr, dz_ptr, dwrite_ptr, dread_ptr, da_log_ptr, dskip_ptr, dh_ptr, dinitial_ptr,
     T, B, inner, N, K, ACC: tl.constexpr, BN: tl.constexpr, BI: tl.constexpr,
 ):  # fmt: skip
     lane, channels, states, i_there, n_there = _place(inner, N, BN, BI)
@@ -155,7 +156,7 @@ def _backward_kernel(
             dskip += s * u
             fresh = tl.load(reset_ptr + row) != 0
             dinitial += tl.where(fresh, dh, 0.0)
-            dh = tl.where(fresh, 0.0, dh)
+            dh = tl.where(tl.load(stop_ptr + row) != 0, 0.0, dh)
         tl.debug_barrier()  # the states are read, and the next span's may take their place
     tl.store(dh_ptr + lane * N * inner + own, dh, there)
     tl.store(dinitial_ptr + lane * N * inner + own, dinitial, there)
@@ -164,10 +165,15 @@ def _backward_kernel(
 
 
 def triton_selective_scan(
-    x: SelectiveInputs, reset_TB: Tensor, h_BNI: Tensor, initial_NI: Tensor, p: SelectiveParameters
+    x: SelectiveInputs,
+    reset_TB: Tensor,
+    h_BNI: Tensor,
+    initial_NI: Tensor,
+    p: SelectiveParameters,
+    cut_TB: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`scans.selective.scan.selective_scan`: every output [T, B, I], and the last state [B, N, I]."""
-    y_TBI, last_BNI = _TritonSelectiveScan.apply(reset_TB, h_BNI, initial_NI, *x, *p)
+    y_TBI, last_BNI = _TritonSelectiveScan.apply(reset_TB, gradient_stops(reset_TB, cut_TB), h_BNI, initial_NI, *x, *p)
     return y_TBI, last_BNI
 
 
@@ -193,7 +199,7 @@ def _launch(kernel: Any, tensors: tuple[Tensor, ...], u_TBI: Tensor, states: int
 class _TritonSelectiveScan(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, reset_TB: Tensor, h_BNI: Tensor, initial_NI: Tensor, *tensors: Tensor
+        ctx: Any, reset_TB: Tensor, stop_TB: Tensor, h_BNI: Tensor, initial_NI: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
         *kept, h_BNI = given = [value.contiguous() for value in (*tensors, reset_TB, initial_NI, h_BNI)]
         u_TBI, (T, B, inner), N = given[0], given[0].shape, len(initial_NI)
@@ -203,13 +209,13 @@ class _TritonSelectiveScan(torch.autograd.Function):
         y_TBI = torch.empty_like(u_TBI)
         _launch(_forward_kernel, (*given, y_TBI, kept_PBNI), u_TBI, N, span)
         ctx.span = span
-        ctx.save_for_backward(*kept, kept_PBNI)
+        ctx.save_for_backward(*kept, kept_PBNI, stop_TB.contiguous())
         return y_TBI, kept_PBNI[-1].to(h_BNI.dtype, copy=True)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_TBI: Tensor, dlast_BNI: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, reset_TB, initial_NI, kept_PBNI = ctx.saved_tensors
+        *tensors, reset_TB, initial_NI, kept_PBNI, _ = ctx.saved_tensors
         x, p = SelectiveInputs(*tensors[:5]), SelectiveParameters(*tensors[5:])
         (_, B, N, inner), T = kept_PBNI.shape, len(reset_TB)
         again_BKNI = kept_PBNI.new_empty(B, ctx.span, N, inner)
@@ -223,4 +229,4 @@ class _TritonSelectiveScan(torch.autograd.Function):
         dwrite_TBN, dread_TBN = (value.sum(0).to(x.write.dtype) for value in (dwrite_GTBN, dread_GTBN))
         dparameters = da_log_BNI.sum(0).t().to(p.a_log.dtype), dskip_BI.sum(0).to(p.skip.dtype)
         dstates = dh_BNI.to(dlast_BNI.dtype), dinitial_BNI.sum(0).to(initial_NI.dtype)
-        return None, *dstates, du_TBI, ddt_TBI, dz_TBI, dwrite_TBN, dread_TBN, *dparameters
+        return None, None, *dstates, du_TBI, ddt_TBI, dz_TBI, dwrite_TBN, dread_TBN, *dparameters

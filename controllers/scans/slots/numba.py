@@ -30,6 +30,7 @@ from mneme.controllers.scans.machine_code import (
     sigmoid,
     sums,
 )
+from mneme.controllers.scans.resets import gradient_stops
 from mneme.controllers.scans.slots.cell import SHUT, Slots
 
 STEPS = 16
@@ -44,11 +45,11 @@ class SlotsInputs(NamedTuple):
 
 
 def numba_slots_scan(
-    x: SlotsInputs, reset_TB: Tensor, memory: Slots, decay: float, recent: bool
+    x: SlotsInputs, reset_TB: Tensor, memory: Slots, decay: float, recent: bool, cut_TB: Tensor | None = None
 ) -> tuple[Tensor, Slots]:
     """`scans.slots.scan.slots_scan`; the rule is "classic" unless `recent`."""
     if torch.is_grad_enabled():
-        read_TBD, *after = _SlotsScan.apply(reset_TB, decay, recent, *x, *memory)
+        read_TBD, *after = _SlotsScan.apply(reset_TB, gradient_stops(reset_TB, cut_TB), decay, recent, *x, *memory)
         return read_TBD, Slots(*after)
     return _run(reset_TB, decay, recent, x, memory, keep=False)[:2]
 
@@ -68,24 +69,26 @@ def _run(
 
 class _SlotsScan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, reset_TB: Tensor, decay: float, recent: bool, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, reset_TB: Tensor, stop_TB: Tensor, decay: float, recent: bool, *inputs: Tensor
+    ) -> tuple[Tensor, ...]:
         x, memory = SlotsInputs(*inputs[:3]), Slots(*inputs[3:])
         read_TBD, after, before = _run(reset_TB, decay, recent, x, memory, keep=True)
         ctx.decay, ctx.recent = decay, recent
-        ctx.save_for_backward(reset_TB, *x, *before)
+        ctx.save_for_backward(reset_TB, stop_TB, *x, *before)
         return read_TBD, *after
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dread_TBD: Tensor, *dafter: Tensor) -> tuple[Tensor | None, ...]:
-        reset_TB, *tensors = ctx.saved_tensors
+        reset_TB, stop_TB, *tensors = ctx.saved_tensors
         x, before = SlotsInputs(*tensors[:3]), Slots(*tensors[3:])
         dx = SlotsInputs(*(part.new_empty(part.shape) for part in x))
         dmemory = Slots(*(part.clone(memory_format=torch.contiguous_format) for part in dafter))
-        reset, dread = arrays(reset_TB, dread_TBD)
-        given = reset, in_arrays(x), ctx.decay, ctx.recent, in_arrays(before), dread
+        reset, stop, dread = arrays(reset_TB, stop_TB, dread_TBD)
+        given = reset, stop, in_arrays(x), ctx.decay, ctx.recent, in_arrays(before), dread
         _backward(*given, in_arrays(dx), in_arrays(dmemory))
-        return None, None, None, *dx, *dmemory
+        return None, None, None, None, *dx, *dmemory
 
 
 @compiled
@@ -214,7 +217,7 @@ def _read(query, slots, usage, recent, unweighed, attention, read):
 
 
 @kernel
-def _backward(reset, x, decay, recent, before, dread, dx, dmemory):
+def _backward(reset, stop, x, decay, recent, before, dread, dx, dmemory):
     """Fill `dx`; `dmemory` goes from the gradient of the last memory to that of the first."""
     (T, B, D), K, dtype = x.query.shape, dmemory.usage.shape[1], x.query.dtype
     zero, one, decay = dtype.type(0), dtype.type(1), dtype.type(decay)
@@ -230,11 +233,11 @@ def _backward(reset, x, decay, recent, before, dread, dx, dmemory):
     for b in range(B):
         dslots_b, dusage_b, dage_b = dmemory.slots[b], dmemory.usage[b], dmemory.age[b]
         for block in range(len(before.slots) - 1, -1, -1):
-            start, stop = block * STEPS, min((block + 1) * STEPS, T)
+            start, end = block * STEPS, min((block + 1) * STEPS, T)
             copy(again.slots[STEPS], before.slots[block, b])
             copy(again.usage[STEPS], before.usage[block, b])
             copy(again.age[STEPS], before.age[block, b])
-            for t in range(start, stop):
+            for t in range(start, end):
                 i = t - start
                 if reset[t, b]:
                     _clear(again, STEPS)
@@ -242,7 +245,7 @@ def _backward(reset, x, decay, recent, before, dread, dx, dmemory):
                 targets[i] = _target(again.usage[i], again.age[i], recent)
                 gates[i], frees[i] = _gate(x.logit[t, b])
                 _write(gates[i], frees[i], x.value[t, b], decay, recent, again, STEPS, targets[i])
-            for t in range(stop - 1, start - 1, -1):
+            for t in range(end - 1, start - 1, -1):
                 i = t - start
                 slots_t, usage_t, k = again.slots[i], again.usage[i], targets[i]
                 g, f, w, v, dv = gates[i], frees[i], usage_t[k], x.value[t, b], dx.value[t, b]
@@ -287,5 +290,5 @@ def _backward(reset, x, decay, recent, before, dread, dx, dmemory):
                     for d in range(D):
                         dq[d] += dscore * slots_t[j, d]
                         dslots_b[j, d] += share * dr[d] + dscore * q[d]
-                if reset[t, b]:
+                if stop[t, b]:
                     _clear(dmemory, b)

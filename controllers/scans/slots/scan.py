@@ -16,6 +16,7 @@ def slots_scan(
     rule: Rule,
     chunk: int,
     backend: str = "torch",
+    cut_TB: Tensor | None = None,
 ) -> tuple[Tensor, Slots]:
     """The vectors that the steps read [T, B, D], and the memory after the last step.
 
@@ -32,10 +33,12 @@ def slots_scan(
         rule: which slot is written to, and how; see `scans.slots.cell`.
         chunk: how many steps "torch" computes at once.
         backend: "torch" or "numba".
+        cut_TB: bool, where no gradient goes back to the memory before the step.
     """
     memory = memory._replace(usage=read_weight(memory.usage, rule) if rule == "recent" else memory.usage)
     if backend == "numba":
         from mneme.controllers.scans.slots.numba import SlotsInputs, numba_slots_scan  # here, as numba may be missing
 
-        return numba_slots_scan(SlotsInputs(query_TBD, logit_TB, value_TBD), reset_TB, memory, decay, rule == "recent")
-    return torch_slots_scan(query_TBD, logit_TB, value_TBD, reset_TB, memory, decay, rule, chunk)
+        inputs = SlotsInputs(query_TBD, logit_TB, value_TBD)
+        return numba_slots_scan(inputs, reset_TB, memory, decay, rule == "recent", cut_TB)
+    return torch_slots_scan(query_TBD, logit_TB, value_TBD, reset_TB, memory, decay, rule, chunk, cut_TB)

@@ -7,10 +7,13 @@ exp(s[t] - s[m]) v[m] over the writes m to that slot, with s the slot's sum of l
 Axis letters: T steps, L steps of a chunk (M for its second axis), B environments, K slots, D slot size.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mneme.controllers.scans.resets import cut_carry
 from mneme.controllers.scans.slots.cell import (
     Rule,
     Slots,
@@ -31,11 +34,22 @@ def torch_slots_scan(
     decay: float,
     rule: Rule,
     chunk: int,
+    cut_TB: Tensor | None = None,
 ) -> tuple[Tensor, Slots]:
-    """`scans.slots.scan.slots_scan`; all numbers must be finite, because a reset multiplies by 0."""
+    """`scans.slots.scan.slots_scan`; all numbers must be finite, because a reset multiplies by 0.
+
+    A chunk ends before a step at which the gradient is cut in any environment.
+    """
     logit_TB, reads = shut(logit_TB), []
-    for t in range(0, len(reset_TB), chunk):
-        steps = slice(t, t + chunk)
+    cuts = set() if cut_TB is None else set(cut_TB.any(1).nonzero()[:, 0].tolist())
+    starts = [0]
+    for t in range(1, len(reset_TB)):
+        if t in cuts or t == starts[-1] + chunk:
+            starts.append(t)
+    for start, stop in pairwise([*starts, len(reset_TB)]):
+        steps = slice(start, stop)
+        if cut_TB is not None and start in cuts:
+            memory = Slots(**cut_carry(cut_TB[start], memory._asdict()))
         query_BLD, logit_BL, value_BLD, reset_BL = (
             x[steps].transpose(0, 1) for x in (query_TBD, logit_TB, value_TBD, reset_TB)
         )

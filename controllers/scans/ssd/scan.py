@@ -21,6 +21,7 @@ def ssd_scan(
     skip_H: Tensor,
     chunk: int,
     backend: str = "torch",
+    cut_TB: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Every output of `ssd_cell` [T, B, I], and the last state [B, N, I].
 
@@ -36,17 +37,18 @@ def ssd_scan(
         a_H: the rates, negative.
         skip_H: D.
         chunk: how many steps are computed at once.
-        backend: "torch", or "mamba_ssm", which runs on GPUs and needs an initial state of zeros.
+        backend: "torch", or "mamba_ssm", which runs on GPUs and needs an initial state of zeros and no cuts.
+        cut_TB: bool, where no gradient goes back to the state before the step.
     """
     (N, I), H = initial_NI.shape, len(a_H)
     x_TBI, write_TBN, read_TBN = xbc_TBC.split([I, N, N], -1)
     x_TBHP, h_BHPN = x_TBI.unflatten(-1, (H, -1)), h_BNI.mT.unflatten(1, (H, -1))
-    if backend == "mamba_ssm":
+    if backend == "mamba_ssm" and cut_TB is None:
         y_TBHP, h_BHPN = mamba_ssm_scan(x_TBHP, dt_TBH, -a_H, write_TBN, read_TBN, reset_TB, h_BHPN, chunk)
     else:
         initial_HPN = initial_NI.t().unflatten(0, (H, -1)) if initial_NI.requires_grad else None
         written_TBHP, log_decay_TBH = x_TBHP * dt_TBH.unsqueeze(-1), a_H * dt_TBH
         y_TBHP, h_BHPN = chunked_scan(
-            written_TBHP, log_decay_TBH, write_TBN, read_TBN, reset_TB, h_BHPN, initial_HPN, chunk
+            written_TBHP, log_decay_TBH, write_TBN, read_TBN, reset_TB, h_BHPN, initial_HPN, chunk, cut_TB
         )
     return torch.addcmul(y_TBHP, x_TBHP, skip_H.unsqueeze(1)).flatten(-2), h_BHPN.flatten(1, 2).mT

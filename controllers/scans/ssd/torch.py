@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mneme.controllers.scans.resets import gradient_stops
+
 
 def ssd_step(xbc_BC: Tensor, dt_BH: Tensor, h_BNI: Tensor, a_H: Tensor, skip_H: Tensor) -> Tensor:
     """The output of `ssd_cell` [B, I], without autograd; `h_BNI` becomes the next state."""
@@ -42,6 +44,7 @@ def chunked_scan(
     h_BHPN: Tensor,
     initial_HPN: Tensor | None,
     chunk: int,
+    cut_TB: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The products of states and `read` [T, B, H, P], and the last state [B, H, P, N].
 
@@ -51,7 +54,7 @@ def chunked_scan(
     one state a chunk is kept for it.
     """
     y_TBHP, last_BHPN = _SsdScan.apply(
-        x_TBHP.contiguous(), log_decay_TBH, write_TBN, read_TBN, reset_TB, h_BHPN, initial_HPN, chunk
+        x_TBHP.contiguous(), log_decay_TBH, write_TBN, read_TBN, reset_TB, cut_TB, h_BHPN, initial_HPN, chunk
     )
     return y_TBHP, last_BHPN
 
@@ -66,8 +69,9 @@ class _Chunk(NamedTuple):
     pair_BHLM: Tensor  # [B, H, L, L] share left of step M at step L, 0 if a reset lies between them
 
 
-def _chunk(log_decay_LBH: Tensor, reset_LB: Tensor) -> _Chunk:
-    segment_BL = reset_LB.cumsum(0).t()
+def _chunk(log_decay_LBH: Tensor, reset_LB: Tensor, cut_LB: Tensor | None = None) -> _Chunk:
+    """The shares; with cuts, those by which gradients go back, which end at a cut as at a reset."""
+    segment_BL = gradient_stops(reset_LB, cut_LB).cumsum(0).t()
     same = (segment_BL.unsqueeze(2) == segment_BL.unsqueeze(1)).tril()
     same_BLM = same.to(log_decay_LBH.dtype)
     s_BLH = same_BLM @ log_decay_LBH.transpose(0, 1)
@@ -76,7 +80,10 @@ def _chunk(log_decay_LBH: Tensor, reset_LB: Tensor) -> _Chunk:
     pair_BHLM = (s_BHL.unsqueeze(3) - s_BHL.unsqueeze(2)).add_(never_BLM.unsqueeze(1)).exp_()
     last_BLH1 = pair_BHLM[:, :, -1].transpose(1, 2).unsqueeze(3)
     fresh_BL1, start_BLH = segment_BL.unsqueeze(2) > 0, s_BLH.exp()
-    return _Chunk(same_BLM, start_BLH * ~fresh_BL1, start_BLH * fresh_BL1, last_BLH1, pair_BHLM)
+    opened_BL1 = fresh_BL1
+    if cut_LB is not None:  # a segment may begin without the initial state
+        opened_BL1 = same_BLM @ reset_LB.t().unsqueeze(2).to(same_BLM.dtype)
+    return _Chunk(same_BLM, start_BLH * ~fresh_BL1, start_BLH * opened_BL1, last_BLH1, pair_BHLM)
 
 
 def _by_heads(x_BLHP: Tensor) -> Tensor:
@@ -99,6 +106,7 @@ class _SsdScan(torch.autograd.Function):
         write_TBN: Tensor,
         read_TBN: Tensor,
         reset_TB: Tensor,
+        cut_TB: Tensor | None,
         h_BHPN: Tensor,
         initial_HPN: Tensor | None,
         chunk: int,
@@ -123,13 +131,14 @@ class _SsdScan(torch.autograd.Function):
             torch.add(from_BLHP, inside_BHLP.transpose(1, 2), out=y_TBHP[steps].transpose(0, 1))
             states.append(kept_BIN.baddbmm_((x_BLHP * c.last_BLH1).flatten(2).mT, write_BLN))
         ctx.chunk = chunk
-        ctx.save_for_backward(x_TBHP, log_decay_TBH, write_TBN, read_TBN, reset_TB, initial_IN, y_TBHP, *states)
+        given = x_TBHP, log_decay_TBH, write_TBN, read_TBN, reset_TB, cut_TB, initial_IN
+        ctx.save_for_backward(*given, y_TBHP, *states)
         return y_TBHP, states[-1].unflatten(1, (H, P))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_TBHP: Tensor, dlast_BHPN: Tensor) -> tuple[Tensor | None, ...]:
-        x_TBHP, log_decay_TBH, write_TBN, read_TBN, reset_TB, initial_IN, y_TBHP, *states = ctx.saved_tensors
+        x_TBHP, log_decay_TBH, write_TBN, read_TBN, reset_TB, cut_TB, initial_IN, y_TBHP, *states = ctx.saved_tensors
         T, B, H, P = x_TBHP.shape
         dy_TBHP, dh_BIN = dy_TBHP.contiguous(), dlast_BHPN.flatten(1, 2)
         dinitial_IN = None if initial_IN is None else torch.zeros_like(initial_IN)
@@ -137,32 +146,40 @@ class _SsdScan(torch.autograd.Function):
         dwrite_TBN, dread_TBN = (w.new_empty(w.shape) for w in (write_TBN, read_TBN))
         for i, t in reversed(list(enumerate(range(0, T, ctx.chunk)))):
             steps, h_BIN = slice(t, t + ctx.chunk), states[i]
-            c = _chunk(log_decay_TBH[steps], reset_TB[steps])
+            c = back = _chunk(log_decay_TBH[steps], reset_TB[steps])
+            if cut_TB is not None:
+                back = _chunk(log_decay_TBH[steps], reset_TB[steps], cut_TB[steps])
             write_BLN, read_BLN = write_TBN[steps].transpose(0, 1), read_TBN[steps].transpose(0, 1)
             x_BLHP, dy_BLHP, dx_BLHP = (z[steps].transpose(0, 1) for z in (x_TBHP, dy_TBHP, dx_TBHP))
             # through the last state, and from one step to another of this chunk
-            dkept_BLHP = (write_BLN @ dh_BIN.mT).unflatten(2, (H, P)).mul_(c.last_BLH1)
-            dwrite_BLN = (x_BLHP * c.last_BLH1).flatten(2) @ dh_BIN
+            dkept_BLHP = (write_BLN @ dh_BIN.mT).unflatten(2, (H, P)).mul_(back.last_BLH1)
+            dwrite_BLN = (x_BLHP * back.last_BLH1).flatten(2) @ dh_BIN
             dpair_BHLM = (_by_heads(dy_BLHP) @ _by_heads(x_BLHP).mT).view_as(c.pair_BHLM)
-            dscore_BLM = (dpair_BHLM * c.pair_BHLM).sum(1)
-            weight_BHLM = (read_BLN @ write_BLN.mT).unsqueeze(1) * c.pair_BHLM
+            dscore_BLM = dscore_back_BLM = (dpair_BHLM * c.pair_BHLM).sum(1)
+            if cut_TB is not None:
+                dscore_back_BLM = (dpair_BHLM * back.pair_BHLM).sum(1)
+            weight_BHLM = (read_BLN @ write_BLN.mT).unsqueeze(1) * back.pair_BHLM
             inside_BHLP = (weight_BHLM.flatten(0, 1).mT @ _by_heads(dy_BLHP)).view(B, H, -1, P)
             torch.add(dkept_BLHP, inside_BHLP.transpose(1, 2), out=dx_BLHP)
-            dwrite_TBN[steps] = dwrite_BLN.baddbmm_(dscore_BLM.mT, read_BLN).transpose(0, 1)
+            dwrite_TBN[steps] = dwrite_BLN.baddbmm_(dscore_back_BLM.mT, read_BLN).transpose(0, 1)
             dread_BLN = dscore_BLM @ write_BLN
             # through the decays
             ds_BLH = (dy_BLHP * y_TBHP[steps].transpose(0, 1)).sum(3) - (x_BLHP * dx_BLHP).sum(3)
             ds_BLH[:, -1] += (dh_BIN * states[i + 1]).sum(2).unflatten(1, (H, P)).sum(2)
-            dlog_decay_TBH[steps] = (c.same_BLM.mT @ ds_BLH).transpose(0, 1)
+            dlog_decay_TBH[steps] = (back.same_BLM.mT @ ds_BLH).transpose(0, 1)
             # from the state before, or the initial one
             if dinitial_IN is not None:
                 dfresh_BLI = (dy_BLHP * c.initial_BLH.unsqueeze(3)).flatten(2)
                 dread_BLN += dfresh_BLI @ initial_IN
+                if cut_TB is not None:
+                    dfresh_BLI = (dy_BLHP * back.initial_BLH.unsqueeze(3)).flatten(2)
                 dinitial_IN += dfresh_BLI.flatten(0, 1).t() @ read_BLN.flatten(0, 1)
-                dinitial_IN += _scaled(dh_BIN, c.initial_BLH[:, -1]).sum(0)
+                dinitial_IN += _scaled(dh_BIN, back.initial_BLH[:, -1]).sum(0)
             dfrom_BLI = (dy_BLHP * c.before_BLH.unsqueeze(3)).flatten(2)
             dread_TBN[steps] = dread_BLN.baddbmm_(dfrom_BLI, h_BIN).transpose(0, 1)
-            dh_BIN = _scaled(dh_BIN, c.before_BLH[:, -1]).baddbmm_(dfrom_BLI.mT, read_BLN)
+            if cut_TB is not None:
+                dfrom_BLI = (dy_BLHP * back.before_BLH.unsqueeze(3)).flatten(2)
+            dh_BIN = _scaled(dh_BIN, back.before_BLH[:, -1]).baddbmm_(dfrom_BLI.mT, read_BLN)
         dinitial_HPN = None if dinitial_IN is None else dinitial_IN.unflatten(0, (H, P))
         dh_BHPN = dh_BIN.unflatten(1, (H, P))
-        return dx_TBHP, dlog_decay_TBH, dwrite_TBN, dread_TBN, None, dh_BHPN, dinitial_HPN, None
+        return dx_TBHP, dlog_decay_TBH, dwrite_TBN, dread_TBN, None, None, dh_BHPN, dinitial_HPN, None

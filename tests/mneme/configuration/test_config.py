@@ -141,7 +141,15 @@ def test_several_mistakes_give_several_sentences() -> None:
             ["rollout.num_envs=2", "learner.num_minibatches=4"],
             "lower learner.num_minibatches or raise rollout.num_envs",
         ),
-        (["learner.mode=truncated", "learner.bptt_length=8", "rollout.carry_stride=5"], "use a divisor of 8"),
+        (
+            [
+                "learner.mode=truncated",
+                "learner.bptt_length=8",
+                "learner.carry_source=stored",
+                "rollout.carry_stride=5",
+            ],
+            "use a divisor of 8",
+        ),
         (["rollout.warm_up=8"], "rollout.warm_up is 8, but nothing replays those steps"),
         (["env.id=CartPole-v1", "spaces.features=[4]"], "names feature 4, but the observation has 4"),
         (["curriculum.stages=[{cues: 2}]"], "curriculum.stages[0] is {'cues': 2}, which changes the observations"),
@@ -165,7 +173,14 @@ def test_what_is_left_open_follows_from_the_task() -> None:
     blueprint = make_blueprint(load_config(None, ["env.kwargs.horizon=20"]))
     assert (blueprint.length, blueprint.carry_stride, blueprint.horizon) == (21, 21, 20)
     truncated = load_config(
-        None, ["env.kwargs.horizon=20", "learner.mode=truncated", "learner.bptt_length=8", "learner.burn_in=2"]
+        None,
+        [
+            "env.kwargs.horizon=20",
+            "learner.mode=truncated",
+            "learner.bptt_length=8",
+            "learner.burn_in=2",
+            "learner.carry_source=stored",
+        ],
     )
     assert make_blueprint(truncated).carry_stride == 2
     stale = make_blueprint(load_config(None, ["env.kwargs.horizon=20", "service.mode=async"]))

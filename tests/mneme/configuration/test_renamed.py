@@ -53,7 +53,8 @@ def test_what_was_recorded_under_old_names_is_read_under_the_new_ones() -> None:
     settings = [
         "seed=3", "env.kwargs={cues: 4, horizon: 64, window: 7}", "env.vectorization_mode=sync",
         "policy.controller={kind: pseudo_mamba, num_layers: 2, num_slots: 5, slot_size: 8, d_conv: 3, chunk_size: 8}",
-        "rollout.num_envs=256", "learner.mode=truncated", "learner.bptt_length=8", "learner.num_epochs=3",
+        "rollout.num_envs=256", "learner.mode=truncated", "learner.carry_source=stored", "learner.bptt_length=8",
+        "learner.num_epochs=3",
         "learner.num_minibatches=2", "learner.anneal_lr=true", "learner.clip_range=0.1", "learner.vf_coef=0.4",
         "learner.ent_coef=0", "learner.num_threads=1", "train.total_timesteps=1000", "train.stop_success=0.99",
     ]  # fmt: skip
