@@ -50,7 +50,9 @@ class LruController(ResidualBlock):
         h_BN = self.eigenvalues() * _complex(carry["h"]) + self._drive(u_BH)
         return self._read(h_BN, u_BH), {"h": torch.view_as_real(h_BN)}
 
-    def mixer_scan(self, u_TBH: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None) -> tuple[Tensor, Carry]:
+    def mixer_scan(
+        self, u_TBH: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None
+    ) -> tuple[Tensor, Carry]:
         h_BN, initial_N = _complex(carry["h"]), torch.view_as_complex(self.initial_h)
         h_TBN, h_BN = linear_scan(self.eigenvalues(), self._drive(u_TBH), reset_TB, h_BN, initial_N, cut_TB=cut_TB)
         return self._read(h_TBN, u_TBH), {"h": torch.view_as_real(h_BN)}

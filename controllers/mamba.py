@@ -16,10 +16,10 @@ from mneme.controllers.controller import Carry, Controller
 from mneme.controllers.initialisation import initial_steps, projection
 from mneme.controllers.layer_norm import LayerNorm
 from mneme.controllers.scans.blocks import in_blocks
-from mneme.controllers.scans.convolution import silu_convolution, silu_convolution_step
+from mneme.controllers.scans.convolution.cell import silu_convolution_cell
+from mneme.controllers.scans.convolution.scan import silu_convolution, silu_convolution_step
 from mneme.controllers.scans.selective.cell import SelectiveInputs, SelectiveParameters, selective_cell
-from mneme.controllers.scans.selective.scan import selective_scan
-from mneme.controllers.scans.selective.torch import selective_step
+from mneme.controllers.scans.selective.scan import selective_scan, selective_step
 from mneme.controllers.settings import MambaFamily, MambaSettings
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
@@ -96,7 +96,7 @@ class MambaController(Controller):
         )
 
     def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        return self._layer(x_BD, carry, silu_convolution_step, selective_cell)
+        return self._layer(x_BD, carry, silu_convolution_cell, selective_cell)
 
     def fast_scan(
         self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None
@@ -107,14 +107,22 @@ class MambaController(Controller):
             return self._layer(
                 x_KBD,
                 carry,
-                lambda u, window, w, b: silu_convolution(u, reset_KB, window, self.initial_window, w, b, cut_KB),
+                lambda u, window, w, b: silu_convolution(
+                    u, reset_KB, window, self.initial_window, w, b, backend, cut_KB
+                ),
                 lambda x, h, p: selective_scan(x, reset_KB, h, self.initial_state, p, backend, cut_KB),
             )
 
         return in_blocks(steps, x_TBD, reset_TB, carry, cut_TB)
 
     def fast_step(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        return self._layer(x_BD, carry, silu_convolution_step, lambda x, h, p: (selective_step(x, h, p), h))
+        backend = self.backend_on(x_BD.device)
+        return self._layer(
+            x_BD,
+            carry,
+            lambda u, window, w, b: silu_convolution_step(u, window, w, b, backend),
+            lambda x, h, p: (selective_step(x, h, p, backend), h),
+        )
 
     def _layer(self, x: Tensor, carry: Carry, convolve: _Convolve, recur: _Recur) -> tuple[Tensor, Carry]:
         u = self.embed(x)

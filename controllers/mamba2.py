@@ -16,12 +16,12 @@ from mneme.controllers.controller import Carry, Controller
 from mneme.controllers.initialisation import initial_steps, projection
 from mneme.controllers.layer_norm import LayerNorm
 from mneme.controllers.scans.blocks import in_blocks
-from mneme.controllers.scans.convolution import silu_convolution, silu_convolution_step
-from mneme.controllers.scans.gated_norm import gated_norm
+from mneme.controllers.scans.convolution.cell import silu_convolution_cell
+from mneme.controllers.scans.convolution.scan import silu_convolution, silu_convolution_step
+from mneme.controllers.scans.gated_norm.norm import gated_norm
 from mneme.controllers.scans.ssd.cell import ssd_cell
 from mneme.controllers.scans.ssd.mamba_ssm import rounds_as_allowed
-from mneme.controllers.scans.ssd.scan import ssd_scan
-from mneme.controllers.scans.ssd.torch import ssd_step
+from mneme.controllers.scans.ssd.scan import ssd_scan, ssd_step
 from mneme.controllers.settings import Mamba2Family, Mamba2Settings
 
 NORM_EPS = 1e-5
@@ -76,12 +76,15 @@ class Mamba2Mixer(nn.Module):
         self.norm = nn.RMSNorm(inner)  # holds the weight of the gated norm
         self.out_proj = _projection(inner, model, generator)
 
-    def forward(self, u: Tensor, carry: Carry, convolve: _Convolve, recur: _Recur) -> tuple[Tensor, Carry]:
+    def forward(
+        self, u: Tensor, carry: Carry, convolve: _Convolve, recur: _Recur, backend: str = "torch"
+    ) -> tuple[Tensor, Carry]:
         """[..., M] -> [..., M], over one step or over all, as `convolve` and `recur` are."""
-        z, xbc, dt = self.in_proj(u).split([self.sizes.inner, self.channels, self.sizes.heads], -1)
+        widths = [self.sizes.inner, self.channels, self.sizes.heads]
+        z, xbc, dt = (F.linear(u, weight) for weight in self.in_proj.weight.split(widths))
         xbc, window_BWC = convolve(xbc, carry["window"], self.conv1d.weight[:, 0], self.conv1d.bias)
         y, h_BNI = recur(xbc, F.softplus(dt + self.dt_bias), carry["state"], -self.A_log.exp(), self.D)
-        y = gated_norm(y, z, self.norm.weight, NORM_EPS)
+        y = gated_norm(y, z, self.norm.weight, NORM_EPS, backend)
         return self.out_proj(y), {"state": h_BNI, "window": window_BWC}
 
 
@@ -94,7 +97,7 @@ class Mamba2Controller(Controller):
 
     settings_class = Mamba2Settings
     cuts_gradients = True
-    backends = ("mamba_ssm", "torch")
+    backends = ("mamba_ssm", "numba", "torch")
     initial_state: Tensor
     initial_window: Tensor
 
@@ -109,7 +112,7 @@ class Mamba2Controller(Controller):
         self.mixer = Mamba2Mixer(hidden, sizes, horizon if settings.chrono else None, generator)
 
     def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        return self._layer(x_BD, carry, silu_convolution_step, ssd_cell)
+        return self._layer(x_BD, carry, silu_convolution_cell, ssd_cell)
 
     def backend_on(self, device: torch.device) -> str:
         """As chosen, but torch where mamba_ssm's kernels are not exact, of which `scans.ssd.mamba_ssm` has the list."""
@@ -129,20 +132,32 @@ class Mamba2Controller(Controller):
             return self._layer(
                 x_KBD,
                 carry,
-                lambda x, window, w, b: silu_convolution(x, reset_KB, window, self.initial_window, w, b, cut_KB),
+                lambda x, window, w, b: silu_convolution(
+                    x, reset_KB, window, self.initial_window, w, b, backend, cut_KB
+                ),
                 lambda xbc, dt, h, a, d: ssd_scan(
                     xbc, dt, reset_KB, h, self.initial_state, a, d, self.chunk_size, backend, cut_KB
                 ),
+                backend,
             )
 
         return in_blocks(steps, x_TBD, reset_TB, carry, cut_TB)
 
     def fast_step(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        return self._layer(x_BD, carry, silu_convolution_step, lambda x, dt, h, a, d: (ssd_step(x, dt, h, a, d), h))
+        backend = self.backend_on(x_BD.device)
+        return self._layer(
+            x_BD,
+            carry,
+            lambda x, window, w, b: silu_convolution_step(x, window, w, b, backend),
+            lambda x, dt, h, a, d: (ssd_step(x, dt, h, a, d, backend), h),
+            backend,
+        )
 
-    def _layer(self, x: Tensor, carry: Carry, convolve: _Convolve, recur: _Recur) -> tuple[Tensor, Carry]:
+    def _layer(
+        self, x: Tensor, carry: Carry, convolve: _Convolve, recur: _Recur, backend: str = "torch"
+    ) -> tuple[Tensor, Carry]:
         u = self.embed(x)
-        mixed, carry = self.mixer(self.norm(u), carry, convolve, recur)
+        mixed, carry = self.mixer(self.norm(u), carry, convolve, recur, backend)
         return u + mixed, carry
 
 

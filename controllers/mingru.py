@@ -44,7 +44,9 @@ class MinGruController(ResidualBlock):
         h_BH = keep * carry["h"] + (1 - keep) * n
         return self.state_norm(h_BH), {"h": h_BH}
 
-    def mixer_scan(self, u_TBH: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None) -> tuple[Tensor, Carry]:
+    def mixer_scan(
+        self, u_TBH: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None
+    ) -> tuple[Tensor, Carry]:
         k, n = self.gates(u_TBH).chunk(2, -1)
         keep = torch.sigmoid(k)
         written = torch.addcmul(n, keep, n, value=-1)

@@ -48,7 +48,9 @@ class ResidualBlock(Controller):
         """One step of the mixer, as in `cell`."""
 
     @abstractmethod
-    def mixer_scan(self, u_TBH: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None) -> tuple[Tensor, Carry]:
+    def mixer_scan(
+        self, u_TBH: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None
+    ) -> tuple[Tensor, Carry]:
         """All steps of the mixer, as in `fast_scan`."""
 
     def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:

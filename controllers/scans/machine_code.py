@@ -46,17 +46,12 @@ def machine_code_folder() -> str | None:
     return str(folder) if os.access(folder, os.W_OK) else None
 
 
-def allocating(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A compiled function that may create or return arrays."""
-    return _machine_code(function, _FUSING, counts=True)
-
-
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """A compiled function that neither creates nor returns arrays, and so does without counting references to them.
 
     Counting takes two locked instructions for each row, as long as the row's arithmetic.
     """
-    return _machine_code(function, _FUSING, counts=False)
+    return _machine_code(function, _FUSING)
 
 
 def sums(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,7 +60,7 @@ def sums(function: Callable[..., Any]) -> Callable[..., Any]:
     If such a loop also wrote, it would use vector instructions only where its arrays turn out not to overlap; then the
     order of its sums, and their last bits, would depend on where the arrays happen to lie.
     """
-    return _machine_code(function, _FUSING | {"reassoc", "nsz"}, counts=False)
+    return _machine_code(function, _FUSING | {"reassoc", "nsz"})
 
 
 _FUSING = frozenset({"contract"})
@@ -79,13 +74,13 @@ class _Kept(FunctionCache):
             super().save_overload(sig, data)
 
 
-def _machine_code(function: Callable[..., Any], freedom: Set[str], counts: bool) -> Callable[..., Any]:
+def _machine_code(function: Callable[..., Any], freedom: Set[str]) -> Callable[..., Any]:
     """Compile when the function is first called with arguments of new types."""
     folder = machine_code_folder()
     before = config.CACHE_DIR
     config.CACHE_DIR = folder or before  # numba looks at it now
     try:
-        machine_code = njit(_nrt=counts, nogil=True, fastmath=set(freedom), error_model="numpy")(function)
+        machine_code = njit(_nrt=False, nogil=True, fastmath=set(freedom), error_model="numpy")(function)
         if folder is not None:
             machine_code._cache = _Kept(function)
         return machine_code
@@ -96,10 +91,11 @@ def _machine_code(function: Callable[..., Any], freedom: Set[str], counts: bool)
 def kernel(function: Callable[..., Any]) -> Callable[..., None]:
     """A compiled function to be called from Python, in which subnormal numbers count as 0.
 
-    States that decay pass through subnormal numbers, on which processors spend a hundred times as long. Stored machine
-    code that cannot be read is compiled again.
+    Like every `compiled` function it creates no arrays; `scratch` makes those that it needs. States that decay pass
+    through subnormal numbers, on which processors spend a hundred times as long. Stored machine code that cannot be
+    read is compiled again.
     """
-    machine_code = allocating(function)
+    machine_code = compiled(function)
 
     def run(*arguments: Any) -> None:
         try:
@@ -124,6 +120,12 @@ def kernel(function: Callable[..., Any]) -> Callable[..., None]:
             torch.set_flush_denormal(False)
 
     return flushed
+
+
+def scratch(like: Tensor, *shapes: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    """Arrays of the type of a tensor for a kernel to work in; what they hold is not defined."""
+    dtype = like.new_empty(0).numpy().dtype
+    return tuple(np.empty(shape, dtype) for shape in shapes)
 
 
 def arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
@@ -228,14 +230,3 @@ def add(to, source):
     """Add one array to another, [I] each."""
     for i in range(len(to)):
         to[i] += source[i]
-
-
-@allocating
-def transposed(table):
-    """A copy with rows for columns: [R, C] -> [C, R]."""
-    R, C = table.shape
-    other = np.empty((C, R), table.dtype)
-    for r in range(R):
-        for c in range(C):
-            other[c, r] = table[r, c]
-    return other

@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from mneme.controllers.layer_norm import LayerNorm, layer_norm
-from mneme.controllers.scans.gated_norm import gated_norm
+from mneme.controllers.scans.gated_norm.norm import gated_norm
 
 H = 24
 X = torch.randn(50, H, generator=Generator().manual_seed(0), dtype=torch.float64)

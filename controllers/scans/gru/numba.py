@@ -15,14 +15,13 @@ G = 3H gates.
 
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mneme.controllers.scans.blocks import blocks
 from mneme.controllers.scans.gru.cell import GruParameters
-from mneme.controllers.scans.machine_code import add, arrays, compiled, copy, kernel, sigmoid
+from mneme.controllers.scans.machine_code import add, arrays, compiled, copy, kernel, scratch, sigmoid
 from mneme.controllers.scans.products import multiply, panels
 from mneme.controllers.scans.resets import gradient_stops
 from mneme.controllers.scans.weight_gradients import WeightGradients
@@ -75,11 +74,13 @@ def _run(
     weights = _Weights(*arrays(initial_H, panels(p.w_hh.t()), bias_G, p.b_hh[2 * H :]))
     h_SBH, kept = h_BH.new_empty(T + 1, B, H), []
     h_SBH[0] = h_BH
+    P, _, W = weights.recurrent.shape
+    room = scratch(h_BH, (B, P * W), (B, H), (H,))
     for start, stop in blocks(T, B):
         gates_KBG = (x_TBD[start:stop].reshape(-1, D) @ p.w_ih.t()).view(-1, B, 3 * H)
         m_KBH = h_BH.new_empty(len(gates_KBG) if keep else 0, B, H)
         (reset,) = arrays(reset_TB[start:stop])
-        _forward(reset, weights, _Trace(*arrays(gates_KBG, m_KBH, h_SBH[start : stop + 1])))
+        _forward(reset, weights, _Trace(*arrays(gates_KBG, m_KBH, h_SBH[start : stop + 1])), *room)
         kept += [gates_KBG, m_KBH] if keep else []
     return h_SBH, kept
 
@@ -103,26 +104,26 @@ class _GruScan(torch.autograd.Function):
         from_x_KBG, from_h_KBG = w_hh.new_empty(2, spans[0][1], B, 3 * H)
         dh_BH, dinitial_H = dlast_BH.clone(memory_format=torch.contiguous_format), torch.zeros_like(initial_H)
         (recurrent,) = arrays(panels(w_hh))
+        (through_gates,) = scratch(w_hh, (B, recurrent.shape[0] * recurrent.shape[2]))
         for (start, stop), gates_KBG, m_KBH in reversed(list(zip(spans, kept[::2], kept[1::2], strict=True))):
             d_x_KBG, d_h_KBG = from_x_KBG[: stop - start], from_h_KBG[: stop - start]
             reset, stops, dy = arrays(reset_TB[start:stop], stop_TB[start:stop], dy_TBH[start:stop])
             trace = _Trace(*arrays(gates_KBG, m_KBH, h_SBH[start : stop + 1]))
-            _backward(reset, stops, recurrent, trace, dy, _Gradients(*arrays(d_x_KBG, d_h_KBG, dh_BH, dinitial_H)))
+            d = _Gradients(*arrays(d_x_KBG, d_h_KBG, dh_BH, dinitial_H))
+            _backward(reset, stops, recurrent, trace, dy, d, through_gates)
             shared.add(start, stop, h_SBH[start:stop], d_x_KBG, d_h_KBG)
         return shared.dx_TBD, None, None, dh_BH, dinitial_H, *shared.of_parameters()
 
 
 @kernel
-def _forward(reset, weights, trace):
-    (K, B, _), H, keep = trace.gates.shape, len(weights.initial), len(trace.m) > 0
-    (P, _, W), dtype = weights.recurrent.shape, trace.h.dtype
-    from_h, before, scratch = np.empty((B, P * W), dtype), np.empty((B, H), dtype), np.empty(H, dtype)
+def _forward(reset, weights, trace, from_h, before, unkept):
+    (K, B, _), keep = trace.gates.shape, len(trace.m) > 0
     for t in range(K):
         for b in range(B):
             copy(before[b], weights.initial if reset[t, b] else trace.h[t, b])
         multiply(before, weights.recurrent, from_h)
         for b in range(B):
-            m = trace.m[t, b] if keep else scratch
+            m = trace.m[t, b] if keep else unkept
             _update(before[b], from_h[b], weights.bias, weights.bias_m, trace.gates[t, b], m, trace.h[t + 1, b])
 
 
@@ -142,9 +143,8 @@ def _update(before, from_h, bias, bias_m, gates, m, after):
 
 
 @kernel
-def _backward(reset, stop, recurrent, trace, dy, d):
-    (K, B, _), (P, _, W) = trace.gates.shape, recurrent.shape
-    through_gates = np.empty((B, P * W), d.h.dtype)
+def _backward(reset, stop, recurrent, trace, dy, d, through_gates):
+    K, B, _ = trace.gates.shape
     for t in range(K - 1, -1, -1):
         for b in range(B):
             add(d.h[b], dy[t, b])

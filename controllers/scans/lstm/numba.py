@@ -16,14 +16,13 @@ G = 4H gates.
 
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mneme.controllers.scans.blocks import blocks
 from mneme.controllers.scans.lstm.cell import LstmParameters, LstmState
-from mneme.controllers.scans.machine_code import add, arrays, compiled, copy, in_arrays, kernel, sigmoid
+from mneme.controllers.scans.machine_code import add, arrays, compiled, copy, in_arrays, kernel, scratch, sigmoid
 from mneme.controllers.scans.products import multiply, panels
 from mneme.controllers.scans.resets import gradient_stops
 from mneme.controllers.scans.weight_gradients import WeightGradients
@@ -72,11 +71,13 @@ def _run(
     states, kept = LstmState(*state.h.new_empty(2, T + 1, B, H)), []
     for all_steps, first in zip(states, state, strict=True):
         all_steps[0] = first
+    P, _, W = weights.recurrent.shape
+    room = scratch(state.h, (B, P * W), (B, H), (H,))
     for start, stop in blocks(T, B):
         gates_KBG = (x_TBD[start:stop].reshape(-1, D) @ p.w_ih.t()).view(-1, B, 4 * H)
         tanh_c_KBH = state.h.new_empty(len(gates_KBG) if keep else 0, B, H)
         (reset,) = arrays(reset_TB[start:stop])
-        _forward(reset, weights, _trace(gates_KBG, tanh_c_KBH, states, start, stop))
+        _forward(reset, weights, _trace(gates_KBG, tanh_c_KBH, states, start, stop), *room)
         kept += [gates_KBG, tanh_c_KBH] if keep else []
     return states, kept
 
@@ -107,27 +108,26 @@ class _LstmScan(torch.autograd.Function):
         dinitial = LstmState(torch.zeros_like(initial_h), torch.zeros_like(initial_c))
         slopes = in_arrays(dstate), in_arrays(dinitial)
         given = arrays(initial_c, panels(w_hh))
+        room = scratch(w_hh, (reset_TB.shape[1], given[1].shape[0] * given[1].shape[2]))
         for (start, stop), gates_KBG, tanh_c_KBH in reversed(list(zip(spans, kept[::2], kept[1::2], strict=True))):
             d_KBG = scratch_KBG[: stop - start]
             flags = arrays(reset_TB[start:stop], stop_TB[start:stop])
             dy, d = arrays(dy_TBH[start:stop], d_KBG)
-            _backward(*flags, *given, _trace(gates_KBG, tanh_c_KBH, states, start, stop), dy, d, *slopes)
+            _backward(*flags, *given, _trace(gates_KBG, tanh_c_KBH, states, start, stop), dy, d, *slopes, *room)
             shared.add(start, stop, h_SBH[start:stop], d_KBG, d_KBG)
         return shared.dx_TBD, None, None, *dstate, *dinitial, *shared.of_parameters()
 
 
 @kernel
-def _forward(reset, weights, trace):
-    (K, B, _), H, keep = trace.gates.shape, len(weights.initial.h), len(trace.tanh_c) > 0
-    h, c, (P, _, W), dtype = trace.states.h, trace.states.c, weights.recurrent.shape, trace.gates.dtype
-    from_h, before, scratch = np.empty((B, P * W), dtype), np.empty((B, H), dtype), np.empty(H, dtype)
+def _forward(reset, weights, trace, from_h, before, unkept):
+    (K, B, _), keep, h, c = trace.gates.shape, len(trace.tanh_c) > 0, trace.states.h, trace.states.c
     for t in range(K):
         for b in range(B):
             copy(before[b], weights.initial.h if reset[t, b] else h[t, b])
         multiply(before, weights.recurrent, from_h)
         for b in range(B):
             c_before = weights.initial.c if reset[t, b] else c[t, b]
-            tanh_c = trace.tanh_c[t, b] if keep else scratch
+            tanh_c = trace.tanh_c[t, b] if keep else unkept
             _update(c_before, from_h[b], weights.bias, trace.gates[t, b], tanh_c, h[t + 1, b], c[t + 1, b])
 
 
@@ -148,10 +148,9 @@ def _update(c, from_h, bias, gates, tanh_c, h_after, c_after):
 
 
 @kernel
-def _backward(reset, stop, initial_c, recurrent, trace, dy, d, dstate, dinitial):
+def _backward(reset, stop, initial_c, recurrent, trace, dy, d, dstate, dinitial, through_gates):
     """Fill d [K, B, G], the gradients of the gates' sums; `dstate` goes from after the block to before it."""
-    (K, B, _), (P, _, W), zero = trace.gates.shape, recurrent.shape, d.dtype.type(0)
-    dh, dc, through_gates = dstate.h, dstate.c, np.empty((B, P * W), d.dtype)
+    (K, B, _), zero, dh, dc = trace.gates.shape, d.dtype.type(0), dstate.h, dstate.c
     for t in range(K - 1, -1, -1):
         for b in range(B):
             add(dh[b], dy[t, b])

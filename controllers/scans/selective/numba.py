@@ -16,14 +16,12 @@ Axis letters: T steps (K of one block), B environments, I inner channels, N stat
 
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mneme.controllers.scans.machine_code import (
     LOG2_E,
-    allocating,
     arrays,
     compiled,
     copy,
@@ -31,9 +29,9 @@ from mneme.controllers.scans.machine_code import (
     exp2,
     in_arrays,
     kernel,
+    scratch,
     sigmoid,
     softplus,
-    transposed,
 )
 from mneme.controllers.scans.resets import gradient_stops
 from mneme.controllers.scans.selective.cell import SelectiveInputs, SelectiveParameters
@@ -53,7 +51,8 @@ class _Gradients(NamedTuple):
     """Gradients that the backward kernel writes, replaces or adds to."""
 
     x: SelectiveInputs  # [T, B, ...]
-    p: SelectiveParameters  # added to
+    a: Any  # [N, I] of the rates, added to
+    skip: Any  # [I] added to
     h: Any  # [B, N, I] of the state after the last step, replaced by that before the first
     initial: Any  # [N, I] added to
 
@@ -74,17 +73,40 @@ def numba_selective_scan(
     return y_TBI, last_BNI
 
 
+def numba_selective_step(x: SelectiveInputs, h_BNI: Tensor, p: SelectiveParameters) -> Tensor:
+    """`scans.selective.scan.selective_step`; `h_BNI` becomes the next state."""
+    reset_1B = torch.zeros(1, len(h_BNI), dtype=torch.bool)
+    inputs = SelectiveInputs(*(value.unsqueeze(0) for value in x))
+    y_1BI, last_BNI, *_ = _run(inputs, reset_1B, h_BNI, h_BNI[0], p, keep=False, in_place=h_BNI.is_contiguous())
+    if last_BNI is not h_BNI:
+        h_BNI.copy_(last_BNI)
+    return y_1BI[0]
+
+
 def _run(
-    x: SelectiveInputs, reset_TB: Tensor, h_BNI: Tensor, initial_NI: Tensor, p: SelectiveParameters, keep: bool
+    x: SelectiveInputs,
+    reset_TB: Tensor,
+    h_BNI: Tensor,
+    initial_NI: Tensor,
+    p: SelectiveParameters,
+    keep: bool,
+    in_place: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Outputs, last state, and the two tensors of a `_Trace`."""
     T, B, I = x.u.shape
-    y_TBI, last_BNI = x.u.new_empty(T, B, I), h_BNI.clone(memory_format=torch.contiguous_format)
+    last_BNI = h_BNI if in_place else h_BNI.clone(memory_format=torch.contiguous_format)
+    y_TBI = x.u.new_empty(T, B, I)
     kept_TBI = x.u.new_empty(T if keep else 0, B, I)
     before_QBNI = h_BNI.new_empty(-(-T // STEPS) if keep else 0, *h_BNI.shape)
     trace = _Trace(*arrays(kept_TBI, before_QBNI))
-    _forward(in_arrays(x), *arrays(reset_TB, initial_NI), in_arrays(p), *arrays(y_TBI, last_BNI), trace)
+    given = arrays(reset_TB, initial_NI, LOG2_E * _rates(p), p.skip, y_TBI, last_BNI)
+    _forward(in_arrays(x), *given, trace, *scratch(y_TBI, *[(STEPS, I)] * 3))
     return y_TBI, last_BNI, kept_TBI, before_QBNI
+
+
+def _rates(p: SelectiveParameters) -> Tensor:
+    """A [N, I]."""
+    return -p.a_log.t().contiguous().exp()
 
 
 class _SelectiveScan(torch.autograd.Function):
@@ -103,24 +125,16 @@ class _SelectiveScan(torch.autograd.Function):
         reset_TB, stop_TB, initial_NI, kept_TBI, before_QBNI, *tensors = ctx.saved_tensors
         x, p = SelectiveInputs(*tensors[:5]), SelectiveParameters(*tensors[5:])
         dx = SelectiveInputs(*(value.new_empty(value.shape) for value in x))
-        dp = SelectiveParameters(*(value.new_zeros(value.shape) for value in p))
+        a_NI = _rates(p)
+        da_NI, dskip_I = torch.zeros_like(a_NI), torch.zeros_like(p.skip)
         dh_BNI = dlast_BNI.clone(memory_format=torch.contiguous_format)
         dinitial_NI = initial_NI.new_zeros(initial_NI.shape)
-        reset, stop, initial = arrays(reset_TB, stop_TB, initial_NI)
-        dy, dh, dinitial = arrays(dy_TBI, dh_BNI, dinitial_NI)
-        trace, d = _Trace(*arrays(kept_TBI, before_QBNI)), _Gradients(in_arrays(dx), in_arrays(dp), dh, dinitial)
-        _backward(in_arrays(x), reset, stop, initial, in_arrays(p), trace, dy, d)
-        return None, None, dh_BNI, dinitial_NI, *dx, *dp
-
-
-@allocating
-def _rates(a_log):
-    """A [N, I]."""
-    a = transposed(a_log)
-    flat = a.reshape(-1)
-    for i in range(len(flat)):
-        flat[i] = -np.exp(flat[i])
-    return a
+        d = _Gradients(in_arrays(dx), *arrays(da_NI, dskip_I, dh_BNI, dinitial_NI))
+        given = arrays(reset_TB, stop_TB, initial_NI, a_NI, LOG2_E * a_NI, p.skip)
+        trace, (dy,) = _Trace(*arrays(kept_TBI, before_QBNI)), arrays(dy_TBI)
+        I = len(p.skip)
+        _backward(in_arrays(x), *given, trace, dy, d, *scratch(dy_TBI, *[(STEPS, I)] * 7, (I,)))
+        return None, None, dh_BNI, dinitial_NI, *dx, (da_NI * a_NI).t(), dskip_I
 
 
 @compiled
@@ -133,11 +147,9 @@ def _lengths(dt, u, length, written):
 
 
 @kernel
-def _forward(x, reset, initial, p, y, h, trace):
+def _forward(x, reset, initial, rate, skip, y, h, trace, length, written, total):
     """Fill y [T, B, I] and the trace; h [B, N, I] goes from before the first step to after the last."""
-    (T, B, I), N, dtype = x.u.shape, len(initial), x.u.dtype
-    rate = _rates(p.a_log) * dtype.type(LOG2_E)
-    length, written, total = np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype)
+    (T, B, I), N = x.u.shape, len(initial)
     for b in range(B):
         for start in range(0, T, STEPS):
             steps = min(STEPS, T - start)
@@ -147,7 +159,7 @@ def _forward(x, reset, initial, p, y, h, trace):
                 t = start + k
                 _lengths(x.dt[t, b], x.u[t, b], length[k], written[k])
                 for i in range(I):
-                    total[k, i] = p.skip[i] * x.u[t, b, i]
+                    total[k, i] = skip[i] * x.u[t, b, i]
             for n in range(N):
                 for k in range(steps):
                     t = start + k
@@ -176,13 +188,11 @@ def _gate(total, z, y):
 
 
 @kernel
-def _backward(x, reset, stop, initial, p, trace, dy, d):
+def _backward(
+    x, reset, stop, initial, a, rate, skip, trace, dy, d,
+    length, written, s, decay, decayed, dlength, dwritten, h,
+):  # fmt: skip
     (T, B, I), N, dtype = x.u.shape, len(initial), x.u.dtype
-    a, da = _rates(p.a_log), np.zeros((N, I), dtype)
-    rate = a * dtype.type(LOG2_E)
-    length, written, s = np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype)
-    decay, decayed = np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype)
-    dlength, dwritten, h = np.empty((STEPS, I), dtype), np.empty((STEPS, I), dtype), np.empty(I, dtype)
     for b in range(B):
         for block in range(len(trace.before) - 1, -1, -1):
             start = block * STEPS
@@ -208,7 +218,7 @@ def _backward(x, reset, stop, initial, p, trace, dy, d):
                     _step_back(dh, s[k], x.read[t, b, n], x.write[t, b, n], dwritten[k])
                     d.x.write[t, b, n] = dot(dh, written[k])
                     _decay_back(dh, decay[k], decayed[k])
-                    _rate_back(decayed[k], a[n], length[k], dlength[k], da[n])
+                    _rate_back(decayed[k], a[n], length[k], dlength[k], d.a[n])
                     if reset[t, b]:
                         for i in range(I):
                             d.initial[n, i] += dh[i]
@@ -217,11 +227,8 @@ def _backward(x, reset, stop, initial, p, trace, dy, d):
                             dh[i] = dtype.type(0)
             for k in range(steps):
                 t = start + k
-                _inputs_back(x.u[t, b], s[k], p.skip, length[k], dwritten[k], d.x.u[t, b], d.p.skip)
+                _inputs_back(x.u[t, b], s[k], skip, length[k], dwritten[k], d.x.u[t, b], d.skip)
                 _length_back(x.u[t, b], x.dt[t, b], dlength[k], dwritten[k], d.x.dt[t, b])
-    for i in range(I):
-        for n in range(N):
-            d.p.a_log[i, n] = da[n, i] * a[n, i]
 
 
 @compiled

@@ -3,7 +3,16 @@
 from torch import Tensor
 
 from mneme.controllers.scans.selective.cell import SelectiveInputs, SelectiveParameters
-from mneme.controllers.scans.selective.torch import torch_selective_scan
+from mneme.controllers.scans.selective.torch import torch_selective_scan, torch_selective_step
+
+
+def selective_step(x: SelectiveInputs, h_BNI: Tensor, p: SelectiveParameters, backend: str = "torch") -> Tensor:
+    """One step without resets and without autograd: the output [B, I]; `h_BNI` becomes the next state."""
+    if backend == "numba":
+        from mneme.controllers.scans.selective.numba import numba_selective_step  # here, as numba may be missing
+
+        return numba_selective_step(x, h_BNI, p)
+    return torch_selective_step(x, h_BNI, p)
 
 
 def selective_scan(

@@ -39,7 +39,7 @@ def torch_selective_scan(
     return _forward(x, reset_TB, h_BNI, initial_NI, p, keep=False)[:2]
 
 
-def selective_step(x: SelectiveInputs, h_BNI: Tensor, p: SelectiveParameters) -> Tensor:
+def torch_selective_step(x: SelectiveInputs, h_BNI: Tensor, p: SelectiveParameters) -> Tensor:
     """The output of one step [B, I], without autograd and in the fewest operations; `h_BNI` becomes the next state."""
     d_BI = F.softplus(x.dt)
     h_BNI.mul_((_rates(p) * d_BI.unsqueeze(1)).exp2_()).addcmul_(x.write.unsqueeze(2), (d_BI * x.u).unsqueeze(1))

@@ -27,6 +27,7 @@ from mneme.controllers.scans.machine_code import (
     exp2,
     in_arrays,
     kernel,
+    scratch,
     sigmoid,
     sums,
 )
@@ -63,7 +64,8 @@ def _run(
     after = Slots(*(part.clone(memory_format=torch.contiguous_format) for part in memory))
     before = Slots(*(part.new_empty(blocks, *part.shape) for part in memory))
     reset, read = arrays(reset_TB, read_TBD)
-    _forward(reset, in_arrays(x), decay, recent, read, in_arrays(after), in_arrays(before))
+    room = scratch(read_TBD, *[(memory.usage.shape[1],)] * 2)
+    _forward(reset, in_arrays(x), decay, recent, read, in_arrays(after), in_arrays(before), *room)
     return read_TBD, after, before
 
 
@@ -87,7 +89,10 @@ class _SlotsScan(torch.autograd.Function):
         dmemory = Slots(*(part.clone(memory_format=torch.contiguous_format) for part in dafter))
         reset, stop, dread = arrays(reset_TB, stop_TB, dread_TBD)
         given = reset, stop, in_arrays(x), ctx.decay, ctx.recent, in_arrays(before), dread
-        _backward(*given, in_arrays(dx), in_arrays(dmemory))
+        K, D = dmemory.slots.shape[1:]
+        again: Any = Slots(*scratch(dread_TBD, (STEPS + 1, K, D), (STEPS + 1, K), (STEPS + 1, K)))  # type: ignore[arg-type]
+        targets, room = np.empty(STEPS, np.int64), scratch(dread_TBD, (STEPS,), (STEPS,), (K,), (K,), (K,))
+        _backward(*given, in_arrays(dx), in_arrays(dmemory), again, targets, *room)
         return None, None, None, None, *dx, *dmemory
 
 
@@ -186,10 +191,10 @@ def _write(gate, free, value, decay, recent, memory, b, k):
 
 
 @kernel
-def _forward(reset, x, decay, recent, read, memory, before):
+def _forward(reset, x, decay, recent, read, memory, before, unweighed, attention):
     """Fill `read` [T, B, D]; `memory` goes from before the first step to after the last."""
-    (T, B, _), K, dtype = x.query.shape, memory.usage.shape[1], x.query.dtype
-    decay, unweighed, attention = dtype.type(decay), np.empty(K, dtype), np.empty(K, dtype)
+    T, B, _ = x.query.shape
+    decay = x.query.dtype.type(decay)
     for t in range(T):
         for b in range(B):
             if reset[t, b]:
@@ -217,19 +222,14 @@ def _read(query, slots, usage, recent, unweighed, attention, read):
 
 
 @kernel
-def _backward(reset, stop, x, decay, recent, before, dread, dx, dmemory):
-    """Fill `dx`; `dmemory` goes from the gradient of the last memory to that of the first."""
+def _backward(
+    reset, stop, x, decay, recent, before, dread, dx, dmemory,
+    again, targets, gates, frees, unweighed, attention, dattention,
+):  # fmt: skip
+    """Fill `dx`; `dmemory` goes from the gradient of the last memory to that of the first. `again` has room for the
+    memories before the steps of a block, and in the last row for the one that goes on."""
     (T, B, D), K, dtype = x.query.shape, dmemory.usage.shape[1], x.query.dtype
     zero, one, decay = dtype.type(0), dtype.type(1), dtype.type(decay)
-    # the memories before the steps of a block, and in the last row the one that goes on
-    slots, usage, age = (
-        np.empty((STEPS + 1, K, D), dtype),
-        np.empty((STEPS + 1, K), dtype),
-        np.empty((STEPS + 1, K), dtype),
-    )
-    again = Slots(slots, usage, age)  # type: ignore[arg-type]
-    targets, gates, frees = np.empty(STEPS, np.int64), np.empty(STEPS, dtype), np.empty(STEPS, dtype)
-    unweighed, attention, dattention = np.empty(K, dtype), np.empty(K, dtype), np.empty(K, dtype)
     for b in range(B):
         dslots_b, dusage_b, dage_b = dmemory.slots[b], dmemory.usage[b], dmemory.age[b]
         for block in range(len(before.slots) - 1, -1, -1):

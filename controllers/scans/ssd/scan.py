@@ -8,7 +8,22 @@ import torch
 from torch import Tensor
 
 from mneme.controllers.scans.ssd.mamba_ssm import mamba_ssm_scan
-from mneme.controllers.scans.ssd.torch import chunked_scan
+from mneme.controllers.scans.ssd.torch import chunked_scan, torch_ssd_step
+
+
+def ssd_step(
+    xbc_BC: Tensor, dt_BH: Tensor, h_BNI: Tensor, a_H: Tensor, skip_H: Tensor, backend: str = "torch"
+) -> Tensor:
+    """One step without resets and without autograd: the output of `ssd_cell` [B, I]; `h_BNI` becomes the next state."""
+    if backend == "numba":
+        from mneme.controllers.scans.ssd.numba import (  # here, as numba may be missing
+            SsdInputs,
+            SsdParameters,
+            numba_ssd_step,
+        )
+
+        return numba_ssd_step(SsdInputs(xbc_BC, dt_BH), h_BNI, SsdParameters(a_H, skip_H))
+    return torch_ssd_step(xbc_BC, dt_BH, h_BNI, a_H, skip_H)
 
 
 def ssd_scan(
@@ -36,10 +51,19 @@ def ssd_scan(
         initial_NI: the state at the start of an episode.
         a_H: the rates, negative.
         skip_H: D.
-        chunk: how many steps are computed at once.
-        backend: "torch", or "mamba_ssm", which runs on GPUs and needs an initial state of zeros and no cuts.
+        chunk: how many steps "torch" and "mamba_ssm" compute at once.
+        backend: "torch", "numba", or "mamba_ssm", which runs on GPUs and needs an initial state of zeros and no cuts.
         cut_TB: bool, where no gradient goes back to the state before the step.
     """
+    if backend == "numba":
+        from mneme.controllers.scans.ssd.numba import (  # here, as numba may be missing
+            SsdInputs,
+            SsdParameters,
+            numba_ssd_scan,
+        )
+
+        inputs, parameters = SsdInputs(xbc_TBC, dt_TBH), SsdParameters(a_H, skip_H)
+        return numba_ssd_scan(inputs, reset_TB, h_BNI, initial_NI, parameters, cut_TB)
     (N, I), H = initial_NI.shape, len(a_H)
     x_TBI, write_TBN, read_TBN = xbc_TBC.split([I, N, N], -1)
     x_TBHP, h_BHPN = x_TBI.unflatten(-1, (H, -1)), h_BNI.mT.unflatten(1, (H, -1))

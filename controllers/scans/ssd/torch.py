@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from mneme.controllers.scans.resets import gradient_stops
 
 
-def ssd_step(xbc_BC: Tensor, dt_BH: Tensor, h_BNI: Tensor, a_H: Tensor, skip_H: Tensor) -> Tensor:
+def torch_ssd_step(xbc_BC: Tensor, dt_BH: Tensor, h_BNI: Tensor, a_H: Tensor, skip_H: Tensor) -> Tensor:
     """The output of `ssd_cell` [B, I], without autograd; `h_BNI` becomes the next state."""
     N, I = h_BNI.shape[1:]
     x_BI, write_BN, read_BN = xbc_BC.split([I, N, N], -1)

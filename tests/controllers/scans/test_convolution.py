@@ -5,7 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from mneme.controllers.scans.convolution import convolution_scan, silu_convolution, silu_convolution_step
+from mneme.controllers.scans.convolution.cell import silu_convolution_cell
+from mneme.controllers.scans.convolution.scan import silu_convolution
+from mneme.controllers.scans.convolution.torch import convolution_scan
 from tests.controllers.scans.weighed import with_gradients
 
 B, C, K = 3, 4, 4
@@ -23,7 +25,7 @@ def slow(x: Tensor, window: Tensor, initial: Tensor, weight: Tensor, bias: Tenso
     outputs = []
     for x_BC, reset_B in zip(x, reset, strict=True):
         window = torch.where(reset_B.view(-1, 1, 1), initial, window)
-        y_BC, window = silu_convolution_step(x_BC, window, weight, bias)
+        y_BC, window = silu_convolution_cell(x_BC, window, weight, bias)
         outputs.append(y_BC)
     return [torch.stack(outputs), window]
 

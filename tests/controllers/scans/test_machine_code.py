@@ -129,7 +129,7 @@ def test_without_a_folder_nothing_is_removed(monkeypatch: pytest.MonkeyPatch, tm
     (tmp_path / "mine").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(machine_code, "machine_code_folder", lambda: None)
-    monkeypatch.setattr(machine_code, "allocating", lambda function: function)
+    monkeypatch.setattr(machine_code, "compiled", lambda function: function)
 
     def unreadable() -> None:
         raise EOFError

@@ -6,8 +6,7 @@ from torch import Tensor
 
 from mneme.controllers.scans.selective import torch as in_torch
 from mneme.controllers.scans.selective.cell import SelectiveInputs, SelectiveParameters, selective_cell
-from mneme.controllers.scans.selective.scan import selective_scan
-from mneme.controllers.scans.selective.torch import selective_step
+from mneme.controllers.scans.selective.scan import selective_scan, selective_step
 from tests.controllers.published import SELECTIVE_SCAN, mamba_ssm, module
 
 CHANNELS, STATES = 5, 3

@@ -6,7 +6,8 @@ from torch import Generator, Tensor
 
 from mneme.controllers.scans.ssd.cell import ssd_cell
 from mneme.controllers.scans.ssd.scan import ssd_scan
-from mneme.controllers.scans.ssd.torch import chunked_scan, ssd_step
+from mneme.controllers.scans.ssd.torch import chunked_scan
+from mneme.controllers.scans.ssd.torch import torch_ssd_step as ssd_step
 from tests.controllers.published import SSD, mamba_ssm, module
 from tests.controllers.scans.weighed import with_gradients
 

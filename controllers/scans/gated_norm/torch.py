@@ -7,7 +7,7 @@ from torch import Tensor
 from mneme.controllers.layer_norm import wide
 
 
-def gated_norm(y: Tensor, z: Tensor, weight_I: Tensor, eps: float) -> Tensor:
+def torch_gated_norm(y: Tensor, z: Tensor, weight_I: Tensor, eps: float) -> Tensor:
     """weight n sqrt(1 - (1 - eps) (1 - mean(n^2))^2) with n = g / sqrt(mean(g^2) + eps), g = y silu(z): [..., I].
 
     mamba_ssm has weight n, which multiplies gradients by up to 1 / sqrt(eps) where the gate is shut, as by a blank

@@ -1,6 +1,4 @@
-"""Causal depthwise convolution over time: a weighted sum of the last K inputs of each channel.
-
-    y[t] = bias + sum_k weight[k] x[t - (K - 1) + k]
+"""Causal depthwise convolution over time in PyTorch: `scans.convolution.cell` without the silu.
 
 Inputs from before the first step come from a window, which is carried; after a reset they come from the initial window.
 All steps are first computed as if there were no resets. The few that follow a reset closely are then computed again,
@@ -16,26 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-
-def silu_convolution_step(x_BC: Tensor, window_BWC: Tensor, weight_CK: Tensor, bias_C: Tensor) -> tuple[Tensor, Tensor]:
-    """silu of one step: ([B, C], [B, W, C]) -> ([B, C], the next window [B, W, C])."""
-    seen_BKC = torch.cat([window_BWC, x_BC.unsqueeze(1)], 1)
-    return F.silu((seen_BKC * weight_CK.t()).sum(1) + bias_C), seen_BKC[:, 1:]
-
-
-def silu_convolution(
-    x_TBC: Tensor,
-    reset_TB: Tensor,
-    window_BWC: Tensor,
-    initial_WC: Tensor,
-    weight_CK: Tensor,
-    bias_C: Tensor,
-    cut_TB: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """silu of `convolution_scan`, and its window."""
-    y_TBC, last_BWC = convolution_scan(x_TBC, reset_TB, window_BWC, initial_WC, weight_CK, bias_C, cut_TB)
-    return F.silu(y_TBC), last_BWC
 
 
 def convolution_scan(
@@ -82,7 +60,7 @@ def _rows(reset_TB: Tensor, W: int) -> _Rows:
     return _Rows(t_R, b_R, seen(t_R.unsqueeze(1), b_R.unsqueeze(1), since_TB[t_R, b_R].unsqueeze(1)), last_BK[:, :W])
 
 
-def _reach(reset_TB: Tensor, cut_TB: Tensor, W: int) -> Tensor:
+def gradient_reach(reset_TB: Tensor, cut_TB: Tensor, W: int) -> Tensor:
     """Steps that the gradient goes back from each step, and from the last window, [T + 1, B]; W without a cut."""
     time_S1 = torch.arange(len(reset_TB) + 1, device=reset_TB.device).unsqueeze(1)
 
@@ -127,7 +105,7 @@ class _ConvolutionScan(torch.autograd.Function):
         rows = _Rows(*saved)
         (T, B, C), W = dy_TBC.shape, dlast_BWC.shape[1]
         age_K = torch.arange(W, -1, -1, device=dy_TBC.device)  # of what a tap sees, in steps
-        reach_SB = None if cut_TB is None else _reach(reset_TB, cut_TB, W)
+        reach_SB = None if cut_TB is None else gradient_reach(reset_TB, cut_TB, W)
         inputs = table[: (W + T) * B].view(W + T, B, C)
         dbias_C = dy_TBC.sum((0, 1))
         dy_RC = dy_TBC[rows.t_R, rows.b_R]

@@ -1,0 +1,1 @@
+"""Mamba-2's gated norm, in PyTorch and numba."""
