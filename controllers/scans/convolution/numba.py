@@ -1,6 +1,7 @@
 """The causal convolution and its silu on CPUs, compiled by numba; `scans.convolution.cell` has the equations.
 
-RATIO
+It is a part of what makes Mamba's and Mamba-2's updates 2.06 and 1.64 times as fast as with PyTorch; see
+`scans.selective.numba` and `scans.ssd.numba`.
 
 An environment's last K inputs are rows of the inputs themselves, of the window before the first step, or after a reset
 of the initial window. Backward, the gradients of these rows are added to in the same places.

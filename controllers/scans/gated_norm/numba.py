@@ -1,6 +1,6 @@
 """Mamba-2's gated norm on CPUs, compiled by numba; `scans.gated_norm.torch` has the equation.
 
-RATIO
+It is a part of what makes Mamba-2's update 1.64 times as fast as with PyTorch; see `scans.ssd.numba`.
 
 With g = y silu(z), m = mean(g^2), v = m + eps and e = (eps / v)^2, the output is weight g s, s = sqrt((1 - (1 - eps) e)
 / v). Backward, with f = weight dout,

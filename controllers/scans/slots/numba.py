@@ -1,7 +1,7 @@
 """The slot memory over time on CPUs, compiled by numba, step after step; `scans.slots.cell` has the rules.
 
-An update of the preset for delayed cue, collecting and learning, is 1.33 times as fast with it as with
-`scans.slots.torch` (`python -m benchmarks.backends`, a Zen 3).
+An update of the preset for delayed cue, collecting and learning, is 2.05 times as fast with it and Mamba-2's as
+with PyTorch (`python -m benchmarks.backends`, two threads of an Intel Xeon).
 
 Backward, the memories before every step of a block are computed again from the one before the block, then gone back
 through. With w the target's weight and f = 1 - g, rule "recent" keeps a share L = w f / w' of the old content and

@@ -1,6 +1,7 @@
 """The recurrence of Mamba-2 on CPUs, compiled by numba; `scans.ssd.cell` has the equations.
 
-RATIO
+An update of the preset for delayed cue, collecting and learning, is 1.64 times as fast with it, the convolution's and
+the gated norm's kernel as with PyTorch (`python -m benchmarks.backends`, two threads of an Intel Xeon).
 
 On CPUs the plain recurrence takes less time than its matrix form: a chunk of L steps costs L times as much a step as
 there are states. Environments, blocks and states are looped over as in `scans.selective.numba`. Backward, with g the
