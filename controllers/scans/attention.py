@@ -72,43 +72,53 @@ def attention_scan(
             scores_BRS.view(B, N, size, -1).add_(mask_BCS.unsqueeze(1))
             read_BRE = torch.bmm(scores_BRS.softmax(-1), v_BSE)
         else:
-            flows_BCS = place_S[keys] >= since_BT1[:, queries]
-            flows_BRS = flows_BCS.unsqueeze(1).expand(-1, N, -1, -1).flatten(1, 2).to(q_TBNE.dtype)
-            scores_BRS = _CutScores.apply(q_BRE / math.sqrt(E), k_BSE, flows_BRS) + bias_RS
-            scores_BRS = scores_BRS + mask_BCS.repeat(1, N, 1)
-            read_BRE = _CutRead.apply(scores_BRS.softmax(-1), v_BSE, flows_BRS)
+            flows_B1CS = (place_S[keys] >= since_BT1[:, queries]).unsqueeze(1)
+            scores_BRS = _CutScores.apply(bias_RS, q_BRE, k_BSE, mask_BCS, flows_B1CS)
+            read_BRE = _CutRead.apply(scores_BRS.softmax(-1), v_BSE, flows_B1CS)
         chunks.append(read_BRE.view(B, N, size, E).permute(2, 0, 1, 3))
     return torch.cat(chunks)
 
 
 class _CutScores(torch.autograd.Function):
-    """q k^T, whose gradient in k passes only where `flows_BRS` is 1."""
+    """The scores, whose gradient in k passes only where `flows_B1CS` is true."""
 
     @staticmethod
-    def forward(ctx: Any, q_BRE: Tensor, k_BSE: Tensor, flows_BRS: Tensor) -> Tensor:
-        ctx.save_for_backward(q_BRE, k_BSE, flows_BRS)
-        return q_BRE @ k_BSE.mT
+    def forward(
+        ctx: Any, bias_RS: Tensor, q_BRE: Tensor, k_BSE: Tensor, mask_BCS: Tensor, flows_B1CS: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(q_BRE, k_BSE, flows_B1CS)
+        scores_BRS = torch.baddbmm(bias_RS, q_BRE, k_BSE.mT, alpha=1 / math.sqrt(q_BRE.shape[2]))
+        scores_BRS.view(len(q_BRE), -1, *mask_BCS.shape[1:]).add_(mask_BCS.unsqueeze(1))
+        return scores_BRS
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dscores_BRS: Tensor) -> tuple[Tensor | None, ...]:
-        q_BRE, k_BSE, flows_BRS = ctx.saved_tensors
-        return dscores_BRS @ k_BSE, (dscores_BRS * flows_BRS).mT @ q_BRE, None
+        q_BRE, k_BSE, flows_B1CS = ctx.saved_tensors
+        scale = 1 / math.sqrt(q_BRE.shape[2])
+        dk_BSE = _flowing(dscores_BRS, flows_B1CS).mT @ q_BRE
+        return dscores_BRS.sum(0), (dscores_BRS @ k_BSE).mul_(scale), dk_BSE.mul_(scale), None, None
 
 
 class _CutRead(torch.autograd.Function):
-    """a v, whose gradient in v passes only where `flows_BRS` is 1."""
+    """a v, whose gradient in v passes only where `flows_B1CS` is true."""
 
     @staticmethod
-    def forward(ctx: Any, a_BRS: Tensor, v_BSE: Tensor, flows_BRS: Tensor) -> Tensor:
-        ctx.save_for_backward(a_BRS, v_BSE, flows_BRS)
-        return a_BRS @ v_BSE
+    def forward(ctx: Any, a_BRS: Tensor, v_BSE: Tensor, flows_B1CS: Tensor) -> Tensor:
+        ctx.save_for_backward(a_BRS, v_BSE, flows_B1CS)
+        return torch.bmm(a_BRS, v_BSE)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dread_BRE: Tensor) -> tuple[Tensor | None, ...]:
-        a_BRS, v_BSE, flows_BRS = ctx.saved_tensors
-        return dread_BRE @ v_BSE.mT, (a_BRS * flows_BRS).mT @ dread_BRE, None
+        a_BRS, v_BSE, flows_B1CS = ctx.saved_tensors
+        return dread_BRE @ v_BSE.mT, _flowing(a_BRS, flows_B1CS).mT @ dread_BRE, None
+
+
+def _flowing(x_BRS: Tensor, flows_B1CS: Tensor) -> Tensor:
+    """x where the gradient flows, in every head, and 0 elsewhere."""
+    B, _, C, S = flows_B1CS.shape
+    return (x_BRS.view(B, -1, C, S) * flows_B1CS).view_as(x_BRS)
 
 
 def last_cut(cut_TB: Tensor) -> Tensor:
