@@ -27,6 +27,7 @@ MODES: dict[str, dict[str, Any]] = {
     "full": {"mode": "full"},
     "truncated 16": {"mode": "truncated", "bptt_length": 16},
     "cached": {"mode": "cached"},
+    "full, checkpointing": {"mode": "full", "activation_checkpointing": True},
     "truncated 16, stored": {"mode": "truncated", "bptt_length": 16, "carry_source": "stored"},
     "truncated 16, burn-in 16": {"mode": "truncated", "bptt_length": 16, "burn_in": 16, "carry_source": "stored"},
     "cached, stored": {"mode": "cached", "carry_source": "stored"},

@@ -6,7 +6,7 @@ any other loss, whatever is worked on at once.
 Legend: B sequences, K window steps, W windows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,9 +30,11 @@ class SignalSums(NamedTuple):
 
         return cls({name: summed(torch.where(mask_KW, s, 0.0)) for name, s in signals_KW.items()}, summed(mask_KW))
 
-    def plus(self, other: "SignalSums") -> "SignalSums":
-        """Those of two parts."""
-        return SignalSums({name: s + other.signals[name] for name, s in self.signals.items()}, self.steps + other.steps)
+    @classmethod
+    def joined(cls, parts: "Sequence[SignalSums]") -> "SignalSums":
+        """The sums over several parts of the same sequences."""
+        signals = {name: torch.stack([part.signals[name] for part in parts]).sum(0) for name in parts[0].signals}
+        return cls(signals, torch.stack([part.steps for part in parts]).sum(0))
 
 
 class AuxiliaryLoss(NamedTuple):
@@ -52,6 +54,10 @@ class AuxiliaryLoss(NamedTuple):
             return cls(total, {})
         gradients = torch.autograd.grad(total, list(leaves.values()), retain_graph=True, materialize_grads=True)
         return cls(total, dict(zip(leaves, gradients, strict=True)))
+
+    def counted(self) -> "AuxiliaryLoss":
+        """The same for a further part of the sequences, as the total counts once."""
+        return self._replace(total=torch.zeros_like(self.total))
 
     def through(self, part: SignalSums) -> Tensor:
         """A term of value 0 whose gradient is the auxiliary loss's by way of the signals in a part of the sequences."""

@@ -1,7 +1,7 @@
 """Settings of learning."""
 
 from dataclasses import dataclass
-from math import gcd, inf
+from math import ceil, gcd, inf, sqrt
 from typing import Literal, NamedTuple
 
 from mneme.controllers import Settings
@@ -14,6 +14,7 @@ class WindowPlan(NamedTuple):
     cut_every: int  # steps between gradient cuts in a window; as many as it has if there are none
     burn_in: int  # steps run without gradient before each window but the first
     carry_stride: int  # a carry must be stored before every step that this divides
+    chunk: int  # steps of a window whose activations are kept at once; as many as it has if all are
     from_zero: bool = False  # windows start from the initial carry, not from a stored one
 
 
@@ -30,6 +31,11 @@ class LearnerSettings(Settings, section="learner"):
     collected (stored), or the initial one (zero, an ablation)."""
     burn_in: int = 0
     """Steps run without gradient before each window, to refresh its stored carry (truncated mode)."""
+    activation_checkpointing: bool = False
+    """Keep the activations of about sqrt(T) steps at a time and compute the others again, so that sequences of T steps
+    take memory in proportion to sqrt(T). Not with stored or zero carries."""
+    gradient_accumulation: int = 1
+    """Parts of a minibatch that are worked on one after the other; their gradients add up to the minibatch's."""
     num_epochs: int = 4
     """Passes over each batch of sequences."""
     num_minibatches: int = 4
@@ -73,7 +79,7 @@ class LearnerSettings(Settings, section="learner"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(1, "bptt_length", "num_epochs", "num_minibatches", "num_threads")
+        self.at_least(1, "bptt_length", "gradient_accumulation", "num_epochs", "num_minibatches", "num_threads")
         self.at_least(0, "burn_in", "vf_coef", "ent_coef")
         for name in ("learning_rate", "max_grad_norm", "clip_range", "vtrace_rho", "vtrace_c"):
             if not 0 < getattr(self, name) < inf:
@@ -89,6 +95,8 @@ class LearnerSettings(Settings, section="learner"):
             raise self.fault("burn_in", f"use at most one window, bptt_length={self.bptt_length}")
         if self.mode != "truncated" and self.burn_in:
             raise self.fault("burn_in", f"mode={self.mode} has none; burn-in is for truncated mode")
+        if self.carry_source != "fresh" and self.activation_checkpointing:
+            raise self.fault("activation_checkpointing", "it needs carry_source=fresh; leave it unset, or set that")
         if self.carry_source != "stored" and self.burn_in:
             raise self.fault("burn_in", "it refreshes stored carries; leave it out, or set carry_source=stored")
 
@@ -96,11 +104,16 @@ class LearnerSettings(Settings, section="learner"):
         """The plan for cutting sequences of `length` steps; a window longer than the sequence is clamped to it."""
         window = {"cached": 1, "truncated": min(self.bptt_length, length), "full": length}[self.mode]
         if self.carry_source == "fresh":
-            return WindowPlan(length, window, 0, length)
+            chunk = length
+            if self.activation_checkpointing:
+                chunk = ceil(sqrt(length))
+                if window < length:  # chunks end at cuts
+                    chunk = max(window, chunk // window * window)
+            return WindowPlan(length, window, 0, length, min(chunk, length))
         if self.carry_source == "zero":
-            return WindowPlan(window, window, 0, length, from_zero=True)
+            return WindowPlan(window, window, 0, length, window, from_zero=True)
         burn_in = 0 if window == length else self.burn_in
-        return WindowPlan(window, window, burn_in, gcd(window, burn_in))
+        return WindowPlan(window, window, burn_in, gcd(window, burn_in), window)
 
     def check_batch(self, sequences: int) -> None:
         """Refuse a batch that cannot be split.

@@ -14,7 +14,7 @@ from mneme.envs import EnvSettings, make_vector_env
 from mneme.learner import LearnerSettings
 from mneme.learner.batch import SequenceBatch
 from mneme.learner.carries import StoredCarries
-from mneme.learner.ppo import shard_gradients
+from mneme.learner.gradients import shard_gradients
 from mneme.learner.returns import Returns
 from mneme.rollout_workers import Collector, policy_spec
 

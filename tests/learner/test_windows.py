@@ -43,14 +43,14 @@ def test_modes_are_windows_of_the_same_engine() -> None:
         settings = LearnerSettings(mode=mode, bptt_length=length, burn_in=burn_in, carry_source=source)
         return settings.plan(65)
 
-    assert {plan("full", source) for source in ("fresh", "stored")} == {WindowPlan(65, 65, 0, 65)}
-    assert plan("cached", "fresh") == WindowPlan(65, 1, 0, 65)
-    assert plan("cached", "stored") == WindowPlan(1, 1, 0, 1)
-    assert plan("truncated", "fresh", 16) == WindowPlan(65, 16, 0, 65)
-    assert plan("truncated", "zero", 16) == WindowPlan(16, 16, 0, 65, from_zero=True)
-    assert plan("truncated", "stored", 16) == WindowPlan(16, 16, 0, 16)
-    assert plan("truncated", "stored", 16, burn_in=4) == WindowPlan(16, 16, 4, 4)
-    assert plan("truncated", "stored", 100, burn_in=4) == WindowPlan(65, 65, 0, 65)
+    assert {plan("full", source) for source in ("fresh", "stored")} == {WindowPlan(65, 65, 0, 65, 65)}
+    assert plan("cached", "fresh") == WindowPlan(65, 1, 0, 65, 65)
+    assert plan("cached", "stored") == WindowPlan(1, 1, 0, 1, 1)
+    assert plan("truncated", "fresh", 16) == WindowPlan(65, 16, 0, 65, 65)
+    assert plan("truncated", "zero", 16) == WindowPlan(16, 16, 0, 65, 16, from_zero=True)
+    assert plan("truncated", "stored", 16) == WindowPlan(16, 16, 0, 16, 16)
+    assert plan("truncated", "stored", 16, burn_in=4) == WindowPlan(16, 16, 4, 4, 16)
+    assert plan("truncated", "stored", 100, burn_in=4) == WindowPlan(65, 65, 0, 65, 65)
 
 
 def whole_of(batch: SequenceBatch, plan: WindowPlan) -> Piece:
@@ -62,7 +62,7 @@ def test_a_missing_carry_is_an_error_not_zeros(counting_collector: Callable[...,
     collector = counting_collector(LearnerSettings(mode="truncated", bptt_length=8, carry_source="stored"), length=20)
     batch = SequenceBatch.from_fragments([collector.collect()[0]], CPU)
     with pytest.raises(ValueError, match="set rollout.carry_stride to a divisor of 4"):
-        window_carries(collector.policy, WindowPlan(4, 4, 0, 4), batch, whole_of(batch, WindowPlan(4, 4, 0, 4)))
+        window_carries(collector.policy, WindowPlan(4, 4, 0, 4, 4), batch, whole_of(batch, WindowPlan(4, 4, 0, 4, 4)))
 
 
 def test_stored_carries_are_those_of_the_steps_where_windows_start(
@@ -144,7 +144,7 @@ def test_pieces_hold_every_window_once_and_carries_of_at_most_twice_as_many_numb
 ) -> None:
     policy, T, C = counting_collector(kind=kind).policy, 23, -(-23 // window)
     rows = torch.arange(10, 10 + sequences)
-    groups = pieces(policy, WindowPlan(window, window, burn_in, 1), rows, T)
+    groups = pieces(policy, WindowPlan(window, window, burn_in, 1, window), rows, T)
     seen = [(int(row), c) for group in groups for piece in group for row in piece.rows for c in piece.windows]
     assert sorted(seen) == [(row, c) for row in range(10, 10 + sequences) for c in range(C)]
     for group in groups:

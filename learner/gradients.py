@@ -1,0 +1,172 @@
+"""The gradient of a shard of a minibatch, piece by piece, and in pieces of whole sequences perhaps chunk by chunk.
+
+A chunk is some steps of whole sequences. With activation checkpointing (Chen et al. 2016) the activations of one chunk
+are kept at a time: a first pass without gradient yields the carry before each chunk, then the chunks are computed again
+from the last to the first, each handing the gradient of its first carry to the one before. Where gradients are cut
+between all chunks there is nothing to hand on, and no first pass.
+
+Legend: B sequences, K window steps, W windows.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mneme.controllers import Carry, Policy
+from mneme.learner.auxiliary_loss import AuxiliaryLoss, SignalSums
+from mneme.learner.batch import SequenceBatch
+from mneme.learner.ppo import Steps, kl_of, loss_of, steps_of
+from mneme.learner.returns import Returns
+from mneme.learner.settings import LearnerSettings, WindowPlan
+from mneme.learner.windows import Piece, pieces, windows_of
+from mneme.rollout_workers.stopwatch import Stopwatch
+
+
+class ShardResult(NamedTuple):
+    """One shard's share of a minibatch."""
+
+    gradients: Sequence[Tensor | None]  # in the order of the policy's parameters
+    sums: dict[str, float]  # of losses and signals over the shard's steps
+    ratio_error: float  # max |ratio - 1|
+    seconds: dict[str, float]  # "windows", "forward", "backward"
+
+
+def shard_gradients(
+    policy: Policy, s: LearnerSettings, batch: SequenceBatch, returns: Returns, rows: Tensor, count: int
+) -> ShardResult:
+    """Loss and gradients of the sequences `rows` [n], as their share of a minibatch of `count` steps.
+
+    The shares of a minibatch's shards add up to its mean loss and its gradient, and so do those of a shard's pieces and
+    of their chunks.
+    """
+    plan, shard = s.plan(batch.length), _Shard(policy, s, count)
+    for part in rows.tensor_split(min(s.gradient_accumulation, len(rows))):
+        for group in pieces(policy, plan, part, batch.length):
+            auxiliary = None
+            if policy.controller.has_auxiliary_loss and len(group) > 1:
+                with shard.watch("forward"):
+                    auxiliary = _auxiliary_loss(policy, s, batch, group)
+            for piece in group:
+                with shard.watch("windows"):
+                    steps, carry = steps_of(policy, plan, batch, returns, piece)
+                if plan.chunk < plan.window:
+                    shard.add_in_chunks(plan, steps, carry, len(piece.rows))
+                else:
+                    shard.add(steps, carry, len(piece.rows), auxiliary)
+                auxiliary = auxiliary and auxiliary.counted()  # with the first piece
+    return shard.result()
+
+
+@torch.no_grad()
+def kl_sum(policy: Policy, s: LearnerSettings, batch: SequenceBatch, returns: Returns, rows: Tensor) -> float:
+    """KL(policy of the batch's log-probabilities || this policy), in nats, over the valid steps of `rows` [n]."""
+    plan, total = s.plan(batch.length), torch.zeros((), device=rows.device)
+    for group in pieces(policy, plan, rows, batch.length):
+        for piece in group:
+            steps, carry = steps_of(policy, plan, batch, returns, piece)
+            for start in range(0, plan.window, plan.chunk):
+                kl, carry = kl_of(policy, s, steps.between(slice(start, start + plan.chunk)), carry)
+                total += kl
+    return float(total)
+
+
+class _Shard:
+    """Gradients and sums of the pieces that have been added."""
+
+    def __init__(self, policy: Policy, settings: LearnerSettings, count: int) -> None:
+        self.watch = Stopwatch("windows", "forward", "backward")
+        self._policy, self._settings, self._count = policy, settings, count
+        self._parameters = list(policy.parameters())
+        self._gradients: list[Tensor | None] = [None] * len(self._parameters)
+        self._sums: dict[str, Tensor] = {}
+        self._ratio_errors: list[Tensor] = []
+
+    def add(self, steps: Steps, carry: Carry, sequences: int, auxiliary: AuxiliaryLoss | None) -> Carry:
+        """Add some steps at once; the carry after them."""
+        return self._added(steps, carry, sequences, auxiliary, {}, ())[1]
+
+    def add_in_chunks(self, plan: WindowPlan, steps: Steps, carry: Carry, sequences: int) -> None:
+        """Add whole sequences, a chunk at a time."""
+        spans = [slice(start, start + plan.chunk) for start in range(0, plan.window, plan.chunk)]
+        apart = plan.cut_every <= plan.chunk  # no gradient goes from chunk to chunk
+        carries, auxiliary = [carry], None
+        if not apart or self._policy.controller.has_auxiliary_loss:
+            with self.watch("forward"):
+                carries, said = _first_pass(self._policy, steps, carry, spans, sequences)
+                if self._policy.controller.has_auxiliary_loss:
+                    auxiliary = AuxiliaryLoss.at(self._policy.controller, said)
+        if apart:
+            for span in spans:
+                carry = self.add(steps.between(span), carry, sequences, auxiliary)
+                auxiliary = auxiliary and auxiliary.counted()
+            return
+        gradient: dict[str, Tensor] = {}  # of the carry after the chunk
+        for span, before in zip(reversed(spans), reversed(carries), strict=True):
+            leaves = {name: value.detach().requires_grad_() for name, value in before.items()}
+            found, _ = self._added(steps.between(span), leaves, sequences, auxiliary, gradient, tuple(leaves.values()))
+            gradient = dict(zip(leaves, found, strict=True))
+            auxiliary = auxiliary and auxiliary.counted()
+
+    def _added(
+        self,
+        steps: Steps,
+        carry: Carry,
+        sequences: int,
+        auxiliary: AuxiliaryLoss | None,
+        after: Carry,
+        leaves: tuple[Tensor, ...],
+    ) -> tuple[list[Tensor], Carry]:
+        """Add some steps, whose last carry has the gradient `after`; the gradients of `leaves`, and the last carry."""
+        with self.watch("forward"):
+            loss = loss_of(self._policy, self._settings, steps, carry, sequences, auxiliary)
+        with self.watch("backward"):
+            handed_on = [(loss.carry[name] * gradient).sum() for name, gradient in after.items()]
+            total = sum(handed_on, loss.total / self._count)
+            found = torch.autograd.grad(total, [*self._parameters, *leaves], allow_unused=True)
+            split = len(self._parameters)
+            self._gradients = [_sum(a, b) for a, b in zip(self._gradients, found[:split], strict=True)]
+        self._sums = {name: self._sums.get(name, 0.0) + value for name, value in loss.sums.items()}
+        self._ratio_errors.append(loss.ratio_error)
+        of_leaves = [torch.zeros_like(leaf) if d is None else d for leaf, d in zip(leaves, found[split:], strict=True)]
+        return of_leaves, {name: value.detach() for name, value in loss.carry.items()}
+
+    def result(self) -> ShardResult:
+        """The share of all of it."""
+        return ShardResult(
+            self._gradients,
+            dict(zip(self._sums, torch.stack(list(self._sums.values())).tolist(), strict=True)),
+            float(torch.stack(self._ratio_errors).max()),
+            self.watch.seconds,
+        )
+
+
+@torch.no_grad()
+def _first_pass(
+    policy: Policy, steps: Steps, carry: Carry, spans: Sequence[slice], sequences: int
+) -> tuple[list[Carry], SignalSums]:
+    """The carry before each chunk, and the sums of the signals."""
+    carries, sums = [], []
+    for span in spans:
+        carries.append(carry)
+        chunk = steps.between(span)
+        out = policy.scan(chunk.observations, chunk.resets, carry)
+        carry = out.carry
+        sums.append(SignalSums.of(out.signals, chunk.mask, sequences))
+    return carries, SignalSums.joined(sums)
+
+
+def _auxiliary_loss(policy: Policy, s: LearnerSettings, batch: SequenceBatch, group: Sequence[Piece]) -> AuxiliaryLoss:
+    """That of sequences worked on in several pieces, from a pass over all of them without gradient."""
+    plan, sums = s.plan(batch.length), []
+    for piece in group:
+        windows = windows_of(policy, plan, batch, piece)
+        with torch.no_grad():
+            signals = policy.scan(windows.observations, windows.resets, windows.carry).signals
+        sums.append(SignalSums.of(signals, windows.mask, len(piece.rows)))
+    return AuxiliaryLoss.at(policy.controller, SignalSums.joined(sums))
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
