@@ -1,4 +1,8 @@
-"""PPO's epochs: one batch, minibatch by minibatch, in an order of its own each time."""
+"""PPO's epochs: one batch, minibatch by minibatch, in an order of its own each time.
+
+A minibatch whose gradient is not finite is skipped, as in mixed-precision training with a loss scale (Micikevicius et
+al. 2018, section 3.2): it changes neither weights nor Adam's state, and counts in no mean.
+"""
 
 import math
 from collections import defaultdict
@@ -41,21 +45,27 @@ def run_epochs(
         watch: counts where the time goes.
 
     Raises:
-        FloatingPointError: a gradient is not finite; the weights are those of the last finite minibatch.
+        FloatingPointError: more than `max_nonfinite` gradients in a row were not finite; the weights are those of the
+            last finite minibatch.
     """
     order = np.random.default_rng([seed, version])
     sums: dict[str, float] = defaultdict(float)
-    counted, minibatches, grad_norm, ratio_error, epochs = 0, 0, 0.0, math.nan, 0
+    counted, minibatches, skipped, grad_norm, ratio_error, epochs = 0, 0, 0, 0.0, math.nan, 0
     for epoch in range(s.num_epochs):
         epoch_kl, epoch_count = 0.0, 0
         permutation = torch.from_numpy(order.permutation(batch.sequences)).to(batch.valid.device)
         for rows in permutation.tensor_split(min(s.num_minibatches, batch.sequences)):
             step = optimizer.step(batch, returns, rows, watch)
-            if not math.isfinite(step.grad_norm):
-                why = suspects(policy, batch, returns, optimizer.learning_rate, version > 0 or minibatches > 0)
-                raise FloatingPointError(f"the gradient norm is {step.grad_norm} at weights version {version}: {why}")
-            if not minibatches:
+            if not minibatches and not skipped:
                 ratio_error = step.ratio_error
+            if not math.isfinite(step.grad_norm):
+                if optimizer.nonfinite_in_a_row > s.max_nonfinite:
+                    why = suspects(policy, batch, returns, optimizer.learning_rate, version > 0 or minibatches > 0)
+                    raise FloatingPointError(
+                        f"the gradient norm is {step.grad_norm} at weights version {version}: {why}"
+                    )
+                skipped += 1
+                continue
             minibatches += 1
             grad_norm += step.grad_norm
             for name, value in step.sums.items():
@@ -64,14 +74,15 @@ def run_epochs(
             counted += step.steps
             epoch_count += step.steps
         epochs = epoch + 1
-        if s.target_kl is not None and epoch_kl / epoch_count > s.target_kl:
+        if s.target_kl is not None and epoch_count and epoch_kl / epoch_count > s.target_kl:
             break
     with watch("forward"):
         sample = torch.from_numpy(order.permutation(batch.sequences)[: -(-batch.sequences * epochs // _KL_PASSES)])
         kl = optimizer.kl(batch, returns, sample.to(batch.valid.device))
     return {name: value / counted for name, value in sums.items()} | {
         "kl": kl,
-        "grad_norm": grad_norm / minibatches,
+        "grad_norm": grad_norm / minibatches if minibatches else math.nan,
+        "nonfinite_steps": float(skipped),
         "ratio_error": ratio_error,
         "epochs": float(epochs),
         "learning_rate": optimizer.learning_rate,

@@ -86,7 +86,8 @@ class Learner:
 
         Raises:
             FragmentError: all of them were refused.
-            FloatingPointError: a gradient is not finite; the weights are those of the last finite minibatch.
+            FloatingPointError: more than `max_nonfinite` gradients in a row were not finite; the weights are those of
+                the last finite minibatch.
         """
         watch = Stopwatch("batch", "anchor", "returns", "windows", "forward", "backward", "optimizer")
         with watch("batch"):

@@ -24,6 +24,7 @@ from mneme.rollout_workers.stopwatch import Stopwatch
 _ADAM_EPSILON = 1e-5
 _MAX_THREADS = 4
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what Adam keeps of a parameter
+_NONFINITE = "nonfinite_in_a_row"
 
 State = dict[str, np.ndarray]
 T = TypeVar("T")
@@ -52,6 +53,7 @@ class Optimizer:
         self._parameters = list(policy.parameters())
         self._adam = torch.optim.Adam(self._parameters, lr=settings.learning_rate, eps=_ADAM_EPSILON, fused=True)
         self._annealing = Annealing(0.0, 1.0, float(total_timesteps), 1.0)
+        self.nonfinite_in_a_row = 0  # gradients, up to the newest
         on_cpu = self._parameters[0].device.type == "cpu"
         self.num_threads = settings.num_threads or default_num_threads() if on_cpu else 1
         # Torch's thread count is a thread's own: without this a shard's matrix products would take every core, and how
@@ -111,14 +113,16 @@ class Optimizer:
                 total += part
             parameter.grad = total
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._settings.max_grad_norm))
-        if math.isfinite(norm):
+        finite = math.isfinite(norm)
+        self.nonfinite_in_a_row = 0 if finite else self.nonfinite_in_a_row + 1
+        if finite:
             self._adam.step()
         self._adam.zero_grad(set_to_none=True)
         return norm
 
     def state(self) -> State:
-        """Adam's moments, by parameter, and where the learning rate is."""
-        state = {}
+        """Adam's moments, by parameter, where the learning rate is, and how many steps were skipped last."""
+        state = {_NONFINITE: np.array(self.nonfinite_in_a_row)}
         for name, parameter in self._policy.named_parameters():
             for key, value in self._adam.state.get(parameter, {}).items():
                 state[f"adam.{key}.{name}"] = value.detach().cpu().numpy().copy()
@@ -145,6 +149,7 @@ class Optimizer:
             }
             if moments:
                 self._adam.state[parameter] = moments
+        self.nonfinite_in_a_row = int(state.get(_NONFINITE, 0))  # checkpoints of before have none
         if "annealing" in state:
             saved = Annealing(*map(float, state["annealing"]))
             self._annealing = saved.until(self._annealing.end, env_steps)

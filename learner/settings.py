@@ -62,6 +62,8 @@ class LearnerSettings(Settings, section="learner"):
     """Weight of the entropy bonus."""
     max_grad_norm: float = 0.5
     """Gradients are scaled down to this norm."""
+    max_nonfinite: int = 10
+    """Steps in a row that are skipped because their gradient is not finite; one more ends the run. 0: the first."""
     target_kl: float | None = None
     """Stop the epochs of an update once the mean KL of one of them (kl_minibatches) exceeds this; unset: never."""
     anchor: Literal["auto", "always", "never"] = "auto"
@@ -80,7 +82,7 @@ class LearnerSettings(Settings, section="learner"):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(1, "bptt_length", "gradient_accumulation", "num_epochs", "num_minibatches", "num_threads")
-        self.at_least(0, "burn_in", "vf_coef", "ent_coef")
+        self.at_least(0, "burn_in", "vf_coef", "ent_coef", "max_nonfinite")
         for name in ("learning_rate", "max_grad_norm", "clip_range", "vtrace_rho", "vtrace_c"):
             if not 0 < getattr(self, name) < inf:
                 raise self.fault(name, "it must be above 0 and finite")
