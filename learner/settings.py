@@ -32,8 +32,8 @@ class LearnerSettings(Settings, section="learner"):
     burn_in: int = 0
     """Steps run without gradient before each window, to refresh its stored carry (truncated mode)."""
     activation_checkpointing: bool = False
-    """Keep the activations of about sqrt(T) steps at a time and compute the others again, so that sequences of T steps
-    take memory in proportion to sqrt(T). Not with stored or zero carries."""
+    """Keep the activations of 4 sqrt(T) steps at a time and compute the others again, so that sequences of T steps take
+    memory in proportion to sqrt(T). Not with stored or zero carries."""
     gradient_accumulation: int = 1
     """Parts of a minibatch that are worked on one after the other; their gradients add up to the minibatch's."""
     num_epochs: int = 4
@@ -108,7 +108,7 @@ class LearnerSettings(Settings, section="learner"):
         if self.carry_source == "fresh":
             chunk = length
             if self.activation_checkpointing:
-                chunk = ceil(sqrt(length))
+                chunk = ceil(4 * sqrt(length))
                 if window < length:  # chunks end at cuts
                     chunk = max(window, chunk // window * window)
             return WindowPlan(length, window, 0, length, min(chunk, length))

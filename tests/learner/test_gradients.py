@@ -17,8 +17,8 @@ from mneme.rollout_workers import Collector
 
 MODES: dict[str, dict[str, Any]] = {
     "full": {"mode": "full"},
-    "windows longer than a chunk": {"mode": "truncated", "bptt_length": 9},
-    "windows that divide a chunk": {"mode": "truncated", "bptt_length": 2},
+    "windows of twenty-one": {"mode": "truncated", "bptt_length": 21},
+    "windows of nine": {"mode": "truncated", "bptt_length": 9},
     "cached": {"mode": "cached"},
 }
 
@@ -64,12 +64,13 @@ def test_gradients_in_chunks_are_those_of_the_whole(
 
 
 @pytest.mark.parametrize("mode", list(MODES))
-def test_a_chunk_is_about_the_root_of_the_length_and_ends_at_a_cut(mode: str) -> None:
+def test_a_chunk_is_four_times_the_root_of_the_length_and_ends_at_a_cut(mode: str) -> None:
     plan = LearnerSettings(**MODES[mode], activation_checkpointing=True).plan(100)
-    assert (plan.window, plan.chunk) == (100, {"full": 10, "windows longer than a chunk": 9}.get(mode, 10))
+    assert (plan.window, plan.chunk) == (100, {"windows of twenty-one": 21, "windows of nine": 36}.get(mode, 40))
     assert plan.cut_every == 100 or plan.chunk % plan.cut_every == 0
-    long = LearnerSettings(mode="truncated", bptt_length=32, activation_checkpointing=True).plan(100)
-    assert (long.cut_every, long.chunk) == (32, 32)
+    long = LearnerSettings(mode="truncated", bptt_length=64, activation_checkpointing=True).plan(100)
+    assert (long.cut_every, long.chunk) == (64, 64)
+    assert LearnerSettings(activation_checkpointing=True).plan(12).chunk == 12
 
 
 def test_activations_of_one_chunk_are_kept_at_a_time(counting_collector: Callable[..., Collector]) -> None:
@@ -90,7 +91,7 @@ def test_activations_of_one_chunk_are_kept_at_a_time(counting_collector: Callabl
     peaks = []
     for checkpointing in (False, True):
         settings = LearnerSettings(mode="full", activation_checkpointing=checkpointing)
-        collector = counting_collector(settings, length=256)
+        collector = counting_collector(settings, length=4096, lanes=2)
         peak = 0
         with torch.autograd.graph.saved_tensors_hooks(Held, lambda kept: kept.x):
             work(collector, settings)
