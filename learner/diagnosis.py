@@ -1,5 +1,9 @@
-"""Why a gradient may not be finite, as far as the run at hand tells."""
+"""Why a gradient may not be finite, as far as the run at hand tells, and what reproduces it."""
 
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -9,6 +13,20 @@ from mneme.learner.batch import SequenceBatch
 from mneme.learner.returns import Returns
 
 _LARGE = 1e4  # what observations, rewards and targets of one's own choosing hardly exceed
+
+
+class FailedUpdate(NamedTuple):
+    """An update that came to nothing, as what it began with: on the same machine it fails again in the same way."""
+
+    state: dict[str, np.ndarray]  # of the learner
+    batches: tuple[pa.RecordBatch, ...]  # its fragments
+
+
+class NonfiniteGradient(FloatingPointError):
+    """Too many gradients in a row were not finite; the message is for the user."""
+
+    update: FailedUpdate | None = None
+    """The update in which it happened, where a learner says it; an attribute, as processes send exceptions so."""
 
 
 def suspects(policy: Policy, batch: SequenceBatch, returns: Returns, learning_rate: float, stepped: bool) -> str:

@@ -12,7 +12,7 @@ import torch
 
 from mneme.controllers import Policy
 from mneme.learner.batch import SequenceBatch
-from mneme.learner.diagnosis import suspects
+from mneme.learner.diagnosis import NonfiniteGradient, suspects
 from mneme.learner.optimizer import Optimizer
 from mneme.learner.returns import Returns
 from mneme.learner.settings import LearnerSettings
@@ -45,7 +45,7 @@ def run_epochs(
         watch: counts where the time goes.
 
     Raises:
-        FloatingPointError: more than `max_nonfinite` gradients in a row were not finite; the weights are those of the
+        NonfiniteGradient: more than `max_nonfinite` gradients in a row were not finite; the weights are those of the
             last finite minibatch.
     """
     order = np.random.default_rng([seed, version])
@@ -61,7 +61,7 @@ def run_epochs(
             if not math.isfinite(step.grad_norm):
                 if optimizer.nonfinite_in_a_row > s.max_nonfinite:
                     why = suspects(policy, batch, returns, optimizer.learning_rate, version > 0 or minibatches > 0)
-                    raise FloatingPointError(
+                    raise NonfiniteGradient(
                         f"the gradient norm is {step.grad_norm} at weights version {version}: {why}"
                     )
                 skipped += 1

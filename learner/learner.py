@@ -19,6 +19,7 @@ from mneme.learner.anchor import Anchor, anchor_pass
 from mneme.learner.arrival import accepted
 from mneme.learner.batch import SequenceBatch
 from mneme.learner.carries import StoredCarries
+from mneme.learner.diagnosis import FailedUpdate, NonfiniteGradient
 from mneme.learner.epochs import run_epochs
 from mneme.learner.losses import normalized
 from mneme.learner.optimizer import Optimizer
@@ -86,9 +87,17 @@ class Learner:
 
         Raises:
             FragmentError: all of them were refused.
-            FloatingPointError: more than `max_nonfinite` gradients in a row were not finite; the weights are those of
+            NonfiniteGradient: more than `max_nonfinite` gradients in a row were not finite; the weights are those of
                 the last finite minibatch.
         """
+        began_with = FailedUpdate(self.state(), tuple(batches))
+        try:
+            return self._update(began_with.batches)
+        except NonfiniteGradient as error:
+            error.update = began_with
+            raise
+
+    def _update(self, batches: Sequence[pa.RecordBatch]) -> UpdateReport:
         watch = Stopwatch("batch", "anchor", "returns", "windows", "forward", "backward", "optimizer")
         with watch("batch"):
             fragments, refused = accepted(batches, self.policy, self.version)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from mneme.callbacks import Callbacks, Look, Progress
 from mneme.configuration.config import Config
@@ -15,11 +16,14 @@ from mneme.distributed.runners import Runner
 from mneme.distributed.service import Update
 from mneme.episodes import EpisodeOrder, Episodes
 from mneme.interruption import StopRequest
+from mneme.learner import NonfiniteGradient
 from mneme.reporting.meter import Meter, Row, describe_evaluation, evaluation_row
 from mneme.rollout_workers import Evaluation, EvaluationError
 from mneme.storage.checkpoint import save_checkpoint
+from mneme.storage.failed_update import save_failed_update
 from mneme.storage.run_folder import RunFolder
 from mneme.storage.saving import save_last
+from mneme.storage.trust import needs_trust
 
 _log = logging.getLogger(__name__)
 
@@ -161,7 +165,23 @@ class ActiveRun:
         state = self.runner.state()
         parts = {"learner": state.learner}
         parts |= {f"worker-{i}": worker for i, worker in enumerate(state.workers) if worker is not None}
-        run = {
+        run = self._description(exact=None not in state.workers)
+        return lambda root: save_checkpoint(root, self.steps, run, parts, self.config.checkpoint.keep)
+
+    def keep_failed_update(self, error: NonfiniteGradient) -> str:
+        """Keep the update that ended the run; returns what there is to say."""
+        if error.update is None:
+            return str(error)
+        try:
+            path = save_failed_update(self.folder.path, self.steps, self._description(exact=False), error.update)
+        except OSError as fault:
+            return f"{error}; the update could not be kept: {fault}"
+        trust = " --trust" if needs_trust(self.config, self.folder.path, local=None) else ""
+        return f"{error}; the update is kept in {path}: see it again with: mneme reproduce {self.folder.path}{trust}"
+
+    def _description(self, exact: bool) -> dict[str, Any]:
+        """The part of a checkpoint besides its arrays; `exact`: whether these are all that the run depends on."""
+        return {
             "steps": self.steps,
             "episodes": self.meter.episodes,
             "curriculum": self.curriculum.state(),
@@ -170,6 +190,5 @@ class ActiveRun:
             "tracking_run": self.key,
             "resumes_exactly": self.config.service.mode == "sync"
             and self.config.train.evaluation_environments == "own"
-            and None not in state.workers,
+            and exact,
         }
-        return lambda root: save_checkpoint(root, self.steps, run, parts, self.config.checkpoint.keep)

@@ -82,6 +82,16 @@ def make_parser() -> argparse.ArgumentParser:
     )
     replay.set_defaults(command="replay")
 
+    reproduce = commands.add_parser(
+        "reproduce",
+        help="see the update again that ended a run because its gradients were not finite",
+        description="Make the update again that ended a run because its gradients were not finite, and print how it "
+        "fails. The exit status is 1 if it does not.",
+    )
+    reproduce.add_argument("run", type=_path, help="the run's folder, or that of the update in it")
+    reproduce.add_argument("--trust", action="store_true", help=_TRUST)
+    reproduce.set_defaults(command="reproduce")
+
     check = commands.add_parser(
         "check",
         help="hold a controller to the contract",

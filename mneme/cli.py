@@ -1,4 +1,4 @@
-"""The command line: `mneme train`, `evaluate`, `replay`, `check`, `suite`, `dashboard`.
+"""The command line: `mneme train`, `evaluate`, `replay`, `reproduce`, `check`, `suite`, `dashboard`.
 
 Every failure is one sentence on stderr and a non-zero status.
 """
@@ -201,6 +201,20 @@ def _replay(options: argparse.Namespace) -> int:
     return 0
 
 
+def _reproduce(options: argparse.Namespace) -> int:
+    from mneme.reproduction import reproduce
+
+    sentence = reproduce(options.run, trust=options.trust)
+    if sentence is None:
+        return _fail(
+            "every gradient of this update is finite here; elsewhere, by other versions or kinds of processors, or "
+            "with another learner.num_threads, the last bits differ",
+            _RUN_ERROR,
+        )
+    print(sentence)
+    return 0
+
+
 def _check(options: argparse.Namespace) -> int:
     from mneme.experiments.checking import check_controller
 
@@ -229,9 +243,10 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "train": _train,
     "evaluate": _evaluate,
     "replay": _replay,
+    "reproduce": _reproduce,
     "check": _check,
     "suite": _suite,
     "dashboard": _dashboard,
 }
-_PRINTING = ("evaluate", "replay")  # whose result is what they print
+_PRINTING = ("evaluate", "replay", "reproduce")  # whose result is what they print
 _ENOUGH = BrokenPipeError  # whoever read had read enough

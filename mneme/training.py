@@ -23,7 +23,7 @@ from mneme.distributed.runners import LocalRunner, OverlappingRunner, Runner, Ru
 from mneme.distributed.service import Update, asynchronous, synchronous
 from mneme.envs import check_sendable
 from mneme.interruption import StopRequest, stopping_on_signals
-from mneme.learner import resolve_device
+from mneme.learner import NonfiniteGradient, resolve_device
 from mneme.reporting.curves import LearningCurve
 from mneme.reporting.display import Display
 from mneme.reporting.meter import Meter
@@ -191,7 +191,10 @@ def _execute(
             _restore(run, *saved)
         told.begin(run.progress)
         run.meter.skip_pause()
-        complete = _loop(run, stop)
+        try:
+            complete = _loop(run, stop)
+        except NonfiniteGradient as error:
+            raise FloatingPointError(run.keep_failed_update(error)) from None
         fault = run.last_checkpoint(stop)
         evaluation = run.evaluate(Look.RESULT) if complete else None
         if told.error is None:

@@ -100,7 +100,7 @@ def commands(document: Path) -> Iterator[list[str]]:
 def test_commands_parse(document: Path) -> None:
     for words in commands(document):
         if len(words) == 1 or "--help" in words:  # the mere name of a command, or what every parser knows
-            assert words[0] in ("train", "evaluate", "replay", "check", "suite", "dashboard")
+            assert words[0] in ("train", "evaluate", "replay", "reproduce", "check", "suite", "dashboard")
             continue
         options, rest = make_parser().parse_known_args(words)
         assert not any(word.startswith("-") for word in rest), f"{document.name}: {words}"

@@ -17,6 +17,7 @@ COMMANDS = {
         "--video-episodes", "--trust", "--json",
     },
     "replay": {"--episode", "--plot"},
+    "reproduce": {"--trust"},
     "check": set(),
     "suite": {"--tasks", "--controllers", "--seeds", "--name", "--local", "--table"},
     "dashboard": {"--store", "--port"},
