@@ -86,4 +86,6 @@ def run_epochs(
         "ratio_error": ratio_error,
         "epochs": float(epochs),
         "learning_rate": optimizer.learning_rate,
+        "clip_range": optimizer.settings.clip_range,
+        "ent_coef": optimizer.settings.ent_coef,
     }

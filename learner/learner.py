@@ -51,7 +51,7 @@ class Learner:
         policy: the policy to train; moved to the device that `settings.device` names.
         settings: see `LearnerSettings`.
         seed: of the minibatch order, which depends on (seed, update) alone.
-        total_timesteps: the run's length in environment steps, for annealing.
+        total_timesteps: the run's length in environment steps, for schedules.
         asynchronous: whether fragments may be older than the weights: anchors by default and corrects with V-trace.
     """
 
@@ -112,7 +112,7 @@ class Learner:
             anchor, staleness = self._anchor(batch) if self._anchors or first else (None, None)
         with watch("returns"):
             batch, returns = self._returns(batch, anchor)
-        self._optimizer.anneal(self.env_steps)
+        self._optimizer.anneal(self.env_steps, batch.steps)
         metrics = self._metrics(fragments, batch, returns, staleness if self._anchors else None) | run_epochs(
             self._optimizer, self.policy, self.settings, batch, returns,
             seed=self._seed, version=self.version, watch=watch,

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from mneme.controllers import Policy
-from mneme.learner.annealing import Annealing
 from mneme.learner.batch import SequenceBatch
 from mneme.learner.gradients import kl_sum, shard_gradients
 from mneme.learner.returns import Returns
+from mneme.learner.schedules import Schedules
 from mneme.learner.settings import LearnerSettings
 from mneme.rollout_workers.stopwatch import Stopwatch
 
@@ -45,14 +45,18 @@ class Optimizer:
     Args:
         policy: what is trained, on its device.
         settings: see `LearnerSettings`.
-        total_timesteps: environment steps after which the learning rate has fallen to zero, if it falls.
+        total_timesteps: environment steps at which what falls by a schedule is zero.
     """
 
     def __init__(self, policy: Policy, settings: LearnerSettings, total_timesteps: int) -> None:
-        self._policy, self._settings = policy, settings
+        self._policy, self._max_grad_norm = policy, settings.max_grad_norm
+        self._schedules = Schedules(settings, total_timesteps)
         self._parameters = list(policy.parameters())
-        self._adam = torch.optim.Adam(self._parameters, lr=settings.learning_rate, eps=_ADAM_EPSILON, fused=True)
-        self._annealing = Annealing(0.0, 1.0, float(total_timesteps), 1.0)
+        core = list(policy.controller.parameters())
+        held = {id(parameter) for parameter in core}
+        rest = [parameter for parameter in self._parameters if id(parameter) not in held]
+        groups = [{"params": rest, "scale": 1.0}, {"params": core, "scale": settings.core_lr_scale}]
+        self._adam = torch.optim.Adam(groups, lr=settings.learning_rate, eps=_ADAM_EPSILON, fused=True)
         self.nonfinite_in_a_row = 0  # gradients, up to the newest
         on_cpu = self._parameters[0].device.type == "cpu"
         self.num_threads = settings.num_threads or default_num_threads() if on_cpu else 1
@@ -64,15 +68,19 @@ class Optimizer:
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate of the next step."""
+        """The learning rate of the next step, of all but the controller."""
         return float(self._adam.param_groups[0]["lr"])
 
-    def anneal(self, env_steps: int) -> None:
-        """Set the learning rate for an update after so many environment steps."""
-        if self._settings.anneal_lr:
-            self._annealing = self._annealing.at(env_steps)
+    @property
+    def settings(self) -> LearnerSettings:
+        """The settings as they are in this update, but for the learning rate."""
+        return self._schedules.settings
+
+    def anneal(self, env_steps: int, steps: int) -> None:
+        """Set what is scheduled for an update of `steps` environment steps after `env_steps` of them."""
+        self._schedules.advance(env_steps, env_steps + steps)
         for group in self._adam.param_groups:
-            group["lr"] = self._settings.learning_rate * self._annealing.share
+            group["lr"] = self._schedules.learning_rate * group["scale"]
 
     def map(self, work: Callable[[Tensor], T], shares: Sequence[Tensor]) -> list[T]:
         """`work` on each share, side by side; results in the order of the shares."""
@@ -82,7 +90,7 @@ class Optimizer:
         """Descend the loss of the sequences `rows` [n]."""
         count = max(1, int(batch.valid[rows].sum()))
         results = self.map(
-            lambda share: shard_gradients(self._policy, self._settings, batch, returns, share, count),
+            lambda share: shard_gradients(self._policy, self.settings, batch, returns, share, count),
             self._shares(rows),
         )
         with watch("optimizer"):
@@ -95,7 +103,7 @@ class Optimizer:
 
     def kl(self, batch: SequenceBatch, returns: Returns, rows: Tensor) -> float:
         """Between the policy of the batch's log-probabilities and the present one, a mean over these sequences."""
-        sums = self.map(lambda share: kl_sum(self._policy, self._settings, batch, returns, share), self._shares(rows))
+        sums = self.map(lambda share: kl_sum(self._policy, self.settings, batch, returns, share), self._shares(rows))
         return sum(sums) / max(1, int(batch.valid[rows].sum()))
 
     def _shares(self, rows: Tensor) -> list[Tensor]:
@@ -112,7 +120,7 @@ class Optimizer:
             for part in present[1:]:
                 total += part
             parameter.grad = total
-        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._settings.max_grad_norm))
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm))
         finite = math.isfinite(norm)
         self.nonfinite_in_a_row = 0 if finite else self.nonfinite_in_a_row + 1
         if finite:
@@ -121,13 +129,11 @@ class Optimizer:
         return norm
 
     def state(self) -> State:
-        """Adam's moments, by parameter, where the learning rate is, and how many steps were skipped last."""
-        state = {_NONFINITE: np.array(self.nonfinite_in_a_row)}
+        """Adam's moments, by parameter, where the schedules are, and how many steps were skipped last."""
+        state = self._schedules.state() | {_NONFINITE: np.array(self.nonfinite_in_a_row)}
         for name, parameter in self._policy.named_parameters():
             for key, value in self._adam.state.get(parameter, {}).items():
                 state[f"adam.{key}.{name}"] = value.detach().cpu().numpy().copy()
-        if self._settings.anneal_lr:
-            state["annealing"] = np.array(self._annealing)
         return state
 
     def expected_state(self) -> State:
@@ -150,9 +156,7 @@ class Optimizer:
             if moments:
                 self._adam.state[parameter] = moments
         self.nonfinite_in_a_row = int(state.get(_NONFINITE, 0))  # checkpoints of before have none
-        if "annealing" in state:
-            saved = Annealing(*map(float, state["annealing"]))
-            self._annealing = saved.until(self._annealing.end, env_steps)
+        self._schedules.set_state(state, env_steps)
 
 
 def default_num_threads() -> int:

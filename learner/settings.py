@@ -6,6 +6,8 @@ from typing import Literal, NamedTuple
 
 from mneme.controllers import Settings
 
+Schedule = Literal["constant", "linear", "cosine"]
+
 
 class WindowPlan(NamedTuple):
     """The cutting of a sequence of T steps into windows: the engine sees only this, never a mode."""
@@ -41,9 +43,14 @@ class LearnerSettings(Settings, section="learner"):
     num_minibatches: int = 4
     """Parts into which an epoch's sequences are shuffled, as equal as whole sequences allow; one step for each."""
     learning_rate: float = 3e-3
-    """Adam's step size at the start."""
-    anneal_lr: bool = False
-    """Lower the learning rate linearly to zero over the run. A run that is extended goes on from its last rate."""
+    """Adam's step size; lr_warmup and lr_schedule may change it over the run."""
+    lr_schedule: Schedule = "constant"
+    """Learning rate over the run: constant, or down to zero in a line (linear) or along half a cosine (cosine). A run
+    that is extended goes on from its last rate."""
+    lr_warmup: float = 0.0
+    """Share of the run over which the learning rate first rises in a line from zero; lr_schedule comes after it."""
+    core_lr_scale: float = 1.0
+    """Learning rate of the controller over that of the rest, which recurrent ones may want below 1; 0 trains it not."""
     gamma: float = 0.99
     """Discount per step."""
     gae_lambda: float = 0.95
@@ -54,12 +61,16 @@ class LearnerSettings(Settings, section="learner"):
     """Divide rewards by the running standard deviation of the discounted return."""
     clip_range: float = 0.2
     """PPO's clip range of the probability ratio."""
+    clip_schedule: Schedule = "constant"
+    """Clip range over the run: constant, or down to zero as in lr_schedule."""
     vf_coef: float = 0.5
     """Weight of the value loss."""
     clip_range_vf: float | None = None
     """Clip range of the change in value; unset: no clipping."""
     ent_coef: float = 0.01
     """Weight of the entropy bonus."""
+    ent_schedule: Schedule = "constant"
+    """Weight of the entropy bonus over the run: constant, or down to zero as in lr_schedule."""
     max_grad_norm: float = 0.5
     """Gradients are scaled down to this norm."""
     max_nonfinite: int = 10
@@ -82,7 +93,7 @@ class LearnerSettings(Settings, section="learner"):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(1, "bptt_length", "gradient_accumulation", "num_epochs", "num_minibatches", "num_threads")
-        self.at_least(0, "burn_in", "vf_coef", "ent_coef", "max_nonfinite")
+        self.at_least(0, "burn_in", "vf_coef", "ent_coef", "max_nonfinite", "core_lr_scale")
         for name in ("learning_rate", "max_grad_norm", "clip_range", "vtrace_rho", "vtrace_c"):
             if not 0 < getattr(self, name) < inf:
                 raise self.fault(name, "it must be above 0 and finite")
@@ -90,7 +101,7 @@ class LearnerSettings(Settings, section="learner"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise self.fault(name, "it must be above 0, or unset")
-        for name in ("gamma", "gae_lambda"):
+        for name in ("gamma", "gae_lambda", "lr_warmup"):
             if not 0 <= getattr(self, name) <= 1:
                 raise self.fault(name, "it must lie between 0 and 1")
         if self.mode == "truncated" and self.burn_in > self.bptt_length:

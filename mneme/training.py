@@ -262,10 +262,12 @@ def _restore(run: ActiveRun, saved: dict[str, Any], state: RunState) -> None:
     set_aside_after(run.folder.checkpoints, run.steps)
     _log.info(f"resuming {run.folder.path} from step {run.steps:,}")
     total = run.config.train.total_timesteps
-    if run.config.learner.anneal_lr and saved["config"]["train"]["total_timesteps"] != total:
+    schedules = ("lr_schedule", "clip_schedule", "ent_schedule")
+    falling = [f"learner.{name}" for name in schedules if getattr(run.config.learner, name) != "constant"]
+    if falling and saved["config"]["train"]["total_timesteps"] != total:
         _log.info(
-            f"train.total_timesteps was {saved['config']['train']['total_timesteps']:,}: learner.anneal_lr goes on "
-            f"from the learning rate of the last update and falls to zero at step {total:,}"
+            f"train.total_timesteps was {saved['config']['train']['total_timesteps']:,}: under {' and '.join(falling)} "
+            f"the value of the last update falls to zero at step {total:,}"
         )
     if None in state.workers:
         _log.info("this run resumes with new episodes: the state of its environment cannot be read")

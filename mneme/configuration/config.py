@@ -17,7 +17,7 @@ from mneme.configuration.hints import suggestions
 from mneme.configuration.listing import Setting, settings_of
 from mneme.configuration.presets import read_preset
 from mneme.configuration.records import RecordError, read_yaml, refuse_what_changes
-from mneme.configuration.renamed import RENAMED
+from mneme.configuration.renamed import RENAMED, new_name
 from mneme.controllers import hints_of
 from mneme.distributed.config import ConfigError, ServiceConfig
 from mneme.reporting.tracking.settings import TrackingSettings
@@ -59,7 +59,7 @@ class Config(ServiceConfig):
             ConfigError: one is given under a name of old.
         """
         keys = [f"{section}.{name}" for name in values]
-        if old := [_new_name(key) for key in keys if key in RENAMED]:
+        if old := [new_name(key) for key in keys if key in RENAMED]:
             raise ConfigError("\n".join(old))
         return super().changed(section, **values)
 
@@ -185,7 +185,7 @@ def _unknown(key: str, value: Any) -> Iterator[str]:
             yield from _unknown(f"{key}.{name}", child)
         return
     if key in RENAMED:
-        yield _new_name(key)
+        yield new_name(key)
         return
     section, _, rest = key.partition(".")
     if kinds := [kind for setting in settings() if setting.key == key for kind in setting.kinds]:
@@ -199,10 +199,6 @@ def _unknown(key: str, value: Any) -> Iterator[str]:
         of_task = "" if rest else f", and what the task itself takes is env.kwargs.{key}"
         hint = f"the sections are {', '.join(_sections())}{of_task}"
     yield f"unknown setting {key} (given {value!r}); {hint}"
-
-
-def _new_name(old: str) -> str:
-    return f"{old} is now {RENAMED[old]}"
 
 
 def suggest(key: str) -> list[str]:

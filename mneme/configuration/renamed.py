@@ -39,7 +39,8 @@ RENAMED: Mapping[str, str] = {
     "learner.window": "learner.bptt_length",
     "learner.epochs": "learner.num_epochs",
     "learner.minibatches": "learner.num_minibatches",
-    "learner.anneal": "learner.anneal_lr",
+    "learner.anneal": "learner.lr_schedule",
+    "learner.anneal_lr": "learner.lr_schedule",
     "learner.clip": "learner.clip_range",
     "learner.value_coef": "learner.vf_coef",
     "learner.value_clip": "learner.clip_range_vf",
@@ -49,6 +50,18 @@ RENAMED: Mapping[str, str] = {
 }
 """Old key -> new key."""
 
+_VALUES: Mapping[str, Mapping[Any, Any]] = {
+    "learner.anneal": {True: "linear", False: "constant"},
+    "learner.anneal_lr": {True: "linear", False: "constant"},
+}
+"""Old key -> old value -> new value, where they differ."""
+
+
+def new_name(old: str) -> str:
+    """A sentence about an old name of a setting."""
+    values = ", ".join(f"{new} for {str(value).lower()}" for value, new in _VALUES.get(old, {}).items())
+    return f"{old} is now {RENAMED[old]}{values and f': {values}'}"
+
 
 def under_new_names(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """A recorded tree of settings, each under its present name; one that has no old names comes back as it is."""
@@ -56,10 +69,11 @@ def under_new_names(recorded: Mapping[str, Any]) -> dict[str, Any]:
     controller = _section(tree, "policy.controller")
     own = ":" in str(controller.get("kind"))
     for old, new in RENAMED.items():
-        (section, _, name), (target, _, new_name) = old.rpartition("."), new.rpartition(".")
+        (section, _, name), (target, _, new_leaf) = old.rpartition("."), new.rpartition(".")
         holder = _section(tree, section)
         if name in holder and not (own and section.endswith(".kwargs")):
-            _section(tree, target)[new_name] = holder.pop(name)
+            value = holder.pop(name)
+            _section(tree, target)[new_leaf] = _VALUES.get(old, {}).get(value, value)
     if not own and controller.get("kwargs") == {}:
         del controller["kwargs"]
     if (learner := _section(tree, "learner")).get("mode") in ("cached", "truncated"):

@@ -28,7 +28,7 @@ from mneme.storage.trust import refuse_foreign_code
 
 _NOT_NEGATIVE = re.compile(
     r"adam\.(step|exp_avg_sq)\..*|policy\..*\.(count|variance)|version|env_steps|reward_scale\.expected"
-    r"|nonfinite_in_a_row|level|step|incarnation|episode_step|env\.(episode|step)"
+    r"|nonfinite_in_a_row|warmup|level|step|incarnation|episode_step|env\.(episode|step)"
 )
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of one parameter in Adam: all of them or none
 _LATER = ("nonfinite_in_a_row",)  # which checkpoints of before do not have

@@ -309,7 +309,7 @@ def test_a_fragment_from_the_future_is_refused(counting_collector: Callable[...,
 
 
 def test_state_restores_to_the_bit(counting_collector: Callable[..., Collector]) -> None:
-    settings = LearnerSettings(mode="full", num_epochs=2, num_minibatches=2, anneal_lr=True, num_threads=2)
+    settings = LearnerSettings(mode="full", num_epochs=2, num_minibatches=2, lr_schedule="linear", num_threads=2)
     collector = counting_collector(settings)
     fragments = [collector.collect()[0].to_arrow() for _ in range(3)]
     straight = make_learner(collector, settings)

@@ -107,7 +107,12 @@ def test_a_controller_without_memory_stays_at_chance_where_one_with_it_learns(tm
 @pytest.mark.parametrize("mode", ["cached", "truncated", "full"])
 @pytest.mark.parametrize("env", ["DelayedCue", "Counting"])
 def test_same_seed_same_bits_and_resume_equals_the_uninterrupted_run(tmp_path: Path, mode: str, env: str) -> None:
-    overrides = [f"learner.mode={mode}", "learner.bptt_length=3", "learner.anneal_lr=true", "rollout.unroll_length=8"]
+    overrides = [
+        f"learner.mode={mode}",
+        "learner.bptt_length=3",
+        "learner.lr_schedule=linear",
+        "rollout.unroll_length=8",
+    ]
     if env == "Counting":  # of several lengths: at the checkpoint some have ended that are not yet counted
         overrides += ["env.id=mneme/Counting-v0", "env.kwargs={}"]
         overrides += ["policy.normalize_observations=true", "learner.normalize_rewards=true"]

@@ -82,8 +82,12 @@ def test_yaml_is_refused_in_the_same_words(override: str, sentence: str) -> None
 
 
 def test_numpys_numbers_become_pythons() -> None:
-    config = Config().changed("learner", num_epochs=np.int64(2), clip_range=np.float32(0.25), anneal_lr=np.bool_(True))
-    assert [type(v) for v in (config.learner.num_epochs, config.learner.clip_range, config.learner.anneal_lr)] == [
+    config = Config().changed(
+        "learner", num_epochs=np.int64(2), clip_range=np.float32(0.25), normalize_rewards=np.bool_(True)
+    )
+    assert [
+        type(v) for v in (config.learner.num_epochs, config.learner.clip_range, config.learner.normalize_rewards)
+    ] == [
         int,
         float,
         bool,

@@ -167,9 +167,9 @@ def test_a_tiny_disk_really_fills(tmp_path: Path) -> None:
 def test_an_annealed_run_that_is_extended_never_learns_faster_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = train(small(tmp_path, "learner.anneal_lr=true", "train.total_timesteps=128"), local=True)
+    run = train(small(tmp_path, "learner.lr_schedule=linear", "train.total_timesteps=128"), local=True)
     resume(run.folder, total_timesteps=256, local=True)
-    assert "learner.anneal_lr goes on from the learning rate of the last update" in capsys.readouterr().out
+    assert "under learner.lr_schedule the value of the last update falls to zero at step 256" in capsys.readouterr().out
     rates = [row["learning_rate"] for row in RunFolder(run.folder).history() if "learning_rate" in row]
     assert len(rates) == 8
     assert rates == sorted(rates, reverse=True)
