@@ -14,7 +14,7 @@ from mneme.controllers import Policy
 from mneme.learner.batch import SequenceBatch
 from mneme.learner.diagnosis import NonfiniteGradient, suspects
 from mneme.learner.optimizer import Optimizer
-from mneme.learner.returns import Returns
+from mneme.learner.returns import Returns, normalized_over
 from mneme.learner.settings import LearnerSettings
 from mneme.rollout_workers.stopwatch import Stopwatch
 
@@ -39,7 +39,7 @@ def run_epochs(
         policy: what is trained.
         s: the learner's settings.
         batch: with the log-probabilities and values that count as old.
-        returns: advantages and value targets.
+        returns: advantages and value targets; not normalised and weighted yet if that is done by minibatch.
         seed: of the run; the order of the minibatches depends on (seed, version) alone.
         version: of the weights before.
         watch: counts where the time goes.
@@ -55,7 +55,10 @@ def run_epochs(
         epoch_kl, epoch_count = 0.0, 0
         permutation = torch.from_numpy(order.permutation(batch.sequences)).to(batch.valid.device)
         for rows in permutation.tensor_split(min(s.num_minibatches, batch.sequences)):
-            step = optimizer.step(batch, returns, rows, watch)
+            with watch("returns"):
+                by_minibatch = s.normalize_advantages == "minibatch"
+                of_rows = normalized_over(returns, batch.valid, rows) if by_minibatch else returns
+            step = optimizer.step(batch, of_rows, rows, watch)
             if not minibatches and not skipped:
                 ratio_error = step.ratio_error
             if not math.isfinite(step.grad_norm):

@@ -155,15 +155,17 @@ class Learner:
 
     def _returns(self, batch: SequenceBatch, anchor: Anchor | None) -> tuple[SequenceBatch, Returns]:
         """The batch with what counts as old in the epochs, and its returns, of which the advantages are normalised
-        before they are weighted."""
+        before they are weighted; by minibatch, if at all, the epochs do both."""
         if self._reward_scale is not None:
             batch = replace(batch, rewards=self._reward_scale.scaled(batch))
         returns = self._estimated(batch, anchor)
         if anchor is not None:
             stored = StoredCarries.of(anchor.carries, self.device)
             batch = replace(batch, log_probs=anchor.log_probs, values=anchor.values, stored=stored, past=None)
+        if self.settings.normalize_advantages == "minibatch":
+            return batch, returns
         advantages = returns.advantages
-        if self.settings.normalize_advantages:
+        if self.settings.normalize_advantages == "batch":
             advantages = normalized(advantages, batch.valid)
         return batch, returns._replace(advantages=returns.weights * advantages)
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mneme.learner.settings import ValueLoss
+
 
 class PolicyLoss(NamedTuple):
     """Terms of one step each; all of one shape."""
@@ -18,22 +20,43 @@ class PolicyLoss(NamedTuple):
     clipped: Tensor  # 1.0 where the ratio lies outside the clip range
 
 
-def clipped_policy_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, clip: float) -> PolicyLoss:
-    """PPO's clipped surrogate (Schulman et al. 2017, eq. 7), negated, elementwise."""
+def clipped_policy_loss(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, clip: float, dual_clip: float | None = None
+) -> PolicyLoss:
+    """PPO's clipped surrogate (Schulman et al. 2017, eq. 7), negated, elementwise.
+
+    With `dual_clip`, above 1, the loss of a negative advantage A is at most dual_clip * |A| (Ye et al. 2020, eq. 5).
+    """
     log_ratio = log_probs - old_log_probs
     ratio = log_ratio.exp()
     loss = -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+    if dual_clip is not None:
+        loss = torch.where(advantages < 0, torch.minimum(loss, -dual_clip * advantages), loss)
     with torch.no_grad():
         return PolicyLoss(loss, ratio - 1 - log_ratio, ((ratio - 1).abs() > clip).to(ratio.dtype))
 
 
-def value_loss(values: Tensor, old_values: Tensor, targets: Tensor, clip: float | None) -> Tensor:
-    """Half the squared error, elementwise; with `clip`, the larger of it and that of the clipped value."""
-    error = (values - targets).square()
+def value_loss(
+    values: Tensor, old_values: Tensor, targets: Tensor, clip: float | None, kind: ValueLoss = "mse"
+) -> Tensor:
+    """Half the squared error, elementwise; with `clip`, the larger of it and that of the clipped value.
+
+    Huber's loss (1964, delta = 1) is the same up to an error of 1, and grows in a line beyond it.
+    """
+    measure = _half_square if kind == "mse" else _huber
+    loss = measure(values, targets)
     if clip is not None:
         clipped = old_values + (values - old_values).clamp(-clip, clip)
-        error = torch.maximum(error, (clipped - targets).square())
-    return 0.5 * error
+        loss = torch.maximum(loss, measure(clipped, targets))
+    return loss
+
+
+def _half_square(values: Tensor, targets: Tensor) -> Tensor:
+    return 0.5 * (values - targets).square()
+
+
+def _huber(values: Tensor, targets: Tensor) -> Tensor:
+    return torch.nn.functional.huber_loss(values, targets, reduction="none")
 
 
 def masked_sum(x: Tensor, mask: Tensor) -> Tensor:

@@ -84,10 +84,10 @@ def loss_of(
     """
     out = policy.scan(steps.observations, steps.resets, carry, steps.cuts)
     log_probs = policy.action_distribution.log_prob(out.parameters_TBA, steps.actions)
-    surrogate = clipped_policy_loss(log_probs, steps.old_log_probs, steps.advantages, s.clip_range)
+    surrogate = clipped_policy_loss(log_probs, steps.old_log_probs, steps.advantages, s.clip_range, s.dual_clip)
     terms = {
         "policy_loss": surrogate.loss,
-        "value_loss": value_loss(out.value_TB, steps.old_values, steps.targets, s.clip_range_vf),
+        "value_loss": value_loss(out.value_TB, steps.old_values, steps.targets, s.clip_range_vf, s.value_loss),
         "entropy": policy.action_distribution.entropy(out.parameters_TBA),
         "kl_minibatches": surrogate.kl,
         "clip_fraction": surrogate.clipped,

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mneme.learner.losses import normalized
+
 
 class Returns(NamedTuple):
     """Advantages, value targets and step weights for the losses."""
@@ -84,6 +86,14 @@ def vtrace(
     excess_BT = _backward_sum(weights_BT * delta_BT, decay_BT * rho_BT.clamp(max=c_clip))
     following_BT = torch.cat([excess_BT[:, 1:], torch.zeros_like(excess_BT[:, :1])], dim=1)
     return Returns(delta_BT + decay_BT * following_BT, excess_BT + values_BT1[:, :-1], weights_BT)
+
+
+def normalized_over(returns: Returns, valid_BT: Tensor, rows: Tensor) -> Returns:
+    """The returns with the advantages of the sequences `rows` [n] normalised over their valid steps, then weighted."""
+    chosen, valid = returns.advantages[rows], valid_BT[rows]
+    advantages_BT = returns.advantages.clone()
+    advantages_BT[rows] = torch.where(valid, returns.weights[rows] * normalized(chosen, valid), 0.0)
+    return returns._replace(advantages=advantages_BT)
 
 
 def _backward_sum(delta_BT: Tensor, decay_BT: Tensor) -> Tensor:

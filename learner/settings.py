@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 from mneme.controllers import Settings
 
+ValueLoss = Literal["mse", "huber"]
 Schedule = Literal["constant", "linear", "cosine"]
 
 
@@ -55,14 +56,18 @@ class LearnerSettings(Settings, section="learner"):
     """Discount per step."""
     gae_lambda: float = 0.95
     """Weight of longer returns in generalised advantage estimation; 0 is the one-step error."""
-    normalize_advantages: bool = True
-    """Shift and scale the advantages of each batch to mean 0 and standard deviation 1."""
+    normalize_advantages: Literal["batch", "minibatch", "none"] = "batch"
+    """Shift and scale advantages to mean 0 and standard deviation 1: those of each batch, of each minibatch, or not."""
     normalize_rewards: bool = False
     """Divide rewards by the running standard deviation of the discounted return."""
     clip_range: float = 0.2
     """PPO's clip range of the probability ratio."""
     clip_schedule: Schedule = "constant"
     """Clip range over the run: constant, or down to zero as in lr_schedule."""
+    dual_clip: float | None = None
+    """Bound of the policy loss where the advantage is negative, in advantages; above 1. Unset: none."""
+    value_loss: ValueLoss = "mse"
+    """Loss of the value: half the squared error (mse), or Huber's, which grows in a line beyond an error of 1."""
     vf_coef: float = 0.5
     """Weight of the value loss."""
     clip_range_vf: float | None = None
@@ -101,6 +106,8 @@ class LearnerSettings(Settings, section="learner"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise self.fault(name, "it must be above 0, or unset")
+        if self.dual_clip is not None and not self.dual_clip > 1:
+            raise self.fault("dual_clip", "it must be above 1, or unset")
         for name in ("gamma", "gae_lambda", "lr_warmup"):
             if not 0 <= getattr(self, name) <= 1:
                 raise self.fault(name, "it must lie between 0 and 1")

@@ -53,8 +53,9 @@ RENAMED: Mapping[str, str] = {
 _VALUES: Mapping[str, Mapping[Any, Any]] = {
     "learner.anneal": {True: "linear", False: "constant"},
     "learner.anneal_lr": {True: "linear", False: "constant"},
+    "learner.normalize_advantages": {True: "batch", False: "none"},
 }
-"""Old key -> old value -> new value, where they differ."""
+"""Key -> old value -> new value, where they differ."""
 
 
 def new_name(old: str) -> str:
@@ -74,6 +75,10 @@ def under_new_names(recorded: Mapping[str, Any]) -> dict[str, Any]:
         if name in holder and not (own and section.endswith(".kwargs")):
             value = holder.pop(name)
             _section(tree, target)[new_leaf] = _VALUES.get(old, {}).get(value, value)
+    for key in _VALUES.keys() - RENAMED.keys():
+        section, _, name = key.rpartition(".")
+        if type(value := _section(tree, section).get(name)) is bool:
+            _section(tree, section)[name] = _VALUES[key][value]
     if not own and controller.get("kwargs") == {}:
         del controller["kwargs"]
     if (learner := _section(tree, "learner")).get("mode") in ("cached", "truncated"):

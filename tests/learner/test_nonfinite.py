@@ -29,7 +29,7 @@ def make_learner(collector: Collector, settings: LearnerSettings) -> Learner:
 
 def test_a_skipped_step_is_as_if_it_had_never_been_made(counting_collector: Callable[..., Collector]) -> None:
     """One sequence a minibatch, one of them bad, against a learner whose bad steps do nothing at all."""
-    settings = LearnerSettings(num_epochs=3, num_minibatches=6, normalize_advantages=False, num_threads=2)
+    settings = LearnerSettings(num_epochs=3, num_minibatches=6, normalize_advantages="none", num_threads=2)
     collector = counting_collector(settings)
     batch = spoilt(collector.collect()[0], 2)
     found, expected = make_learner(collector, settings), make_learner(collector, settings)
@@ -51,7 +51,7 @@ def test_a_skipped_step_is_as_if_it_had_never_been_made(counting_collector: Call
 
 
 def test_an_update_without_any_finite_step_changes_no_weights(counting_collector: Callable[..., Collector]) -> None:
-    settings = LearnerSettings(num_epochs=2, num_minibatches=2, normalize_advantages=False, target_kl=0.1)
+    settings = LearnerSettings(num_epochs=2, num_minibatches=2, normalize_advantages="none", target_kl=0.1)
     collector = counting_collector(settings)
     fragment, _ = collector.collect()
     learner = make_learner(collector, settings)
@@ -69,7 +69,7 @@ def test_an_update_without_any_finite_step_changes_no_weights(counting_collector
 def test_as_many_in_a_row_as_are_let_pass_and_one_more_end_the_run_also_after_a_resume(
     counting_collector: Callable[..., Collector],
 ) -> None:
-    settings = LearnerSettings(num_epochs=4, num_minibatches=1, normalize_advantages=False, max_nonfinite=5)
+    settings = LearnerSettings(num_epochs=4, num_minibatches=1, normalize_advantages="none", max_nonfinite=5)
     collector = counting_collector(settings)
     fragment, _ = collector.collect()
     good, bad = fragment.to_arrow(), spoilt(fragment)
@@ -87,7 +87,7 @@ def test_as_many_in_a_row_as_are_let_pass_and_one_more_end_the_run_also_after_a_
 
 
 def test_none_are_let_pass_if_none_may_be(counting_collector: Callable[..., Collector]) -> None:
-    settings = LearnerSettings(num_minibatches=1, normalize_advantages=False, max_nonfinite=0)
+    settings = LearnerSettings(num_minibatches=1, normalize_advantages="none", max_nonfinite=0)
     collector = counting_collector(settings)
     with pytest.raises(FloatingPointError, match="version 0: rewards reach 3e.38; scale them"):
         make_learner(collector, settings).update([spoilt(collector.collect()[0])])

@@ -23,7 +23,7 @@ from mneme.training import train
 SMALL = [
     "name=run", "rollout.num_envs=8", "rollout.num_workers=2", "env.kwargs.horizon=6", "tracking.enabled=false",
     "policy.controller.hidden_size=8", "policy.controller.backend=torch", "learner.num_threads=1",
-    "learner.normalize_advantages=false", "learner.max_nonfinite=6", "learner.num_minibatches=2",
+    "learner.normalize_advantages=none", "learner.max_nonfinite=6", "learner.num_minibatches=2",
     "learner.num_epochs=2", "policy.normalize_observations=true", "learner.normalize_rewards=true",
 ]  # fmt: skip
 

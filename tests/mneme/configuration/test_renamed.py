@@ -63,6 +63,15 @@ def test_what_was_recorded_under_old_names_is_read_under_the_new_ones() -> None:
     assert recorded["rollout"]["lanes"] == 256
 
 
+@pytest.mark.parametrize(("recorded", "read"), [(True, "batch"), (False, "none"), ("minibatch", "minibatch")])
+def test_a_recorded_value_that_is_called_otherwise_now_is_read_as_it_was_meant(recorded: object, read: str) -> None:
+    tree = {"learner": {"normalize_advantages": recorded}}
+    assert parse_config(under_new_names(tree)).learner.normalize_advantages == read
+    if recorded != read:
+        with pytest.raises(ConfigError, match="learner.normalize_advantages is .*; use 'batch', 'minibatch' or 'none'"):
+            parse_config(tree)
+
+
 def test_a_record_of_kwargs_that_nothing_is_in_is_read_too() -> None:
     assert parse_config(under_new_names({"policy": {"controller": {"kind": "lru", "kwargs": {}}}})) == load_config(
         None, ["policy.controller.kind=lru"]
