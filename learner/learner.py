@@ -21,6 +21,7 @@ from mneme.learner.batch import SequenceBatch
 from mneme.learner.carries import StoredCarries
 from mneme.learner.diagnosis import FailedUpdate, NonfiniteGradient
 from mneme.learner.epochs import run_epochs
+from mneme.learner.fidelity import Fidelity, gradient_fidelity, gradient_reach
 from mneme.learner.losses import normalized
 from mneme.learner.optimizer import Optimizer
 from mneme.learner.returns import Returns, gae, vtrace
@@ -181,6 +182,23 @@ class Learner:
             anchor.log_probs - batch.log_probs, batch.rewards, anchor.values, *ends,
             gamma=s.gamma, lam=s.gae_lambda, rho_clip=s.vtrace_rho, c_clip=s.vtrace_c,
         )  # fmt: skip
+
+    def diagnose(self, batches: Iterable[pa.RecordBatch]) -> tuple[Fidelity, Tensor]:
+        """The gradient's fidelity and its reach, [T], on some fragments at the present weights; nothing is trained.
+
+        Raises:
+            FragmentError: all fragments were refused.
+        """
+        fragments, refused = accepted(batches, self.policy, self.version)
+        if not fragments:
+            raise FragmentError(refused[0] if refused else "a diagnosis was asked for without any fragment")
+        scale = self._reward_scale
+        before = scale.state() if scale is not None else {}
+        batch, returns = self._returns(SequenceBatch.from_fragments(fragments, self.device), None)
+        if scale is not None:
+            scale.set_state(before)
+        given = self.policy, self.settings, batch, returns
+        return gradient_fidelity(*given), gradient_reach(*given)
 
     def state(self) -> State:
         """Everything the next update depends on besides the fragments: weights, Adam's moments, counters."""

@@ -1,6 +1,6 @@
 """Settings of learning."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, gcd, inf, sqrt
 from typing import Literal, NamedTuple
 
@@ -134,6 +134,10 @@ class LearnerSettings(Settings, section="learner"):
             return WindowPlan(window, window, 0, length, window, from_zero=True)
         burn_in = 0 if window == length else self.burn_in
         return WindowPlan(window, window, burn_in, gcd(window, burn_in), window)
+
+    def full(self) -> "LearnerSettings":
+        """The same with full backpropagation through time."""
+        return replace(self, mode="full", carry_source="fresh", burn_in=0)
 
     def check_batch(self, sequences: int) -> None:
         """Refuse a batch that cannot be split.

@@ -70,6 +70,21 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print one JSON object instead of a sentence")
     evaluate.set_defaults(command="evaluate")
 
+    diagnose = commands.add_parser(
+        "diagnose",
+        help="measure what a run's mode does to the gradient",
+        description="Collect a batch with a run's newest weights; compare its gradient with that of full "
+        "backpropagation through time, and print how far back gradients reach.",
+    )
+    diagnose.add_argument("checkpoint", type=_path, help="a run folder, or one of its checkpoints")
+    diagnose.add_argument(
+        "--num-envs", type=int, help="parallel environments (default: as many as the run, 64 at most)"
+    )
+    diagnose.add_argument("--seed", type=int, default=0, help="seed of the batch (default 0)")
+    diagnose.add_argument("--plot", metavar="FILE", type=_path, help="draw the reach into a PNG or PDF")
+    diagnose.add_argument("--trust", action="store_true", help=_TRUST)
+    diagnose.set_defaults(command="diagnose")
+
     replay = commands.add_parser(
         "replay",
         help="show recorded episodes",

@@ -1,4 +1,4 @@
-"""The command line: `mneme train`, `evaluate`, `replay`, `reproduce`, `check`, `suite`, `dashboard`.
+"""The command line: `mneme train`, `evaluate`, `diagnose`, `replay`, `reproduce`, `check`, `suite`, `dashboard`.
 
 Every failure is one sentence on stderr and a non-zero status.
 """
@@ -189,6 +189,25 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _diagnose(options: argparse.Namespace) -> int:
+    from mneme.experiments.diagnosing import diagnose, distances, draw_reach
+
+    found = diagnose(options.checkpoint, seed=options.seed, num_envs=options.num_envs, trust=options.trust)
+    fidelity = found.fidelity
+    print(f"mode: {found.mode}")
+    print(f"beside full: cosine {fidelity.cosine:.3f}, norm {fidelity.norm_ratio:.3f} times")
+    print(f"beside full, recurrent core: cosine {fidelity.core_cosine:.3f}, norm {fidelity.core_norm_ratio:.3f} times")
+    print("norm of d loss / d carry, by steps back:")
+    for distance in distances(len(found.reach)):
+        print(f"  {distance:>6,}  {found.reach[distance]:.3g}")
+    for sentence in found.words():
+        print(sentence)
+    if options.plot is not None:
+        draw_reach(found, options.plot)
+        print(f"drawn in {options.plot}")
+    return 0
+
+
 def _replay(options: argparse.Namespace) -> int:
     from mneme.reporting.episode_plot import draw_episode
     from mneme.reporting.replaying import Recording, show
@@ -242,11 +261,12 @@ def _dashboard(options: argparse.Namespace) -> int:
 _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "train": _train,
     "evaluate": _evaluate,
+    "diagnose": _diagnose,
     "replay": _replay,
     "reproduce": _reproduce,
     "check": _check,
     "suite": _suite,
     "dashboard": _dashboard,
 }
-_PRINTING = ("evaluate", "replay", "reproduce")  # whose result is what they print
+_PRINTING = ("evaluate", "diagnose", "replay", "reproduce")  # whose result is what they print
 _ENOUGH = BrokenPipeError  # whoever read had read enough

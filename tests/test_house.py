@@ -16,6 +16,7 @@ COMMANDS = {
         "--episodes", "--num-envs", "--seed", "--sample", "--reset-carry-at", "--record", "--best", "--video",
         "--video-episodes", "--trust", "--json",
     },
+    "diagnose": {"--num-envs", "--seed", "--plot", "--trust"},
     "replay": {"--episode", "--plot"},
     "reproduce": {"--trust"},
     "check": set(),
