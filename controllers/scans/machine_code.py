@@ -27,7 +27,7 @@ import torch
 from llvmlite.binding import get_host_cpu_name
 from numba import config, njit, types
 from numba.core.caching import FunctionCache
-from numba.extending import overload
+from numba.extending import intrinsic, overload
 from torch import Tensor
 
 
@@ -202,6 +202,20 @@ def _softplus(x):
         return max(x, _ZERO) + _TWO * s * series
 
     return single
+
+
+@intrinsic
+def fma(typingctx, x, y, z):
+    """x y + z inside compiled functions, rounded once.
+
+    A sum of two products is written with it: left to the compiler, either of the two may go without its rounding, and
+    which one differs between the process that compiles a function and those that find it compiled.
+    """
+
+    def generate(context, builder, signature, arguments):
+        return builder.fma(*arguments)
+
+    return x(x, x, x), generate
 
 
 @sums

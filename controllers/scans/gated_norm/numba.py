@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mneme.controllers.scans.machine_code import arrays, compiled, dot, kernel, scratch, sigmoid
+from mneme.controllers.scans.machine_code import arrays, compiled, dot, fma, kernel, scratch, sigmoid
 
 
 def numba_gated_norm(y: Tensor, z: Tensor, weight_I: Tensor, eps: float) -> Tensor:
@@ -99,7 +99,7 @@ def _backward(y, z, weight, dout, eps, dy, dz, dweight, g, f):
 def _inputs_back(y, z, g, f, scale, shrink, dy, dz):
     one = y.dtype.type(1)
     for i in range(len(y)):
-        dg = f[i] * scale - g[i] * shrink
+        dg = fma(f[i], scale, -g[i] * shrink)
         gate = sigmoid(z[i])
         silu = z[i] * gate
         dy[i] = dg * silu

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from mneme.controllers.scans.blocks import blocks
 from mneme.controllers.scans.lstm.cell import LstmParameters, LstmState
-from mneme.controllers.scans.machine_code import add, arrays, compiled, copy, in_arrays, kernel, scratch, sigmoid
+from mneme.controllers.scans.machine_code import add, arrays, compiled, copy, fma, in_arrays, kernel, scratch, sigmoid
 from mneme.controllers.scans.products import multiply, panels
 from mneme.controllers.scans.resets import gradient_stops
 from mneme.controllers.scans.weight_gradients import WeightGradients
@@ -142,7 +142,7 @@ def _update(c, from_h, bias, gates, tanh_c, h_after, c_after):
         g = two * sigmoid(two * (gates[2 * H + j] + bias[2 * H + j] + from_h[2 * H + j])) - one
         o = sigmoid(gates[3 * H + j] + bias[3 * H + j] + from_h[3 * H + j])
         gates[j], gates[H + j], gates[2 * H + j], gates[3 * H + j] = i, f, g, o
-        new = f * c[j] + i * g
+        new = fma(f, c[j], i * g)
         tanh = two * sigmoid(two * new) - one
         tanh_c[j], c_after[j], h_after[j] = tanh, new, o * tanh
 

@@ -27,6 +27,7 @@ from mneme.controllers.scans.machine_code import (
     copy,
     dot,
     exp2,
+    fma,
     in_arrays,
     kernel,
     scratch,
@@ -177,7 +178,7 @@ def _forward(x, reset, initial, rate, skip, y, h, trace, length, written, total)
 def _step(h, rate, length, written, write, read, total):
     """One state of all channels, h [I], goes one step on and is added to what is read, total [I]."""
     for i in range(len(h)):
-        h[i] = exp2(rate[i] * length[i]) * h[i] + write * written[i]
+        h[i] = fma(exp2(rate[i] * length[i]), h[i], write * written[i])
         total[i] += read * h[i]
 
 
@@ -277,7 +278,7 @@ def _rate_back(d_da, a, length, dlength, da):
 @compiled
 def _inputs_back(u, s, skip, length, dwritten, du, dskip):
     for i in range(len(u)):
-        du[i] = s[i] * skip[i] + dwritten[i] * length[i]
+        du[i] = fma(s[i], skip[i], dwritten[i] * length[i])
     for i in range(len(u)):
         dskip[i] += s[i] * u[i]
 

@@ -25,6 +25,7 @@ from mneme.controllers.scans.machine_code import (
     copy,
     dot,
     exp2,
+    fma,
     in_arrays,
     kernel,
     scratch,
@@ -187,7 +188,7 @@ def _write(gate, free, value, decay, recent, memory, b, k):
     else:
         usage[k] += gate
     for d in range(len(slot)):
-        slot[d] = left * slot[d] + written * value[d]
+        slot[d] = fma(left, slot[d], written * value[d])
 
 
 @kernel
@@ -264,7 +265,7 @@ def _backward(
                         stays, written = w * f / occupied, g / occupied
                         left = stays * kept
                         slope = (of_slot * kept - of_value) / occupied
-                        dg -= stays * slope + of_slot * stays * decay
+                        dg -= fma(stays, slope, of_slot * stays * decay)
                         df += w * written * slope
                         dusage_b[k] += f * written * slope
                 else:
@@ -289,6 +290,6 @@ def _backward(
                         dusage_b[j] += unweighed[j] * (dattention[j] - mean)
                     for d in range(D):
                         dq[d] += dscore * slots_t[j, d]
-                        dslots_b[j, d] += share * dr[d] + dscore * q[d]
+                        dslots_b[j, d] += fma(share, dr[d], dscore * q[d])
                 if stop[t, b]:
                     _clear(dmemory, b)

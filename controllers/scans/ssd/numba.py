@@ -30,6 +30,7 @@ from mneme.controllers.scans.machine_code import (
     copy,
     dot,
     exp2,
+    fma,
     in_arrays,
     kernel,
     scratch,
@@ -179,7 +180,7 @@ def _skip(xbc, skip, y):
 def _step(h, decay, written, write, read, y):
     """One state of all channels, h [I], goes one step on and is added to what is read, y [I]."""
     for i in range(len(h)):
-        h[i] = decay[i] * h[i] + write * written[i]
+        h[i] = fma(decay[i], h[i], write * written[i])
         y[i] += read * h[i]
 
 
@@ -240,7 +241,7 @@ def _backward(x, reset, stop, initial, p, y, before, dy, d, decay, written, dwri
 def _step_again(h, decay, written, write):
     """Take one state of all channels, h [I], a step on."""
     for i in range(len(h)):
-        h[i] = decay[i] * h[i] + write * written[i]
+        h[i] = fma(decay[i], h[i], write * written[i])
 
 
 @compiled
@@ -287,7 +288,7 @@ def _head_sums(xbc, y, dy, dwritten, skip, dt, head):
     for p in range(P):
         i = head * P + p
         dx = dwritten[head, p] * xbc[i]
-        of_log += dy[i] * (y[i] - skip * xbc[i]) - dt * dx
+        of_log += fma(dy[i], y[i] - skip * xbc[i], -dt * dx)
         of_dt += dx
         of_skip += dy[i] * xbc[i]
     return of_log, of_dt, of_skip
@@ -304,4 +305,4 @@ def _inputs_back(xbc, dt, p, y, dy, dwritten, of_decay, dxbc, ddt, dp):
         dp.a[head] += of_decay[head] * dt[head]
         dp.skip[head] += of_skip
         for q in range(P):
-            dxbc[head * P + q] = dy[head * P + q] * p.skip[head] + dwritten[head, q] * dt[head]
+            dxbc[head * P + q] = fma(dy[head * P + q], p.skip[head], dwritten[head, q] * dt[head])
