@@ -197,6 +197,13 @@ def _try_out(controller: Controller, kind: str) -> None:
             controller.step(x_BD, reset_B, carry)
         if y_BH.shape != (2, controller.output_size):
             raise ValueError(f"its output has shape {list(y_BH.shape)} instead of {[2, controller.output_size]}")
+        if controller.cuts_gradients and controller.initial():
+            x_TBD = x_BD.expand(2, *x_BD.shape).clone().requires_grad_()
+            flags_TB = reset_B.expand(2, 2)
+            y_TBH, _ = controller.scan(x_TBD, flags_TB, controller.initial_carry(2), ~flags_TB)
+            (dx_TBD,) = torch.autograd.grad(y_TBH[1].sum(), x_TBD, allow_unused=True)
+            if dx_TBD is not None and dx_TBD[0].any():
+                raise ValueError("it sets cuts_gradients, and a gradient crosses a cut in its fast_scan")
     except Exception as error:
         sentence = " ".join(str(error).split())
         raise ValueError(f"{kind} cannot take two steps: {sentence}; mneme check {kind} says more") from error

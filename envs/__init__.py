@@ -23,6 +23,7 @@ from mneme.envs.masks import flat_mask
 from mneme.envs.memory_chain import MemoryChain
 from mneme.envs.memory_env import MemoryVectorEnv, SingleEnv
 from mneme.envs.place import Place
+from mneme.envs.plain import Misfit
 from mneme.envs.registered import Registered, check_sendable, register_missing, registered_here
 from mneme.envs.repeat_previous import RepeatPrevious
 from mneme.envs.resumable import Resumable
@@ -42,6 +43,7 @@ __all__ = [
     "EnvironmentMisuse",
     "MemoryChain",
     "MemoryVectorEnv",
+    "Misfit",
     "Place",
     "Registered",
     "RepeatPrevious",

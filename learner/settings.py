@@ -26,9 +26,9 @@ class LearnerSettings(Settings, section="learner"):
     """PPO over windows of recurrent experience."""
 
     mode: Literal["cached", "truncated", "full"] = "full"
-    """Backpropagation through time: cached (none), truncated (inside windows) or full (whole sequences)."""
+    """Backpropagation through time: cached (none), truncated (over K steps) or full (over whole sequences)."""
     bptt_length: int = 32
-    """Steps in a window, K, in truncated mode; longer than the sequence means the whole sequence."""
+    """Steps between gradient cuts, K, in truncated mode; longer than the sequence means the whole sequence."""
     carry_source: Literal["fresh", "stored", "zero"] = "fresh"
     """What goes on where gradients are cut: the carry of the current weights (fresh), that of when the experience was
     collected (stored), or the initial one (zero, an ablation)."""
@@ -117,6 +117,8 @@ class LearnerSettings(Settings, section="learner"):
             raise self.fault("burn_in", f"mode={self.mode} has none; burn-in is for truncated mode")
         if self.carry_source != "fresh" and self.activation_checkpointing:
             raise self.fault("activation_checkpointing", "it needs carry_source=fresh; leave it unset, or set that")
+        if self.carry_source == "zero" and self.mode == "full":
+            raise self.fault("carry_source", "mode=full has no cuts to start afresh at; use fresh, or another mode")
         if self.carry_source != "stored" and self.burn_in:
             raise self.fault("burn_in", "it refreshes stored carries; leave it out, or set carry_source=stored")
 

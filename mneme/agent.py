@@ -19,7 +19,7 @@ from mneme.configuration.config import Config
 from mneme.controllers import ACTION_MASK, Carry, Policy
 from mneme.controllers.compilation import compile_ahead
 from mneme.distributed.blueprint import Blueprint, make_blueprint
-from mneme.envs import flat_mask, make_vector_env
+from mneme.envs import Misfit, flat_mask, make_vector_env, one_line
 from mneme.learner import weights_in
 from mneme.rollout_workers import SpaceSettings
 from mneme.rollout_workers.spaces import SpaceAdapter, leaves_of
@@ -110,18 +110,23 @@ class Agent:
             raise ValueError(
                 f"the carry is a {type(carry).__name__}; give what the last call returned beside the action"
             )
-        single = self._is_single(observation)
-        if single:
-            space = self.observation_space
-            observation = concatenate(space, [observation], create_empty_array(space, 1))
-        B = 1 if single else self._size_of(observation)
+        if rng is not None and not isinstance(rng, np.random.Generator):
+            raise ValueError(f"rng is {rng!r}; it must be a numpy.random.Generator, such as np.random.default_rng(0)")
+        try:
+            single = self._is_single(observation)
+            if single:
+                space = self.observation_space
+                observation = concatenate(space, [observation], create_empty_array(space, 1))
+            B = 1 if single else self._size_of(observation)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(f"the observation does not fit {self.observation_space}: {one_line(error)}") from error
         begins = carry is None
         carry = self.initial_carry(B) if carry is None else carry
         if len(carry.action_B) != B:
             raise ValueError(f"the carry is of {len(carry.action_B)} environments and the observation of {B}")
-        reset_B = np.full(B, begins) if reset is None else np.broadcast_to(np.asarray(reset, dtype=np.bool_), B)
+        reset_B = np.full(B, begins) if reset is None else _each("reset", reset, B, "b")
         reward_B = np.where(reset_B, 0.0, self._rewards(reward, reset_B))
-        unused_B = np.broadcast_to(np.asarray(unused, dtype=np.bool_), B)
+        unused_B = _each("unused", unused, B, "b")
         parts = self._adapter.observe(observation, _batched(info or {}, single), carry.action_B, reward_B, unused_B)
         for name, part in parts.items():
             if part.dtype.kind == "f" and not np.isfinite(part).all():
@@ -151,10 +156,7 @@ class Agent:
 
     def _is_single(self, observation: Any) -> bool:
         leaf = self._first_leaf
-        try:
-            return leaf is not None and leaf.of(observation).shape == (leaf.space.shape or ())
-        except (KeyError, IndexError, TypeError) as error:
-            raise ValueError(f"the observation is none of {self.observation_space}: {error!r}") from error
+        return leaf is not None and leaf.of(observation).shape == (leaf.space.shape or ())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Agent, (self.policy, self.observation_space, self.action_space, self._adapter.settings, self.path)
@@ -163,10 +165,7 @@ class Agent:
         leaf = self._first_leaf
         shape = leaf.of(observation).shape if leaf is not None else ()
         if leaf is None or shape[1:] != (leaf.space.shape or ()) or not shape:
-            raise ValueError(
-                f"the observation has shape {list(shape)} and is neither one of {self.observation_space} nor a batch "
-                f"of them"
-            )
+            raise Misfit(f"it has shape {list(shape)}, which is neither that of one nor that of a batch of them")
         return int(shape[0])
 
     def _rewards(self, reward: Any, reset_B: np.ndarray) -> np.ndarray:
@@ -174,7 +173,10 @@ class Agent:
             if self._adapter.settings.previous_reward and not reset_B.all():
                 raise ValueError("this agent reads the reward of the last step; give it as reward=")
             return np.zeros(len(reset_B))
-        return np.broadcast_to(np.asarray(reward, dtype=np.float64), reset_B.shape)
+        reward_B = _each("reward", reward, len(reset_B), "biuf").astype(np.float64)
+        if not np.isfinite(reward_B).all():
+            raise ValueError(f"reward is {reward!r}; it must be finite")
+        return reward_B
 
     def _noise(self, num_envs: int, rng: np.random.Generator | None) -> torch.Tensor:
         shape = (num_envs, self.policy.action_distribution.noise_size)
@@ -191,9 +193,17 @@ class Session:
     """
 
     def __init__(self, agent: Agent, env: Any = None, greedy: bool = True, seed: int | None = None) -> None:
+        if env is not None and not isinstance(env, (gym.Env, gym.vector.VectorEnv)):
+            raise ValueError(f"env is {env!r}; give the vector environment that the agent plays in, or none")
+        shown = getattr(env, "single_observation_space", getattr(env, "observation_space", None))
+        if shown is not None and shown != agent.observation_space:
+            raise ValueError(f"env shows {shown}, and the agent was trained on {agent.observation_space}")
         self._agent, self._greedy = agent, greedy
         self._mode = None if env is None else (env.metadata or {}).get("autoreset_mode")
-        self._rng = np.random.default_rng(seed)
+        try:
+            self._rng = np.random.default_rng(seed)
+        except (TypeError, ValueError):
+            raise ValueError(f"seed is {seed!r}; it must be a whole number of at least 0, or None") from None
         self._carry: AgentCarry | None = None
         self._ended: Any = False  # episodes that the last step ended, where the next step is what resets
 
@@ -218,7 +228,13 @@ class Session:
         """
         if self._carry is None:
             return self.reset(observation, info)
-        ended = np.asarray(terminated, dtype=np.bool_) | np.asarray(truncated, dtype=np.bool_)
+        B = len(self._carry.action_B)
+        flags = {"terminated": terminated, "truncated": truncated}
+        ended_B = np.logical_or(*(_each(name, value, B, "b") for name, value in flags.items()))
+        one = B == 1 and not any(np.ndim(value) for value in flags.values())
+        ended: Any = ended_B[0] if one else ended_B
+        if not one and any(np.ndim(value) == 0 and value for value in flags.values()):
+            raise ValueError(f"terminated or truncated is one value; give one for each of {B} environments")
         if ended.ndim and ended.any() and self._mode not in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP):
             raise ValueError(
                 "an episode of a vector environment has ended, and nothing says whether it resets in the same step or "
@@ -234,6 +250,20 @@ class Session:
         )  # fmt: skip
         self._ended = waiting
         return action
+
+
+def _each(name: str, value: Any, count: int, kinds: str) -> np.ndarray:
+    """A value for each environment, [count], given for each or for all; its type is one of numpy's `kinds`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    array = np.asarray(value) if np.isscalar(value) or isinstance(value, (list, np.ndarray, np.generic)) else None
+    if array is None or array.dtype.kind not in kinds or array.shape not in ((), (count,)):
+        kind = "true or false" if kinds == "b" else "a number"
+        shape = "" if array is None or not array.ndim else f", of shape {list(array.shape)}"
+        raise ValueError(f"{name} is {value!r}{shape}; it must be {kind}, or one for each of {count} environments")
+    return np.broadcast_to(array, count)
 
 
 def load_policy(path: Path, trust: bool = False) -> LoadedPolicy:

@@ -183,12 +183,26 @@ def test_the_carry_is_explicit_and_calls_change_nothing() -> None:
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"observation": np.zeros((2, 2, 9))}, "is neither one of .* nor a batch of them"),
+        (
+            {"observation": np.zeros((2, 2, 9))},
+            r"the observation does not fit Box.*: it has shape \[2, 2, 9\], which is neither",
+        ),
         ({"observation": np.zeros(9), "carry": 3}, "the carry is of 3 environments and the observation of 1"),
         ({"observation": np.full(9, np.nan)}, "the observation's part 'observation' holds nan"),
         ({"observation": (np.zeros(9), {})}, r"the observation is a tuple; .* session\.reset\(\*env\.reset\(\)\)"),
         ({"observation": np.zeros(9), "carry": {}}, "the carry is a dict; give what the last call returned"),
         ({"observation": np.zeros(9), "carry": 1}, "reads the reward of the last step; give it as reward="),
+        (
+            {"observation": np.zeros(9), "carry": 1, "reward": "x"},
+            "reward is 'x'; it must be a number, or one for each",
+        ),
+        ({"observation": np.zeros(9), "carry": 1, "reward": [1.0, 2.0]}, r"of shape \[2\]; it must be a number"),
+        (
+            {"observation": np.zeros(9), "reset": "yes"},
+            "reset is 'yes'; it must be true or false, or one for each of 1",
+        ),
+        ({"observation": None}, "the observation does not fit"),
+        ({"observation": np.zeros(9), "rng": 3}, "rng is 3; it must be a numpy.random.Generator"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(given: dict[str, Any], sentence: str) -> None:
@@ -202,6 +216,27 @@ def test_what_does_not_fit_is_one_sentence(given: dict[str, Any], sentence: str)
             given["carry"] = agent.initial_carry(given["carry"])
         with pytest.raises(ValueError, match=sentence):
             agent.act(**given)
+
+
+def test_a_session_takes_what_its_agent_was_trained_on() -> None:
+    with closing(make_vector_env(EnvSettings(id="mneme/Counting-v0"), 3)) as env:
+        agent = agent_of(env, "gru", SpaceSettings())
+        with pytest.raises(ValueError, match="env is 'x'; give the vector environment that the agent plays in"):
+            agent.session("x")
+        with pytest.raises(ValueError, match="and the agent was trained on Box"):
+            agent.session(gym.make("CartPole-v1"))
+        with pytest.raises(ValueError, match="seed is -1; it must be a whole number"):
+            agent.session(seed=-1)
+        session = agent.session(env)
+        observation, info = env.reset(seed=0)
+        session.reset(observation, info)
+        for wrong, sentence in (
+            ({"terminated": "no"}, "terminated is 'no'; it must be true or false"),
+            ({"terminated": True}, "give one for each of 3 environments"),
+            ({"truncated": np.array([True, False])}, r"truncated is .*, of shape \[2\]"),
+        ):
+            with pytest.raises(ValueError, match=sentence):
+                session.predict(observation, np.zeros(3), **wrong)
 
 
 class OverAtLast(gym.Env[Any, Any]):
