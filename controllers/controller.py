@@ -224,6 +224,8 @@ class Controller(nn.Module, ABC):
 
     def _check(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None) -> None:
         """Compare shapes, types and devices only, never values: cheap enough for the step path."""
+        if not isinstance(x_TBD, Tensor):
+            raise ValueError(f"the input is {_describe(x_TBD)}; it must be a tensor [T, B, {self.input_size}]")
         shape = x_TBD.shape
         if len(shape) != 3 or shape[2] != self.input_size:
             raise ValueError(f"the input has shape {list(shape)}; it must be [T, B, {self.input_size}]")
@@ -235,7 +237,7 @@ class Controller(nn.Module, ABC):
             raise ValueError(f"the input is {_describe(x_TBD)}; it must be {dtype}, as the controller is")
         flags = {"the reset flags": reset_TB} | ({} if cut_TB is None else {"the gradient cuts": cut_TB})
         for what, flags_TB in flags.items():
-            if flags_TB.dtype != torch.bool or flags_TB.shape != shape[:2]:
+            if not isinstance(flags_TB, Tensor) or flags_TB.dtype != torch.bool or flags_TB.shape != shape[:2]:
                 raise ValueError(
                     f"{what} are {_describe(flags_TB)}; they must be torch.bool of shape {list(shape[:2])}"
                 )
@@ -249,7 +251,7 @@ class Controller(nn.Module, ABC):
             )
         for name, start in initial.items():
             value = carry[name]
-            if value.dtype != start.dtype or value.shape != (shape[1], *start.shape):
+            if not isinstance(value, Tensor) or value.dtype != start.dtype or value.shape != (shape[1], *start.shape):
                 raise ValueError(
                     f"carry {name!r} is {_describe(value)}; "
                     f"it must be {start.dtype} of shape {[shape[1], *start.shape]}"
@@ -267,5 +269,7 @@ def _apart(what: str, value: Tensor, device: torch.device) -> ValueError:
     return ValueError(f"{what} on {value.device} and the input on {device}; move them to one device")
 
 
-def _describe(value: Tensor) -> str:
+def _describe(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
     return f"{value.dtype} of shape {list(value.shape)}"

@@ -256,4 +256,5 @@ def _refusal(settings: EnvSettings, error: BaseException) -> str:
     sentence, _, _ = one_line(error).partition(" was raised from the environment creator")
     taken = os.strerror(errno.EADDRINUSE) in sentence
     remedy = "; where each lane needs a port of its own, give it as {47110 + lane}, say" if taken else ""
-    return f"{settings.id} refuses env.kwargs {settings.kwargs}: {sentence}{remedy}"
+    how = f"refuses env.kwargs {settings.kwargs}" if settings.kwargs else "cannot be made"
+    return f"{settings.id} {how}: {sentence}{remedy}"

@@ -62,6 +62,8 @@ def train(
     if isinstance(preset, str) and "=" in preset and not Path(preset).exists():
         overrides = (preset, *overrides)
         preset = None
+    if not isinstance(preset, (str, Path, Config, type(None))):
+        raise ConfigError(f"{preset!r} is no preset; give a preset's name, a YAML file, a Config, or settings as text")
     for setting in overrides:
         if not isinstance(setting, str):
             raise ConfigError(f'a setting is given as {setting!r}; write it as text: "seed=1"')
@@ -77,7 +79,8 @@ def train(
     only_here = []
     if config.env.id.startswith(HERE) or config.env.id.startswith("__main__:"):
         only_here.append("the environment")
-    if not importable(config.policy.controller.kind):
+    kind = config.policy.controller.kind
+    if (kind.startswith("__main__:") or isinstance(controller, type)) and not importable(kind):
         only_here.append("the controller")
     if only_here:
         _log.warning(
@@ -183,4 +186,6 @@ def _path(run: Agent | Run | Path | str) -> Path:
         if run.path is None:
             raise ConfigError("this agent is from no run, so nothing says what to evaluate it on; load one from a run")
         return run.path
+    if not isinstance(run, (str, Path)):
+        raise ConfigError(f"{run!r} is no run; give a run, an agent, or the path of a run or of a checkpoint")
     return Path(run)

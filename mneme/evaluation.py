@@ -61,8 +61,8 @@ def evaluate_checkpoint(
         ("best", best, 1),
         ("video_episodes", video_episodes, 1),
     ):
-        if value is not None and value < least:
-            raise ValueError(f"{name} is {value}; it must be at least {least}")
+        if value is not None and (type(value) is not int or value < least):
+            raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")
     if best is not None and record is None:
         raise ValueError(f"best is {best}, but nothing is recorded; name a file for the record")
     torch.set_num_threads(1)

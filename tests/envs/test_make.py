@@ -322,7 +322,7 @@ def leaves(**kwargs: object) -> gym.Env:
 @pytest.mark.parametrize("registered", [{"entry_point": leaves}], indirect=True)
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 def test_an_environment_that_leaves_the_program_when_made_is_refused(registered: str, vectorization: str) -> None:
-    with pytest.raises(ValueError, match=r"Registered-v0 refuses env.kwargs \{\}: SystemExit: 0"):
+    with pytest.raises(ValueError, match=r"Registered-v0 cannot be made: SystemExit: 0"):
         make_vector_env(EnvSettings(id=registered, vectorization_mode=vectorization), 2)
 
 

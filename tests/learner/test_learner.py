@@ -370,6 +370,7 @@ def test_target_kl_stops_the_epochs(counting_collector: Callable[..., Collector]
             "learner.burn_in is 5; it refreshes stored carries; leave it out, or set",
         ),
         ({"target_kl": 0.0}, "learner.target_kl is 0.0"),
+        ({"carry_source": "zero"}, "learner.carry_source is 'zero'; mode=full has no cuts to start afresh at"),
     ],
 )
 def test_settings_refuse_what_cannot_work(changes: dict[str, Any], sentence: str) -> None:

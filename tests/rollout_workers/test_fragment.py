@@ -99,6 +99,16 @@ def test_a_named_array_that_is_not_finite_is_named(
         replace(fragment, **{group: {name: array}}).validate()
 
 
+def test_where_all_is_not_finite_what_the_environment_showed_is_blamed(
+    counting_collector: Callable[..., Collector],
+) -> None:
+    fragment = counting_collector(kind="gru").collect()[0]
+    shown, log_probs = fragment.observations["observation"].copy(), fragment.log_probs.copy()
+    shown[0, 1:], log_probs[0, 1:] = np.nan, np.nan
+    with pytest.raises(FragmentError, match=r"column observation\.observation .*check the environment"):
+        replace(fragment, observations={"observation": shown}, log_probs=log_probs).validate()
+
+
 def test_every_kind_of_array_comes_back_with_its_type(counting_collector: Callable[..., Collector]) -> None:
     fragment = counting_collector().collect()[0]
     B, T = fragment.num_envs, fragment.length

@@ -160,6 +160,7 @@ def test_several_mistakes_give_several_sentences() -> None:
         ([f"policy.controller.kind={BROKEN}:NarrowOutput"], "has shape [2, 127] instead of [2, 128]; mneme check"),
         ([f"policy.controller.kind={BROKEN}:ForgottenCarry"], "cannot take two steps: the carry holds []"),
         ([f"policy.controller.kind={BROKEN}:Raises"], "cannot take two steps"),
+        ([f"policy.controller.kind={BROKEN}:NoCuts"], "sets cuts_gradients, and a gradient crosses a cut"),
         (["policy.controller.kind=controllers:Controller"], "cannot be built: TypeError"),
     ],
 )
