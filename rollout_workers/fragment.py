@@ -124,18 +124,14 @@ class Fragment:
         B, T = self.actions.shape[:2]
         columns = self._columns()
         # First what messages tell the origin by.
-        for name in _PROVENANCE:
-            self._require(name, columns[name], (B,), _DTYPES[name], whole=True)
-        # Then what the environment gave, as from that come all numbers that are not finite either.
-        for name, array in self.observations.items():
-            self._require(_GROUPS["observations"] + name, array, (B, T + 1), array.dtype.name)
-        expected: dict[str, tuple[int, ...]] = dict.fromkeys(("rewards",), (B, T))
+        expected: dict[str, tuple[int, ...]] = dict.fromkeys(_PROVENANCE, (B,))
         expected |= dict.fromkeys(("log_probs", "final_values", "rewards", "terminated", "truncated", "valid"), (B, T))
         expected |= dict.fromkeys(("values", "resets"), (B, T + 1))
         for name, shape in expected.items():
             self._require(name, columns[name], shape, _DTYPES[name], whole=True)
-        for name, array in self.carries.items():
-            self._require(_GROUPS["carries"] + name, array, (B, -(-T // self.carry_stride)), array.dtype.name)
+        for group, leading in (("observations", (B, T + 1)), ("carries", (B, -(-T // self.carry_stride)))):
+            for name, array in getattr(self, group).items():
+                self._require(_GROUPS[group] + name, array, leading, array.dtype.name)
         self._require_alike(_GROUPS["final_observations"], self.final_observations, (int(self.cut_short.sum()),))
         if self.past is not None:
             self._require_alike(_PAST + _GROUPS["observations"], self.past.observations, (B, self.warm_up))
@@ -151,8 +147,9 @@ class Fragment:
                 f"a fragment from {self._origin(0)} holds no valid step; check that the environment's episodes are "
                 f"longer than one step"
             )
-        for name, column in columns.items():
-            self._require_finite(name, column)
+        # First what the environment gave: from that all other numbers come that are not finite.
+        for name in sorted(columns, key=lambda name: not name.startswith(_OF_TASK)):
+            self._require_finite(name, columns[name])
 
     def _require(
         self, name: str, array: np.ndarray, leading: tuple[int, ...], dtype: str, *, whole: bool = False

@@ -48,7 +48,7 @@ def test_a_cut_gradient_is_another_one_and_reaches_to_the_cut(
 def test_the_reach_is_the_gradient_by_hand(counting_collector: Callable[..., Collector]) -> None:
     """Two steps after a reset: the second's loss has a gradient in the carry between them alone."""
     collector = counting_collector(lanes=1, length=2, kind="gru")  # lane 0: episodes of three steps
-    settings = LearnerSettings(mode="full", normalize_advantages=False, vf_coef=0.5, ent_coef=0.0)
+    settings = LearnerSettings(mode="full", normalize_advantages="none", vf_coef=0.5, ent_coef=0.0)
     policy, fragment = collector.policy, collector.collect()[0]
     learner = Learner(policy, settings, seed=0, total_timesteps=100)
     _, reach = learner.diagnose([fragment.to_arrow()])
