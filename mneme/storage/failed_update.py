@@ -18,7 +18,7 @@ _FOLDER = "nonfinite"
 
 
 def save_failed_update(folder: Path, step: int, run: Mapping[str, Any], update: FailedUpdate) -> Path:
-    """Write an update into a run's folder; returns where it is.
+    """Write an update into a run's folder, in the place of one from before; returns where it is.
 
     Args:
         folder: of the run.
@@ -30,7 +30,8 @@ def save_failed_update(folder: Path, step: int, run: Mapping[str, Any], update: 
     """
     root = folder / _FOLDER
     with explained(root):
-        path = save_checkpoint(root, step, run, {"learner": update.state}, keep=1)
+        before = list_checkpoints(root)  # perhaps of a later step, as the run has gone on from an earlier checkpoint
+        path = save_checkpoint(root, step, run, {"learner": update.state}, keep=len(before) + 1)
         try:
             for number, batch in enumerate(update.batches):
                 file = pa.OSFile(str(path / f"fragment-{number}.arrow"), "wb")
@@ -39,6 +40,9 @@ def save_failed_update(folder: Path, step: int, run: Mapping[str, Any], update: 
         except OSError:
             shutil.rmtree(path, ignore_errors=True)
             raise
+    for old in before:
+        if old != path:
+            shutil.rmtree(old, ignore_errors=True)
     return path
 
 

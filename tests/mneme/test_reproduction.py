@@ -16,8 +16,8 @@ from mneme.distributed.runners import LocalRunner
 from mneme.learner import FailedUpdate, Learner, NonfiniteGradient
 from mneme.learner.optimizer import Optimizer
 from mneme.rollout_workers import Fragment
-from mneme.storage.checkpoint import CheckpointError
-from mneme.storage.failed_update import find_failed_update
+from mneme.storage.checkpoint import CheckpointError, load_checkpoint
+from mneme.storage.failed_update import find_failed_update, save_failed_update
 from mneme.training import train
 
 SMALL = [
@@ -91,6 +91,19 @@ def test_a_disk_that_is_full_costs_the_update_not_the_sentence(
         FloatingPointError, match="^the gradient norm is nan; the update could not be kept: .*disk is full"
     ):
         train(load_config(None, [*SMALL, f"checkpoint.root={tmp_path}"]), local=True, progress=False)
+
+
+def test_the_last_to_end_the_run_is_kept_though_it_may_be_of_an_earlier_step(
+    failed: tuple[Path, str, list[pa.RecordBatch]],
+) -> None:
+    folder, _, last = failed
+    path, _ = find_failed_update(folder)
+    saved = load_checkpoint(path)
+    run = {name: value for name, value in saved.run.items() if name != "format"}
+    for step in (3, 7, 7):
+        kept = save_failed_update(folder, step, run, FailedUpdate(saved.arrays["learner"], tuple(last[:1])))
+        assert list((folder / "nonfinite").iterdir()) == [kept]
+        assert len(find_failed_update(folder)[1]) == 1
 
 
 def test_what_is_no_such_update_is_refused(
