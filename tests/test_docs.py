@@ -80,7 +80,9 @@ def test_settings_exist(document: Path) -> None:
 
 def commands(document: Path) -> Iterator[list[str]]:
     """The words of every `mneme` command in a document, however it is started."""
-    blocks = re.findall(r"^```(?:sh|console)\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```(sh|console)\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
+    typed = re.compile(r"^\$ .*$", re.MULTILINE)
+    blocks = ["\n".join(typed.findall(text)) if kind == "console" else text for kind, text in found]
     inline = re.findall(r"`((?:mneme|python -m mneme|make train) [^`…]+)`", prose(document))
     for line in [*"\n".join(blocks).replace("\\\n", " ").splitlines(), *inline]:
         words = shlex.split(line.removeprefix("$ "), comments=True)
@@ -100,7 +102,7 @@ def commands(document: Path) -> Iterator[list[str]]:
 def test_commands_parse(document: Path) -> None:
     for words in commands(document):
         if len(words) == 1 or "--help" in words:  # the mere name of a command, or what every parser knows
-            assert words[0] in ("train", "evaluate", "replay", "reproduce", "check", "suite", "dashboard")
+            assert words[0] in ("train", "evaluate", "diagnose", "replay", "reproduce", "check", "suite", "dashboard")
             continue
         options, rest = make_parser().parse_known_args(words)
         assert not any(word.startswith("-") for word in rest), f"{document.name}: {words}"
