@@ -81,7 +81,7 @@ def test_settings_exist(document: Path) -> None:
 def commands(document: Path) -> Iterator[list[str]]:
     """The words of every `mneme` command in a document, however it is started."""
     found = re.findall(r"^```(sh|console)\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
-    typed = re.compile(r"^\$ .*$", re.MULTILINE)
+    typed = re.compile(r"^\$ (?:.*\\\n)*.*$", re.MULTILINE)
     blocks = ["\n".join(typed.findall(text)) if kind == "console" else text for kind, text in found]
     inline = re.findall(r"`((?:mneme|python -m mneme|make train) [^`…]+)`", prose(document))
     for line in [*"\n".join(blocks).replace("\\\n", " ").splitlines(), *inline]:
