@@ -3,6 +3,7 @@
 Legend: B sequences, T steps, H numbers of a carry.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -45,6 +46,7 @@ def gradient_fidelity(policy: Policy, s: LearnerSettings, batch: SequenceBatch, 
     names = [name for name, _ in policy.named_parameters()]
     rows = torch.arange(batch.sequences, device=batch.valid.device)
     count = max(1, int(batch.valid.sum()))
+    s = replace(s, gradient_accumulation=s.gradient_accumulation * s.num_minibatches)  # no more memory than an update
     whole = s.full()
     cut, full = (
         dict(zip(names, shard_gradients(policy, t, batch, returns, rows, count).gradients, strict=True))

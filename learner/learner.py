@@ -99,7 +99,7 @@ class Learner:
             raise
 
     def _update(self, batches: Sequence[pa.RecordBatch]) -> UpdateReport:
-        watch = Stopwatch("batch", "anchor", "returns", "windows", "forward", "backward", "optimizer")
+        watch = Stopwatch("batch", "anchor", "returns", "fidelity", "windows", "forward", "backward", "optimizer")
         with watch("batch"):
             fragments, refused = accepted(batches, self.policy, self.version)
             if not fragments:
@@ -114,7 +114,12 @@ class Learner:
         with watch("returns"):
             batch, returns = self._returns(batch, anchor)
         self._optimizer.anneal(self.env_steps, batch.steps)
-        metrics = self._metrics(fragments, batch, returns, staleness if self._anchors else None) | run_epochs(
+        every = self.settings.fidelity_every
+        with watch("fidelity"):
+            measured = every and self.version % every == 0
+            fidelity = gradient_fidelity(self.policy, self.settings, batch, returns).metrics() if measured else {}
+        metrics = self._metrics(fragments, batch, returns, staleness if self._anchors else None) | fidelity
+        metrics |= run_epochs(
             self._optimizer, self.policy, self.settings, batch, returns,
             seed=self._seed, version=self.version, watch=watch,
         )  # fmt: skip

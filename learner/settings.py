@@ -92,12 +92,16 @@ class LearnerSettings(Settings, section="learner"):
     num_threads: int | None = None
     """Threads among which a minibatch is split on a CPU; the result depends on it in the last bits. Unset: one a core
     of the machine that starts the run, four at most. On a GPU always one."""
+    fidelity_every: int | None = None
+    """Compare the gradient with full backpropagation's every so many updates, in the time of two epochs of one thread
+    (metrics fidelity/...). Unset: never."""
     device: str = "auto"
     """Device on which to learn: auto (a GPU if there is one), cpu, cuda or cuda:N."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(1, "bptt_length", "gradient_accumulation", "num_epochs", "num_minibatches", "num_threads")
+        self.at_least(1, "fidelity_every")
         self.at_least(0, "burn_in", "vf_coef", "ent_coef", "max_nonfinite", "core_lr_scale")
         for name in ("learning_rate", "max_grad_norm", "clip_range", "vtrace_rho", "vtrace_c"):
             if not 0 < getattr(self, name) < inf:

@@ -15,7 +15,7 @@ SMALL = [
     "name=run", "rollout.num_envs=8", "rollout.num_workers=2", "rollout.unroll_length=6", "env.kwargs.horizon=6",
     "policy.controller.kind=pseudo_mamba", "policy.controller.hidden_size=8", "policy.controller.backend=torch",
     "learner.num_minibatches=1", "learner.num_epochs=1", "learner.num_threads=1", "learner.mode=truncated",
-    "learner.carry_source=stored",
+    "learner.carry_source=stored", "learner.fidelity_every=1",
     "learner.bptt_length=2",
     "train.total_timesteps=192", "train.evaluation_episodes=16", "tracking.enabled=false",
 ]  # fmt: skip

@@ -1,6 +1,8 @@
 """The bias of a cut gradient: identities, and a reach that ends where the gradient is cut."""
 
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -81,3 +83,21 @@ def test_nothing_is_changed(counting_collector: Callable[..., Collector]) -> Non
     after = learner.state()
     assert before.keys() == after.keys()
     assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_an_update_measures_it_as_often_as_asked_and_learns_the_same(
+    counting_collector: Callable[..., Collector],
+) -> None:
+    settings = LearnerSettings(mode="cached", num_minibatches=2, fidelity_every=2)
+    collector = counting_collector(LearnerSettings(mode="cached"))
+    fragments = [collector.collect(version)[0].to_arrow() for version in range(3)]
+    learners = [
+        Learner(deepcopy(collector.policy), s, seed=0, total_timesteps=10_000)
+        for s in (settings, replace(settings, fidelity_every=None))
+    ]
+    seen = [[learner.update([fragment]).metrics for fragment in fragments] for learner in learners]
+    assert [("fidelity/cosine" in metrics) for metrics in seen[0]] == [True, False, True]
+    assert not any("fidelity/cosine" in metrics for metrics in seen[1])
+    assert 0 < seen[0][0]["fidelity/core_cosine"] < 1
+    states = [learner.state() for learner in learners]
+    assert all(np.array_equal(states[0][name], states[1][name]) for name in states[1])
