@@ -81,7 +81,7 @@ def run_epochs(
             break
     with watch("forward"):
         sample = torch.from_numpy(order.permutation(batch.sequences)[: -(-batch.sequences * epochs // _KL_PASSES)])
-        kl = optimizer.kl(batch, returns, sample.to(batch.valid.device))
+        kl = optimizer.kl(batch, sample.to(batch.valid.device))
     return {name: value / counted for name, value in sums.items()} | {
         "kl": kl,
         "grad_norm": grad_norm / minibatches if minibatches else math.nan,

@@ -61,13 +61,11 @@ def gradient_reach(policy: Policy, s: LearnerSettings, batch: SequenceBatch, ret
     It is a mean over all sequences and over some steps of each, spread evenly up to the last. The carry at distance 0
     is the one that enters the step; a reset in between ends the way.
     """
-    plan, whole = s.plan(batch.length), s.full().plan(batch.length)
+    plan = s.full().plan(batch.length)._replace(cut_every=s.plan(batch.length).cut_every)
     rows = torch.arange(batch.sequences, device=batch.valid.device)
-    steps, carry = steps_of(policy, whole, batch, returns, Piece(rows, range(1)))
+    steps, carry = steps_of(policy, plan, batch, returns, Piece(rows, range(1)))
     T, B = steps.mask.shape
     step_T1 = torch.arange(T, device=rows.device).unsqueeze(1)
-    if (every := min(plan.cut_every, plan.window)) < T:
-        steps = steps._replace(cuts=(step_T1 % every == 0).expand(T, B))
     opened_TB = torch.where(steps.resets, step_T1, -1).cummax(0).values
     sums, counts = torch.zeros(2, T, device=rows.device)
     carry = {name: value.detach().requires_grad_() for name, value in carry.items()}

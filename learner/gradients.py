@@ -17,10 +17,11 @@ from torch import Tensor
 from mneme.controllers import Carry, Policy
 from mneme.learner.auxiliary_loss import AuxiliaryLoss, SignalSums
 from mneme.learner.batch import SequenceBatch
-from mneme.learner.ppo import Steps, kl_of, loss_of, steps_of
+from mneme.learner.losses import clipped_policy_loss, masked_sum
+from mneme.learner.ppo import Steps, loss_of, steps_of
 from mneme.learner.returns import Returns
 from mneme.learner.settings import LearnerSettings, WindowPlan
-from mneme.learner.windows import Piece, pieces, windows_of
+from mneme.learner.windows import Piece, pieces, taken, windows_of
 from mneme.rollout_workers.stopwatch import Stopwatch
 
 
@@ -60,15 +61,25 @@ def shard_gradients(
 
 
 @torch.no_grad()
-def kl_sum(policy: Policy, s: LearnerSettings, batch: SequenceBatch, returns: Returns, rows: Tensor) -> float:
-    """KL(policy of the batch's log-probabilities || this policy), in nats, over the valid steps of `rows` [n]."""
+def kl_sum(policy: Policy, s: LearnerSettings, batch: SequenceBatch, rows: Tensor) -> float:
+    """KL(policy of the batch's log-probabilities || this policy), in nats, over the valid steps of `rows` [n].
+
+    It is estimated from the actions taken, as in `clipped_policy_loss`.
+    """
     plan, total = s.plan(batch.length), torch.zeros((), device=rows.device)
     for group in pieces(policy, plan, rows, batch.length):
         for piece in group:
-            steps, carry = steps_of(policy, plan, batch, returns, piece)
+            windows = windows_of(policy, plan, batch, piece)
+            actions, before = (taken(x, piece, plan.window) for x in (batch.actions, batch.log_probs))
+            carry = windows.carry
             for start in range(0, plan.window, plan.chunk):
-                kl, carry = kl_of(policy, s, steps.between(slice(start, start + plan.chunk)), carry)
-                total += kl
+                span = slice(start, start + plan.chunk)
+                observations = {name: x[span] for name, x in windows.observations.items()}
+                out = policy.scan(observations, windows.resets[span], carry)
+                carry = out.carry
+                now = policy.action_distribution.log_prob(out.parameters_TBA, actions[span])
+                kl = clipped_policy_loss(now, before[span], torch.zeros_like(now), s.clip_range).kl
+                total += masked_sum(kl, windows.mask[span])
     return float(total)
 
 

@@ -101,9 +101,9 @@ class Optimizer:
             sums = {name: sums.get(name, 0.0) + value for name, value in result.sums.items()}
         return Step(count, sums, max(result.ratio_error for result in results), norm)
 
-    def kl(self, batch: SequenceBatch, returns: Returns, rows: Tensor) -> float:
+    def kl(self, batch: SequenceBatch, rows: Tensor) -> float:
         """Between the policy of the batch's log-probabilities and the present one, a mean over these sequences."""
-        sums = self.map(lambda share: kl_sum(self._policy, self.settings, batch, returns, share), self._shares(rows))
+        sums = self.map(lambda share: kl_sum(self._policy, self.settings, batch, share), self._shares(rows))
         return sum(sums) / max(1, int(batch.valid[rows].sum()))
 
     def _shares(self, rows: Tensor) -> list[Tensor]:

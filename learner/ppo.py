@@ -104,15 +104,3 @@ def loss_of(
         difference = torch.where(steps.mask, (log_probs - steps.old_log_probs).exp() - 1, 0.0)
     sums = {name: value.detach() for name, value in sums.items()}
     return Loss(total, sums, out.carry, difference.abs().max())
-
-
-@torch.no_grad()
-def kl_of(policy: Policy, s: LearnerSettings, steps: Steps, carry: Carry) -> tuple[Tensor, Carry]:
-    """KL(policy of the old log-probabilities || this policy), in nats, summed over the valid steps; and the last carry.
-
-    It is estimated from the actions taken, as in `clipped_policy_loss`.
-    """
-    out = policy.scan(steps.observations, steps.resets, carry)
-    now = policy.action_distribution.log_prob(out.parameters_TBA, steps.actions)
-    kl = clipped_policy_loss(now, steps.old_log_probs, torch.zeros_like(now), s.clip_range).kl
-    return masked_sum(kl, steps.mask), out.carry

@@ -244,3 +244,10 @@ def add(to, source):
     """Add one array to another, [I] each."""
     for i in range(len(to)):
         to[i] += source[i]
+
+
+@compiled
+def add_product(to, x, y):
+    """Add the products of two arrays to another, [I] each."""
+    for i in range(len(to)):
+        to[i] += x[i] * y[i]

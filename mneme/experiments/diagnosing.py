@@ -81,7 +81,7 @@ def diagnose(path: Path, *, seed: int = 0, num_envs: int | None = None, trust: b
     fidelity, reach = learner.diagnose([fragment.to_arrow()])
     facts, plan = blueprint.facts, config.learner.plan(blueprint.length)
     horizon = facts.memory_horizon if facts is not None else config.policy.controller.expected_horizon
-    return Diagnosis(_mode(config.learner), fidelity, reach.cpu().numpy(), horizon, min(plan.cut_every, plan.window))
+    return Diagnosis(_mode(config.learner), fidelity, reach.cpu().numpy(), horizon, plan.cut_every)
 
 
 def draw_reach(diagnosis: Diagnosis, path: Path) -> None:

@@ -30,8 +30,8 @@ def work(collector: Collector, settings: LearnerSettings, seed: int = 0) -> tupl
     returns = Returns(noise[0], noise[1], torch.ones_like(noise[0]))
     batch = replace(batch, log_probs=batch.log_probs + 0.1 * noise[1])
     rows = torch.arange(batch.sequences)
-    given = collector.policy, settings, batch, returns, rows
-    return shard_gradients(*given, int(batch.valid.sum())), kl_sum(*given)
+    found = shard_gradients(collector.policy, settings, batch, returns, rows, int(batch.valid.sum()))
+    return found, kl_sum(collector.policy, settings, batch, rows)
 
 
 def assert_alike(found: ShardResult, expected: ShardResult) -> None:

@@ -17,7 +17,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mneme.controllers.scans.convolution.torch import gradient_reach
-from mneme.controllers.scans.machine_code import add, arrays, compiled, copy, in_arrays, kernel, scratch, sigmoid
+from mneme.controllers.scans.machine_code import (
+    add,
+    add_product,
+    arrays,
+    compiled,
+    copy,
+    in_arrays,
+    kernel,
+    scratch,
+    sigmoid,
+)
 
 
 class _Seen(NamedTuple):
@@ -92,11 +102,11 @@ def _add_seen(to, weight, seen, t, b, since, age):
     """Add weight times the input [C] that lies `age` steps before step t, which is `since` steps after a reset."""
     W = len(seen.initial)
     if age > since:
-        _add_product(to, weight, seen.initial[W - (age - since)])
+        add_product(to, weight, seen.initial[W - (age - since)])
     elif age > t:
-        _add_product(to, weight, seen.window[b, W - (age - t)])
+        add_product(to, weight, seen.window[b, W - (age - t)])
     else:
-        _add_product(to, weight, seen.x[t - age, b])
+        add_product(to, weight, seen.x[t - age, b])
 
 
 @compiled
@@ -104,11 +114,11 @@ def _add_to_seen(seen, t, b, since, age, weight, d):
     """Add weight times d to that input."""
     W = len(seen.initial)
     if age > since:
-        _add_product(seen.initial[W - (age - since)], weight, d)
+        add_product(seen.initial[W - (age - since)], weight, d)
     elif age > t:
-        _add_product(seen.window[b, W - (age - t)], weight, d)
+        add_product(seen.window[b, W - (age - t)], weight, d)
     else:
-        _add_product(seen.x[t - age, b], weight, d)
+        add_product(seen.x[t - age, b], weight, d)
 
 
 @kernel
@@ -128,12 +138,6 @@ def _forward(reset, seen, weight, bias, y, last, pre, unkept, ones):
             for c in range(C):
                 last[b, w, c] = 0
             _add_seen(last[b, w], ones, seen, T, b, since + 1, W - w)
-
-
-@compiled
-def _add_product(to, x, y):
-    for i in range(len(to)):
-        to[i] += x[i] * y[i]
 
 
 @compiled

@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from mneme.controllers.scans.machine_code import (
     LOG2_E,
+    add_product,
     arrays,
     compiled,
     copy,
@@ -212,7 +213,7 @@ def _backward(x, reset, stop, initial, p, y, before, dy, d, decay, written, dwri
                     _step_again(h, decay[k], written[k], x.xbc[t, b, I + n])
                     d.x.xbc[t, b, I + N + n] = dot(dy[t, b], h)
                 dh = d.h[b, n]
-                _add_product(at_end, dh, h)
+                add_product(at_end, dh, h)
                 for k in range(steps - 1, -1, -1):
                     t = start + k
                     read, write = x.xbc[t, b, I + N + n], x.xbc[t, b, I + n]
@@ -256,12 +257,6 @@ def _step_back(dh, dy, read, write, dwritten):
 def _decay_back(dh, decay):
     for i in range(len(dh)):
         dh[i] *= decay[i]
-
-
-@compiled
-def _add_product(to, x, y):
-    for i in range(len(to)):
-        to[i] += x[i] * y[i]
 
 
 @compiled
