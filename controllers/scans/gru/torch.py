@@ -120,14 +120,14 @@ class _GruScan(torch.autograd.Function):
         shared = WeightGradients(x_TBD, reset_TB, initial_H, w_ih.roll(H, 0), w_hh, ctx.needs_input_grad[0])
         dinitial_H = torch.zeros_like(initial_H) if ctx.needs_input_grad[4] else None
         resets, stops = lanes_to_reset(reset_TB), lanes_to_reset(stop_TB)
-        slopes_KBG = w_hh.new_empty(spans[0][1], B, 4 * H)
+        derivatives_KBG = w_hh.new_empty(spans[0][1], B, 4 * H)
         # dL/dy of the step before, to which each turn of the loop below leads
         dy_before = [dy_TBH.new_zeros(()), *dy_TBH[:-1].unbind()]
         dy_stop = of_steps(of_step_before(dy_TBH, stop_TB), stops)
         dh = dlast_BH + dy_TBH[-1]
         for start, stop in reversed(spans):
-            d_KBG = slopes_KBG[: stop - start]
-            z_KBH = _slopes(gates_TBG[start:stop], h_SBH[start + 1 : stop + 1], out=d_KBG)
+            d_KBG = derivatives_KBG[: stop - start]
+            z_KBH = _derivatives(gates_TBG[start:stop], h_SBH[start + 1 : stop + 1], out=d_KBG)
             rows = zip(
                 range(start, stop),
                 d_KBG.view(-1, B, 4, H).unbind(),
@@ -152,7 +152,7 @@ class _GruScan(torch.autograd.Function):
         return shared.dx_TBD, None, None, dh, dinitial_H, dw_in.roll(-H, 0), dw_hh, db_in.roll(-H), db_hh
 
 
-def _slopes(gates_KBG: Tensor, h_KBH: Tensor, out: Tensor) -> Tensor:
+def _derivatives(gates_KBG: Tensor, h_KBH: Tensor, out: Tensor) -> Tensor:
     """Fill `out` with the derivatives of h' in the sums of n, r, z and m; return that in h past the gates, z."""
     n, r, z, m = gates_KBG.chunk(4, -1)
     s_n, s_r, s_z, s_m = out.chunk(4, -1)

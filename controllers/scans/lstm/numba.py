@@ -106,14 +106,14 @@ class _LstmScan(torch.autograd.Function):
         scratch_KBG = w_hh.new_empty(spans[0][1], reset_TB.shape[1], len(w_hh))
         dstate = LstmState(*(value.clone(memory_format=torch.contiguous_format) for value in (dh_BH, dc_BH)))
         dinitial = LstmState(torch.zeros_like(initial_h), torch.zeros_like(initial_c))
-        slopes = in_arrays(dstate), in_arrays(dinitial)
+        gradients = in_arrays(dstate), in_arrays(dinitial)
         given = arrays(initial_c, panels(w_hh))
         room = scratch(w_hh, (reset_TB.shape[1], given[1].shape[0] * given[1].shape[2]))
         for (start, stop), gates_KBG, tanh_c_KBH in reversed(list(zip(spans, kept[::2], kept[1::2], strict=True))):
             d_KBG = scratch_KBG[: stop - start]
             flags = arrays(reset_TB[start:stop], stop_TB[start:stop])
             dy, d = arrays(dy_TBH[start:stop], d_KBG)
-            _backward(*flags, *given, _trace(gates_KBG, tanh_c_KBH, states, start, stop), dy, d, *slopes, *room)
+            _backward(*flags, *given, _trace(gates_KBG, tanh_c_KBH, states, start, stop), dy, d, *gradients, *room)
             shared.add(start, stop, h_SBH[start:stop], d_KBG, d_KBG)
         return shared.dx_TBD, None, None, *dstate, *dinitial, *shared.of_parameters()
 

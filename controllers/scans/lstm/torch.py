@@ -130,7 +130,7 @@ class _LstmScan(torch.autograd.Function):
         learned = ctx.needs_input_grad[5] or ctx.needs_input_grad[6]
         resets, stops = lanes_to_reset(reset_TB), lanes_to_reset(stop_TB)
         dinitial = LstmState(torch.zeros_like(initial_h), torch.zeros_like(initial_c)) if learned else None
-        slopes_KBG, memory_slopes_KBH = (
+        derivatives_KBG, memory_derivatives_KBH = (
             w_hh.new_empty(spans[0][1], B, 4 * H),
             w_hh.new_empty(spans[0][1], B, H),
         )
@@ -140,8 +140,8 @@ class _LstmScan(torch.autograd.Function):
         dh, dc = dh_BH + dy_TBH[-1], dc_BH
         for start, stop in reversed(spans):
             gates_KBG, tanh_c_KBH = trace.gates_TBG[start:stop], trace.tanh_c_TBH[start:stop]
-            d_KBG, ch_KBH = slopes_KBG[: stop - start], memory_slopes_KBH[: stop - start]
-            _slopes(gates_KBG, trace.c_SBH[start:stop], tanh_c_KBH, out=d_KBG, memory_out=ch_KBH)
+            d_KBG, ch_KBH = derivatives_KBG[: stop - start], memory_derivatives_KBH[: stop - start]
+            _derivatives(gates_KBG, trace.c_SBH[start:stop], tanh_c_KBH, out=d_KBG, memory_out=ch_KBH)
             d_KB4H = d_KBG.view(-1, B, 4, H)
             rows = zip(
                 range(start, stop),
@@ -172,7 +172,7 @@ class _LstmScan(torch.autograd.Function):
         return shared.dx_TBD, None, None, dh, dc, *(dinitial or (None, None)), *shared.of_parameters()
 
 
-def _slopes(gates_KBG: Tensor, c_in_KBH: Tensor, tanh_c_KBH: Tensor, out: Tensor, memory_out: Tensor) -> None:
+def _derivatives(gates_KBG: Tensor, c_in_KBH: Tensor, tanh_c_KBH: Tensor, out: Tensor, memory_out: Tensor) -> None:
     """Fill `out` with the derivatives of c' in the sums of i, f, g and of h' in o's; `memory_out` with dh'/dc'."""
     i, f, g, o = gates_KBG.chunk(4, -1)
     s_i, s_f, s_g, s_o = out.chunk(4, -1)

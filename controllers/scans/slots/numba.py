@@ -264,10 +264,10 @@ def _backward(
                         kept = one - decay * g
                         stays, written = w * f / occupied, g / occupied
                         left = stays * kept
-                        slope = (of_slot * kept - of_value) / occupied
-                        dg -= fma(stays, slope, of_slot * stays * decay)
-                        df += w * written * slope
-                        dusage_b[k] += f * written * slope
+                        of_share = (of_slot * kept - of_value) / occupied
+                        dg -= fma(stays, of_share, of_slot * stays * decay)
+                        df += w * written * of_share
+                        dusage_b[k] += f * written * of_share
                 else:
                     dg += of_value
                     df += of_slot * (one - decay)
