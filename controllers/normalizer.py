@@ -3,6 +3,8 @@
 Axis letters: N new observations, D features.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -31,18 +33,28 @@ class Normalizer(nn.Module):
         return ((x - self.mean.to(x.dtype)) * scale).clamp(-LIMIT, LIMIT)
 
     @torch.no_grad()
-    def update(self, x_ND: Tensor) -> None:
-        """Count [N, D] more observations (Chan et al. 1979, the pairwise formula); none change nothing."""
-        if not len(x_ND):
-            return
-        x_ND = x_ND.double()
-        total = self.count + len(x_ND)
-        delta_D = x_ND.mean(0) - self.mean
-        squares_D = (
-            self.variance * self.count
-            + x_ND.var(0, correction=0) * len(x_ND)
-            + delta_D.square() * self.count * len(x_ND) / total
-        )
-        self.mean += delta_D * len(x_ND) / total
+    def update(self, x_ND: Tensor, stacked: Callable[[Tensor], Tensor] = lambda x: x[None]) -> None:
+        """Count [N, D] more observations; none change nothing.
+
+        Args:
+            x_ND: perhaps one learner's part of them.
+            stacked: the numbers of all learners, [learners, numbers], from those of this one.
+        """
+        none = x_ND.new_zeros(1 + 2 * len(self.mean), dtype=torch.float64)
+        for moments in stacked(_moments(x_ND.double()) if len(x_ND) else none):
+            if moments[0]:
+                self._absorb(moments[0], *moments[1:].chunk(2))
+
+    def _absorb(self, count: Tensor, mean_D: Tensor, variance_D: Tensor) -> None:
+        """Count so many more of this mean and variance (Chan et al. 1979, the pairwise formula)."""
+        total = self.count + count
+        delta_D = mean_D - self.mean
+        squares_D = self.variance * self.count + variance_D * count + delta_D.square() * self.count * count / total
+        self.mean += delta_D * count / total
         self.variance.copy_(squares_D / total)
         self.count.copy_(total)
+
+
+def _moments(x_ND: Tensor) -> Tensor:
+    """Count, mean and variance of [N, D] observations, [1 + 2 D]."""
+    return torch.cat([x_ND.new_tensor([len(x_ND)]), x_ND.mean(0), x_ND.var(0, correction=0)])

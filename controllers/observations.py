@@ -4,7 +4,7 @@ Axis letters: T time, B environments, F features of one part.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -157,8 +157,10 @@ class ObservationEncoder(nn.Module):
         """True if there is a normaliser that has no statistics yet."""
         return any(isinstance(encoder, Normalizer) and not encoder.count for _, encoder in self._named)
 
-    def update_statistics(self, observations: Observation, valid: Tensor) -> None:
+    def update_statistics(
+        self, observations: Observation, valid: Tensor, stacked: Callable[[Tensor], Tensor] = lambda x: x[None]
+    ) -> None:
         """Count the observations where `valid` is true into the normalisers, if there are any."""
         for name, encoder in self._named:
             if isinstance(encoder, Normalizer):
-                encoder.update(observations[name][valid])
+                encoder.update(observations[name][valid], stacked)

@@ -3,7 +3,7 @@
 Axis letters: T time, B environments or sequences, A action parameters, H hidden.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -149,13 +149,16 @@ class Policy(nn.Module):
         """True if observations are to be normalised and there are no statistics yet: they go in raw, only clipped."""
         return self.observations.lacks_statistics()
 
-    def update_statistics(self, observations: Observation, valid_BT: Tensor) -> None:
+    def update_statistics(
+        self, observations: Observation, valid_BT: Tensor, stacked: Callable[[Tensor], Tensor] = lambda x: x[None]
+    ) -> None:
         """Count [B, T, ...] observations, where `valid_BT` is true, into the statistics that normalise later ones.
 
         This changes the policy's outputs, so it belongs after an update's last epoch, or before what an update
-        compares with is computed. Without `normalize_observations` it does nothing.
+        compares with is computed. Without `normalize_observations` it does nothing. Where several learners count a
+        part each, `stacked` gives the numbers of all of them, [learners, numbers], from those of this one.
         """
-        self.observations.update_statistics(observations, valid_BT)
+        self.observations.update_statistics(observations, valid_BT, stacked)
 
     def _step(
         self, observations: Observation, reset_B: Tensor, carry: Carry, donate: bool = False

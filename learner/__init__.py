@@ -1,17 +1,23 @@
 """Learning from fragments: returns, windows, losses and the learner. Knows nothing of Ray."""
 
 from mneme.learner.diagnosis import FailedUpdate, NonfiniteGradient
+from mneme.learner.group import Group, GroupError, TorchGroup, join_store, open_store
 from mneme.learner.learner import Learner, UpdateReport, resolve_device, weights_in
 from mneme.learner.optimizer import default_num_threads
 from mneme.learner.settings import LearnerSettings
 
 __all__ = [
     "FailedUpdate",
+    "Group",
+    "GroupError",
     "Learner",
     "LearnerSettings",
     "NonfiniteGradient",
+    "TorchGroup",
     "UpdateReport",
     "default_num_threads",
+    "join_store",
+    "open_store",
     "resolve_device",
     "weights_in",
 ]

@@ -1,37 +1,82 @@
-"""The choice among fragments that arrive: those that the learner can use, and why the others are refused."""
+"""The choice among fragments that arrive: those that the learners can use, and why the others are refused."""
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import pyarrow as pa
 import torch
 
 from mneme.controllers import Policy
+from mneme.learner.batch import SequenceBatch
+from mneme.learner.group import Group
 from mneme.rollout_workers.fragment import Fragment, FragmentError
 
 
-def accepted(batches: Iterable[pa.RecordBatch], policy: Policy, version: int) -> tuple[list[Fragment], list[str]]:
-    """The fragments that fit each other, this policy and its version, and one sentence for each that does not."""
-    fragments: list[Fragment] = []
-    refused: list[str] = []
-    for batch in batches:
-        try:
-            fragment = Fragment.from_arrow(batch)
-            fragment.validate()
-            if (fragment.weights_version > version).any():
-                raise FragmentError(
-                    f"a fragment claims weights version {fragment.weights_version.max()} but the learner is at "
-                    f"{version}; do not mix the fragments of two runs"
-                )
-            _require_fit(fragment, policy)
-            if fragments and _sizes(fragment) != _sizes(fragments[0]):
-                raise FragmentError(
-                    f"a fragment has {_sizes(fragment)}, others have {_sizes(fragments[0])}; use one setting"
-                )
-        except FragmentError as error:
-            refused.append(str(error))
-        else:
-            fragments.append(fragment)
-    return fragments, refused
+class _Sizes(NamedTuple):
+    """The sizes that the fragments of an update must share."""
+
+    length: int
+    carry_stride: int
+    warm_up: int
+
+    def __str__(self) -> str:
+        return f"{self.length} steps with a carry every {self.carry_stride} and {self.warm_up} steps of its past"
+
+
+class Arrivals(NamedTuple):
+    """The fragments of an update that fit each other, the policy and its version, those of all learners of a group."""
+
+    batch: SequenceBatch  # of this rank's, perhaps of no sequence
+    lags: list[float]  # versions that each of all ranks' is behind
+    refused: list[str]  # one sentence for each of all ranks' that does not fit
+
+
+def arrivals(
+    batches: Iterable[pa.RecordBatch], policy: Policy, version: int, group: Group, device: torch.device
+) -> Arrivals:
+    """The choice among this rank's fragments and all others', which is the same on every rank.
+
+    Raises:
+        FragmentError: there is none to choose.
+    """
+    read = [_read(batch, policy, version) for batch in batches]
+    told = [
+        (fragment, None, 0.0)
+        if isinstance(fragment, str)
+        else ("", _sizes(fragment), float(version - fragment.weights_version.min()))
+        for fragment in read
+    ]
+    every = [(why, sizes and _Sizes(*sizes), lag) for of_rank in group.gather(told) for why, sizes, lag in of_rank]
+    wanted = next((sizes for _, sizes, _ in every if sizes), None)
+    refused = [
+        why or f"a fragment has {sizes}, others have {wanted}; use one setting"
+        for why, sizes, _ in every
+        if sizes is None or sizes != wanted
+    ]
+    if wanted is None:
+        raise FragmentError(refused[0] if refused else "an update was asked for without any fragment")
+    own = [fragment for fragment in read if isinstance(fragment, Fragment) and _sizes(fragment) == wanted]
+    if own:
+        batch = SequenceBatch.from_fragments(own, device)
+    else:
+        batch = SequenceBatch.empty(wanted.length, wanted.carry_stride, policy.spec, device)
+    return Arrivals(batch, [lag for _, sizes, lag in every if sizes == wanted], refused)
+
+
+def _read(batch: pa.RecordBatch, policy: Policy, version: int) -> Fragment | str:
+    """A fragment, or why it cannot be used."""
+    try:
+        fragment = Fragment.from_arrow(batch)
+        fragment.validate()
+        if (fragment.weights_version > version).any():
+            raise FragmentError(
+                f"a fragment claims weights version {fragment.weights_version.max()} but the learner is at "
+                f"{version}; do not mix the fragments of two runs"
+            )
+        _require_fit(fragment, policy)
+    except FragmentError as error:
+        return str(error)
+    return fragment
 
 
 @torch.no_grad()
@@ -56,8 +101,5 @@ def _require_fit(fragment: Fragment, policy: Policy) -> None:
         ) from None
 
 
-def _sizes(fragment: Fragment) -> str:
-    """The sizes that the fragments of an update must share, in words."""
-    return (
-        f"{fragment.length} steps with a carry every {fragment.carry_stride} and {fragment.warm_up} steps of its past"
-    )
+def _sizes(fragment: Fragment) -> _Sizes:
+    return _Sizes(fragment.length, fragment.carry_stride, fragment.warm_up)

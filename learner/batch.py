@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mneme.controllers import Carry, Observation
+from mneme.controllers import Carry, Observation, PolicySpec
 from mneme.learner.carries import StoredCarries
 from mneme.rollout_workers.fragment import Fragment
 
@@ -85,6 +85,34 @@ class SequenceBatch:
             observations, resets, carries = self.past
             changes["past"] = PastBatch(_indexed(observations, index), resets[index], _indexed(carries, index))
         return replace(self, **changes)
+
+    @classmethod
+    def empty(cls, length: int, carry_stride: int, spec: PolicySpec, device: torch.device) -> "SequenceBatch":
+        """No sequences, of `length` steps: [0, T, ...]; no carries."""
+
+        def none(steps: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(0, steps, dtype=dtype, device=device)
+
+        def parts(*leading: int) -> Observation:
+            return {
+                name: torch.zeros(*leading, *part.shape, dtype=part.dtypes[0], device=device)
+                for name, part in spec.observations.items()
+            }
+
+        return cls(
+            observations=parts(0, length + 1),
+            final_observations=parts(0),
+            actions=none(length),
+            final_index=none(length, torch.int64),
+            **{name: none(length) for name in ("log_probs", "final_values", "rewards")},
+            **{name: none(length, torch.bool) for name in ("terminated", "truncated", "valid")},
+            values=none(length + 1),
+            resets=none(length + 1, torch.bool),
+            stored=StoredCarries([{}], device),
+            carry_stride=carry_stride,
+            **{name: torch.zeros(0, dtype=torch.int64, device=device) for name in ("lane", "first_step")},
+            past=None,
+        )
 
     @classmethod
     def from_fragments(cls, fragments: Sequence[Fragment], device: torch.device) -> "SequenceBatch":

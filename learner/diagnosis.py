@@ -10,6 +10,7 @@ from torch import Tensor
 from mneme.controllers import Image, Policy
 from mneme.controllers.normalizer import Normalizer
 from mneme.learner.batch import SequenceBatch
+from mneme.learner.group import Group
 from mneme.learner.returns import Returns
 
 _LARGE = 1e4  # what observations, rewards and targets of one's own choosing hardly exceed
@@ -29,22 +30,28 @@ class NonfiniteGradient(FloatingPointError):
     """The update in which it happened, where a learner says it; an attribute, as processes send exceptions so."""
 
 
-def suspects(policy: Policy, batch: SequenceBatch, returns: Returns, learning_rate: float, stepped: bool) -> str:
+def suspects(
+    policy: Policy, batch: SequenceBatch, returns: Returns, learning_rate: float, stepped: bool, group: Group
+) -> str:
     """The likeliest causes of a gradient that is not finite, with remedies: large numbers in the batch, else the
     learning rate if the weights have changed, else the network, which then overflowed on ordinary numbers.
 
     Args:
+        returns: of the group's whole batch.
         stepped: true if the weights have been changed at all.
+        group: of which the batch is this rank's part.
     """
     normalized = any(isinstance(module, Normalizer) for module in policy.modules())
+    own = [_largest(batch.rewards), *(_largest(batch.observations[name]) for name in policy.spec.observations)]
+    rewards, *parts = (max(of_all) for of_all in zip(*group.gather(own), strict=True))
     found = []
-    for name, part in policy.spec.observations.items():
-        largest = _largest(batch.observations[name]) * (part.scale if isinstance(part, Image) else 1.0)
+    for (name, part), reached in zip(policy.spec.observations.items(), parts, strict=True):
+        largest = reached * (part.scale if isinstance(part, Image) else 1.0)
         if largest > _LARGE and (isinstance(part, Image) or not normalized):  # vectors alone are normalised
             remedy = "set spaces.scale" if isinstance(part, Image) else "set policy.normalize_observations=true"
             found.append(f"part {name} of the observations reaches {largest:.3g}; scale it, or {remedy}")
-    if (largest := _largest(batch.rewards)) > _LARGE:
-        found.append(f"rewards reach {largest:.3g}; scale them, or set learner.normalize_rewards=true")
+    if rewards > _LARGE:
+        found.append(f"rewards reach {rewards:.3g}; scale them, or set learner.normalize_rewards=true")
     elif (largest := _largest(returns.targets)) > _LARGE:
         found.append(f"the values' targets reach {largest:.3g}; lower learner.gamma, or scale the rewards")
     if found:

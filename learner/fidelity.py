@@ -3,6 +3,7 @@
 Legend: B sequences, T steps, H numbers of a carry.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from mneme.controllers import Policy
 from mneme.learner.batch import SequenceBatch
 from mneme.learner.gradients import shard_gradients
+from mneme.learner.group import Group
 from mneme.learner.ppo import loss_of, steps_of
 from mneme.learner.returns import Returns
 from mneme.learner.settings import LearnerSettings
@@ -34,24 +36,31 @@ class Fidelity(NamedTuple):
         return {f"fidelity/{name}": value for name, value in self._asdict().items()}
 
 
-def gradient_fidelity(policy: Policy, s: LearnerSettings, batch: SequenceBatch, returns: Returns) -> Fidelity:
-    """Compare the gradients of all sequences of a batch at once; nothing is changed.
+def gradient_fidelity(
+    policy: Policy, s: LearnerSettings, batch: SequenceBatch, returns: Returns, count: int, group: Group
+) -> Fidelity:
+    """Compare the gradients of all sequences of a group's batch at once; nothing is changed.
 
     Args:
         policy: the weights at which both are taken.
         s: of the mode in question.
         batch: with the carries that the mode needs.
         returns: advantages and value targets.
+        count: valid steps of the group's batch.
+        group: of which the batch is this rank's part.
     """
     names = [name for name, _ in policy.named_parameters()]
+    parameters = list(policy.parameters())
     rows = torch.arange(batch.sequences, device=batch.valid.device)
-    count = max(1, int(batch.valid.sum()))
     s = replace(s, gradient_accumulation=s.gradient_accumulation * s.num_minibatches)  # no more memory than an update
-    whole = s.full()
-    cut, full = (
-        dict(zip(names, shard_gradients(policy, t, batch, returns, rows, count).gradients, strict=True))
-        for t in (s, whole)
-    )
+
+    def gradients(s: LearnerSettings) -> dict[str, Tensor | None]:
+        own: Sequence[Tensor | None] = [None] * len(parameters)
+        if len(rows):
+            own = shard_gradients(policy, s, batch, returns, rows, max(1, count)).gradients
+        return dict(zip(names, group.sum_gradients(own, parameters), strict=True))
+
+    cut, full = gradients(s), gradients(s.full())
     return Fidelity(*_compared(cut, full, ""), *_compared(cut, full, _CORE))
 
 

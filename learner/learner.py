@@ -16,20 +16,21 @@ from torch import Tensor
 
 from mneme.controllers import Policy, Weights
 from mneme.learner.anchor import Anchor, anchor_pass
-from mneme.learner.arrival import accepted
+from mneme.learner.arrival import arrivals
 from mneme.learner.batch import SequenceBatch
 from mneme.learner.carries import StoredCarries
 from mneme.learner.diagnosis import FailedUpdate, NonfiniteGradient
 from mneme.learner.epochs import run_epochs
 from mneme.learner.fidelity import Fidelity, gradient_fidelity, gradient_reach
+from mneme.learner.group import Group, GroupError
 from mneme.learner.losses import normalized
 from mneme.learner.optimizer import Optimizer
 from mneme.learner.returns import Returns, gae, vtrace
 from mneme.learner.reward_scale import RewardScale
 from mneme.learner.settings import LearnerSettings
 from mneme.learner.staleness import Staleness, measure_staleness
+from mneme.learner.whole_batch import WholeBatch
 from mneme.learner.windows import pieces
-from mneme.rollout_workers.fragment import Fragment, FragmentError
 from mneme.rollout_workers.stopwatch import Stopwatch
 
 State = dict[str, np.ndarray]
@@ -46,7 +47,7 @@ class UpdateReport(NamedTuple):
 
 
 class Learner:
-    """Owns the trained weights and the optimizer.
+    """Owns the trained weights and the optimizer, alone or in a group of learners that are equal at every version.
 
     Args:
         policy: the policy to train; moved to the device that `settings.device` names.
@@ -54,6 +55,8 @@ class Learner:
         seed: of the minibatch order, which depends on (seed, update) alone.
         total_timesteps: the run's length in environment steps, for schedules.
         asynchronous: whether fragments may be older than the weights: anchors by default and corrects with V-trace.
+        group: the learners that make each update together, from a part of the fragments each. What comes of it depends
+            on how many they are only in the last bits.
     """
 
     def __init__(
@@ -64,8 +67,10 @@ class Learner:
         seed: int,
         total_timesteps: int,
         asynchronous: bool = False,
+        group: Group | None = None,
     ) -> None:
         self.settings = settings
+        self.group = group or Group()
         self.device = resolve_device(settings.device)
         self.policy = policy.to(self.device)
         policy.controller.check_backend(self.device)
@@ -75,19 +80,20 @@ class Learner:
         self._asynchronous = asynchronous
         self._anchors = settings.anchor == "always" or (settings.anchor == "auto" and asynchronous)
         self._reward_scale = RewardScale(settings.gamma) if settings.normalize_rewards else None
-        self._optimizer = Optimizer(self.policy, settings, total_timesteps)
+        self._optimizer = Optimizer(self.policy, settings, total_timesteps, self.group)
 
     def weights(self) -> Weights:
         """The current weights as one versioned record."""
         return Weights.from_module(self.policy, self.version)
 
     def update(self, batches: Iterable[pa.RecordBatch]) -> UpdateReport:
-        """Train on some fragments, as they arrive: Arrow record batches.
+        """Train on some fragments, as they arrive: Arrow record batches; in a group, on what all ranks have been given.
 
-        A malformed or non-finite fragment is refused and reported, and the others are used.
+        A malformed or non-finite fragment is refused and reported, and the others are used. A rank may have none.
 
         Raises:
             FragmentError: all of them were refused.
+            GroupError: another learner of the group did not answer in time, or has come to other weights.
             NonfiniteGradient: more than `max_nonfinite` gradients in a row were not finite; the weights are those of
                 the last finite minibatch.
         """
@@ -99,12 +105,12 @@ class Learner:
             raise
 
     def _update(self, batches: Sequence[pa.RecordBatch]) -> UpdateReport:
-        watch = Stopwatch("batch", "anchor", "returns", "fidelity", "windows", "forward", "backward", "optimizer")
+        watch = Stopwatch(
+            "batch", "anchor", "returns", "fidelity", "windows", "forward", "backward", "synchronize", "optimizer"
+        )
         with watch("batch"):
-            fragments, refused = accepted(batches, self.policy, self.version)
-            if not fragments:
-                raise FragmentError(refused[0] if refused else "an update was asked for without any fragment")
-            batch = SequenceBatch.from_fragments(fragments, self.device)
+            batch, lags, refused = arrivals(batches, self.policy, self.version, self.group, self.device)
+            whole = WholeBatch.of(self.group, batch)
         with watch("anchor"):
             # A first batch finds no statistics: it gives them, and the anchor pass sees it anew: the first ratio is 1.
             first = self.policy.lacks_statistics()
@@ -112,38 +118,61 @@ class Learner:
                 self._count(batch)
             anchor, staleness = self._anchor(batch) if self._anchors or first else (None, None)
         with watch("returns"):
-            batch, returns = self._returns(batch, anchor)
-        self._optimizer.anneal(self.env_steps, batch.steps)
+            batch, returns = self._returns(batch, whole, anchor)
+        self._optimizer.anneal(self.env_steps, whole.steps)
         every = self.settings.fidelity_every
         with watch("fidelity"):
             measured = every and self.version % every == 0
-            fidelity = gradient_fidelity(self.policy, self.settings, batch, returns).metrics() if measured else {}
-        metrics = self._metrics(fragments, batch, returns, staleness if self._anchors else None) | fidelity
+            fidelity = self._fidelity(batch, returns, whole).metrics() if measured else {}
+        metrics = self._metrics(lags, staleness if self._anchors else None) | fidelity
+        metrics |= _value_metrics(whole, batch, returns)
         metrics |= run_epochs(
-            self._optimizer, self.policy, self.settings, batch, returns,
+            self._optimizer, self.policy, self.settings, batch, returns, whole,
             seed=self._seed, version=self.version, watch=watch,
         )  # fmt: skip
         # Only now, so that the first ratio is 1: the epochs see observations as those who acted saw them.
         if not first:
             self._count(batch)
         self.version += 1
-        self.env_steps += batch.steps
-        return UpdateReport(self.version, batch.steps, metrics, watch.seconds, tuple(refused))
+        self.env_steps += whole.steps
+        with watch("synchronize"):
+            self._check_equal()
+        return UpdateReport(self.version, whole.steps, metrics, watch.seconds, tuple(refused))
 
-    def _metrics(
-        self, fragments: Sequence[Fragment], batch: SequenceBatch, returns: Returns, staleness: Staleness | None
-    ) -> dict[str, float]:
-        """The metrics that are known before the epochs."""
-        lags = [float(self.version - f.weights_version.min()) for f in fragments]
+    def _check_equal(self) -> None:
+        """Refuse to go on with weights that are not the same on every rank."""
+        if self.group.size == 1:
+            return
+        first, *others = self.group.gather(self.weights().digest())
+        for rank, digest in enumerate(others, 1):
+            if digest != first:
+                raise GroupError(
+                    f"the weights of learner replica {rank} differ from those of replica 0 at version {self.version} "
+                    f"(SHA-256 {digest[:8]}, not {first[:8]}); let all replicas run on machines of one kind with the "
+                    f"same packages, or set learner.replicas=1"
+                )
+
+    def _metrics(self, lags: Sequence[float], staleness: Staleness | None) -> dict[str, float]:
+        """Metrics of the fragments, and of what they are worked on with."""
         metrics = {"lag": fmean(lags), "lag_max": max(lags)} | (staleness.metrics() if staleness else {})
-        metrics[f"backend/{self.policy.controller.backend_on(self.device)}"] = 1.0
-        return metrics | _value_metrics(batch, returns)
+        return metrics | {f"backend/{self.policy.controller.backend_on(self.device)}": 1.0}
+
+    def _fidelity(self, batch: SequenceBatch, returns: Returns, whole: WholeBatch) -> Fidelity:
+        own = Returns(*map(whole.part, returns))
+        return gradient_fidelity(self.policy, self.settings, batch, own, whole.steps, self.group)
 
     def _count(self, batch: SequenceBatch) -> None:
         """Into the statistics that normalise observations."""
-        self.policy.update_statistics({name: x[:, :-1] for name, x in batch.observations.items()}, batch.valid)
+        observations = {name: x[:, :-1] for name, x in batch.observations.items()}
+        self.policy.update_statistics(observations, batch.valid, self.group.stack)
 
-    def _anchor(self, batch: SequenceBatch) -> tuple[Anchor, Staleness]:
+    def _anchor(self, batch: SequenceBatch) -> tuple[Anchor | None, Staleness]:
+        """The anchor of this rank's batch, if it has any sequences, and the staleness of all ranks'."""
+        anchor, staleness = self._own_anchor(batch) if batch.sequences else (None, Staleness.of_nothing())
+        every = self.group.gather(staleness._asdict())
+        return anchor, Staleness.joined([Staleness(**of_rank) for of_rank in every])
+
+    def _own_anchor(self, batch: SequenceBatch) -> tuple[Anchor, Staleness]:
         """The anchor and the staleness of a batch, computed for as many sequences at once as a minibatch has, or for
         fewer where their carries are large."""
         chunks = min(batch.sequences, max(self._optimizer.num_threads, self.settings.num_minibatches))
@@ -159,12 +188,12 @@ class Learner:
         parts = self._optimizer.map(work, rows)
         return Anchor.joined([anchor for anchor, _ in parts]), Staleness.joined([staleness for _, staleness in parts])
 
-    def _returns(self, batch: SequenceBatch, anchor: Anchor | None) -> tuple[SequenceBatch, Returns]:
-        """The batch with what counts as old in the epochs, and its returns, of which the advantages are normalised
-        before they are weighted; by minibatch, if at all, the epochs do both."""
+    def _returns(self, batch: SequenceBatch, whole: WholeBatch, anchor: Anchor | None) -> tuple[SequenceBatch, Returns]:
+        """The batch with what counts as old in the epochs, and the returns of the whole batch, of which the advantages
+        are normalised before they are weighted; by minibatch, if at all, the epochs do both."""
         if self._reward_scale is not None:
-            batch = replace(batch, rewards=self._reward_scale.scaled(batch))
-        returns = self._estimated(batch, anchor)
+            batch = replace(batch, rewards=self._reward_scale.scaled(batch, whole.gathered))
+        returns = Returns(*map(whole.gathered, self._estimated(batch, anchor)))
         if anchor is not None:
             stored = StoredCarries.of(anchor.carries, self.device)
             batch = replace(batch, log_probs=anchor.log_probs, values=anchor.values, stored=stored, past=None)
@@ -172,7 +201,7 @@ class Learner:
             return batch, returns
         advantages = returns.advantages
         if self.settings.normalize_advantages == "batch":
-            advantages = normalized(advantages, batch.valid)
+            advantages = normalized(advantages, whole.valid)
         return batch, returns._replace(advantages=returns.weights * advantages)
 
     def _estimated(self, batch: SequenceBatch, anchor: Anchor | None) -> Returns:
@@ -194,16 +223,14 @@ class Learner:
         Raises:
             FragmentError: all fragments were refused.
         """
-        fragments, refused = accepted(batches, self.policy, self.version)
-        if not fragments:
-            raise FragmentError(refused[0] if refused else "a diagnosis was asked for without any fragment")
+        batch = arrivals(batches, self.policy, self.version, self.group, self.device).batch
+        whole = WholeBatch.of(self.group, batch)
         scale = self._reward_scale
         before = scale.state() if scale is not None else {}
-        batch, returns = self._returns(SequenceBatch.from_fragments(fragments, self.device), None)
+        batch, returns = self._returns(batch, whole, None)
         if scale is not None:
             scale.set_state(before)
-        given = self.policy, self.settings, batch, returns
-        return gradient_fidelity(*given), gradient_reach(*given)
+        return self._fidelity(batch, returns, whole), gradient_reach(self.policy, self.settings, batch, returns)
 
     def state(self) -> State:
         """Everything the next update depends on besides the fragments: weights, Adam's moments, counters."""
@@ -242,8 +269,8 @@ def _under(prefix: str, state: State) -> State:
     return {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
 
 
-def _value_metrics(batch: SequenceBatch, returns: Returns) -> dict[str, float]:
-    values, targets = batch.values[:, : batch.length][batch.valid], returns.targets[batch.valid]
+def _value_metrics(whole: WholeBatch, batch: SequenceBatch, returns: Returns) -> dict[str, float]:
+    values, targets = whole.gathered(batch.values[:, : batch.length])[whole.valid], returns.targets[whole.valid]
     variance = targets.var(unbiased=False)
     explained = float(1 - (targets - values).var(unbiased=False) / variance) if variance > 0 else math.nan
     return {"value_mean": float(values.mean()), "explained_variance": explained}

@@ -16,6 +16,7 @@ from torch import Tensor
 from mneme.controllers import Policy
 from mneme.learner.batch import SequenceBatch
 from mneme.learner.gradients import kl_sum, shard_gradients
+from mneme.learner.group import Group
 from mneme.learner.returns import Returns
 from mneme.learner.schedules import Schedules
 from mneme.learner.settings import LearnerSettings
@@ -31,10 +32,9 @@ T = TypeVar("T")
 
 
 class Step(NamedTuple):
-    """The results of one minibatch."""
+    """The results of one minibatch; sums and error are of the part that this learner holds."""
 
-    steps: int  # valid ones, at least 1
-    sums: dict[str, float]  # of losses and signals over them
+    sums: dict[str, float]  # of losses and signals over the valid steps
     ratio_error: float  # max |ratio - 1|
     grad_norm: float  # before clipping; where it is not finite, nothing was changed
 
@@ -46,10 +46,11 @@ class Optimizer:
         policy: what is trained, on its device.
         settings: see `LearnerSettings`.
         total_timesteps: environment steps at which what falls by a schedule is zero.
+        group: the learners that take each step together.
     """
 
-    def __init__(self, policy: Policy, settings: LearnerSettings, total_timesteps: int) -> None:
-        self._policy, self._max_grad_norm = policy, settings.max_grad_norm
+    def __init__(self, policy: Policy, settings: LearnerSettings, total_timesteps: int, group: Group) -> None:
+        self._policy, self._max_grad_norm, self._group = policy, settings.max_grad_norm, group
         self._schedules = Schedules(settings, total_timesteps)
         self._parameters = list(policy.parameters())
         core = list(policy.controller.parameters())
@@ -86,40 +87,52 @@ class Optimizer:
         """`work` on each share, side by side; results in the order of the shares."""
         return list(self._pool.map(work, shares))
 
-    def step(self, batch: SequenceBatch, returns: Returns, rows: Tensor, watch: Stopwatch) -> Step:
-        """Descend the loss of the sequences `rows` [n]."""
-        count = max(1, int(batch.valid[rows].sum()))
+    def step(self, batch: SequenceBatch, returns: Returns, rows: Tensor, count: int, watch: Stopwatch) -> Step:
+        """Descend the loss of the sequences `rows` [n], which may be none, and of the group's others; they have `count`
+        valid steps in all."""
         results = self.map(
             lambda share: shard_gradients(self._policy, self.settings, batch, returns, share, count),
             self._shares(rows),
         )
         with watch("optimizer"):
-            norm = self._apply([result.gradients for result in results])
+            gradients = self._summed([result.gradients for result in results])
+        with watch("synchronize"):
+            gradients = self._group.sum_gradients(gradients, self._parameters)
+        with watch("optimizer"):
+            norm = self._apply(gradients)
         sums: dict[str, float] = {}
         for result in results:
             watch.add(result.seconds, 1 / len(results))
             sums = {name: sums.get(name, 0.0) + value for name, value in result.sums.items()}
-        return Step(count, sums, max(result.ratio_error for result in results), norm)
+        return Step(sums, max((result.ratio_error for result in results), default=0.0), norm)
 
     def kl(self, batch: SequenceBatch, rows: Tensor) -> float:
-        """Between the policy of the batch's log-probabilities and the present one, a mean over these sequences."""
-        sums = self.map(lambda share: kl_sum(self._policy, self.settings, batch, share), self._shares(rows))
-        return sum(sums) / max(1, int(batch.valid[rows].sum()))
+        """Between the policy of the batch's log-probabilities and the present one, summed over these sequences."""
+        return sum(self.map(lambda share: kl_sum(self._policy, self.settings, batch, share), self._shares(rows)))
 
     def _shares(self, rows: Tensor) -> list[Tensor]:
         return [share for share in rows.chunk(self.num_threads) if len(share)]
 
-    def _apply(self, shard_gradients: Sequence[Sequence[Tensor | None]]) -> float:
-        """Sum the shards' gradients in their fixed order, clip, step; returns the norm before clipping. One that is not
-        finite changes nothing."""
-        for parameter, parts in zip(self._parameters, zip(*shard_gradients, strict=True), strict=True):
-            present = [part for part in parts if part is not None]
+    def _summed(self, shard_gradients: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
+        """The shards' gradients, summed in their fixed order."""
+        totals: list[Tensor | None] = []
+        for index in range(len(self._parameters)):
+            present = [part for gradients in shard_gradients if (part := gradients[index]) is not None]
+            if not present:
+                totals.append(None)
+                continue
             # A copy, as autograd may hand out one tensor for two parameters, which clipping would then scale twice; and
             # one in order, as torch's fused Adam on CPU ignores a gradient's strides.
-            total = present[0].clone(memory_format=torch.contiguous_format) if present else None
+            total = present[0].clone(memory_format=torch.contiguous_format)
             for part in present[1:]:
                 total += part
-            parameter.grad = total
+            totals.append(total)
+        return totals
+
+    def _apply(self, gradients: Sequence[Tensor | None]) -> float:
+        """Clip and step; returns the norm before clipping. One that is not finite changes nothing."""
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm))
         finite = math.isfinite(norm)
         self.nonfinite_in_a_row = 0 if finite else self.nonfinite_in_a_row + 1
@@ -159,6 +172,7 @@ class Optimizer:
         self._schedules.set_state(state, env_steps)
 
 
-def default_num_threads() -> int:
-    """Threads for a minibatch where the settings leave it open: one a core, four at most."""
-    return min(os.cpu_count() or 1, _MAX_THREADS)
+def default_num_threads(sharing: int = 1) -> int:
+    """Threads for a minibatch where the settings leave it open: one a core, four at most, where so many learners share
+    the cores."""
+    return max(1, min((os.cpu_count() or 1) // sharing, _MAX_THREADS))

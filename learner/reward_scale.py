@@ -6,6 +6,8 @@ that of gymnasium.wrappers.NormalizeReward, but for an episode's last step, wher
 Legend: B sequences, T steps.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from torch import Tensor
 
@@ -32,17 +34,22 @@ class RewardScale:
         """The number by which rewards are divided; 1 before any was seen."""
         return float(np.sqrt(self._squares / self._count + _EPSILON)) if self._count else 1.0
 
-    def scaled(self, batch: SequenceBatch) -> Tensor:
-        """The batch's rewards [B, T] after its own were taken into account."""
-        self._absorb(self._returns(batch)[batch.valid.cpu().numpy()])
+    def scaled(self, batch: SequenceBatch, gathered: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+        """The batch's rewards [B, T] after its own were taken into account.
+
+        Args:
+            batch: perhaps one learner's part of a batch.
+            gathered: the rows of the whole batch from those of this part.
+        """
+        ends = batch.terminated | batch.truncated
+        of_all = (gathered(x) for x in (batch.lane, batch.first_step, batch.rewards, batch.valid, ends))
+        self._absorb(self._returns(*(x.cpu().numpy() for x in of_all)))
         return batch.rewards / self.divisor
 
-    def _returns(self, batch: SequenceBatch) -> np.ndarray:
-        """g at every step, [B, T] float64; a lane whose fragment before is missing starts again from 0."""
-        lane, first, rewards, valid, ends = (
-            x.cpu().numpy()
-            for x in (batch.lane, batch.first_step, batch.rewards, batch.valid, batch.terminated | batch.truncated)
-        )
+    def _returns(
+        self, lane: np.ndarray, first: np.ndarray, rewards: np.ndarray, valid: np.ndarray, ends: np.ndarray
+    ) -> np.ndarray:
+        """g at every valid step, float64; a lane whose fragment before is missing starts again from 0."""
         missing = max(0, int(lane.max()) + 1 - len(self._running))
         self._running = np.append(self._running, np.zeros(missing))
         self._expected = np.append(self._expected, np.zeros(missing, dtype=np.int64))
@@ -54,7 +61,7 @@ class RewardScale:
                 g_BT[n, t] = self._gamma * g_B + rewards[n, t]
                 g_B = np.where(valid[n, t] & ~ends[n, t], g_BT[n, t], 0.0)
             self._running[lane[n]], self._expected[lane[n]] = g_B, start + rewards.shape[1]
-        return g_BT
+        return g_BT[valid]
 
     def _absorb(self, values: np.ndarray) -> None:
         """Add to the running moments (Chan, Golub and LeVeque 1979)."""

@@ -89,9 +89,13 @@ class LearnerSettings(Settings, section="learner"):
     """V-trace's clip of the importance weights (asynchronous service)."""
     vtrace_c: float = 1.0
     """V-trace's clip of the trace-cutting weights (asynchronous service)."""
+    replicas: int = 1
+    """Learner actors that share each update's fragments and sum their gradients; the result depends on it in the last
+    bits. No more than rollout.num_workers; only with Ray."""
     num_threads: int | None = None
-    """Threads among which a minibatch is split on a CPU; the result depends on it in the last bits. Unset: one a core
-    of the machine that starts the run, four at most. On a GPU always one."""
+    """Threads of each replica among which a minibatch is split on a CPU; the result depends on it in the last bits.
+    Unset: one a core of the machine that starts the run, or a share of them where replicas are packed onto it or Ray
+    was started there by the run; one at least, four at most. On a GPU always one."""
     fidelity_every: int | None = None
     """Compare the gradient with full backpropagation's every so many updates, in the time of two epochs of one thread
     (metrics fidelity/...). Unset: never."""
@@ -101,7 +105,7 @@ class LearnerSettings(Settings, section="learner"):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(1, "bptt_length", "gradient_accumulation", "num_epochs", "num_minibatches", "num_threads")
-        self.at_least(1, "fidelity_every")
+        self.at_least(1, "fidelity_every", "replicas")
         self.at_least(0, "burn_in", "vf_coef", "ent_coef", "max_nonfinite", "core_lr_scale")
         for name in ("learning_rate", "max_grad_norm", "clip_range", "vtrace_rho", "vtrace_c"):
             if not 0 < getattr(self, name) < inf:

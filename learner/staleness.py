@@ -30,6 +30,11 @@ class Staleness(NamedTuple):
     part_kl: dict[str, float]  # part -> the KL that is left if this part alone is as it was stored
 
     @classmethod
+    def of_nothing(cls) -> "Staleness":
+        """The staleness where no carry was compared."""
+        return cls(0, math.nan, math.nan, {}, {})
+
+    @classmethod
     def joined(cls, parts: "Sequence[Staleness]") -> "Staleness":
         """The staleness of several parts of a batch together."""
         total = sum(part.carries for part in parts)
@@ -69,7 +74,7 @@ def measure_staleness(policy: Policy, batch: SequenceBatch, anchor: Anchor) -> S
     M = int(used_BS.sum())
     stored = {name: c[used_BS] for name, c in batch.carries.items()}  # [M, ...]
     if not M or not stored:
-        return Staleness(0, math.nan, math.nan, {}, {})
+        return Staleness.of_nothing()
     recomputed = {name: c[used_BS] for name, c in anchor.carries.items()}
     distance = {name: _distance(stored[name], recomputed[name]) for name in stored}
     sizes = {name: c[0].numel() for name, c in stored.items()}

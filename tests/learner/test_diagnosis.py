@@ -7,6 +7,7 @@ from mneme.controllers import ControllerSettings, PolicySettings, build_policy
 from mneme.envs import EnvSettings, make_vector_env
 from mneme.learner.batch import SequenceBatch
 from mneme.learner.diagnosis import suspects
+from mneme.learner.group import Group
 from mneme.learner.returns import Returns
 from mneme.rollout_workers import Collector, policy_spec
 
@@ -34,6 +35,6 @@ def test_what_cannot_be_at_fault_is_not_named(
         batch.observations["observation"].mul_(factor)
     if part == "rewards":
         batch.rewards.add_(1.0).mul_(factor)
-    sentence = suspects(policy, batch, Returns(targets, targets, targets), 3e-3, stepped)
+    sentence = suspects(policy, batch, Returns(targets, targets, targets), 3e-3, stepped, Group())
     assert said in sentence
     assert unsaid not in sentence
