@@ -117,6 +117,7 @@ def make_blueprint(config: ConfigT) -> Blueprint[ConfigT]:
         spec, config = seen.spec, config.changed("spaces", layout=seen.settings.layout, scale=seen.settings.scale)
         length = config.rollout.unroll_length or (facts.episode_length if facts else None) or _DEFAULT_LENGTH
         config.learner.check_batch(config.rollout.num_envs)
+        _check_replicas(config)
         if facts is None and config.env.success_return is None:
             _refuse_success(config)
         check_room(config, spec, length, memory())
@@ -137,7 +138,7 @@ def make_blueprint(config: ConfigT) -> Blueprint[ConfigT]:
                 unroll_length=length,
                 carry_stride=_carry_stride(config, length),
                 warm_up=_warm_up(config, length, facts),
-            ).changed("learner", num_threads=config.learner.num_threads or default_num_threads()),
+            ).changed("learner", num_threads=config.learner.num_threads or default_num_threads(_neighbours(config))),
             spec,
             config.policy.controller.expected_horizon or (max(1, facts.memory_horizon) if facts else length),
             facts,
@@ -153,6 +154,22 @@ def make_blueprint(config: ConfigT) -> Blueprint[ConfigT]:
     finally:
         env.close()
     return blueprint
+
+
+def _check_replicas(config: ServiceConfig) -> None:
+    """Refuse learners that would never have a fragment."""
+    replicas, workers = config.learner.replicas, config.rollout.num_workers
+    if replicas > workers:
+        raise ValueError(
+            f"learner.replicas is {replicas}, but an update has {workers} fragments, one for each of "
+            f"rollout.num_workers; lower learner.replicas or raise rollout.num_workers"
+        )
+
+
+def _neighbours(config: ServiceConfig) -> int:
+    """Learners that share the cores of a machine."""
+    together = config.service.cluster() is None or config.service.learner_placement == "packed"
+    return config.learner.replicas if together else 1
 
 
 def _levels(config: ServiceConfig) -> Iterator[EnvSettings]:

@@ -9,15 +9,14 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
-from ray.exceptions import ObjectLostError, RayError
 from ray.job_config import JobConfig
 
 from mneme.distributed.blueprint import Blueprint
-from mneme.distributed.fleet import RolloutFleet, failure_reason
+from mneme.distributed.fleet import RolloutFleet
+from mneme.distributed.learners import Learners
 from mneme.distributed.ray_access import check_address, keep_token_private, saying_that_it_goes_on
 from mneme.distributed.runners import Arrival, FragmentRef, FragmentsLost, PendingUpdate, RunState, ServiceError
 from mneme.distributed.settings import ServiceSettings
-from mneme.distributed.workers import LearnerWorker
 from mneme.learner import UpdateReport
 from mneme.rollout_workers import Evaluation
 
@@ -94,17 +93,11 @@ class RayRunner:
         service = blueprint.config.service
         self.level = 0
         self._owns_ray = start_ray(service, blueprint.config.rollout.num_workers)
-        gpus = service.learner_gpus
-        if gpus is None:
-            gpus = min(1.0, ray.cluster_resources().get("GPU", 0.0))
-        resources = {service.learner_resource: 1.0} if service.learner_resource else {}
-        # The learner reserves no CPU: it and the rollout actors take turns in synchronous mode.
-        actor: Any = ray.remote(num_cpus=0, num_gpus=gpus, resources=resources)(LearnerWorker)
-        self._learner = actor.remote(blueprint)
+        self.learners = Learners(blueprint)
         self.fleet = RolloutFleet(blueprint)
-        self.weights: Any = self._learner.weights.remote()
+        self.weights: Any = self.learners.weights
         self._version = 0
-        self._check_resources({"GPU": gpus, "CPU": len(self.fleet) * service.worker_cpus, **resources})
+        self._check_resources({**self.learners.demand, "CPU": len(self.fleet) * service.worker_cpus})
 
     def _check_resources(self, demand: Mapping[str, float]) -> None:
         """Ray waits in silence for what it does not have; an autoscaler may bring it, this machine alone never will."""
@@ -116,7 +109,8 @@ class RayRunner:
             if self._owns_ray:
                 self.close()
                 raise ServiceError(
-                    f"{sentence}; lower service.learner_gpus or service.learner_resource, or join a cluster"
+                    f"{sentence}; lower service.learner_gpus, service.learner_resource or learner.replicas, or join a "
+                    f"cluster"
                 )
             _log.info(f"{sentence}; waiting for the cluster to grow")
 
@@ -144,7 +138,7 @@ class RayRunner:
 
     def start(self) -> None:
         with saying_that_it_goes_on("starting the actors"):
-            self._call(self.weights)
+            self.learners.wait()
             started = self.fleet.started()
             ray.wait(started, num_returns=len(started), timeout=None)  # a failure shows when the first fragment is due
 
@@ -161,22 +155,19 @@ class RayRunner:
 
     def learn_begin(self, fragments: Sequence[FragmentRef]) -> PendingUpdate:
         """Start an update; what it returns goes to `learn_end`, and its first element is ready once it is done."""
-        report, weights = self._learner.update.options(num_returns=2).remote(*fragments)
-        return PendingUpdate(report, weights)
+        return self.learners.begin(fragments)
 
     def learn_ready(self, update: PendingUpdate) -> bool:
         """True if `learn_end` would return at once."""
-        return bool(ray.wait([update.report], timeout=0)[0])
+        return self.learners.ready(update)
 
     def learn_end(self, update: PendingUpdate) -> UpdateReport:
         """Wait for an update; its weights become the newest. Raises as `Runner.learn` does."""
         try:
-            report: Any = ray.get(update.report)
-        except ObjectLostError:
-            _log.warning("fragments were lost with their node before the learner could read them; training goes on")
-            raise FragmentsLost("fragments were lost with their node") from None
-        except RayError as error:
-            raise _learner_failure(error) from None
+            report = self.learners.end(update)
+        except FragmentsLost as error:
+            _log.warning(f"{error}; training goes on")
+            raise
         self.weights, self._version = update.weights, report.version
         return report
 
@@ -184,30 +175,15 @@ class RayRunner:
         return self.fleet.evaluate(self.weights, episodes, seed)
 
     def state(self) -> RunState:
-        return RunState(self._call(self._learner.state.remote()), self.fleet.states())
+        return RunState(self.learners.state(), self.fleet.states())
 
     def set_state(self, state: RunState) -> None:
-        self.weights = self._learner.set_state.remote(state.learner)
-        self._version = int(self._call(self.weights).version)
+        self.weights = self.learners.set_state(state.learner)
+        self._version = int(ray.get(self.weights).version)
         self.fleet.set_states(state.workers, self._version)
 
     def close(self) -> None:
         if self._owns_ray:
             ray.shutdown()
-
-    def _call(self, ref: Any) -> Any:
-        try:
-            return ray.get(ref)
-        except RayError as error:
-            raise _learner_failure(error) from None
-
-
-def _learner_failure(error: RayError) -> Exception:
-    """The error that the learner itself raised for the user, or one that says that the learner is gone."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, (ValueError, FloatingPointError)):
-        return cause
-    return ServiceError(
-        f"the learner actor was lost ({failure_reason(error)}); continue from the last checkpoint, "
-        f"if there is one: --resume"
-    )
+        else:
+            self.learners.close()

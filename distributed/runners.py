@@ -29,6 +29,8 @@ class PendingUpdate(NamedTuple):
 
     report: Any
     weights: Any
+    following: tuple[Any, ...]  # ready once the other replicas of the learner are done
+    fragments: tuple[FragmentRef, ...]  # what it is made from
 
 
 class Arrival(NamedTuple):

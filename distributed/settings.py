@@ -72,9 +72,14 @@ class ServiceSettings(Settings, section="service"):
     address: str | None = None
     """Ray cluster to join, such as auto or ray://host:10001. Unset: RAY_ADDRESS, else a new one on this machine."""
     learner_gpus: float | None = None
-    """GPUs reserved for the learner actor. Unset: one if the cluster has any, else none."""
+    """GPUs reserved for each learner actor. Unset: one if the cluster has as many, a share if it has fewer, none if it
+    has none."""
     learner_resource: str | None = None
-    """Custom Ray resource that marks the learner's node, such as learner in cluster.yaml."""
+    """Custom Ray resource that marks the nodes for learner actors, such as learner in cluster.yaml; each takes one."""
+    learner_placement: Literal["packed", "spread"] = "packed"
+    """Nodes of several learner.replicas: on as few as will hold them (packed), or on as many as there are (spread)."""
+    learner_timeout: float = 600.0
+    """Seconds that the learner's replicas wait for each other; after that the run ends."""
     worker_cpus: float = 1.0
     """CPUs reserved for each rollout actor; less than 1 lets actors share a core."""
     collect_timeout: float = 600.0
@@ -91,7 +96,7 @@ class ServiceSettings(Settings, section="service"):
                 raise ValueError(f"service.{name} is {getattr(self, name)}; it must be at least {low}")
         if self.learner_gpus is not None and not self.learner_gpus >= 0:
             raise ValueError(f"service.learner_gpus is {self.learner_gpus}; it must be at least 0")
-        for name in ("worker_cpus", "collect_timeout"):
+        for name in ("worker_cpus", "collect_timeout", "learner_timeout"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"service.{name} is {getattr(self, name)}; it must be above 0")
 

@@ -12,7 +12,7 @@ import torch
 from mneme.controllers import Weights
 from mneme.distributed.blueprint import Blueprint
 from mneme.envs import EnvironmentFailure, make_vector_env, register_missing
-from mneme.learner import Learner, UpdateReport
+from mneme.learner import Group, Learner, UpdateReport
 from mneme.rollout_workers import Collector, EpisodeStats, Evaluation, EvaluationError, FragmentError, evaluate
 from mneme.rollout_workers.stopwatch import Stopwatch
 
@@ -182,9 +182,14 @@ class RolloutWorker:
 
 
 class LearnerWorker:
-    """The learner behind calls that take Arrow batches and give versioned weights."""
+    """The learner behind calls that take Arrow batches and give versioned weights.
 
-    def __init__(self, blueprint: Blueprint) -> None:
+    Args:
+        blueprint: what it is built from.
+        group: the learners that it is one of; by itself by default.
+    """
+
+    def __init__(self, blueprint: Blueprint, group: Group | None = None) -> None:
         torch.set_num_threads(1)
         config = blueprint.config
         self._learner = Learner(
@@ -193,6 +198,7 @@ class LearnerWorker:
             seed=config.seed,
             total_timesteps=config.train.total_timesteps,
             asynchronous=config.service.mode == "async",
+            group=group,
         )
 
     def update(self, *batches: pa.RecordBatch) -> tuple[UpdateReport, Weights]:

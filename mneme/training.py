@@ -136,6 +136,11 @@ def _audience(callbacks: Iterable[Callback], progress: bool) -> Iterator[list[Ca
 
 
 def _checked(config: Config, local: bool) -> Blueprint[Config]:
+    if local and config.learner.replicas > 1:
+        raise ConfigError(
+            f"learner.replicas is {config.learner.replicas}, which needs Ray's actors; leave --local (local=True) out "
+            f"or set learner.replicas=1"
+        )
     if local and config.service.mode == "async":
         raise ConfigError(
             "service.mode is async, which needs Ray's actors; leave --local (local=True) out or set service.mode=sync"

@@ -67,7 +67,7 @@ def last_arrays(folder: Path) -> dict[str, np.ndarray]:
 def service(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[RayRunner]:
     made = RayRunner(make_blueprint(config(tmp_path, *getattr(request, "param", ()))))
     yield made
-    for actor in [*made.fleet._actors, made._learner]:
+    for actor in [*made.fleet._actors, *made.learners.actors]:
         ray.kill(actor)
 
 
@@ -267,7 +267,7 @@ def test_what_this_machine_will_never_have_is_refused(tmp_path: Path, monkeypatc
 def test_a_lost_learner_ends_the_run_with_a_sentence(service: RayRunner) -> None:
     updates = synchronous(service, Replay(10**9, 0), patience=3)
     next(updates)
-    ray.kill(service._learner)
+    ray.kill(service.learners.actors[0])
     with pytest.raises(ServiceError, match="continue from the last checkpoint"):
         next(updates)
 
