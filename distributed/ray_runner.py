@@ -165,8 +165,8 @@ class RayRunner:
         """Wait for an update; its weights become the newest. Raises as `Runner.learn` does."""
         try:
             report = self.learners.end(update)
-        except FragmentsLost as error:
-            _log.warning(f"{error}; training goes on")
+        except FragmentsLost:
+            _log.warning("fragments were lost with their node before the learner could read them; training goes on")
             raise
         self.weights, self._version = update.weights, report.version
         return report

@@ -41,15 +41,15 @@ class RewardScale:
             batch: perhaps one learner's part of a batch.
             gathered: the rows of the whole batch from those of this part.
         """
-        ends = batch.terminated | batch.truncated
-        of_all = (gathered(x) for x in (batch.lane, batch.first_step, batch.rewards, batch.valid, ends))
-        self._absorb(self._returns(*(x.cpu().numpy() for x in of_all)))
+        self._absorb(self._returns(batch, gathered))
         return batch.rewards / self.divisor
 
-    def _returns(
-        self, lane: np.ndarray, first: np.ndarray, rewards: np.ndarray, valid: np.ndarray, ends: np.ndarray
-    ) -> np.ndarray:
+    def _returns(self, batch: SequenceBatch, gathered: Callable[[Tensor], Tensor]) -> np.ndarray:
         """g at every valid step, float64; a lane whose fragment before is missing starts again from 0."""
+        lane, first, rewards, valid, ends = (
+            gathered(x).cpu().numpy()
+            for x in (batch.lane, batch.first_step, batch.rewards, batch.valid, batch.terminated | batch.truncated)
+        )
         missing = max(0, int(lane.max()) + 1 - len(self._running))
         self._running = np.append(self._running, np.zeros(missing))
         self._expected = np.append(self._expected, np.zeros(missing, dtype=np.int64))

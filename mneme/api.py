@@ -95,6 +95,7 @@ def resume(
     run: Run | Path | str,
     *,
     total_timesteps: int | None = None,
+    replicas: int | None = None,
     local: bool = False,
     trust: bool = False,
     callbacks: Iterable[Callback] = (),
@@ -103,8 +104,8 @@ def resume(
     """Go on with a run under its own settings; see `mneme.training.resume`."""
     with _threads_kept():
         return training.resume(
-            _path(run), total_timesteps=total_timesteps, local=local, trust=trust, callbacks=callbacks,
-            progress=progress,
+            _path(run), total_timesteps=total_timesteps, replicas=replicas, local=local, trust=trust,
+            callbacks=callbacks, progress=progress,
         )  # fmt: skip
 
 

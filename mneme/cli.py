@@ -137,12 +137,18 @@ def _train(options: argparse.Namespace) -> int:
     if options.resume is None:
         result = train(load_config(preset, overrides), preset=preset, local=options.local)
     else:
-        if preset or any(not override.startswith("train.total_timesteps=") for override in overrides):
+        given = {override.partition("=")[0] for override in overrides}
+        if preset or given - {"train.total_timesteps", "learner.replicas"}:
             raise ConfigError(
-                "--resume goes on with the run's own settings; besides it, give only train.total_timesteps=N"
+                "--resume goes on with the run's own settings; besides it, give only train.total_timesteps=N or "
+                "learner.replicas=N"
             )
-        total = load_config(None, overrides).train.total_timesteps if overrides else None
-        result = resume(options.resume, total_timesteps=total, local=options.local, trust=options.trust)
+        asked = load_config(None, overrides)
+        total = asked.train.total_timesteps if "train.total_timesteps" in given else None
+        replicas = asked.learner.replicas if "learner.replicas" in given else None
+        result = resume(
+            options.resume, total_timesteps=total, replicas=replicas, local=options.local, trust=options.trust
+        )
     folder = RunFolder(_as_seen_from_here(result.folder))
     if result.interrupted:
         trust = " --trust" if needs_trust(load_config(folder.config), folder.path, local=options.local) else ""
@@ -227,7 +233,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     if sentence is None:
         return _fail(
             "every gradient of this update is finite here; elsewhere, by other versions or kinds of processors, or "
-            "with another learner.num_threads, the last bits differ",
+            "with another learner.num_threads or without the run's learner.replicas, the last bits differ",
             _RUN_ERROR,
         )
     print(sentence)

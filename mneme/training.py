@@ -93,6 +93,7 @@ def resume(
     path: Path,
     *,
     total_timesteps: int | None = None,
+    replicas: int | None = None,
     local: bool = False,
     trust: bool = False,
     callbacks: Iterable[Callback] = (),
@@ -103,6 +104,8 @@ def resume(
     Args:
         path: a run folder or one of its checkpoints.
         total_timesteps: train for this many environment steps in all instead of the configured number.
+        replicas: learn with so many learner actors instead of the configured number; learner.num_threads is then
+            chosen anew.
         trust: import what the run names, whoever wrote it, and join the cluster and open the store that it names.
         local, callbacks, progress: as for `train`.
 
@@ -113,6 +116,8 @@ def resume(
         folder = RunFolder.of(path)
         folder.refuse_if_in_use()
         path, saved, config = load_run(path, trust)
+        if replicas is not None and replicas != config.learner.replicas:
+            config = config.changed("learner", replicas=replicas, num_threads=None)
         if not trust:
             refuse_foreign_places(config, path, folder.path, local)
         if total_timesteps is not None:

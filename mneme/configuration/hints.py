@@ -44,6 +44,7 @@ OTHER_NAMES: Mapping[str, str] = {
     "learner.ent_coef": "entropy_coef entropy_coeff entropy",
     "learner.max_grad_norm": "grad_clip grad_norm clip_grad clip_grad_norm gradient_clip",
     "learner.target_kl": "kl_target",
+    "learner.replicas": "num_learners num_learner_workers num_gpu_learners world_size",
     "learner.num_threads": "shards threads n_threads",
     "train.total_timesteps": "total_steps timesteps steps max_steps",
     "train.evaluate_every": "eval_freq eval_every",
