@@ -18,7 +18,9 @@ from mneme.distributed.blueprint import make_blueprint
 from mneme.distributed.config import ConfigError
 from mneme.distributed.learners import _share_of
 from mneme.distributed.ray_runner import RayRunner, start_ray
+from mneme.distributed.replay import Replay
 from mneme.distributed.runners import FragmentsLost, ServiceError
+from mneme.distributed.service import asynchronous
 from mneme.distributed.settings import ServiceSettings
 from mneme.distributed.workers import LearnerWorker
 from mneme.learner import NonfiniteGradient, default_num_threads
@@ -174,6 +176,13 @@ def test_an_update_that_failed_on_two_replicas_is_known_whole(service: RayRunner
     with pytest.raises(NonfiniteGradient, match=re.escape(str(caught.value))):
         alone.update(*update.batches)
     service.set_state(before)
+
+
+@over_ray
+def test_replicas_learn_while_fragments_are_collected(service: RayRunner) -> None:
+    updates = asynchronous(service, Replay(10**9, max_lag=1))
+    versions = [next(updates).report.version for _ in range(3)]
+    assert versions == list(range(versions[0], versions[0] + 3))
 
 
 @over_ray

@@ -159,7 +159,7 @@ def test_one_two_and_three_learners_come_to_the_same_weights(
 ) -> None:
     """In double precision."""
     settings = LearnerSettings(
-        mode=mode, bptt_length=5, num_threads=1, num_epochs=2, num_minibatches=6, **OPTIONS[normalized]
+        mode=mode, bptt_length=5, num_threads=1, num_epochs=2, num_minibatches=4, **OPTIONS[normalized]
     )
     policy = made_policy(kind, normalized == "observations")
     updates = collected(policy, 3, settings)
@@ -179,13 +179,15 @@ def test_one_two_and_three_learners_come_to_the_same_weights(
                 assert report.metrics == pytest.approx(other.metrics, rel=1e-6, abs=1e-8, nan_ok=True)
 
 
-def test_single_precision_differs_by_its_rounding_alone() -> None:
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_single_precision_differs_by_its_rounding_alone(asynchronous: bool) -> None:
     settings = LearnerSettings(num_threads=1, num_epochs=2, num_minibatches=2)
     policy = made_policy("gru", normalize=False)
     updates = collected(policy, 2, settings)
-    ((expected, _),) = trained(policy, settings, updates, 1)
-    for learner, _ in trained(policy, settings, updates, 2):
+    ((expected, (*_, report)),) = trained(policy, settings, updates, 1, asynchronous=asynchronous)
+    for learner, (*_, own) in trained(policy, settings, updates, 2, asynchronous=asynchronous):
         assert_alike(learner, expected, 1e-4)
+        assert own.metrics == pytest.approx(report.metrics, rel=1e-3, abs=1e-4, nan_ok=True)
 
 
 @pytest.mark.parametrize("lanes", [(3,), (2, 5)])
