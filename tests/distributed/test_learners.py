@@ -13,6 +13,7 @@ import psutil
 import pytest
 import ray
 
+from mneme.cli import main
 from mneme.configuration.config import Config, load_config
 from mneme.distributed.blueprint import make_blueprint
 from mneme.distributed.config import ConfigError
@@ -26,7 +27,7 @@ from mneme.distributed.workers import LearnerWorker
 from mneme.learner import NonfiniteGradient, default_num_threads
 from mneme.rollout_workers import Fragment
 from mneme.storage.checkpoint import list_checkpoints, load_checkpoint
-from mneme.training import resume, train
+from mneme.training import train
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 over_ray = pytest.mark.ray
@@ -90,9 +91,10 @@ def test_two_replicas_learn_what_one_does_and_a_run_goes_from_one_to_two_and_bac
         assert a["seconds/synchronize"] > 0
     straight = weights(one.folder)
     for run, replicas in ((two, 1), (one, 2)):
-        again = resume(list_checkpoints(run.folder / "checkpoints")[0], replicas=replicas, local=replicas == 1)
-        assert load_config(again.folder / "config.yaml").learner.replicas == replicas
-        assert_alike(weights(again.folder), straight)
+        words = ["--resume", str(list_checkpoints(run.folder / "checkpoints")[0]), f"learner.replicas={replicas}"]
+        assert main(["train", *words, *(["--local"] if replicas == 1 else [])]) == 0
+        assert load_config(run.folder / "config.yaml").learner.replicas == replicas
+        assert_alike(weights(run.folder), straight)
 
 
 @over_ray
