@@ -282,7 +282,24 @@ def test_weights_that_differ_end_the_update_with_a_sentence() -> None:
         assert "the weights of learner replica 1 differ from those of replica 0 at version 1" in str(error)
 
 
-def test_a_state_is_that_of_one_learner_and_goes_to_any_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_learners_come_to_the_same_bits_again_resumed_or_not() -> None:
+    settings = LearnerSettings(num_threads=1, num_epochs=2, num_minibatches=3, normalize_rewards=True)
+    policy = made_policy("gru", normalize=True)
+    updates = collected(policy, 3, settings)
+    straight = trained(policy, settings, updates, 2)[0][0].weights().digest()
+    assert trained(policy, settings, updates, 2)[0][0].weights().digest() == straight
+    state = trained(policy, settings, updates[:2], 2)[0][0].state()
+
+    def work(group: Group) -> str:
+        learner = Learner(deepcopy(policy), settings, seed=5, total_timesteps=1000, group=group)
+        learner.set_state(state)
+        learner.update(share(updates[2], group))
+        return learner.weights().digest()
+
+    assert together(2, work) == [straight] * 2
+
+
+def test_a_state_is_that_of_one_learner_and_goes_to_any_number() -> None:
     settings = LearnerSettings(num_threads=1, num_epochs=1, num_minibatches=2, normalize_rewards=True)
     policy = made_policy("gru", normalize=True)
     first, second = collected(policy, 2, settings)
