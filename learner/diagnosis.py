@@ -20,7 +20,7 @@ class FailedUpdate(NamedTuple):
     """An update that came to nothing, as what it began with: on the same machine it fails again in the same way."""
 
     state: dict[str, np.ndarray]  # of the learner
-    batches: tuple[pa.RecordBatch, ...]  # its fragments
+    batches: tuple[pa.RecordBatch, ...]  # its fragments; as a learner of a group says it, those of its rank
 
 
 class NonfiniteGradient(FloatingPointError):
