@@ -19,6 +19,7 @@ from mneme.configuration.config import Config
 from mneme.controllers import ACTION_MASK, Carry, Policy
 from mneme.controllers.compilation import compile_ahead
 from mneme.distributed.blueprint import Blueprint, make_blueprint
+from mneme.distributed.workers import State
 from mneme.envs import Misfit, flat_mask, make_vector_env, one_line
 from mneme.learner import weights_in
 from mneme.rollout_workers import SpaceSettings
@@ -33,6 +34,7 @@ class LoadedPolicy(NamedTuple):
     blueprint: Blueprint[Config]
     policy: Policy
     version: int  # of the weights
+    learner: State  # everything that the next update depends on besides its fragments
 
 
 class AgentCarry(NamedTuple):
@@ -277,9 +279,10 @@ def load_policy(path: Path, trust: bool = False) -> LoadedPolicy:
     blueprint = make_blueprint(config)
     policy = blueprint.policy()
     compile_ahead(policy.controller, blueprint.config.policy.controller.kind)
-    weights = weights_in(checked_state(path, checkpoint, blueprint).learner)
+    state = checked_state(path, checkpoint, blueprint).learner
+    weights = weights_in(state)
     weights.load_into(policy)
-    return LoadedPolicy(path, blueprint, policy, weights.version)
+    return LoadedPolicy(path, blueprint, policy, weights.version, state)
 
 
 def load_agent(path: Path, trust: bool = False) -> Agent:

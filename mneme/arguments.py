@@ -121,15 +121,16 @@ def make_parser() -> argparse.ArgumentParser:
 
     suite = commands.add_parser(
         "suite",
-        help="compare controllers on the memory tasks",
+        help="compare controllers, or modes, on the memory tasks",
         description="Train every controller on every task for several seeds, each with its preset under configs/, and "
-        "print what was solved. What is done is kept: the same --name goes on where it stopped.",
+        "print what was solved; or, with the word modes in front, every mode of backpropagation. What is done is kept: "
+        "the same --name goes on where it stopped.",
     )
     suite.add_argument("settings", nargs="*", metavar="key=value", help="settings that replace the presets'")
     suite.add_argument("--tasks", type=_names, default=[], metavar="A,B", help="presets (default: the memory tasks)")
-    suite.add_argument("--controllers", type=_names, default=[], metavar="A,B", help="kinds (default: all)")
+    suite.add_argument("--controllers", type=_names, default=[], metavar="A,B", help="kinds (default: all of them)")
     suite.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each (default %(default)s)")
-    suite.add_argument("--name", default="suite", help="folder under runs/suites (default %(default)s)")
+    suite.add_argument("--name", help="folder under runs/suites (default suite, or modes)")
     suite.add_argument("--local", action="store_true", help="one process, without Ray")
     suite.add_argument("--table", action="store_true", help="only print what has been done")
     suite.set_defaults(command="suite")

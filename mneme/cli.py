@@ -247,14 +247,19 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _suite(options: argparse.Namespace) -> int:
-    from mneme.experiments.suite import run_suite, show_suite
+    from mneme.experiments.suite.contest import CONTROLLERS_CONTEST
+    from mneme.experiments.suite.modes import MODES_CONTEST
+    from mneme.experiments.suite.running import run_suite, show_suite
 
+    of_modes = options.settings[:1] == ["modes"]
+    contest, overrides = (MODES_CONTEST, options.settings[1:]) if of_modes else (CONTROLLERS_CONTEST, options.settings)
+    name = options.name or ("modes" if of_modes else "suite")
     if options.table:
-        show_suite(options.name)
+        show_suite(name, contest=contest)
         return 0
     complete = run_suite(
-        options.tasks, options.controllers, options.seeds, name=options.name, local=options.local,
-        overrides=options.settings,
+        options.tasks, options.controllers, options.seeds, name=name, local=options.local, overrides=overrides,
+        contest=contest,
     )  # fmt: skip
     return 0 if complete else _INTERRUPTED
 

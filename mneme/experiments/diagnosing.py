@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import closing
 from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
@@ -12,12 +11,11 @@ import torch
 
 from mneme.agent import load_policy
 from mneme.controllers import Policy
-from mneme.envs import make_vector_env
+from mneme.experiments.ageing import collector_of
 from mneme.learner import LearnerSettings
 from mneme.learner.fidelity import Fidelity
 from mneme.learner.learner import Learner
 from mneme.reporting.curves import BLUE, GREY, use_style
-from mneme.rollout_workers import Collector
 
 _ALIKE = 0.9  # a lower cosine is worth a word
 
@@ -70,12 +68,7 @@ def diagnose(path: Path, *, seed: int = 0, num_envs: int | None = None, trust: b
     blueprint, policy = loaded.blueprint, loaded.policy
     config = blueprint.config
     count = num_envs or min(64, config.rollout.num_envs)
-    with closing(make_vector_env(config.env, count, place=blueprint.place(0, seed, copy=2))) as env:
-        collector = Collector(
-            env, policy, blueprint.length, blueprint.carry_stride, seed=seed, spaces=config.spaces,
-            success_return=config.env.success_return,
-        )  # fmt: skip
-        collector.collect(loaded.version)  # so that episodes that are longer than a sequence are met in their middle
+    with collector_of(loaded, seed, count, blueprint.carry_stride) as collector:
         fragment, _ = collector.collect(loaded.version)
     learner = _learner(policy, config.learner, loaded.version)
     fidelity, reach = learner.diagnose([fragment.to_arrow()])

@@ -14,10 +14,13 @@ from rich.console import Console
 from mneme.cli import main
 from mneme.configuration.config import Config, load_config
 from mneme.distributed.config import ConfigError
-from mneme.experiments import suite
 from mneme.experiments.seeds import SeedRun
-from mneme.experiments.suite import Job, Results, run_suite, show_suite
-from mneme.experiments.suite_table import HEADINGS, as_markdown, table_rows
+from mneme.experiments.suite import contest
+from mneme.experiments.suite import running as suite
+from mneme.experiments.suite.contest import CONTROLLERS_CONTEST
+from mneme.experiments.suite.results import Job, Results
+from mneme.experiments.suite.running import run_suite, show_suite
+from mneme.experiments.suite.table import HEADINGS, as_markdown, table_rows
 
 TINY = (
     "rollout.num_envs=8", "policy.controller.hidden_size=8", "learner.num_threads=1", "train.total_timesteps=100",
@@ -130,13 +133,13 @@ def test_a_controllers_own_preset_is_taken_in_place_of_the_tasks(
 ) -> None:
     shutil.copy(suite.PRESETS / "tmaze.yaml", tmp_path)
     (tmp_path / "tmaze_gru.yaml").write_text("env: {id: mneme/TMaze-v0}\nlearner: {learning_rate: 0.5}\n")
-    monkeypatch.setattr(suite, "PRESETS", tmp_path)
+    monkeypatch.setattr(contest, "PRESETS", tmp_path)
     run(controllers="mlp,gru")
     rates = {config.policy.controller.kind: config.learner.learning_rate for config in trained}
     assert rates == {"mlp": load_config(tmp_path / "tmaze.yaml").learner.learning_rate, "gru": 0.5}
 
 
-@pytest.mark.parametrize("task", suite.TASKS)
+@pytest.mark.parametrize("task", CONTROLLERS_CONTEST.tasks)
 def test_the_suites_presets_say_when_a_task_is_solved(task: str) -> None:
     config = load_config(suite.PRESETS / f"{task}.yaml")
     assert config.train.stop_success == 0.99
@@ -210,13 +213,17 @@ def test_the_table_can_be_shown_again(trained: list[Config], capsys: pytest.Capt
     assert Path("runs/suites/s/table.md").read_text() == as_markdown(document())
 
 
-def test_the_time_left_is_that_of_runs_of_the_same_task_where_there_are_any(tmp_path: Path) -> None:
-    def job(task: str) -> Job:
-        return Job(task, "gru", Config(), None, "")
+def test_the_time_left_is_that_of_runs_that_are_alike_where_there_are_any(tmp_path: Path) -> None:
+    def job(task: str, controller: str = "gru") -> Job:
+        return Job(task, controller, "", Config(), None, "")
 
-    results = Results(tmp_path)
+    results = Results(tmp_path, lambda document, folder: None)
     assert math.isnan(results.seconds_left([job("a")]))
     assert results.seconds_left([]) == 0
-    results.document["runs"] = [{"task": "a", "seconds": 10.0}, {"task": "a", "seconds": 20.0}]
-    results.document["runs"] += [{"task": "b", "seconds": 60.0}]
-    assert results.seconds_left([job("a"), job("b"), job("c")]) == 15 + 60 + 30
+    results.document["runs"] = [
+        {"task": "a", "controller": "gru", "seconds": 10.0},
+        {"task": "a", "controller": "lstm", "seconds": 20.0},
+        {"task": "b", "controller": "lstm", "seconds": 60.0},
+    ]
+    left = results.seconds_left([job("a"), job("a", "mlp"), job("b"), job("c")])
+    assert left == 10 + 15 + 60 + 30  # of both, of the task, of the task, of all

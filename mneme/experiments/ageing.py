@@ -1,0 +1,76 @@
+"""The ageing of stored carries: how far they drift from those of newer weights, epoch by epoch and lag by lag."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from mneme.agent import LoadedPolicy
+from mneme.envs import make_vector_env
+from mneme.learner import Learner
+from mneme.learner.anchor import anchor_pass
+from mneme.learner.batch import SequenceBatch
+from mneme.learner.staleness import Staleness, measure_staleness
+from mneme.rollout_workers import Collector
+
+_PROBES = 4  # carries stored a sequence, where the mode stores fewer
+
+
+class Ageing(NamedTuple):
+    """The staleness of one batch's stored carries as training goes on from the weights that collected it."""
+
+    by_epoch: list[Staleness]  # after the first epoch on the batch itself, the second, ...
+    by_lag: list[Staleness]  # after one update, two, ...; of which the first is on the batch itself
+
+
+@contextmanager
+def collector_of(loaded: LoadedPolicy, seed: int, num_envs: int, carry_stride: int) -> Iterator[Collector]:
+    """A collector with a run's newest weights, in the middle of episodes that are longer than a sequence."""
+    blueprint, config = loaded.blueprint, loaded.blueprint.config
+    with closing(make_vector_env(config.env, num_envs, place=blueprint.place(0, seed, copy=2))) as env:
+        collector = Collector(
+            env, loaded.policy, blueprint.length, carry_stride, seed=seed, spaces=config.spaces,
+            success_return=config.env.success_return,
+        )  # fmt: skip
+        collector.collect(loaded.version)
+        yield collector
+
+
+def ageing(loaded: LoadedPolicy, *, lags: int, seed: int, num_envs: int) -> Ageing:
+    """Train on from a checkpoint, in memory, and look back at the first batch's carries; nothing of the run is changed.
+
+    Args:
+        loaded: the checkpoint; its policy is trained on.
+        lags: updates to make, at least 1.
+        seed: of the batches.
+        num_envs: parallel environments.
+    """
+    config, length = loaded.blueprint.config, loaded.blueprint.length
+    epochs = config.learner.num_epochs
+    stride = min(config.learner.plan(length).carry_stride, -(-length // _PROBES))
+    # An update of one epoch at a time: what counts as old came with the fragments, so several make one of several.
+    settings = replace(config.learner, num_epochs=1, num_minibatches=min(num_envs, config.learner.num_minibatches))
+    learner = Learner(
+        loaded.blueprint.policy(), settings, seed=seed, total_timesteps=config.train.total_timesteps
+    )  # fmt: skip
+    learner.set_state(loaded.learner)
+    by_epoch: list[Staleness] = []
+    by_lag: list[Staleness] = []
+    with collector_of(loaded, seed, num_envs, stride) as collector:
+        first: SequenceBatch | None = None
+        for _ in range(lags):
+            fragment, _stats = collector.collect(learner.version)
+            first = first or SequenceBatch.from_fragments([fragment], torch.device("cpu"))
+            for _epoch in range(epochs):
+                learner.update([fragment.to_arrow()])
+                if len(by_epoch) < epochs:
+                    by_epoch.append(_staleness(learner, first))
+            by_lag.append(_staleness(learner, first))
+            learner.weights().load_into(loaded.policy)
+    return Ageing(by_epoch, by_lag)
+
+
+def _staleness(learner: Learner, batch: SequenceBatch) -> Staleness:
+    return measure_staleness(learner.policy, batch, anchor_pass(learner.policy, batch))
