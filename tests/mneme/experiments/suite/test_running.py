@@ -131,7 +131,7 @@ def test_other_settings_need_another_name(trained: list[Config]) -> None:
 def test_a_controllers_own_preset_is_taken_in_place_of_the_tasks(
     trained: list[Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copy(suite.PRESETS / "tmaze.yaml", tmp_path)
+    shutil.copy(contest.PRESETS / "tmaze.yaml", tmp_path)
     (tmp_path / "tmaze_gru.yaml").write_text("env: {id: mneme/TMaze-v0}\nlearner: {learning_rate: 0.5}\n")
     monkeypatch.setattr(contest, "PRESETS", tmp_path)
     run(controllers="mlp,gru")
@@ -141,7 +141,7 @@ def test_a_controllers_own_preset_is_taken_in_place_of_the_tasks(
 
 @pytest.mark.parametrize("task", CONTROLLERS_CONTEST.tasks)
 def test_the_suites_presets_say_when_a_task_is_solved(task: str) -> None:
-    config = load_config(suite.PRESETS / f"{task}.yaml")
+    config = load_config(contest.PRESETS / f"{task}.yaml")
     assert config.train.stop_success == 0.99
 
 
