@@ -127,6 +127,11 @@ def make_blueprint(config: ConfigT) -> Blueprint[ConfigT]:
                 "train.evaluation_environments is training, but the environments of curriculum.stages are not those of "
                 "the task; use own, or leave out curriculum.stages"
             )
+        if config.learner.mode_schedule == "evaluation_plateau" and config.train.evaluate_every is None:
+            raise ValueError(
+                "learner.mode_schedule is evaluation_plateau, but there are no regular evaluations; set "
+                "train.evaluate_every, or use plateau, which goes by the return in training"
+            )
         if config.service.mode == "async" and config.learner.anchor == "never":
             raise ValueError(
                 "learner.anchor is never, but service.mode=async corrects fragments of older weights from what the "

@@ -171,6 +171,9 @@ class RayRunner:
         self.weights, self._version = update.weights, report.version
         return report
 
+    def next_mode(self) -> None:
+        self._learner.next_mode.remote()  # before whatever is asked of it next
+
     def evaluate(self, episodes: int, seed: int) -> Evaluation:
         return self.fleet.evaluate(self.weights, episodes, seed)
 

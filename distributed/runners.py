@@ -74,6 +74,9 @@ class Runner(Protocol):
             FragmentsLost: the update did not take place.
         """
 
+    def next_mode(self) -> None:
+        """Enter the learner's next mode; see `LearnerSettings.mode_schedule`."""
+
     def evaluate(self, episodes: int, seed: int) -> Evaluation:
         """Greedy complete episodes under the newest weights, shared out over the workers.
 
@@ -156,6 +159,9 @@ class LocalRunner:
     def learn(self, fragments: Sequence[FragmentRef]) -> UpdateReport:
         report, self._weights = self._learner.update(*fragments)
         return report
+
+    def next_mode(self) -> None:
+        self._learner.next_mode()
 
     def evaluate(self, episodes: int, seed: int) -> Evaluation:
         share = episode_shares(episodes, len(self._workers))

@@ -208,6 +208,10 @@ class LearnerWorker:
             weights = self._learner.weights()
         return report._replace(seconds=report.seconds | watch.seconds), weights
 
+    def next_mode(self) -> None:
+        """See `Learner.next_mode`."""
+        self._learner.next_mode()
+
     def weights(self) -> Weights:
         """The current weights."""
         return self._learner.weights()

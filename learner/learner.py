@@ -18,6 +18,7 @@ from mneme.controllers import Policy, Weights
 from mneme.learner.anchor import Anchor, anchor_pass
 from mneme.learner.arrival import arrivals
 from mneme.learner.batch import SequenceBatch
+from mneme.learner.bptt import carry_gradient_ratio
 from mneme.learner.carries import StoredCarries
 from mneme.learner.diagnosis import FailedUpdate, NonfiniteGradient
 from mneme.learner.epochs import run_epochs
@@ -111,6 +112,7 @@ class Learner:
         with watch("batch"):
             batch, lags, refused = arrivals(batches, self.policy, self.version, self.group, self.device)
             whole = WholeBatch.of(self.group, batch)
+        self._optimizer.anneal(self.env_steps, whole.steps)
         with watch("anchor"):
             # A first batch finds no statistics: it gives them, and the anchor pass sees it anew: the first ratio is 1.
             first = self.policy.lacks_statistics()
@@ -119,13 +121,9 @@ class Learner:
             anchor, staleness = self._anchor(batch) if self._anchors or first else (None, None)
         with watch("returns"):
             batch, returns = self._returns(batch, whole, anchor)
-        self._optimizer.anneal(self.env_steps, whole.steps)
-        every = self.settings.fidelity_every
+        metrics = self._metrics(lags, staleness if self._anchors else None) | _value_metrics(whole, batch, returns)
         with watch("fidelity"):
-            measured = every and self.version % every == 0
-            fidelity = self._fidelity(batch, returns, whole).metrics() if measured else {}
-        metrics = self._metrics(lags, staleness if self._anchors else None) | fidelity
-        metrics |= _value_metrics(whole, batch, returns)
+            metrics |= self._gradient_metrics(batch, returns, whole)
         metrics |= run_epochs(
             self._optimizer, self.policy, self.settings, batch, returns, whole,
             seed=self._seed, version=self.version, watch=watch,
@@ -159,7 +157,22 @@ class Learner:
 
     def _fidelity(self, batch: SequenceBatch, returns: Returns, whole: WholeBatch) -> Fidelity:
         own = Returns(*map(whole.part, returns))
-        return gradient_fidelity(self.policy, self.settings, batch, own, whole.steps, self.group)
+        return gradient_fidelity(self.policy, self._optimizer.settings, batch, own, whole.steps, self.group)
+
+    def _gradient_metrics(self, batch: SequenceBatch, returns: Returns, whole: WholeBatch) -> dict[str, float]:
+        """What the mode does to the gradient, as far as that is asked for; an adaptive K takes note of it."""
+        settings, bptt, every = self._optimizer.settings, self._optimizer.schedules.bptt, self.settings.fidelity_every
+        metrics = {"bptt_length": float(settings.plan(batch.length).cut_every)}
+        if bptt.adapts:
+            metrics["carry_gradient"] = carry_gradient_ratio(self.policy, settings, batch, returns, whole)
+            bptt.look(metrics["carry_gradient"])
+        if every and self.version % every == 0:
+            metrics |= self._fidelity(batch, returns, whole).metrics()
+        return metrics
+
+    def next_mode(self) -> None:
+        """Enter the next mode of the schedule, if there is one."""
+        self._optimizer.schedules.bptt.next_mode()
 
     def _count(self, batch: SequenceBatch) -> None:
         """Into the statistics that normalise observations."""
@@ -176,7 +189,7 @@ class Learner:
         """The anchor and the staleness of a batch, computed for as many sequences at once as a minibatch has, or for
         fewer where their carries are large."""
         chunks = min(batch.sequences, max(self._optimizer.num_threads, self.settings.num_minibatches))
-        plan = self.settings.plan(batch.length)
+        plan = self._optimizer.settings.plan(batch.length)
         shares = torch.arange(batch.sequences, device=self.device).tensor_split(chunks)
         rows = [group[0].rows for share in shares for group in pieces(self.policy, plan, share, batch.length)]
 
@@ -230,7 +243,9 @@ class Learner:
         batch, returns = self._returns(batch, whole, None)
         if scale is not None:
             scale.set_state(before)
-        return self._fidelity(batch, returns, whole), gradient_reach(self.policy, self.settings, batch, returns)
+        return self._fidelity(batch, returns, whole), gradient_reach(
+            self.policy, self._optimizer.settings, batch, returns
+        )
 
     def state(self) -> State:
         """Everything the next update depends on besides the fragments: weights, Adam's moments, counters."""

@@ -51,7 +51,7 @@ class Optimizer:
 
     def __init__(self, policy: Policy, settings: LearnerSettings, total_timesteps: int, group: Group) -> None:
         self._policy, self._max_grad_norm, self._group = policy, settings.max_grad_norm, group
-        self._schedules = Schedules(settings, total_timesteps)
+        self.schedules = Schedules(settings, total_timesteps)
         self._parameters = list(policy.parameters())
         core = list(policy.controller.parameters())
         held = {id(parameter) for parameter in core}
@@ -75,13 +75,13 @@ class Optimizer:
     @property
     def settings(self) -> LearnerSettings:
         """The settings as they are in this update, but for the learning rate."""
-        return self._schedules.settings
+        return self.schedules.settings
 
     def anneal(self, env_steps: int, steps: int) -> None:
         """Set what is scheduled for an update of `steps` environment steps after `env_steps` of them."""
-        self._schedules.advance(env_steps, env_steps + steps)
+        self.schedules.advance(env_steps, env_steps + steps)
         for group in self._adam.param_groups:
-            group["lr"] = self._schedules.learning_rate * group["scale"]
+            group["lr"] = self.schedules.learning_rate * group["scale"]
 
     def map(self, work: Callable[[Tensor], T], shares: Sequence[Tensor]) -> list[T]:
         """`work` on each share, side by side; results in the order of the shares."""
@@ -143,7 +143,7 @@ class Optimizer:
 
     def state(self) -> State:
         """Adam's moments, by parameter, where the schedules are, and how many steps were skipped last."""
-        state = self._schedules.state() | {_NONFINITE: np.array(self.nonfinite_in_a_row)}
+        state = self.schedules.state() | {_NONFINITE: np.array(self.nonfinite_in_a_row)}
         for name, parameter in self._policy.named_parameters():
             for key, value in self._adam.state.get(parameter, {}).items():
                 state[f"adam.{key}.{name}"] = value.detach().cpu().numpy().copy()
@@ -169,7 +169,7 @@ class Optimizer:
             if moments:
                 self._adam.state[parameter] = moments
         self.nonfinite_in_a_row = int(state.get(_NONFINITE, 0))  # checkpoints of before have none
-        self._schedules.set_state(state, env_steps)
+        self.schedules.set_state(state, env_steps)
 
 
 def default_num_threads(sharing: int = 1) -> int:

@@ -1,6 +1,7 @@
-"""The settings that change over a run: the learning rate, the clip range and the weight of the entropy bonus.
+"""The settings that change over a run: the learning rate, the clip range, the weight of the entropy bonus; mode and K.
 
-Each is the configured value times a share that is constant or falls to zero; the learning rate may rise before.
+Each of the first three is the configured value times a share that is constant or falls to zero; the learning rate may
+rise before.
 """
 
 from dataclasses import replace
@@ -8,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from mneme.learner.annealing import Annealing, Shape
+from mneme.learner.bptt import Bptt
 from mneme.learner.settings import LearnerSettings
 
 _LEARNING_RATE, _CLIP_RANGE, _ENT_COEF = "annealing", "annealing.clip_range", "annealing.ent_coef"
@@ -39,7 +41,8 @@ class Schedules:
             name: Annealing(self._warmup if name == _LEARNING_RATE else 0.0, 1.0, self._end, 1.0)
             for name in self._shapes
         }
-        self.settings = settings  # as the last update has them, but for the learning rate
+        self.bptt = Bptt(settings, total_timesteps)
+        self.settings = self.bptt.settings  # as the last update has them, but for the learning rate
         self.learning_rate = settings.learning_rate
 
     def advance(self, env_steps: int, after: int) -> None:
@@ -53,14 +56,15 @@ class Schedules:
         self.learning_rate = self._configured.learning_rate * self._share(_LEARNING_RATE) * self._warm
         clip_range = self._configured.clip_range * self._share(_CLIP_RANGE)
         ent_coef = self._configured.ent_coef * self._share(_ENT_COEF)
-        self.settings = replace(self._configured, clip_range=max(clip_range, _LEAST_CLIP), ent_coef=ent_coef)
+        self.bptt.advance(env_steps)
+        self.settings = replace(self.bptt.settings, clip_range=max(clip_range, _LEAST_CLIP), ent_coef=ent_coef)
 
     def _share(self, name: str) -> float:
         return self._ways[name].share if name in self._ways else 1.0
 
     def state(self) -> State:
         """Where each schedule is; what is constant has none."""
-        state = {name: np.array(way) for name, way in self._ways.items()}
+        state = {name: np.array(way) for name, way in self._ways.items()} | self.bptt.state()
         return state | ({_WARMUP: np.array(self._warmup)} if self._configured.lr_warmup else {})
 
     def set_state(self, state: State, env_steps: int) -> None:
@@ -69,3 +73,4 @@ class Schedules:
             self._ways[name] = Annealing(*map(float, state[name])).until(self._end, env_steps)
         if self._configured.lr_warmup:
             self._warmup = float(state[_WARMUP])
+        self.bptt.set_state(state)

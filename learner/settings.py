@@ -8,6 +8,10 @@ from mneme.controllers import Settings
 
 ValueLoss = Literal["mse", "huber"]
 Schedule = Literal["constant", "linear", "cosine"]
+Mode = Literal["cached", "truncated", "full"]
+ModeSchedule = Literal["constant", "steps", "plateau", "evaluation_plateau"]
+
+_MODES: tuple[Mode, ...] = ("cached", "truncated", "full")
 
 
 class WindowPlan(NamedTuple):
@@ -25,10 +29,24 @@ class WindowPlan(NamedTuple):
 class LearnerSettings(Settings, section="learner"):
     """PPO over windows of recurrent experience."""
 
-    mode: Literal["cached", "truncated", "full"] = "full"
+    mode: Mode = "full"
     """Backpropagation through time: cached (none), truncated (over K steps) or full (over whole sequences)."""
     bptt_length: int = 32
     """Steps between gradient cuts, K, in truncated mode; longer than the sequence means the whole sequence."""
+    max_bptt_length: int | None = None
+    """Longest K of truncated mode, which then adapts: it starts at bptt_length, doubles while the gradient that reaches
+    a window's first carry is above half of that in its middle, and halves again while it is below a tenth. Unset: K
+    stays."""
+    mode_schedule: ModeSchedule = "constant"
+    """Constant: the mode, all the time. Otherwise cached first, then truncated, then full, as far as the mode: the next
+    one after a share of the run (steps), or once the return in training (plateau) or in the regular evaluations
+    (evaluation_plateau) has stopped rising. Needs carry_source=fresh."""
+    mode_switches: tuple[float, ...] | None = None
+    """Shares of the run after which the next mode begins (mode_schedule=steps), one less than there are modes. Unset:
+    equal parts."""
+    mode_patience: int = 20
+    """Returns, one an update or an evaluation, whose mean must be above that of as many before, by more than chance
+    would have it; where it is not, the next mode begins (mode_schedule=plateau, evaluation_plateau)."""
     carry_source: Literal["fresh", "stored", "zero"] = "fresh"
     """What goes on where gradients are cut: the carry of the current weights (fresh), that of when the experience was
     collected (stored), or the initial one (zero, an ablation)."""
@@ -105,7 +123,7 @@ class LearnerSettings(Settings, section="learner"):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(1, "bptt_length", "gradient_accumulation", "num_epochs", "num_minibatches", "num_threads")
-        self.at_least(1, "fidelity_every", "replicas")
+        self.at_least(1, "fidelity_every", "replicas", "max_bptt_length", "mode_patience")
         self.at_least(0, "burn_in", "vf_coef", "ent_coef", "max_nonfinite", "core_lr_scale")
         for name in ("learning_rate", "max_grad_norm", "clip_range", "vtrace_rho", "vtrace_c"):
             if not 0 < getattr(self, name) < inf:
@@ -130,6 +148,39 @@ class LearnerSettings(Settings, section="learner"):
         if self.carry_source != "stored" and self.burn_in:
             raise self.fault("burn_in", "it refreshes stored carries; leave it out, or set carry_source=stored")
 
+        self._check_changes()
+
+    def _check_changes(self) -> None:
+        """Refuse changes of mode and K that cannot be."""
+        scheduled, longest = self.mode_schedule != "constant", self.max_bptt_length
+        if (scheduled or longest is not None) and self.carry_source != "fresh":
+            name = "mode_schedule" if scheduled else "max_bptt_length"
+            raise self.fault(name, "it needs carry_source=fresh, as carries are stored for one plan of windows")
+        if scheduled and self.mode == "cached":
+            raise self.fault("mode_schedule", "mode=cached has no mode before it; set mode=truncated or mode=full")
+        if self.mode_switches is not None:
+            shares, least = self.mode_switches, len(self.modes) - 1
+            if self.mode_schedule != "steps":
+                raise self.fault("mode_switches", "they belong to mode_schedule=steps; set that, or leave them out")
+            if len(shares) != least or list(shares) != sorted(shares) or not all(0 <= share <= 1 for share in shares):
+                raise self.fault("mode_switches", f"give {least} from 0 to 1, rising: {' -> '.join(self.modes)}")
+        if longest is not None:
+            if "truncated" not in self.modes:
+                raise self.fault("max_bptt_length", f"mode={self.mode} has no K; set mode=truncated, or mode_schedule")
+            if not 2 <= self.bptt_length <= longest:
+                raise self.fault("max_bptt_length", f"K starts at bptt_length={self.bptt_length}: from 2, not above it")
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """The modes of a run, one after the other."""
+        return (self.mode,) if self.mode_schedule == "constant" else _MODES[: _MODES.index(self.mode) + 1]
+
+    @property
+    def switches(self) -> tuple[float, ...]:
+        """Shares of the run after which the second of the modes begins, and the third."""
+        n = len(self.modes)
+        return self.mode_switches if self.mode_switches is not None else tuple(i / n for i in range(1, n))
+
     def plan(self, length: int) -> WindowPlan:
         """The plan for cutting sequences of `length` steps; a window longer than the sequence is clamped to it."""
         window = {"cached": 1, "truncated": min(self.bptt_length, length), "full": length}[self.mode]
@@ -147,7 +198,10 @@ class LearnerSettings(Settings, section="learner"):
 
     def full(self) -> "LearnerSettings":
         """The same with full backpropagation through time."""
-        return replace(self, mode="full", carry_source="fresh", burn_in=0)
+        return replace(
+            self, mode="full", carry_source="fresh", burn_in=0, mode_schedule="constant", mode_switches=None,
+            max_bptt_length=None,
+        )  # fmt: skip
 
     def check_batch(self, sequences: int) -> None:
         """Refuse a batch that cannot be split.

@@ -17,6 +17,7 @@ from mneme.distributed.service import Update
 from mneme.episodes import EpisodeOrder, Episodes
 from mneme.interruption import StopRequest
 from mneme.learner import NonfiniteGradient
+from mneme.mode_schedule import ModeSchedule
 from mneme.reporting.meter import Meter, Row, describe_evaluation, evaluation_row
 from mneme.rollout_workers import Evaluation, EvaluationError
 from mneme.storage.checkpoint import save_checkpoint
@@ -41,11 +42,14 @@ class ActiveRun:
     key: str  # by which the tracking store finds the run again
     meter: Meter
     curriculum: Curriculum
+    modes: ModeSchedule
     episodes: EpisodeOrder = field(default_factory=EpisodeOrder)
     steps: int = 0
     saved_at: int | None = None  # step of the newest checkpoint of this process
     rows_lost: bool = False
     endless: bool = False  # whether it was said that no episode ends
+    evaluation_due: bool = False  # after the newest update
+    reach: float | None = None  # steps that gradients went back in the newest update
 
     @property
     def config(self) -> Config:
@@ -69,9 +73,21 @@ class ActiveRun:
         for delivery in update.deliveries:
             for sentence in delivery.stats.failures if delivery.stats else ():
                 _log.warning(f"an episode was cut short: {sentence}")
+        self._note_reach(row["bptt_length"])
+        if self.modes.trained(row["return"]):
+            self._next_mode("return in training")
         self._record(row)
         self.callbacks.update(self.progress, MappingProxyType(row))
         return episodes, row
+
+    def _note_reach(self, steps: float) -> None:
+        if self.reach is not None and steps != self.reach:
+            _log.info(f"step {self.steps:,}: gradients now go back {steps:,.0f} steps, no longer {self.reach:,.0f}")
+        self.reach = steps
+
+    def _next_mode(self, what: str) -> None:
+        self.runner.next_mode()
+        _log.info(f"step {self.steps:,}: the {what} has stopped rising, so learner.mode={self.modes.mode} begins")
 
     def _record(self, row: Row) -> None:
         """Keep a row of metrics; a disk that is full costs rows, not the run."""
@@ -109,7 +125,9 @@ class ActiveRun:
         evaluation takes place all the same."""
         if self.saved_at is None:
             self.checkpoint()  # evaluation runs the user's code under a new policy: what was learned is saved first
-        return self._reached(Look.EVALUATION) and self._reached(Look.CONFIRMATION)
+        reached = self._reached(Look.EVALUATION) and self._reached(Look.CONFIRMATION)
+        self.evaluation_due = False
+        return reached
 
     def _reached(self, look: Look) -> bool:
         evaluation, target = self.evaluate(look), self.config.train.stop_success
@@ -133,6 +151,8 @@ class ActiveRun:
         self._record(evaluation_row(evaluation, "confirmation/" if look is Look.CONFIRMATION else "evaluation/"))
         _log.info(f"{name} at step {self.steps:,}: {describe_evaluation(evaluation)}")
         self.callbacks.evaluation(self.progress, evaluation, look)
+        if look is Look.EVALUATION and self.modes.evaluated(evaluation.mean_return):
+            self._next_mode("return in evaluations")
         return evaluation
 
     def checkpoint(self) -> None:
@@ -185,6 +205,8 @@ class ActiveRun:
             "steps": self.steps,
             "episodes": self.meter.episodes,
             "curriculum": self.curriculum.state(),
+            "mode_schedule": self.modes.state(),
+            "evaluation_due": self.evaluation_due,
             "waiting_episodes": self.episodes.state(),
             "config": to_json(self.config.to_dict()),
             "tracking_run": self.key,

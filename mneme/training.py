@@ -24,6 +24,7 @@ from mneme.distributed.service import Update, asynchronous, synchronous
 from mneme.envs import check_sendable
 from mneme.interruption import StopRequest, stopping_on_signals
 from mneme.learner import NonfiniteGradient, resolve_device
+from mneme.mode_schedule import ModeSchedule
 from mneme.reporting.curves import LearningCurve
 from mneme.reporting.display import Display
 from mneme.reporting.meter import Meter
@@ -191,7 +192,7 @@ def _execute(
         stop = stack.enter_context(stopping_on_signals())
         told = Callbacks([*callbacks, LearningCurve(), Tracking()], stop)
         meter, curriculum = Meter(config.rollout.num_workers), Curriculum(config.curriculum)
-        run = ActiveRun(blueprint, folder, runner, told, key, meter, curriculum)
+        run = ActiveRun(blueprint, folder, runner, told, key, meter, curriculum, ModeSchedule(config.learner))
         stack.callback(lambda: told.end(run.progress, outcome))
         # What is told may work in the background, and so do the runner's parts, which start meanwhile.
         told.start(RunStart(folder.path, blueprint, key, saved is not None))
@@ -221,6 +222,8 @@ def _loop(run: ActiveRun, stop: StopRequest) -> bool:
     train, every = run.config.train, run.config.checkpoint.every
     next_checkpoint = _next_multiple(run.steps, every)
     next_evaluation = _next_multiple(run.steps, train.evaluate_every)
+    if run.evaluation_due and run.solved():
+        return True
     for update in _updates(run):
         episodes, row = run.count(update)
         run.seems_endless()
@@ -228,14 +231,15 @@ def _loop(run: ActiveRun, stop: StopRequest) -> bool:
             run.enter_level()
         if run.steps >= train.total_timesteps:
             return True
+        promising = math.inf if train.stop_success is None else train.stop_success - _EXPLORATION
+        seems_solved = run.curriculum.complete and row["success"] >= promising
+        run.evaluation_due = seems_solved or run.steps >= next_evaluation
         if stop.made:
             return False
         if run.steps >= next_checkpoint:
             next_checkpoint = _next_multiple(run.steps, every)
             run.checkpoint()
-        promising = math.inf if train.stop_success is None else train.stop_success - _EXPLORATION
-        seems_solved = run.curriculum.complete and row["success"] >= promising
-        if seems_solved or run.steps >= next_evaluation:
+        if run.evaluation_due:
             next_evaluation = _next_multiple(run.steps, train.evaluate_every)
             if run.solved():
                 return True
@@ -266,9 +270,12 @@ def _restore(run: ActiveRun, saved: dict[str, Any], state: RunState) -> None:
     run.steps = saved["steps"]
     run.meter.episodes = saved["episodes"]
     run.curriculum.set_state(saved["curriculum"])
+    if "mode_schedule" in saved:  # checkpoints of before have none
+        run.modes.set_state(saved["mode_schedule"])
+    run.evaluation_due = saved.get("evaluation_due", False)
     run.episodes.set_state(saved["waiting_episodes"])
     run.runner.level = run.curriculum.level
-    run.folder.rewind(run.steps)
+    run.folder.rewind(run.steps, run.evaluation_due)
     set_aside_after(run.folder.checkpoints, run.steps)
     _log.info(f"resuming {run.folder.path} from step {run.steps:,}")
     total = run.config.train.total_timesteps

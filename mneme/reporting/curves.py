@@ -119,6 +119,12 @@ def draw_learning_curve(
         for name in ("kl", "entropy", "speed"):
             axes[name].set_ylim(bottom=min(0.0, axes[name].get_ylim()[0]))
         axes["speed"].yaxis.set_major_formatter(lambda value, _: _short(value))
+        for step, reach in _changes(history, "bptt_length"):
+            axes["return"].axvline(step, color=GREY, linestyle=":", linewidth=1, zorder=1)
+            axes["return"].annotate(
+                f"K {reach:,.0f}", (step, 1), (2, -8), xycoords=("data", "axes fraction"),
+                textcoords="offset points", color=GREY, fontsize=8,
+            )  # fmt: skip
         last = max((row["step"] for row in history), default=1)
         for panel in axes.values():
             panel.set_xlim(0, last * 1.02)
@@ -178,6 +184,13 @@ def _series(history: Sequence[Mapping[str, float]], key: str) -> tuple[Array, Ar
     rows = [(row["step"], row[key]) for row in history if key in row and np.isfinite(row[key])]
     steps, values = np.array(rows, dtype=np.float64).reshape(-1, 2).T
     return steps, values
+
+
+def _changes(history: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, float]]:
+    """The steps at which a value became another one, and that value."""
+    steps, values = _series(history, key)
+    changed = np.flatnonzero(np.diff(values)) + 1
+    return list(zip(steps[changed], values[changed], strict=True))
 
 
 def _running_mean(values: Array, span: int) -> Array:

@@ -40,6 +40,7 @@ QUANTITIES = (
     Quantity("success", "success", lambda v: f"{100 * v:.1f} %", "success {}"),
     Quantity("kl", "KL", lambda v: f"{v:.4f}", "kl {}"),
     Quantity("entropy", "entropy", lambda v: f"{v:.3f}"),
+    Quantity("bptt_length", "K", lambda v: f"{v:,.0f}", "K {}"),
     Quantity("value_loss", "value loss", lambda v: f"{v:.4g}"),
     Quantity("steps_per_second", "steps/s", lambda v: f"{v:,.0f}", "{} steps/s"),
     Quantity("lag", "lag", lambda v: f"{v:.2g}", "lag {}"),

@@ -22,13 +22,14 @@ from mneme.distributed.config import ConfigError
 from mneme.distributed.runners import RunState
 from mneme.distributed.workers import LearnerWorker, RolloutWorker, State
 from mneme.episodes import EpisodeOrder
+from mneme.mode_schedule import ModeSchedule
 from mneme.storage.checkpoint import Checkpoint, CheckpointError, find_checkpoint
 from mneme.storage.paths import locate
 from mneme.storage.trust import refuse_foreign_code
 
 _NOT_NEGATIVE = re.compile(
     r"adam\.(step|exp_avg_sq)\..*|policy\..*\.(count|variance)|version|env_steps|reward_scale\.expected"
-    r"|nonfinite_in_a_row|warmup|level|step|incarnation|episode_step|env\.(episode|step)"
+    r"|nonfinite_in_a_row|warmup|bptt\.looks|level|step|incarnation|episode_step|env\.(episode|step)"
 )
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of one parameter in Adam: all of them or none
 _LATER = ("nonfinite_in_a_row",)  # which checkpoints of before do not have
@@ -118,6 +119,10 @@ def _check_record(path: Path, run: Mapping[str, Any], config: Config) -> None:
         fits = fits and len(recent) <= stages.episodes and all(type(success) is bool for success in recent)
     if not fits:
         raise _strange(path, "curriculum", curriculum)
+    if "mode_schedule" in run and not ModeSchedule(config.learner).fits(run["mode_schedule"]):
+        raise _strange(path, "mode_schedule", run["mode_schedule"])
+    if not isinstance(run.get("evaluation_due", False), bool):
+        raise _strange(path, "evaluation_due", run["evaluation_due"])
     waiting: Any = run.get("waiting_episodes")
     order = EpisodeOrder()
     try:

@@ -161,9 +161,12 @@ class RunFolder:
                 continue
         return rows
 
-    def rewind(self, step: int) -> None:
-        """Forget metrics after `step`, which the resumed run will write again."""
+    def rewind(self, step: int, evaluation_due: bool = False) -> None:
+        """Forget metrics after `step`, and of the evaluation after it if that is due: the resumed run will write them
+        again."""
         rows = [row for row in self.history() if row["step"] <= step]
+        if evaluation_due:
+            rows = [row for row in rows if row["step"] < step or "weights_version" in row]
         self._replace(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
     def _replace(self, target: Path, text: str) -> None:

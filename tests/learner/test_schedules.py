@@ -57,7 +57,7 @@ def test_an_update_is_that_of_the_settings_as_they_then_are(counting_collector: 
     fragment = collector.collect()[0].to_arrow()
     scheduled = make_learner(collector, settings)
     for _ in range(4):  # of 138 steps, so that the warm-up ends in the third
-        now = scheduled._optimizer._schedules
+        now = scheduled._optimizer.schedules
         before = scheduled.state()
         metrics = scheduled.update([fragment]).metrics
         assert metrics["learning_rate"] == now.learning_rate

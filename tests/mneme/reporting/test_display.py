@@ -17,6 +17,7 @@ ROW: dict[str, float] = {
     "value_loss": 0.0567,
     "steps_per_second": 44_120.4,
     "lag": 0.0,
+    "bptt_length": 65.0,
     "staleness": math.nan,
     "fragments_dropped": 7.0,
 }
@@ -45,10 +46,10 @@ def test_a_pipe_gets_one_plain_line_per_update(clock: list[float]) -> None:
         display.update(ROW | {"staleness": 0.25, "lag": 1.5}, 124_960)
     assert file.getvalue().splitlines() == [
         "delayed cue: 500,000 steps",
-        "step  24,960/500,000    4 %  eta 0:00:11  return 0.31  success 31.2 %  kl 0.0042  44,120 steps/s  "
+        "step  24,960/500,000    4 %  eta 0:00:11  return 0.31  success 31.2 %  kl 0.0042  K 65  44,120 steps/s  "
         "lag 0  staleness –",
         "a worker was replaced",
-        "step 124,960/500,000   24 %  eta 0:00:38  return 0.31  success 31.2 %  kl 0.0042  44,120 steps/s  "
+        "step 124,960/500,000   24 %  eta 0:00:38  return 0.31  success 31.2 %  kl 0.0042  K 65  44,120 steps/s  "
         "lag 1.5  staleness 0.25",
     ]
 
