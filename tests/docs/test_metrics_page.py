@@ -20,6 +20,7 @@ SMALL = [
     "train.total_timesteps=192", "train.evaluation_episodes=16", "tracking.enabled=false",
 ]  # fmt: skip
 STALE = ["learner.anchor=always", "policy.controller.num_layers=2"]
+ADAPTIVE = ["learner.carry_source=fresh", "learner.max_bptt_length=4"]
 STAGED = ["curriculum.stages=[{horizon: 3}]", "train.evaluate_every=48", "train.stop_success=1e-9"]
 
 
@@ -43,7 +44,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunFolder, "append", seen)
-        for extra in (STALE, STAGED):
+        for extra in (STALE, STAGED, ADAPTIVE):
             folder = tmp_path_factory.mktemp("runs")
             train(load_config(None, [*SMALL, *extra, f"checkpoint.root={folder}"]), local=True)
     return keys
