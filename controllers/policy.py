@@ -91,6 +91,15 @@ class Policy(nn.Module):
         """The initial carry of `batch` lanes."""
         return self.controller.initial_carry(batch)
 
+    def blank(self, T: int, B: int) -> Observation:
+        """An observation of nothing, [T, B, ...] a part, that allows every action."""
+        device = self.value_head.weight.device
+        parts = {
+            name: torch.zeros(T, B, *shape, dtype=dtypes[0], device=device)
+            for name, (dtypes, shape) in self._expected.items()
+        }
+        return {name: ~part if name == ACTION_MASK else part for name, part in parts.items()}
+
     def scan(
         self, observations: Observation, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None
     ) -> PolicyOutput:

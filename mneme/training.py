@@ -19,6 +19,7 @@ from mneme.curriculum import Curriculum
 from mneme.distributed.blueprint import Blueprint, make_blueprint
 from mneme.distributed.config import ConfigError
 from mneme.distributed.replay import Replay
+from mneme.distributed.room import check_update, device_memory
 from mneme.distributed.runners import LocalRunner, OverlappingRunner, Runner, RunState
 from mneme.distributed.service import Update, asynchronous, synchronous
 from mneme.envs import check_sendable
@@ -162,6 +163,19 @@ def _checked(config: Config, local: bool) -> Blueprint[Config]:
     return blueprint
 
 
+def _check_memory(blueprint: Blueprint[Config], local: bool) -> None:
+    """Refuse an update that does not fit, where learning runs here."""
+    config = blueprint.config
+    if not local and config.service.cluster() is not None:
+        return
+    device = resolve_device(config.learner.device)
+    policy = blueprint.policy().to(device)
+    try:
+        check_update(config, policy, blueprint.length, blueprint.fragment_bytes(policy), device_memory(device))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
 def _check_sendable(config: Config) -> None:
     """Refuse code that Ray's workers cannot have."""
     try:
@@ -181,6 +195,7 @@ def _execute(
     config: Config = blueprint.config
     outcome: Outcome = "failed"
     compile_ahead(blueprint.policy().controller, config.policy.controller.kind)
+    _check_memory(blueprint, local)
     with ExitStack() as stack:
         runner = _make_runner(blueprint, local)
         stack.callback(runner.close)

@@ -1,10 +1,17 @@
 """What a network has no room for is named before it is made."""
 
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from mneme.configuration.config import load_config
 from mneme.controllers import Categorical, OneHot, PolicySpec, Vector
-from mneme.distributed.room import check_room
+from mneme.distributed.blueprint import make_blueprint
+from mneme.distributed.config import ConfigError
+from mneme.distributed.room import check_room, check_update
+from mneme.training import train
 
 GIB = 2**30
 HIDDEN, STEPS = 64, 128 // 4 * 100  # of a minibatch: a quarter of 128 lanes, 100 steps long
@@ -41,3 +48,56 @@ def test_where_learning_runs_elsewhere_only_the_weights_must_fit_here() -> None:
     with pytest.raises(ValueError, match="'day' needs 1 GiB"):
         check(spec, 1_000_000 * HIDDEN * 16 - 1, "service.address=ray://elsewhere:10001")
     check(spec, 1_000_000 * 8 * 16, "service.address=ray://elsewhere:10001", "policy.encoder=[8]")
+
+
+LONG = ("env.kwargs.horizon=2047", "rollout.num_envs=64", "rollout.num_workers=1", "policy.controller.hidden_size=32")
+
+
+@pytest.mark.parametrize(
+    ("share", "settings", "named"),
+    [
+        (0.9, (), {"gradient_accumulation"}),
+        (0.4, (), {"gradient_accumulation"}),
+        (0.9, ("learner.num_minibatches=64",), {"activation_checkpointing"}),
+        (0.5, ("learner.num_minibatches=16",), {"activation_checkpointing", "gradient_accumulation"}),
+        (0.001, (), set()),
+    ],
+)
+def test_an_update_that_does_not_fit_is_refused_with_the_setting_that_helps(
+    share: float, settings: tuple[str, ...], named: set[str]
+) -> None:
+    blueprint = make_blueprint(load_config(None, [*LONG, *settings]))
+    policy = blueprint.policy()
+    nbytes = blueprint.fragment_bytes(policy)
+
+    def check(available: int, **changes: Any) -> None:
+        check_update(blueprint.config.changed("learner", **changes), policy, blueprint.length, nbytes, available)
+
+    with pytest.raises(ValueError, match=r"^an update needs about .* of activations, .*; lower rollout.num_envs or"):
+        check(0)
+    low, high = 0, 2**32
+    while high - low > 2**16:
+        middle = (low + high) // 2
+        try:
+            check(middle)
+        except ValueError:
+            low = middle
+        else:
+            high = middle
+    with pytest.raises(ValueError, match="^an update needs about") as refused:
+        check(int(share * high))
+    remedy = re.findall(r"learner\.(\w+)=(\w+)", str(refused.value))
+    assert {name for name, _ in remedy} == named
+    if named:
+        check(int(share * high), **{name: True if value == "true" else int(value) for name, value in remedy})
+    else:
+        assert str(refused.value).endswith("lower rollout.num_envs or rollout.unroll_length")
+
+
+def test_a_run_that_does_not_fit_says_so_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mneme.training.device_memory", lambda device: 2**10)
+    with pytest.raises(ConfigError, match="an update needs about"):
+        train(load_config(None, [f"checkpoint.root={tmp_path / 'runs'}"]), local=True)
+    assert not (tmp_path / "runs").exists()

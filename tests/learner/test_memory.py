@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from benchmarks.memory import MIB, MODES
-from mneme.controllers import CONTROLLERS
+from mneme.controllers import CONTROLLERS, ControllerSettings, PolicySettings, build_policy
+from mneme.envs import EnvSettings, make_vector_env
 from mneme.experiments.update_cost import peak_bytes, update_costs
 from mneme.learner import LearnerSettings
+from mneme.learner.memory import update_memory
+from mneme.rollout_workers import policy_spec
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the system does not say what a process held at most")
 
@@ -20,6 +23,25 @@ def test_the_peak_is_of_the_work_alone() -> None:
     peak = peak_bytes(lambda: int(np.ones(2**24, np.uint8)[0]))
     assert abs(peak - 2**24) < NOISE
     assert held.all()
+
+
+@pytest.mark.parametrize("kind", ["mlp", "gru", "mamba2"])
+def test_an_update_is_estimated_before_there_is_any_data(kind: str) -> None:
+    variants = {
+        "full": LearnerSettings(num_epochs=1, num_threads=1),
+        "checkpointing": LearnerSettings(num_epochs=1, num_threads=1, activation_checkpointing=True),
+        "in parts": LearnerSettings(num_epochs=1, num_threads=1, gradient_accumulation=4),
+    }
+    T, B, H = 512, 32, 128
+    costs = update_costs(kind, variants, length=T, lanes=B, hidden=H)
+    env = make_vector_env(EnvSettings(id="mneme/DelayedCue-v0", kwargs={"horizon": T - 1}), 1)
+    policy_settings = PolicySettings(controller=ControllerSettings(kind=kind, hidden_size=H))
+    policy = build_policy(policy_spec(env), policy_settings, T - 1, seed=0)
+    for name, settings in variants.items():
+        fragment = costs[name].fragment
+        found = update_memory(policy, settings, length=T, sequences=B, batch_bytes=fragment, threads=1)
+        peak = costs[name].peak + fragment  # which was there before
+        assert 0.6 * peak - NOISE < found.total < 1.5 * peak + NOISE, name
 
 
 @pytest.mark.slow
