@@ -115,6 +115,10 @@ class LearnerReplica:
         """See `LearnerWorker.set_state`."""
         return self._worker.set_state(state)
 
+    def next_mode(self) -> None:
+        """See `LearnerWorker.next_mode`."""
+        self._worker.next_mode()
+
     def take_up(self, state: State) -> None:
         """Do as `set_state`, for a replica that is not the first."""
         self._worker.set_state(state)
@@ -165,6 +169,11 @@ class Learners:
     def wait(self) -> None:
         """Wait until all are there, with the weights that they start from. Raises as `end` does."""
         self._all(self._starting)
+
+    def next_mode(self) -> None:
+        """Let all enter the next mode, before whatever is asked of them next."""
+        for each in self.actors:
+            each.next_mode.remote()
 
     def begin(self, fragments: Sequence[FragmentRef]) -> PendingUpdate:
         """Start an update, each replica with its share of the fragments, in their order."""

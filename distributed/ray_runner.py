@@ -172,7 +172,7 @@ class RayRunner:
         return report
 
     def next_mode(self) -> None:
-        self._learner.next_mode.remote()  # before whatever is asked of it next
+        self.learners.next_mode()
 
     def evaluate(self, episodes: int, seed: int) -> Evaluation:
         return self.fleet.evaluate(self.weights, episodes, seed)

@@ -14,6 +14,7 @@ from mneme.controllers import Policy
 from mneme.learner.batch import SequenceBatch
 from mneme.learner.diagnosis import NonfiniteGradient, suspects
 from mneme.learner.optimizer import Optimizer
+from mneme.learner.ppo import RATIO, RATIO_SQUARED
 from mneme.learner.returns import Returns, normalized_over
 from mneme.learner.settings import LearnerSettings
 from mneme.learner.whole_batch import WholeBatch
@@ -93,7 +94,10 @@ def run_epochs(
     sums_of, kl_of, ratio_errors = zip(*whole.group.gather((dict(sums), kl, ratio_error)), strict=True)
     ratio_error = max(ratio_errors)
     names = dict.fromkeys(name for of_rank in sums_of for name in of_rank)
-    return {name: sum(of_rank.get(name, 0.0) for of_rank in sums_of) / counted for name in names} | {
+    means = {name: sum(of_rank.get(name, 0.0) for of_rank in sums_of) / counted for name in names}
+    ratio, squared = means.pop(RATIO, math.nan), means.pop(RATIO_SQUARED, math.nan)
+    return means | {
+        "effective_sample_size": ratio**2 / squared,
         "kl": sum(kl_of) / max(1, int(whole.valid[sample].sum())),
         "grad_norm": grad_norm / minibatches if minibatches else math.nan,
         "nonfinite_steps": float(skipped),

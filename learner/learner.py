@@ -153,6 +153,7 @@ class Learner:
     def _metrics(self, lags: Sequence[float], staleness: Staleness | None) -> dict[str, float]:
         """Metrics of the fragments, and of what they are worked on with."""
         metrics = {"lag": fmean(lags), "lag_max": max(lags)} | (staleness.metrics() if staleness else {})
+        metrics |= {f"lag/{lag:g}": lags.count(lag) / len(lags) for lag in sorted(set(lags))}
         return metrics | {f"backend/{self.policy.controller.backend_on(self.device)}": 1.0}
 
     def _fidelity(self, batch: SequenceBatch, returns: Returns, whole: WholeBatch) -> Fidelity:
@@ -169,6 +170,11 @@ class Learner:
         if every and self.version % every == 0:
             metrics |= self._fidelity(batch, returns, whole).metrics()
         return metrics
+
+    @property
+    def present_settings(self) -> LearnerSettings:
+        """The settings as schedules have made them, mode and K included, but for the learning rate."""
+        return self._optimizer.settings
 
     def next_mode(self) -> None:
         """Enter the next mode of the schedule, if there is one."""

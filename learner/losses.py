@@ -18,6 +18,7 @@ class PolicyLoss(NamedTuple):
     loss: Tensor  # to be minimised
     kl: Tensor  # non-negative estimate of KL(old || new) (Schulman 2020, "k3")
     clipped: Tensor  # 1.0 where the ratio lies outside the clip range
+    ratio: Tensor  # of new to old probability
 
 
 def clipped_policy_loss(
@@ -33,7 +34,7 @@ def clipped_policy_loss(
     if dual_clip is not None:
         loss = torch.where(advantages < 0, torch.minimum(loss, -dual_clip * advantages), loss)
     with torch.no_grad():
-        return PolicyLoss(loss, ratio - 1 - log_ratio, ((ratio - 1).abs() > clip).to(ratio.dtype))
+        return PolicyLoss(loss, ratio - 1 - log_ratio, ((ratio - 1).abs() > clip).to(ratio.dtype), ratio.detach())
 
 
 def value_loss(

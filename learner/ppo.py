@@ -18,6 +18,8 @@ from mneme.learner.windows import Piece, taken, windows_of
 
 SIGNAL = "signal/"
 """Before the names of a controller's signals among metrics, so that none of its own can be taken for ours."""
+RATIO, RATIO_SQUARED = "ratio", "ratio_squared"
+"""Among the sums of a loss, what the effective sample size is made of."""
 
 
 class Steps(NamedTuple):
@@ -91,6 +93,8 @@ def loss_of(
         "entropy": policy.action_distribution.entropy(out.parameters_TBA),
         "kl_minibatches": surrogate.kl,
         "clip_fraction": surrogate.clipped,
+        RATIO: surrogate.ratio,
+        RATIO_SQUARED: surrogate.ratio.square(),
         **{f"{SIGNAL}{name}": signal for name, signal in out.signals.items()},
     }
     sums = {name: masked_sum(term, steps.mask) for name, term in terms.items()}

@@ -196,18 +196,11 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _diagnose(options: argparse.Namespace) -> int:
-    from mneme.experiments.diagnosing import diagnose, distances, draw_reach
+    from mneme.experiments.diagnosing import diagnose, draw_reach
 
     found = diagnose(options.checkpoint, seed=options.seed, num_envs=options.num_envs, trust=options.trust)
-    fidelity = found.fidelity
-    print(f"mode: {found.mode}")
-    print(f"beside full: cosine {fidelity.cosine:.3f}, norm {fidelity.norm_ratio:.3f} times")
-    print(f"beside full, recurrent core: cosine {fidelity.core_cosine:.3f}, norm {fidelity.core_norm_ratio:.3f} times")
-    print("norm of d loss / d carry, by steps back:")
-    for distance in distances(len(found.reach)):
-        print(f"  {distance:>6,}  {found.reach[distance]:.3g}")
-    for sentence in found.words():
-        print(sentence)
+    for line in found.lines():
+        print(line)
     if options.plot is not None:
         draw_reach(found, options.plot)
         print(f"drawn in {options.plot}")

@@ -1,37 +1,77 @@
 """`mneme diagnose`: what a run's mode does to the gradient, measured at its newest weights, and said in words."""
 
 import math
-from collections.abc import Iterator
-from copy import deepcopy
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from mneme.agent import load_policy
-from mneme.controllers import Policy
-from mneme.experiments.ageing import collector_of
-from mneme.learner import LearnerSettings
+from mneme.agent import LoadedPolicy, load_policy
+from mneme.experiments.carries import Ageing, ageing, collector_of, turnover
+from mneme.learner import Learner, LearnerSettings
 from mneme.learner.fidelity import Fidelity
-from mneme.learner.learner import Learner
 from mneme.reporting.curves import BLUE, GREY, use_style
+from mneme.storage.paths import locate
+from mneme.storage.run_folder import RunFolder
 
 _ALIKE = 0.9  # a lower cosine is worth a word
+_STALE = 0.3  # so is a greater distance of stored carries, where they are used
+_RECENT = 10  # updates over which what was measured in training is averaged
+_SMALLER = "lower learner.learning_rate or learner.num_epochs, or set learner.target_kl"
+_HEALTHY: Mapping[str, tuple[float, float, str]] = {
+    "kl": (-math.inf, 0.1, f"an update changes the policy by much: {_SMALLER}"),
+    "clip_fraction": (-math.inf, 0.4, f"much of a batch teaches nothing, as it is clipped: {_SMALLER}"),
+    "effective_sample_size": (0.5, math.inf, f"few steps of a batch decide: {_SMALLER}"),
+    "explained_variance": (
+        0.0,
+        math.inf,
+        "values say less than their mean: check learner.gamma and the size of rewards",
+    ),
+    "staleness": (-math.inf, _STALE, "carries are stale: lower service.max_lag or raise rollout.warm_up"),
+    "nonfinite_steps": (-math.inf, 0.0, "gradients are not finite: check the environment's numbers, lower the rate"),
+}
+"""Metrics of training with the least and the most that is healthy, and a word for what is not."""
 
 
 class Diagnosis(NamedTuple):
-    """A run's gradient beside that of full backpropagation through time, on one batch."""
+    """A run's gradient beside full backpropagation's, on one batch; its carries; its last updates."""
 
     mode: str  # in words
     fidelity: Fidelity
     reach: np.ndarray  # [T] mean norm of the gradient of a step's loss in the carry so many steps earlier; NaN: none
     memory_horizon: int | None  # steps that the task has to be remembered over, where it says so
     bptt_length: int  # steps between cuts
+    stored: bool  # whether the mode starts from stored carries
+    ageing: Ageing
+    turnover: Mapping[str, float]  # part of the carry -> see `turnover`
+    recent: Mapping[str, float]  # metrics, means over the last updates
 
     def furthest(self) -> int:
         """Steps back to the earliest input that a gradient arrives at: one more than to the carry after it."""
         return 1 + int(np.flatnonzero(np.nan_to_num(self.reach) > 0).max(initial=-1))
+
+    def lines(self) -> Iterator[str]:
+        """All of it, to be read, and what to change."""
+        fidelity = self.fidelity
+        yield f"mode: {self.mode}"
+        yield f"beside full: cosine {fidelity.cosine:.3f}, norm {fidelity.norm_ratio:.3f} times"
+        yield (
+            f"beside full, recurrent core: cosine {fidelity.core_cosine:.3f}, norm {fidelity.core_norm_ratio:.3f} times"
+        )
+        yield "norm of d loss / d carry, by steps back:"
+        for distance in distances(len(self.reach)):
+            yield f"  {distance:>6,}  {self.reach[distance]:.3g}"
+        for unit, aged in (("epoch", self.ageing.by_epoch), ("lag", self.ageing.by_lag)):
+            drift = ", ".join(f"{i}: {staleness.distance:.3f}" for i, staleness in enumerate(aged, 1))
+            yield f"staleness of stored carries, by {unit}: {drift}"
+        parts = ", ".join(f"{name} {share:.3f}" for name, share in self.turnover.items())
+        yield f"share of the carry that a step replaces: {parts or 'there is no carry'}"
+        if self.recent:
+            yield f"in the last updates: {', '.join(f'{name} {value:.3g}' for name, value in self.recent.items())}"
+        yield from self.words()
 
     def words(self) -> Iterator[str]:
         """A sentence for everything out of its range, with the remedy."""
@@ -46,14 +86,24 @@ class Diagnosis(NamedTuple):
                 f"the gradient points elsewhere than full backpropagation's (cosine {self.fidelity.cosine:.2f}, of the "
                 f"recurrent core {self.fidelity.core_cosine:.2f}): cut it less often, or learn in full mode"
             )
+        last = self.ageing.by_epoch[-1].distance if self.ageing.by_epoch else 0.0
+        if self.stored and last > _STALE:
+            yield (
+                f"after the epochs of one update stored carries are {last:.2f} of their size away from those of the "
+                f"weights: set learner.carry_source=fresh, or lower learner.num_epochs or learner.learning_rate"
+            )
+        for name, (least, most, sentence) in _HEALTHY.items():
+            value = self.recent.get(name, math.nan)
+            if value < least or value > most:
+                yield f"{name} is {value:.3g} of late: {sentence}"
 
 
 def diagnose(path: Path, *, seed: int = 0, num_envs: int | None = None, trust: bool = False) -> Diagnosis:
-    """Collect a batch with a run's newest weights and look at its gradients; nothing is changed.
+    """Collect batches with a run's newest weights and look at gradients and carries; nothing of the run is changed.
 
     Args:
         path: a run folder, or one of its checkpoints.
-        seed: of the batch.
+        seed: of the batches.
         num_envs: parallel environments; unset: as many as the run has, 64 at most.
         trust: import what the run names, whoever wrote it.
 
@@ -65,16 +115,38 @@ def diagnose(path: Path, *, seed: int = 0, num_envs: int | None = None, trust: b
         raise ValueError(f"num_envs is {num_envs}; it must be at least 1")
     torch.set_num_threads(1)
     loaded = load_policy(path, trust)
-    blueprint, policy = loaded.blueprint, loaded.policy
-    config = blueprint.config
+    blueprint, config = loaded.blueprint, loaded.blueprint.config
     count = num_envs or min(64, config.rollout.num_envs)
     with collector_of(loaded, seed, count, blueprint.carry_stride) as collector:
         fragment, _ = collector.collect(loaded.version)
-    learner = _learner(policy, config.learner, loaded.version)
+    learner = Learner(
+        blueprint.policy(), config.learner, seed=seed, total_timesteps=config.train.total_timesteps
+    )  # fmt: skip
+    learner.set_state(loaded.learner)
     fidelity, reach = learner.diagnose([fragment.to_arrow()])
-    facts, plan = blueprint.facts, config.learner.plan(blueprint.length)
+    present = learner.present_settings
+    facts = blueprint.facts
     horizon = facts.memory_horizon if facts is not None else config.policy.controller.expected_horizon
-    return Diagnosis(_mode(config.learner), fidelity, reach.cpu().numpy(), horizon, plan.cut_every)
+    replaced = turnover(loaded, seed=seed)
+    lags = config.service.max_lag if config.service.mode == "async" else 1
+    aged = ageing(loaded, lags=max(1, lags), seed=seed, num_envs=count)  # the last, as it trains on
+    return Diagnosis(
+        _mode(present), fidelity, reach.cpu().numpy(), horizon, present.plan(blueprint.length).cut_every,
+        present.carry_source == "stored", aged, replaced, _recent(loaded),
+    )  # fmt: skip
+
+
+def _recent(loaded: LoadedPolicy) -> dict[str, float]:
+    """Means of what the run measured in the updates before the checkpoint; nothing if its metrics are not there."""
+    folder, steps = locate(loaded.path)[0], int(loaded.learner["env_steps"])
+    history = RunFolder(folder).history() if folder is not None else []
+    rows = [row for row in history if "weights_version" in row and row["step"] <= steps][-_RECENT:]
+    found = {name: [row[name] for row in rows if _is_number(row.get(name))] for name in _HEALTHY}
+    return {name: fmean(values) for name, values in found.items() if values}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def draw_reach(diagnosis: Diagnosis, path: Path) -> None:
@@ -99,12 +171,6 @@ def draw_reach(diagnosis: Diagnosis, path: Path) -> None:
         axes.set(xlabel="steps back", ylabel="norm of d loss / d carry", title=f"reach, {diagnosis.mode}")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
-
-
-def _learner(policy: Policy, settings: LearnerSettings, version: int) -> Learner:
-    learner = Learner(deepcopy(policy), settings, seed=0, total_timesteps=1)
-    learner.version = version
-    return learner
 
 
 def _mode(s: LearnerSettings) -> str:

@@ -19,7 +19,7 @@ from rich.console import Console
 from mneme.agent import load_policy
 from mneme.callbacks import Progress
 from mneme.configuration.config import load_config
-from mneme.experiments.ageing import ageing
+from mneme.experiments.carries import ageing
 from mneme.experiments.suite.contest import Contest, Measurement
 from mneme.experiments.suite.modes_table import COLUMNS, as_markdown, draw, figures
 from mneme.experiments.suite.results import Document, replace_file

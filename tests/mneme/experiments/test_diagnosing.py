@@ -1,14 +1,19 @@
 """`mneme diagnose` says what a run's mode does to its gradient, and what would mend it."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from mneme.agent import load_policy
 from mneme.cli import main
 from mneme.configuration.config import load_config
+from mneme.experiments.carries import Ageing, turnover
 from mneme.experiments.diagnosing import Diagnosis, diagnose, distances
 from mneme.learner.fidelity import Fidelity
+from mneme.learner.staleness import Staleness
 from mneme.training import train
 
 ALIKE = Fidelity(1.0, 1.0, 1.0, 1.0)
@@ -55,9 +60,54 @@ def test_the_same_seed_gives_the_same_figures(run: Path) -> None:
 def test_what_is_out_of_range_is_said(
     reach: list[float], horizon: int | None, bptt_length: int, fidelity: Fidelity, sentences: list[str]
 ) -> None:
-    found = list(Diagnosis("full", fidelity, np.array(reach), horizon, bptt_length).words())
+    nothing = Ageing([], [])
+    diagnosis = Diagnosis("full", fidelity, np.array(reach), horizon, bptt_length, False, nothing, {}, {})
+    found = list(diagnosis.words())
     assert len(found) == len(sentences)
     assert all(sentence in said for sentence, said in zip(sentences, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("recent", "stored", "staleness", "sentences"),
+    [
+        ({"kl": 0.05, "clip_fraction": 0.2, "effective_sample_size": 0.95, "explained_variance": 0.5}, True, 0.2, []),
+        ({"kl": 0.2}, False, 0.9, ["kl is 0.2 of late: an update changes the policy by much: lower learner.learning_"]),
+        ({"explained_variance": -0.1}, False, 0.0, ["values say less than their mean"]),
+        ({"effective_sample_size": 0.4}, False, 0.0, ["few steps of a batch decide"]),
+        ({}, True, 0.4, ["stored carries are 0.40 of their size away from those of the weights: set learner.carry_s"]),
+    ],
+)
+def test_what_training_measured_and_how_carries_age_are_judged(
+    recent: dict[str, float], stored: bool, staleness: float, sentences: list[str]
+) -> None:
+    aged = Ageing([Staleness(1, staleness, 0.0, {}, {})], [])
+    found = list(Diagnosis("full", ALIKE, np.array([1.0]), 0, 1, stored, aged, {}, recent).words())
+    assert len(found) == len(sentences)
+    assert all(sentence in said for sentence, said in zip(sentences, found, strict=True))
+
+
+def test_carries_age_with_every_epoch_and_a_step_replaces_a_share_of_them(run: Path) -> None:
+    found = diagnose(run, num_envs=4)
+    epochs = [staleness.distance for staleness in found.ageing.by_epoch]
+    assert len(epochs) == 4
+    assert 0 < epochs[0] < epochs[-1] == found.ageing.by_lag[0].distance
+    assert len(found.ageing.by_lag) == 1
+    assert found.turnover.keys() == {"h"}
+    assert 0 < found.turnover["h"] < 2
+    assert {"kl", "explained_variance", "effective_sample_size"} <= found.recent.keys()
+
+
+def test_the_turnover_of_a_counter_is_its_step(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A carry that is the number of steps so far: from n to n + 1 it changes by 1 / (n + 1), in the median."""
+    loaded = load_policy(run)
+
+    def scan(x: Any, reset: Any, carry: Any, cut: Any = None) -> Any:
+        h = torch.where(reset[0].unsqueeze(1), 0.0, carry["h"]) + 1
+        return h.unsqueeze(0), {"h": h}
+
+    monkeypatch.setattr(loaded.policy.controller, "run", scan)
+    monkeypatch.setattr(loaded.policy.controller, "fast_step", lambda x, c: (c["h"] + 1, {"h": c["h"] + 1}))
+    assert turnover(loaded, seed=0)["h"] == pytest.approx(np.median([1 / n for n in range(2, 10)]), abs=0.05)
 
 
 def test_distances_are_powers_of_two() -> None:

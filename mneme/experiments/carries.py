@@ -1,10 +1,11 @@
-"""The ageing of stored carries: how far they drift from those of newer weights, epoch by epoch and lag by lag."""
+"""The carries of a run: how they change from step to step, and drift from those of newer weights once stored."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from mneme.agent import LoadedPolicy
@@ -15,6 +16,7 @@ from mneme.learner.batch import SequenceBatch
 from mneme.learner.staleness import Staleness, measure_staleness
 from mneme.rollout_workers import Collector
 
+_WATCHED = 8  # parallel environments in which every step's carry is kept
 _PROBES = 4  # carries stored a sequence, where the mode stores fewer
 
 
@@ -70,6 +72,23 @@ def ageing(loaded: LoadedPolicy, *, lags: int, seed: int, num_envs: int) -> Agei
             by_lag.append(_staleness(learner, first))
             learner.weights().load_into(loaded.policy)
     return Ageing(by_epoch, by_lag)
+
+
+def turnover(loaded: LoadedPolicy, *, seed: int) -> dict[str, float]:
+    """How much of each part of the carry a step replaces: median ||after - before|| / ||after|| inside episodes.
+
+    A gate that stays shut, or a time constant of n steps, shows as 0, or about 1 / n; 1 and more is no memory.
+    """
+    with collector_of(loaded, seed, _WATCHED, 1) as collector:
+        fragment, _ = collector.collect(loaded.version)
+    inside = ~fragment.resets[:, : fragment.length - 1] & fragment.valid[:, :-1]
+    found = {}
+    for name, carry in fragment.carries.items():
+        before, after = (x[inside].reshape(inside.sum(), -1).astype(np.float64) for x in (carry[:, :-1], carry[:, 1:]))
+        size = np.linalg.norm(after, axis=1)
+        apart = np.linalg.norm(after - before, axis=1)[size > 0] / size[size > 0]
+        found[name] = float(np.median(apart)) if len(apart) else 0.0
+    return found
 
 
 def _staleness(learner: Learner, batch: SequenceBatch) -> Staleness:
