@@ -69,11 +69,13 @@ def check_update(config: ServiceConfig, policy: Policy, length: int, fragment_by
         ValueError: one sentence with the estimate and the setting that helps.
     """
     rollout, threads = config.rollout, config.learner.num_threads or 1
+    on_cpu = next(policy.parameters()).device.type == "cpu"
+    shares = 1 if on_cpu else config.learner.replicas  # replicas share the memory of a CPU's machine
 
     def needs(settings: LearnerSettings) -> UpdateMemory:
         return update_memory(
-            policy, settings, length=length, sequences=rollout.num_envs,
-            batch_bytes=rollout.num_workers * fragment_bytes, threads=threads,
+            policy, settings, length=length, sequences=-(-rollout.num_envs // shares),
+            batch_bytes=rollout.num_workers * fragment_bytes // shares, threads=threads,
         )  # fmt: skip
 
     need = needs(config.learner)

@@ -134,7 +134,7 @@ def carry_gradient_ratio(
 def _window_gradients(
     policy: Policy, s: LearnerSettings, batch: SequenceBatch, returns: Returns, rows: torch.Tensor
 ) -> tuple[float, float]:
-    """Sums over the windows of some sequences of the norms of the gradients in the first carry and in the middle one."""
+    """Sums over some sequences' windows of the norms of the gradients in the first carry and in the middle one."""
     at_start, in_middle, B = 0.0, 0.0, len(rows)
     if not B:
         return at_start, in_middle
