@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from mneme.controllers.precision import autocast, autocasting, wide
 from mneme.controllers.scans.backends import REFERENCE, chosen_backend, obstacle
 from mneme.controllers.scans.resets import cut_carry
 from mneme.controllers.settings import ControllerSettings
@@ -37,6 +38,7 @@ class Controller(nn.Module, ABC):
     settings_class: type[ControllerSettings] = ControllerSettings  # of what it has to choose
     backends: Sequence[str] = ("torch",)  # that `fast_scan` has, fastest first
     backend: str = "auto"  # as the settings say
+    mixes_precision: bool = False  # `fast_scan` leaves float32 in its products alone under autocast, or all runs in it
     cuts_gradients: bool = False  # `fast_scan` takes `cut_TB`; otherwise it is called between the cuts
 
     def __init__(
@@ -162,10 +164,18 @@ class Controller(nn.Module, ABC):
     ) -> tuple[Tensor, Carry, dict[str, Tensor]]:
         """`scan_with_signals` on checked arguments."""
         y_TBH, carry = self.run(x_TBD, reset_TB, carry, cut_TB)
-        return y_TBH, carry, self.signals(y_TBH)
+        with autocast(x_TBD.device, enabled=False):
+            return y_TBH, carry, self.signals(y_TBH)
 
     def run(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None) -> tuple[Tensor, Carry]:
-        """`scan` on checked arguments, by the backend that was chosen."""
+        """`scan` on checked arguments, by the backend that was chosen; its results are float32 under autocast too."""
+        if not autocasting(x_TBD.device):
+            return self._run(x_TBD, reset_TB, carry, cut_TB)
+        with autocast(x_TBD.device, enabled=self.mixes_precision and self.backend != REFERENCE):
+            y_TBH, carry = self._run(x_TBD, reset_TB, carry, cut_TB)
+        return wide(y_TBH), {name: wide(value) for name, value in carry.items()}
+
+    def _run(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None) -> tuple[Tensor, Carry]:
         if self.backend == REFERENCE:
             return self.reference_scan(x_TBD, reset_TB, carry, cut_TB)
         if cut_TB is None or not torch.is_grad_enabled():

@@ -19,6 +19,7 @@ class GruController(Controller):
 
     settings_class = GruSettings
     cuts_gradients = True
+    mixes_precision = True
     # triton only where the settings ask for it, until it has been timed on a GPU
     backends: Sequence[str] = ("numba", "torch", "triton")
     initial_h: Tensor

@@ -16,19 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mneme.controllers.precision import autocasting, wide
+
 EPSILON = 1e-5
 
 
 def layer_norm(x: Tensor, gain_H: Tensor | None = None, bias_H: Tensor | None = None) -> Tensor:
-    """Over the last axis: [..., H] -> [..., H]."""
+    """Over the last axis: [..., H] -> [..., H]; computed in single precision at least, as halves cannot hold
+    1 - (1 - m)^2 where m is small."""
     arguments = [value if value is None else wide(value) for value in (x, gain_H, bias_H)]
     y: Tensor = _LayerNorm.apply(*arguments)
-    return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
-
-
-def wide(x: Tensor) -> Tensor:
-    """In single precision at least: halves cannot hold 1 - (1 - m)^2 where m is small."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return y if autocasting(x.device) else y.to(x.dtype)
 
 
 class _LayerNorm(torch.autograd.Function):

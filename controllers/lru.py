@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 
 from mneme.controllers.controller import Carry
 from mneme.controllers.initialisation import chrono_bias
+from mneme.controllers.precision import wide
 from mneme.controllers.residual_block import ResidualBlock
 from mneme.controllers.scans.linear.scan import linear_scan
 from mneme.controllers.settings import LruSettings
@@ -25,6 +26,7 @@ class LruController(ResidualBlock):
     Without it |lambda|^2 is uniform in [0, 1), the paper's ring."""
 
     settings_class = LruSettings
+    mixes_precision = True
     initial_h: Tensor
 
     def __init__(self, input_size: int, settings: LruSettings, horizon: int, generator: Generator) -> None:
@@ -60,7 +62,7 @@ class LruController(ResidualBlock):
     def _drive(self, u: Tensor) -> Tensor:
         """gamma (B u): [..., H] -> complex [..., N]."""
         weight = self.weight_in * torch.exp(self.log_gamma).repeat_interleave(2).unsqueeze(1)
-        return torch.view_as_complex(F.linear(u, weight).unflatten(-1, (-1, 2)))
+        return torch.view_as_complex(wide(F.linear(u, weight)).unflatten(-1, (-1, 2)))
 
     def _read(self, h: Tensor, u: Tensor) -> Tensor:
         """Re(C h) + D u: complex [..., N], [..., H] -> [..., H]."""

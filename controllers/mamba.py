@@ -15,6 +15,7 @@ from torch import Generator, Tensor, nn
 from mneme.controllers.controller import Carry, Controller
 from mneme.controllers.initialisation import initial_steps, projection
 from mneme.controllers.layer_norm import LayerNorm
+from mneme.controllers.precision import wide
 from mneme.controllers.scans.blocks import in_blocks
 from mneme.controllers.scans.convolution.cell import silu_convolution_cell
 from mneme.controllers.scans.convolution.scan import silu_convolution, silu_convolution_step
@@ -80,6 +81,7 @@ class MambaController(Controller):
 
     settings_class = MambaSettings
     cuts_gradients = True
+    mixes_precision = True
     backends = ("triton", "numba", "torch")
     initial_state: Tensor
     initial_window: Tensor
@@ -125,7 +127,7 @@ class MambaController(Controller):
         )
 
     def _layer(self, x: Tensor, carry: Carry, convolve: _Convolve, recur: _Recur) -> tuple[Tensor, Carry]:
-        u = self.embed(x)
+        u = wide(self.embed(x))
         mixed, window_BWI, h_BNI = self.mixer(self.norm(u), carry["window"], carry["state"], convolve, recur)
         return u + mixed, {"state": h_BNI, "window": window_BWI}
 

@@ -15,6 +15,7 @@ from torch import Generator, Tensor, nn
 from mneme.controllers.controller import Carry, Controller
 from mneme.controllers.initialisation import initial_steps, projection
 from mneme.controllers.layer_norm import LayerNorm
+from mneme.controllers.precision import wide
 from mneme.controllers.scans.blocks import in_blocks
 from mneme.controllers.scans.convolution.cell import silu_convolution_cell
 from mneme.controllers.scans.convolution.scan import silu_convolution, silu_convolution_step
@@ -97,6 +98,7 @@ class Mamba2Controller(Controller):
 
     settings_class = Mamba2Settings
     cuts_gradients = True
+    mixes_precision = True
     backends = ("mamba_ssm", "numba", "torch")
     initial_state: Tensor
     initial_window: Tensor
@@ -156,7 +158,7 @@ class Mamba2Controller(Controller):
     def _layer(
         self, x: Tensor, carry: Carry, convolve: _Convolve, recur: _Recur, backend: str = "torch"
     ) -> tuple[Tensor, Carry]:
-        u = self.embed(x)
+        u = wide(self.embed(x))
         mixed, carry = self.mixer(self.norm(u), carry, convolve, recur, backend)
         return u + mixed, carry
 

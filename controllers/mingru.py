@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from mneme.controllers.controller import Carry
 from mneme.controllers.initialisation import chrono_bias, linear
 from mneme.controllers.layer_norm import LayerNorm
+from mneme.controllers.precision import gates
 from mneme.controllers.residual_block import ResidualBlock
 from mneme.controllers.scans.linear.scan import linear_scan
 from mneme.controllers.settings import MinGruSettings
@@ -26,6 +27,7 @@ class MinGruController(ResidualBlock):
     """
 
     settings_class = MinGruSettings
+    mixes_precision = True
     backends = ("triton", "torch")
     initial_h: Tensor
 
@@ -47,7 +49,7 @@ class MinGruController(ResidualBlock):
     def mixer_scan(
         self, u_TBH: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None
     ) -> tuple[Tensor, Carry]:
-        k, n = self.gates(u_TBH).chunk(2, -1)
+        k, n = gates(self.gates, u_TBH).chunk(2, -1)
         keep = torch.sigmoid(k)
         written = torch.addcmul(n, keep, n, value=-1)
         h_TBH, h_BH = linear_scan(

@@ -21,6 +21,7 @@ class MlpController(Controller):
 
     settings_class = MlpSettings
     cuts_gradients = True
+    mixes_precision = True
 
     def __init__(self, input_size: int, settings: MlpSettings, horizon: int, generator: Generator) -> None:
         super().__init__(input_size, settings.hidden_size, {}, learn_initial=False)

@@ -15,7 +15,8 @@ EPSILON = 1e-8
 class Normalizer(nn.Module):
     """Shift and scale to mean 0 and variance 1, clipped to ±10; before the first update only clipped.
 
-    The statistics are buffers: they travel with the weights, and no gradient trains them.
+    The statistics are buffers: they travel with the weights, and no gradient trains them. Where the device has no
+    float64, as Apple's GPUs, they stay on the CPU.
     """
 
     count: Tensor  # float64 [], observations so far
@@ -29,8 +30,12 @@ class Normalizer(nn.Module):
         self.register_buffer("variance", torch.ones(size, dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = (self.variance + EPSILON).rsqrt().to(x.dtype)
-        return ((x - self.mean.to(x.dtype)) * scale).clamp(-LIMIT, LIMIT)
+        scale = (self.variance + EPSILON).rsqrt().to(x.dtype).to(x.device)
+        return ((x - self.mean.to(x.dtype).to(x.device)) * scale).clamp(-LIMIT, LIMIT)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Normalizer":
+        """Leave the statistics where they are if `fn` moves to a device without float64."""
+        return self if fn(torch.empty(0)).device.type == "mps" else super()._apply(fn, recurse)
 
     @torch.no_grad()
     def update(self, x_ND: Tensor, stacked: Callable[[Tensor], Tensor] = lambda x: x[None]) -> None:
@@ -40,6 +45,7 @@ class Normalizer(nn.Module):
             x_ND: perhaps one learner's part of them.
             stacked: the numbers of all learners, [learners, numbers], from those of this one.
         """
+        x_ND = x_ND.to(self.mean.device)
         none = x_ND.new_zeros(1 + 2 * len(self.mean), dtype=torch.float64)
         for moments in stacked(_moments(x_ND.double()) if len(x_ND) else none):
             if moments[0]:

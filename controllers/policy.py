@@ -4,6 +4,7 @@ Axis letters: T time, B environments or sequences, A action parameters, H hidden
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from mneme.controllers.initialisation import linear
 from mneme.controllers.layer_norm import LayerNorm
 from mneme.controllers.mlp import dense
 from mneme.controllers.observations import Observation, ObservationEncoder, ObservationPart
+from mneme.controllers.precision import autocast, wide
 from mneme.controllers.registry import build_controller
 from mneme.controllers.settings import PolicySettings
 
@@ -71,6 +73,7 @@ class Policy(nn.Module):
     def __init__(self, spec: PolicySpec, settings: PolicySettings, horizon: int, generator: Generator) -> None:
         super().__init__()
         self.spec = spec
+        self.mixed_precision = False  # products of scans in bfloat16; see `controllers.precision`
         self.action_distribution = spec.actions
         self.observations = ObservationEncoder(spec.observations, settings, generator)
         observed_size = self.observations.output_size + spec.previous_action * spec.actions.feature_size
@@ -108,8 +111,9 @@ class Policy(nn.Module):
         Raises:
             ValueError: an observation's name, shape or dtype, or one of the other arguments, does not fit.
         """
-        x_TBF = self._encoded(observations, reset_TB)
-        y_TBH, carry, signals = self.controller.scan_with_signals(x_TBF, reset_TB, carry, cut_TB)
+        with autocast(reset_TB.device, enabled=True) if self.mixed_precision else nullcontext():
+            x_TBF = self._encoded(observations, reset_TB)
+            y_TBH, carry, signals = self.controller.scan_with_signals(wide(x_TBF), reset_TB, carry, cut_TB)
         return PolicyOutput(*self._heads(y_TBH, observations), carry, signals)
 
     def _encoded(self, observations: Observation, reset_TB: Tensor) -> Tensor:

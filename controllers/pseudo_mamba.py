@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 from mneme.controllers.controller import Carry, Controller
 from mneme.controllers.initialisation import linear
 from mneme.controllers.mamba2 import Mamba2Controller
+from mneme.controllers.precision import gates
 from mneme.controllers.scans.backends import REFERENCE, chosen_backend
 from mneme.controllers.scans.slots.cell import Slots, slots_read, slots_write
 from mneme.controllers.scans.slots.scan import slots_scan
@@ -50,6 +51,7 @@ class PseudoMambaController(Controller):
             shapes["h"] = (hidden,)
         super().__init__(input_size, hidden + slot_size, shapes, learn_initial=False)
         self.rule, self.query, self.decay = settings.rule, settings.query, settings.decay
+        self.mixes_precision = not published  # that goes step by step
         self.gate_coef, self.chunk_size = settings.gate_coef, settings.chunk_size
         self.gate_target = 1 / max(2, horizon)
         self.core = Mamba2Controller(input_size + slot_size * published, settings, horizon, generator)
@@ -118,8 +120,7 @@ class PseudoMambaController(Controller):
 
     def _gate_logit(self, y: Tensor) -> Tensor:
         """[..., Y] -> [...]; what was read has a say only where it is known before the scan."""
-        logit: Tensor = self.to_gate(y[..., : self.to_gate.in_features]).squeeze(-1)
-        return logit
+        return gates(self.to_gate, y[..., : self.to_gate.in_features]).squeeze(-1)
 
     def _parts(self, carry: Carry) -> tuple[Slots, Carry]:
         core = {name: carry[name] for name in self.core.initial()}

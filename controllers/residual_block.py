@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from mneme.controllers.controller import Carry, Controller
 from mneme.controllers.initialisation import linear, projection
 from mneme.controllers.layer_norm import LayerNorm
+from mneme.controllers.precision import wide
 from mneme.controllers.scans.blocks import in_blocks
 from mneme.controllers.settings import ControllerSettings
 
@@ -68,6 +69,6 @@ class ResidualBlock(Controller):
         return self.cell(x_BD, carry)
 
     def _around(self, x: Tensor, mixer: _Mixer) -> tuple[Tensor, Carry]:
-        x = self.project(x)
+        x = wide(self.project(x))
         mixed, carry = mixer(self.norm(x))
         return x + F.glu(self.mix(F.gelu(mixed))), carry

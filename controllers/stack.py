@@ -18,6 +18,7 @@ class Stack(Controller):
     """
 
     cuts_gradients = True
+    mixes_precision = True
 
     def __init__(self, layers: Sequence[Controller]) -> None:
         super().__init__(layers[0].input_size, layers[-1].output_size, {}, learn_initial=False)

@@ -9,6 +9,7 @@ from torch.nn import functional
 from mneme.controllers.controller import Carry, Controller
 from mneme.controllers.initialisation import linear
 from mneme.controllers.layer_norm import LayerNorm
+from mneme.controllers.precision import wide
 from mneme.controllers.scans.attention import attention_scan, attention_step, last_cut, steps_since_reset
 from mneme.controllers.settings import TransformerSettings
 
@@ -27,6 +28,7 @@ class TransformerController(Controller):
 
     settings_class = TransformerSettings
     cuts_gradients = True
+    mixes_precision = True
 
     def __init__(self, input_size: int, settings: TransformerSettings, horizon: int, generator: Generator) -> None:
         hidden = settings.hidden_size
@@ -59,7 +61,7 @@ class TransformerController(Controller):
         self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None
     ) -> tuple[Tensor, Carry]:
         T, past_B1 = len(x_TBD), carry["past"]
-        h_TBH = self.embed(x_TBD)
+        h_TBH = wide(self.embed(x_TBD))
         q_TBNE, memory_TBM = self._project(h_TBH)
         memory_BSM = torch.cat([carry["memory"], memory_TBM.transpose(0, 1)], 1)
         if cut_TB is not None:
@@ -105,6 +107,6 @@ class GruGate(nn.Module):
 
     def forward(self, h: Tensor, y: Tensor) -> Tensor:
         hidden = h.shape[-1]
-        gates, candidate = self.of_branch(torch.relu(y)).split([2 * hidden, hidden], -1)
+        gates, candidate = wide(self.of_branch(torch.relu(y))).split([2 * hidden, hidden], -1)
         r, z = torch.sigmoid(gates + self.of_stream(h)).chunk(2, -1)
         return torch.lerp(h, torch.tanh(candidate + self.of_reset_stream(r * h)), z)

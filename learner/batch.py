@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mneme.controllers import Carry, Observation, PolicySpec
 from mneme.learner.carries import StoredCarries
+from mneme.learner.transfer import sent, staging
 from mneme.rollout_workers.fragment import Fragment
 
 
@@ -120,7 +121,9 @@ class SequenceBatch:
 
         def stacked(arrays: Sequence[np.ndarray]) -> Tensor:
             # Stacking copies, so the tensor is writable although fragments are read-only views of the object store.
-            return torch.from_numpy(np.concatenate(arrays)).to(device)
+            room = staging((sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype, device)
+            np.concatenate(arrays, out=room.numpy())
+            return sent(room, device)
 
         def group(mappings: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Tensor]:
             return {name: stacked([mapping[name] for mapping in mappings]) for name in mappings[0]}
@@ -134,7 +137,7 @@ class SequenceBatch:
         return cls(
             **alike,
             stored=StoredCarries([fragment.carries for fragment in fragments], device),
-            final_index=torch.from_numpy(cut_BT.ravel().cumsum().reshape(cut_BT.shape) - 1).to(device),
+            final_index=stacked([cut_BT.ravel().cumsum().reshape(cut_BT.shape) - 1]),
             carry_stride=fragments[0].carry_stride,
             past=PastBatch(
                 group([past.observations for past in pasts]),

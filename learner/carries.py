@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mneme.controllers import Carry
+from mneme.learner.transfer import sent, staging
 
 
 class StoredCarries:
@@ -53,9 +54,10 @@ class StoredCarries:
         own = rows - self._starts[part_of]
         taken: Carry = {}
         for name, first in self._parts[0].items():
-            found = np.empty((len(rows), *first[:0, which].shape[1:]), first.dtype)
+            room = staging((len(rows), *first[:0, which].shape[1:]), first.dtype, self._device)
+            found = room.numpy()
             for number in np.unique(part_of):
                 here = part_of == number
                 found[here] = self._parts[number][name][:, which][own[here]]
-            taken[name] = torch.from_numpy(found).to(self._device)
+            taken[name] = sent(room, self._device)
         return taken

@@ -4,10 +4,10 @@ Legend: B sequences, T steps, K window steps, W windows.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,12 +20,13 @@ from mneme.learner.arrival import arrivals
 from mneme.learner.batch import SequenceBatch
 from mneme.learner.bptt import carry_gradient_ratio
 from mneme.learner.carries import StoredCarries
+from mneme.learner.device import products_in, resolve_device
 from mneme.learner.diagnosis import FailedUpdate, NonfiniteGradient
 from mneme.learner.epochs import run_epochs
 from mneme.learner.fidelity import Fidelity, gradient_fidelity, gradient_reach
 from mneme.learner.group import Group, GroupError
 from mneme.learner.losses import normalized
-from mneme.learner.optimizer import Optimizer
+from mneme.learner.optimizer import Optimizer, on_host
 from mneme.learner.returns import Returns, gae, vtrace
 from mneme.learner.reward_scale import RewardScale
 from mneme.learner.settings import LearnerSettings
@@ -75,11 +76,14 @@ class Learner:
         self.device = resolve_device(settings.device)
         self.policy = policy.to(self.device)
         policy.controller.check_backend(self.device)
+        policy.mixed_precision = settings.precision == "bf16"
         self.version = 0
         self.env_steps = 0
         self._seed = seed
         self._asynchronous = asynchronous
-        self._anchors = settings.anchor == "always" or (settings.anchor == "auto" and asynchronous)
+        # What acted was not rounded as what is trained, so that the first ratio would be that of two precisions.
+        stale = asynchronous or settings.precision == "bf16"
+        self._anchors = settings.anchor == "always" or (settings.anchor == "auto" and stale)
         self._reward_scale = RewardScale(settings.gamma) if settings.normalize_rewards else None
         self._optimizer = Optimizer(self.policy, settings, total_timesteps, self.group)
 
@@ -98,11 +102,13 @@ class Learner:
             NonfiniteGradient: more than `max_nonfinite` gradients in a row were not finite; the weights are those of
                 the last finite minibatch.
         """
-        began_with = FailedUpdate(self.state(), tuple(batches))
+        began_with, batches = self._state(Tensor.clone), tuple(batches)  # on the device, which nothing has to wait for
         try:
-            return self._update(began_with.batches)
+            with products_in(self.settings.precision, self.device):
+                return self._update(batches)
         except NonfiniteGradient as error:
-            error.update = began_with
+            state = {name: on_host(x) if isinstance(x, Tensor) else x for name, x in began_with.items()}
+            error.update = FailedUpdate(state, batches)
             raise
 
     def _update(self, batches: Sequence[pa.RecordBatch]) -> UpdateReport:
@@ -249,21 +255,24 @@ class Learner:
         batch, returns = self._returns(batch, whole, None)
         if scale is not None:
             scale.set_state(before)
-        return self._fidelity(batch, returns, whole), gradient_reach(
-            self.policy, self._optimizer.settings, batch, returns
-        )
+        with products_in(self.settings.precision, self.device):
+            reach = gradient_reach(self.policy, self._optimizer.settings, batch, returns)
+            return self._fidelity(batch, returns, whole), reach
 
     def state(self) -> State:
         """Everything the next update depends on besides the fragments: weights, Adam's moments, counters."""
-        return self._own_state() | self._optimizer.state()
+        return self._state(on_host)
+
+    def _state(self, copy: Callable[[Tensor], Any]) -> dict[str, Any]:
+        return self._own_state(copy) | self._optimizer.state(copy)
 
     def expected_state(self) -> State:
         """Arrays of the names, types and shapes that `state` gives after updates. Adam's three of a parameter are
         missing there before its first gradient."""
-        return self._own_state() | self._optimizer.expected_state()
+        return self._own_state(on_host) | self._optimizer.expected_state()
 
-    def _own_state(self) -> State:
-        state = {f"policy.{name}": array for name, array in self.weights().arrays.items()}
+    def _own_state(self, copy: Callable[[Tensor], Any]) -> dict[str, Any]:
+        state = {f"policy.{name}": copy(value.detach()) for name, value in self.policy.state_dict().items()}
         if self._reward_scale is not None:
             state |= {f"reward_scale.{name}": array for name, array in self._reward_scale.state().items()}
         return state | {"version": np.array(self.version), "env_steps": np.array(self.env_steps)}
@@ -295,22 +304,3 @@ def _value_metrics(whole: WholeBatch, batch: SequenceBatch, returns: Returns) ->
     variance = targets.var(unbiased=False)
     explained = float(1 - (targets - values).var(unbiased=False) / variance) if variance > 0 else math.nan
     return {"value_mean": float(values.mean()), "explained_variance": explained}
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device of this machine that `learner.device` names.
-
-    Raises:
-        ValueError: there is no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"learner.device is {name!r}; use auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"learner.device is {name!r} but this machine has no usable GPU; use auto or cpu")
-    return device

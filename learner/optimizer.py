@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,11 @@ _NONFINITE = "nonfinite_in_a_row"
 
 State = dict[str, np.ndarray]
 T = TypeVar("T")
+
+
+def on_host(x: Tensor) -> np.ndarray:
+    """A copy in the host's memory, for which the device has to be waited for."""
+    return x.cpu().numpy().copy()
 
 
 class Step(NamedTuple):
@@ -141,12 +146,12 @@ class Optimizer:
         self._adam.zero_grad(set_to_none=True)
         return norm
 
-    def state(self) -> State:
+    def state(self, copy: Callable[[Tensor], Any] = on_host) -> dict[str, Any]:
         """Adam's moments, by parameter, where the schedules are, and how many steps were skipped last."""
-        state = self.schedules.state() | {_NONFINITE: np.array(self.nonfinite_in_a_row)}
+        state: dict[str, Any] = self.schedules.state() | {_NONFINITE: np.array(self.nonfinite_in_a_row)}
         for name, parameter in self._policy.named_parameters():
             for key, value in self._adam.state.get(parameter, {}).items():
-                state[f"adam.{key}.{name}"] = value.detach().cpu().numpy().copy()
+                state[f"adam.{key}.{name}"] = copy(value.detach())
         return state
 
     def expected_state(self) -> State:

@@ -10,6 +10,7 @@ ValueLoss = Literal["mse", "huber"]
 Schedule = Literal["constant", "linear", "cosine"]
 Mode = Literal["cached", "truncated", "full"]
 ModeSchedule = Literal["constant", "steps", "plateau", "evaluation_plateau"]
+Precision = Literal["float32", "tf32", "bf16"]
 
 _MODES: tuple[Mode, ...] = ("cached", "truncated", "full")
 
@@ -101,8 +102,8 @@ class LearnerSettings(Settings, section="learner"):
     target_kl: float | None = None
     """Stop the epochs of an update once the mean KL of one of them (kl_minibatches) exceeds this; unset: never."""
     anchor: Literal["auto", "always", "never"] = "auto"
-    """Recompute carries, log-probabilities and values under the current weights before the epochs. auto: only where
-    fragments may be stale, that is in asynchronous service."""
+    """Recompute carries, log-probabilities and values under the current weights before the epochs. auto: where
+    fragments may be stale, that is in asynchronous service, and with precision=bf16, as acting is float32."""
     vtrace_rho: float = 1.0
     """V-trace's clip of the importance weights (asynchronous service)."""
     vtrace_c: float = 1.0
@@ -118,7 +119,10 @@ class LearnerSettings(Settings, section="learner"):
     """Compare the gradient with full backpropagation's every so many updates, in the time of two epochs of one thread
     (metrics fidelity/...). Unset: never."""
     device: str = "auto"
-    """Device on which to learn: auto (a GPU if there is one), cpu, cuda or cuda:N."""
+    """Device on which to learn: auto (CUDA if there is any, else the CPU), cpu, cuda, cuda:N or mps (Apple's)."""
+    precision: Precision = "float32"
+    """Rounding of matrix products in learning: none (float32), to TF32 on NVIDIA's GPUs (tf32; elsewhere none), or to
+    bfloat16 (bf16). Recurrences, losses, values and gradients stay float32, and so does acting."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,6 +145,8 @@ class LearnerSettings(Settings, section="learner"):
             raise self.fault("burn_in", f"use at most one window, bptt_length={self.bptt_length}")
         if self.mode != "truncated" and self.burn_in:
             raise self.fault("burn_in", f"mode={self.mode} has none; burn-in is for truncated mode")
+        if self.precision == "bf16" and self.anchor == "never":
+            raise self.fault("anchor", "precision=bf16 needs it, as acting is float32; use auto, or precision=float32")
         if self.carry_source != "fresh" and self.activation_checkpointing:
             raise self.fault("activation_checkpointing", "it needs carry_source=fresh; leave it unset, or set that")
         if self.carry_source == "zero" and self.mode == "full":

@@ -98,5 +98,6 @@ def measure_staleness(policy: Policy, batch: SequenceBatch, anchor: Anchor) -> S
 
 def _distance(stored: Tensor, recomputed: Tensor) -> float:
     """Mean relative distance of [M, ...]; where there should be nothing, everything that there is counts as 1."""
-    apart, size = (x.flatten(1).double().norm(dim=1) for x in (stored - recomputed, recomputed))
-    return float(torch.where(size > _NOTHING, apart / size, (apart > _NOTHING).double()).mean())
+    precise = torch.float32 if stored.device.type == "mps" else torch.float64  # which Apple's GPUs lack
+    apart, size = (x.flatten(1).to(precise).norm(dim=1) for x in (stored - recomputed, recomputed))
+    return float(torch.where(size > _NOTHING, apart / size, (apart > _NOTHING).to(precise)).mean())

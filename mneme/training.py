@@ -24,7 +24,7 @@ from mneme.distributed.runners import LocalRunner, OverlappingRunner, Runner, Ru
 from mneme.distributed.service import Update, asynchronous, synchronous
 from mneme.envs import check_sendable
 from mneme.interruption import StopRequest, stopping_on_signals
-from mneme.learner import NonfiniteGradient, resolve_device
+from mneme.learner import NonfiniteGradient, remarks, resolve_device
 from mneme.mode_schedule import ModeSchedule
 from mneme.reporting.curves import LearningCurve
 from mneme.reporting.display import Display
@@ -157,9 +157,12 @@ def _checked(config: Config, local: bool) -> Blueprint[Config]:
         _check_sendable(config)
     if local or config.service.cluster() is None:  # learning runs here
         try:
-            blueprint.policy().controller.check_backend(resolve_device(config.learner.device))
+            controller, device = blueprint.policy().controller, resolve_device(config.learner.device)
+            controller.check_backend(device)
         except ValueError as error:
             raise ConfigError(str(error)) from None
+        for sentence in remarks(config.learner, device, controller):
+            _log.info(sentence)
     return blueprint
 
 

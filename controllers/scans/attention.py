@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from mneme.controllers.precision import in_float32
+
 NEVER = 1 << 40
 """More steps than any scan or window has."""
 
@@ -46,6 +48,7 @@ def attention_step(q_BNE: Tensor, memory_BWM: Tensor, past_B: Tensor, bias_NW: T
     return torch.bmm(scores_BNW.masked_fill(unseen_BW.unsqueeze(1), -math.inf).softmax(-1), v_BWE)
 
 
+@in_float32
 def attention_scan(
     q_TBNE: Tensor, memory_BSM: Tensor, past_TB: Tensor, bias_NW: Tensor, cut_TB: Tensor | None = None
 ) -> Tensor:

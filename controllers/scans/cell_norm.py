@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mneme.controllers.layer_norm import layer_norm
+from mneme.controllers.precision import autocast
 from mneme.controllers.scans.gru.cell import GruParameters, gru_update
 from mneme.controllers.scans.lstm.cell import LstmParameters, LstmState, lstm_update
 from mneme.controllers.scans.resets import lanes_to_reset, with_rows
@@ -74,9 +75,10 @@ def normed_gru_scan(
     """`gru_scan` for the cell with norms."""
     x_TBG = layer_norm(x_TBD @ p.w_ih.t(), norm.of_x, p.b_ih)
     outputs = []
-    for x_BG, lanes, cuts in zip(x_TBG.unbind(), lanes_to_reset(reset_TB), _cuts(reset_TB, cut_TB), strict=True):
-        h_BH = _gru_step(x_BG, with_rows(_cut(h_BH, cuts), lanes, initial_H), p, norm)
-        outputs.append(h_BH)
+    with autocast(x_TBD.device, enabled=False):
+        for x_BG, lanes, cuts in zip(x_TBG.unbind(), lanes_to_reset(reset_TB), _cuts(reset_TB, cut_TB), strict=True):
+            h_BH = _gru_step(x_BG, with_rows(_cut(h_BH, cuts), lanes, initial_H), p, norm)
+            outputs.append(h_BH)
     return torch.stack(outputs), h_BH
 
 
@@ -92,11 +94,12 @@ def normed_lstm_scan(
     """`lstm_scan` for the cell with norms."""
     x_TBG = layer_norm(x_TBD @ p.w_ih.t(), norm.of_x, p.b_ih)
     outputs = []
-    for x_BG, lanes, cuts in zip(x_TBG.unbind(), lanes_to_reset(reset_TB), _cuts(reset_TB, cut_TB), strict=True):
-        h_BH, c_BH = _cut(state.h, cuts), _cut(state.c, cuts)
-        state = LstmState(with_rows(h_BH, lanes, initial.h), with_rows(c_BH, lanes, initial.c))
-        state = _lstm_step(x_BG, state, p, norm)
-        outputs.append(state.h)
+    with autocast(x_TBD.device, enabled=False):
+        for x_BG, lanes, cuts in zip(x_TBG.unbind(), lanes_to_reset(reset_TB), _cuts(reset_TB, cut_TB), strict=True):
+            h_BH, c_BH = _cut(state.h, cuts), _cut(state.c, cuts)
+            state = LstmState(with_rows(h_BH, lanes, initial.h), with_rows(c_BH, lanes, initial.c))
+            state = _lstm_step(x_BG, state, p, norm)
+            outputs.append(state.h)
     return torch.stack(outputs), state
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mneme.learner import Learner, LearnerSettings
-from mneme.learner.optimizer import Step
+from mneme.learner import Learner, LearnerSettings, NonfiniteGradient
+from mneme.learner import learner as learner_module
+from mneme.learner.optimizer import Step, on_host
 from mneme.rollout_workers import Collector, Fragment
 
 WORST = 3e38  # a reward that overflows
@@ -100,3 +101,25 @@ def test_a_state_of_before_begins_to_count_at_none(counting_collector: Callable[
     learner = make_learner(collector, LearnerSettings())
     learner.set_state(state)
     assert learner.state()["nonfinite_in_a_row"] == 0
+
+
+def test_what_an_update_began_with_leaves_the_device_only_if_it_fails(
+    counting_collector: Callable[..., Collector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = []
+    monkeypatch.setattr(learner_module, "on_host", lambda x: moved.append(x) or on_host(x))
+    settings = LearnerSettings(num_epochs=2, num_minibatches=2, normalize_advantages="none", max_nonfinite=0)
+    collector = counting_collector(settings)
+    fragment, _ = collector.collect()
+    learner = make_learner(collector, settings)
+    learner.update([fragment.to_arrow()])
+    assert not moved
+    before = learner.state()
+    moved.clear()
+    with pytest.raises(NonfiniteGradient) as failed:
+        learner.update([spoilt(fragment, 2)])  # of which the other minibatch may have changed the weights
+    assert moved
+    assert failed.value.update is not None
+    assert failed.value.update.state.keys() == before.keys()
+    for name, array in failed.value.update.state.items():
+        np.testing.assert_array_equal(array, before[name], err_msg=name)

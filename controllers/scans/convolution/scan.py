@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mneme.controllers.precision import in_float32
 from mneme.controllers.scans.convolution.cell import silu_convolution_cell
 from mneme.controllers.scans.convolution.torch import convolution_scan
 
@@ -20,6 +21,7 @@ def silu_convolution_step(
     return silu_convolution_cell(x_BC, window_BWC, weight_CK, bias_C)
 
 
+@in_float32
 def silu_convolution(
     x_TBC: Tensor,
     reset_TB: Tensor,

@@ -2,9 +2,11 @@
 
 from torch import Tensor
 
+from mneme.controllers.precision import in_float32
 from mneme.controllers.scans.gated_norm.torch import torch_gated_norm
 
 
+@in_float32
 def gated_norm(y: Tensor, z: Tensor, weight_I: Tensor, eps: float, backend: str = "torch") -> Tensor:
     """The norm of y under the gate z, [..., I], by the equation of `torch_gated_norm`. It can be differentiated once.
 

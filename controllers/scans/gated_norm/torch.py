@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mneme.controllers.layer_norm import wide
+from mneme.controllers.precision import wide
 
 
 def torch_gated_norm(y: Tensor, z: Tensor, weight_I: Tensor, eps: float) -> Tensor:

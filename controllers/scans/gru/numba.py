@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mneme.controllers.precision import wide
 from mneme.controllers.scans.blocks import blocks
 from mneme.controllers.scans.gru.cell import GruParameters
 from mneme.controllers.scans.machine_code import add, arrays, compiled, copy, kernel, scratch, sigmoid
@@ -71,13 +72,14 @@ def _run(
     T, B, D = x_TBD.shape
     H = h_BH.shape[1]
     bias_G = torch.cat([p.b_ih[: 2 * H] + p.b_hh[: 2 * H], p.b_ih[2 * H :]])
+    w_ih = p.w_ih.to(x_TBD.dtype)
     weights = _Weights(*arrays(initial_H, panels(p.w_hh.t()), bias_G, p.b_hh[2 * H :]))
     h_SBH, kept = h_BH.new_empty(T + 1, B, H), []
     h_SBH[0] = h_BH
     P, _, W = weights.recurrent.shape
     room = scratch(h_BH, (B, P * W), (B, H), (H,))
     for start, stop in blocks(T, B):
-        gates_KBG = (x_TBD[start:stop].reshape(-1, D) @ p.w_ih.t()).view(-1, B, 3 * H)
+        gates_KBG = wide(x_TBD[start:stop].reshape(-1, D) @ w_ih.t()).view(-1, B, 3 * H)
         m_KBH = h_BH.new_empty(len(gates_KBG) if keep else 0, B, H)
         (reset,) = arrays(reset_TB[start:stop])
         _forward(reset, weights, _Trace(*arrays(gates_KBG, m_KBH, h_SBH[start : stop + 1])), *room)

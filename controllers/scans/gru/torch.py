@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mneme.controllers.precision import add_product
 from mneme.controllers.scans.blocks import blocks
 from mneme.controllers.scans.gru.cell import GruParameters
 from mneme.controllers.scans.resets import gradient_stops, lanes_to_reset, of_step_before, of_steps
@@ -77,7 +78,8 @@ def _forward(
     for start, stop in spans:
         gates = gates_TBG[start:stop] if keep else gates_TBG[: stop - start]
         gates.copy_(b_G)
-        gates.view(-1, 4 * H)[:, : 3 * H].addmm_(x_TBD[start:stop].reshape(-1, D), w_in)
+        sums_RX = gates.view(-1, 4 * H)[:, : 3 * H]
+        add_product(sums_RX, sums_RX, x_TBD[start:stop].reshape(-1, D), w_in)
         n_KBH, r_KBH, z_KBH, m_KBH = gates.split(H, -1)
         rows = zip(
             range(start, stop),

@@ -7,9 +7,11 @@ Axis letters: T steps, B environments, N channels.
 
 from torch import Tensor
 
+from mneme.controllers.precision import in_float32
 from mneme.controllers.scans.linear.torch import torch_linear_scan
 
 
+@in_float32
 def linear_scan(
     a: Tensor,
     b_TBN: Tensor,

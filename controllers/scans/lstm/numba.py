@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mneme.controllers.precision import wide
 from mneme.controllers.scans.blocks import blocks
 from mneme.controllers.scans.lstm.cell import LstmParameters, LstmState
 from mneme.controllers.scans.machine_code import add, arrays, compiled, copy, fma, in_arrays, kernel, scratch, sigmoid
@@ -67,6 +68,7 @@ def _run(
     block."""
     T, B, D = x_TBD.shape
     H = state.h.shape[1]
+    w_ih = p.w_ih.to(x_TBD.dtype)
     weights = _Weights(in_arrays(initial), *arrays(panels(p.w_hh.t()), p.b_ih + p.b_hh))
     states, kept = LstmState(*state.h.new_empty(2, T + 1, B, H)), []
     for all_steps, first in zip(states, state, strict=True):
@@ -74,7 +76,7 @@ def _run(
     P, _, W = weights.recurrent.shape
     room = scratch(state.h, (B, P * W), (B, H), (H,))
     for start, stop in blocks(T, B):
-        gates_KBG = (x_TBD[start:stop].reshape(-1, D) @ p.w_ih.t()).view(-1, B, 4 * H)
+        gates_KBG = wide(x_TBD[start:stop].reshape(-1, D) @ w_ih.t()).view(-1, B, 4 * H)
         tanh_c_KBH = state.h.new_empty(len(gates_KBG) if keep else 0, B, H)
         (reset,) = arrays(reset_TB[start:stop])
         _forward(reset, weights, _trace(gates_KBG, tanh_c_KBH, states, start, stop), *room)

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from mneme.controllers.precision import autocast, factor, wide
 from mneme.controllers.scans.lstm.cell import LstmParameters, LstmState
 from mneme.controllers.scans.lstm.torch import torch_lstm_scan
 
@@ -21,7 +22,8 @@ def lstm_scan(
     once, in every tensor but the flags.
 
     Args:
-        x_TBD: the inputs.
+        x_TBD: the inputs; in bfloat16, so are their products and those of all steps that the weights' gradients are,
+            but in triton.
         reset_TB: bool.
         state: before the first step.
         initial: at the start of an episode.
@@ -29,12 +31,14 @@ def lstm_scan(
         backend: "torch", "numba" or "triton".
         cut_TB: bool, where no gradient goes back to the state before the step.
     """
-    if backend == "numba":
-        from mneme.controllers.scans.lstm.numba import numba_lstm_scan  # here, as numba may be missing
+    x_TBD = factor(x_TBD)
+    with autocast(x_TBD.device, enabled=False):
+        if backend == "numba":
+            from mneme.controllers.scans.lstm.numba import numba_lstm_scan  # here, as numba may be missing
 
-        return numba_lstm_scan(x_TBD, reset_TB, state, initial, p, cut_TB)
-    if backend == "triton":
-        from mneme.controllers.scans.lstm.triton import triton_lstm_scan  # here, as triton may be missing
+            return numba_lstm_scan(x_TBD, reset_TB, state, initial, p, cut_TB)
+        if backend == "triton":
+            from mneme.controllers.scans.lstm.triton import triton_lstm_scan  # here, as triton may be missing
 
-        return triton_lstm_scan(x_TBD, reset_TB, state, initial, p, cut_TB)
-    return torch_lstm_scan(x_TBD, reset_TB, state, initial, p, cut_TB)
+            return triton_lstm_scan(wide(x_TBD), reset_TB, state, initial, p, cut_TB)
+        return torch_lstm_scan(x_TBD, reset_TB, state, initial, p, cut_TB)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mneme.controllers.precision import add_product
 from mneme.controllers.scans.blocks import blocks
 from mneme.controllers.scans.lstm.cell import LstmParameters, LstmState
 from mneme.controllers.scans.resets import gradient_stops, lanes_to_reset, of_step_before, of_steps
@@ -85,7 +86,7 @@ def _forward(
     for start, stop in spans:
         row = slice(start, stop) if keep else slice(stop - start)
         gates_KBG = trace.gates_TBG[row]
-        torch.addmm(b_in, x_TBD[start:stop].reshape(-1, D), w_in, out=gates_KBG.view(-1, 4 * H))
+        add_product(gates_KBG.view(-1, 4 * H), b_in, x_TBD[start:stop].reshape(-1, D), w_in)
         rows = zip(
             range(start, stop),
             gates_KBG.unbind(),

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from mneme.controllers.precision import in_float32
 from mneme.controllers.scans.selective.cell import SelectiveInputs, SelectiveParameters
 from mneme.controllers.scans.selective.torch import torch_selective_scan, torch_selective_step
 
@@ -15,6 +16,7 @@ def selective_step(x: SelectiveInputs, h_BNI: Tensor, p: SelectiveParameters, ba
     return torch_selective_step(x, h_BNI, p)
 
 
+@in_float32
 def selective_scan(
     x: SelectiveInputs,
     reset_TB: Tensor,

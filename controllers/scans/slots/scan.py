@@ -2,10 +2,12 @@
 
 from torch import Tensor
 
+from mneme.controllers.precision import in_float32
 from mneme.controllers.scans.slots.cell import Rule, Slots, read_weight
 from mneme.controllers.scans.slots.torch import torch_slots_scan
 
 
+@in_float32
 def slots_scan(
     query_TBD: Tensor,
     logit_TB: Tensor,

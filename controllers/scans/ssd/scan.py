@@ -7,6 +7,7 @@ N state size.
 import torch
 from torch import Tensor
 
+from mneme.controllers.precision import in_float32
 from mneme.controllers.scans.ssd.mamba_ssm import mamba_ssm_scan
 from mneme.controllers.scans.ssd.torch import chunked_scan, torch_ssd_step
 
@@ -26,6 +27,7 @@ def ssd_step(
     return torch_ssd_step(xbc_BC, dt_BH, h_BNI, a_H, skip_H)
 
 
+@in_float32
 def ssd_scan(
     xbc_TBC: Tensor,
     dt_TBH: Tensor,
