@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mneme.controllers import Carry, Observation, PolicySpec
 from mneme.learner.carries import StoredCarries
-from mneme.learner.transfer import sent, staging
+from mneme.learner.transfer import moved, sent, staging
 from mneme.rollout_workers.fragment import Fragment
 
 
@@ -73,19 +73,18 @@ class SequenceBatch:
         return self.stored.every()
 
     def rows(self, index: Tensor) -> "SequenceBatch":
-        """The sequences that `index` [n] names."""
+        """The sequences that `index` [n], on the host, names."""
         changes: dict[str, Any] = {}
+        stored, index = self.stored.rows(index), moved(index, self.valid.device)
         for name, x in vars(self).items():
             if isinstance(x, Tensor):
                 changes[name] = x[index]
-            elif isinstance(x, StoredCarries):
-                changes[name] = x.rows(index)
             elif isinstance(x, dict) and name != "final_observations":
                 changes[name] = _indexed(x, index)
         if self.past is not None:
             observations, resets, carries = self.past
             changes["past"] = PastBatch(_indexed(observations, index), resets[index], _indexed(carries, index))
-        return replace(self, **changes)
+        return replace(self, **changes, stored=stored)
 
     @classmethod
     def empty(cls, length: int, carry_stride: int, spec: PolicySpec, device: torch.device) -> "SequenceBatch":

@@ -36,18 +36,18 @@ class StoredCarries:
         return cls([{name: carry.cpu().numpy() for name, carry in carries_BS.items()}], device)
 
     def rows(self, index: Tensor) -> "StoredCarries":
-        """Those of the sequences that `index` [n] names; nothing is copied."""
+        """Those of the sequences that `index` [n], on the host, names; nothing is copied."""
         if not self._parts[0]:
             return self
-        return StoredCarries(self._parts, self._device, self._rows[index.cpu().numpy()])
+        return StoredCarries(self._parts, self._device, self._rows[index.numpy()])
 
     def every(self) -> Carry:
         """All of them, name -> [B, S, ...]."""
         return self._taken(self._rows, slice(None))
 
     def at(self, index: Tensor, which: slice) -> Carry:
-        """Some of each of some sequences [n]: name -> [n, s, ...]."""
-        return self._taken(self._rows[index.cpu().numpy()], which) if self._parts[0] else {}
+        """Some of each of some sequences [n], on the host: name -> [n, s, ...]."""
+        return self._taken(self._rows[index.numpy()], which) if self._parts[0] else {}
 
     def _taken(self, rows: np.ndarray, which: slice) -> Carry:
         part_of = np.searchsorted(self._starts, rows, side="right") - 1

@@ -58,7 +58,7 @@ def run_epochs(
     counted, minibatches, skipped, grad_norm, ratio_error, epochs = 0, 0, 0, 0.0, math.nan, 0
     for epoch in range(s.num_epochs):
         epoch_kl, epoch_count = 0.0, 0
-        permutation = torch.from_numpy(order.permutation(whole.sequences)).to(batch.valid.device)
+        permutation = torch.from_numpy(order.permutation(whole.sequences))
         for rows in permutation.tensor_split(min(s.num_minibatches, whole.sequences)):
             with watch("returns"):
                 by_minibatch = s.normalize_advantages == "minibatch"
@@ -89,7 +89,6 @@ def run_epochs(
             break
     with watch("forward"):
         sample = torch.from_numpy(order.permutation(whole.sequences)[: -(-whole.sequences * epochs // _KL_PASSES)])
-        sample = sample.to(batch.valid.device)
         kl = optimizer.kl(batch, whole.here(sample))
     sums_of, kl_of, ratio_errors = zip(*whole.group.gather((dict(sums), kl, ratio_error)), strict=True)
     ratio_error = max(ratio_errors)

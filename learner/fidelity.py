@@ -51,7 +51,7 @@ def gradient_fidelity(
     """
     names = [name for name, _ in policy.named_parameters()]
     parameters = list(policy.parameters())
-    rows = torch.arange(batch.sequences, device=batch.valid.device)
+    rows = torch.arange(batch.sequences)
     s = replace(s, gradient_accumulation=s.gradient_accumulation * s.num_minibatches)  # no more memory than an update
 
     def gradients(s: LearnerSettings) -> dict[str, Tensor | None]:
@@ -71,12 +71,12 @@ def gradient_reach(policy: Policy, s: LearnerSettings, batch: SequenceBatch, ret
     is the one that enters the step; a reset in between ends the way.
     """
     plan = s.full().plan(batch.length)._replace(cut_every=s.plan(batch.length).cut_every)
-    rows = torch.arange(batch.sequences, device=batch.valid.device)
+    rows = torch.arange(batch.sequences)
     steps, carry = steps_of(policy, plan, batch, returns, Piece(rows, range(1)))
     T, B = steps.mask.shape
-    step_T1 = torch.arange(T, device=rows.device).unsqueeze(1)
+    step_T1 = torch.arange(T, device=steps.mask.device).unsqueeze(1)
     opened_TB = torch.where(steps.resets, step_T1, -1).cummax(0).values
-    sums, counts = torch.zeros(2, T, device=rows.device)
+    sums, counts = torch.zeros(2, T, device=steps.mask.device)
     carry = {name: value.detach().requires_grad_() for name, value in carry.items()}
     entered, losses = [], []
     for t in range(T):
@@ -90,7 +90,7 @@ def gradient_reach(policy: Policy, s: LearnerSettings, batch: SequenceBatch, ret
             continue
         found = iter(torch.autograd.grad(losses[target], leaves, retain_graph=True, allow_unused=True))
         for t in range(target + 1):
-            squares_B = torch.zeros(B, device=rows.device)
+            squares_B = torch.zeros(B, device=steps.mask.device)
             for value in entered[t].values():
                 if value.requires_grad and (gradient := next(found)) is not None:
                     squares_B += gradient.flatten(1).square().sum(1)

@@ -66,7 +66,7 @@ def kl_sum(policy: Policy, s: LearnerSettings, batch: SequenceBatch, rows: Tenso
 
     It is estimated from the actions taken, as in `clipped_policy_loss`.
     """
-    plan, total = s.plan(batch.length), torch.zeros((), device=rows.device)
+    plan, total = s.plan(batch.length), torch.zeros((), device=batch.valid.device)
     for group in pieces(policy, plan, rows, batch.length):
         for piece in group:
             windows = windows_of(policy, plan, batch, piece)

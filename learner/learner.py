@@ -202,7 +202,7 @@ class Learner:
         fewer where their carries are large."""
         chunks = min(batch.sequences, max(self._optimizer.num_threads, self.settings.num_minibatches))
         plan = self._optimizer.settings.plan(batch.length)
-        shares = torch.arange(batch.sequences, device=self.device).tensor_split(chunks)
+        shares = torch.arange(batch.sequences).tensor_split(chunks)
         rows = [group[0].rows for share in shares for group in pieces(self.policy, plan, share, batch.length)]
 
         def work(rows: Tensor) -> tuple[Anchor, Staleness]:

@@ -30,6 +30,11 @@ def sent(staged: Tensor, device: torch.device) -> Tensor:
     return copied
 
 
+def moved(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host, there."""
+    return sent(x.pin_memory() if device.type == "cuda" else x, device)
+
+
 @cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)

@@ -19,6 +19,7 @@ from torch import Tensor
 from mneme.controllers import Carry, Observation, Policy
 from mneme.learner.batch import SequenceBatch
 from mneme.learner.settings import WindowPlan
+from mneme.learner.transfer import moved
 
 _SHARE = 0.7  # of the memory that whole sequences take
 _CARRY_COST = 0.35  # how many steps' activations a carry of as many numbers as an output costs, gradients included
@@ -27,7 +28,7 @@ _CARRY_COST = 0.35  # how many steps' activations a carry of as many numbers as 
 class Piece(NamedTuple):
     """Windows that are worked on at once: these, of each of these sequences."""
 
-    rows: Tensor  # [B] of the batch
+    rows: Tensor  # [B] of the batch, on the host, where stored carries lie
     windows: range  # without gaps
 
 
@@ -42,7 +43,7 @@ class Windows(NamedTuple):
 
 
 def pieces(policy: Policy, plan: WindowPlan, rows: Tensor, length: int) -> list[list[Piece]]:
-    """All windows of the sequences `rows` [n]; what makes up the same sequences stands together."""
+    """All windows of the sequences `rows` [n], on the host; what makes up the same sequences stands together."""
     C = -(-length // plan.window)
     at_once = _windows_at_once(policy, plan, len(rows), length)
     groups = rows.tensor_split(-(-len(rows) // max(1, at_once // C)))
@@ -73,7 +74,7 @@ def cut(x_BT: Tensor, window: int) -> Tensor:
 def taken(x_BT: Tensor, piece: Piece, window: int) -> Tensor:
     """A piece's share of a whole batch's steps [B, T, ...], as [K, W, ...]."""
     steps = slice(piece.windows.start * window, piece.windows.stop * window)
-    return cut(x_BT[:, steps][piece.rows], window)
+    return cut(x_BT[:, steps][moved(piece.rows, x_BT.device)], window)
 
 
 def windows_of(policy: Policy, plan: WindowPlan, batch: SequenceBatch, piece: Piece) -> Windows:
@@ -121,11 +122,11 @@ def window_carries(policy: Policy, plan: WindowPlan, batch: SequenceBatch, piece
     carries = [stored_carries(batch, rows, _first_steps(windows[:unburnt], K, 0))] if unburnt else []
     if unburnt < len(windows):
         begin = _first_steps(windows[unburnt:], K, -burn_in)
-        starts = torch.tensor(begin, device=rows.device)
-        steps = starts[:, None] + torch.arange(burn_in, device=rows.device)  # [windows, burn_in]
+        steps = torch.tensor(begin)[:, None] + torch.arange(burn_in)  # [windows, burn_in]
+        places = [moved(index, batch.resets.device) for index in (rows[:, None, None], steps)]
 
         def replayed(x_BT: Tensor) -> Tensor:
-            return x_BT[rows[:, None, None], steps].flatten(0, 1).transpose(0, 1)  # [burn_in, windows of all, ...]
+            return x_BT[places[0], places[1]].flatten(0, 1).transpose(0, 1)  # [burn_in, windows of all, ...]
 
         observations = {name: replayed(x) for name, x in batch.observations.items()}
         entering = {name: c.flatten(0, 1) for name, c in stored_carries(batch, rows, begin).items()}
