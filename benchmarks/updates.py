@@ -1,31 +1,39 @@
-"""Time an update of the learner under each precision: `python -m benchmarks.updates`. It needs no Ray.
+"""Time an update of the learner in bf16, or with torch.compile, beside a plain one: `python -m benchmarks.updates`.
 
 A batch of 64 sequences of 64 steps of delayed cue, a layer of as many features as the controller has before it, four
 epochs of one minibatch, one thread, and in bf16 the anchor pass, which that needs. Seconds are of the processor. The
-precisions take turns, update after update, and ratios are of medians.
+contestants take turns, update after update; the first is what the others are held against, and ratios are of medians.
+
+`compiled` has encoders, heads and losses by torch.compile, `torch` the scans in PyTorch, and `torch-compiled` all of it
+compiled, scans included. Needs no Ray; compiling needs a C++ compiler, and takes minutes.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import product
 from statistics import median
 from time import process_time
+from typing import Any
+from unittest.mock import patch
 
+import pyarrow as pa
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.report import RESULTS
-from mneme.controllers import CONTROLLERS, ControllerSettings, PolicySettings, build_policy
+from mneme.controllers import CONTROLLERS, ControllerSettings, Policy, PolicySettings, build_policy
 from mneme.envs import EnvSettings, make_vector_env
 from mneme.experiments.machine import describe_machine, versions
-from mneme.learner import Learner, LearnerSettings
+from mneme.learner import Learner, LearnerSettings, ppo
 from mneme.rollout_workers import Collector, policy_spec
 
 STEPS, SEQUENCES, EPOCHS = 64, 64, 4
-PRECISIONS = ("float32", "bf16")
+CONTESTANTS = ("float32", "bf16", "compiled", "torch", "torch-compiled")
+LOSSES = ("clipped_policy_loss", "value_loss")  # of `learner.ppo`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +42,16 @@ class Row:
 
     kind: str
     hidden: int
-    seconds: dict[str, float]  # of the processor, of an update in each precision
-    ratio: float  # bf16 over float32
-    spread: tuple[float, float]  # least and most of the turns' own
+    seconds: dict[str, float]  # of the processor, the median of each contestant's updates
+    ratios: dict[str, float]  # of these, to the first contestant's
+    turns: dict[str, tuple[float, float]]  # least and most of the turns' own ratios
 
 
 def main() -> int:
     """Measure, print and store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", choices=list(CONTROLLERS), default=list(CONTROLLERS))
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=["float32", "bf16"])
     parser.add_argument("--hidden", nargs="+", type=int, default=[128, 512])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--name", help="of the JSON file under benchmarks/results/; without one nothing is stored")
@@ -51,8 +60,8 @@ def main() -> int:
     console, rows = Console(), []
     for hidden, kind in product(arguments.hidden, arguments.kinds):
         with console.status(f"{kind}, {hidden}"):
-            rows.append(_row(kind, hidden, arguments.rounds))
-    console.print(_table(rows))
+            rows.append(_row(kind, hidden, arguments.contestants, arguments.rounds))
+    console.print(_table(rows, arguments.contestants))
     if arguments.name:
         document = {
             "machine": describe_machine(),
@@ -65,43 +74,71 @@ def main() -> int:
     return 0
 
 
-def _row(kind: str, hidden: int, rounds: int) -> Row:
-    env = make_vector_env(EnvSettings(id="mneme/DelayedCue-v0", kwargs={"horizon": STEPS - 1}), SEQUENCES)
-    settings = PolicySettings(encoder=(hidden,), controller=ControllerSettings(kind=kind, hidden_size=hidden))
-    learners = {}
-    for precision in PRECISIONS:
-        chosen = LearnerSettings(num_epochs=EPOCHS, num_minibatches=1, num_threads=1, precision=precision)
-        policy = build_policy(policy_spec(env), settings, STEPS - 1, seed=0)
-        learners[precision] = Learner(policy, chosen, seed=0, total_timesteps=10**9)
-    acting = build_policy(policy_spec(env), settings, STEPS - 1, seed=0)
-    batch = Collector(env, acting, STEPS, STEPS, seed=0).collect()[0].to_arrow()
-    turns = []
-    for _ in range(rounds + 1):  # the first to warm up
-        turn = {}
-        for precision, learner in learners.items():
-            started = process_time()
-            learner.update([batch])
-            turn[precision] = process_time() - started
-        turns.append(turn)
-    seconds = {precision: median(turn[precision] for turn in turns[1:]) for precision in PRECISIONS}
-    ratios = [turn["bf16"] / turn["float32"] for turn in turns[1:]]
+def _row(kind: str, hidden: int, contestants: list[str], rounds: int) -> Row:
+    batch = Collector(_env(), _policy(kind, hidden, "auto"), STEPS, STEPS, seed=0).collect()[0].to_arrow()
+    updates = {name: _update_of(name, kind, hidden, batch) for name in contestants}
+    turns = [{name: _seconds(update) for name, update in updates.items()} for _ in range(rounds + 1)]
+    first, *others = contestants
+    seconds = {name: median(turn[name] for turn in turns[1:]) for name in contestants}  # the first is to warm up
+    ratios = {name: [turn[name] / turn[first] for turn in turns[1:]] for name in others}
     return Row(
         kind=kind,
         hidden=hidden,
         seconds=seconds,
-        ratio=seconds["bf16"] / seconds["float32"],
-        spread=(min(ratios), max(ratios)),
+        ratios={name: seconds[name] / seconds[first] for name in others},
+        turns={name: (min(found), max(found)) for name, found in ratios.items()},
     )
 
 
-def _table(rows: list[Row]) -> Table:
-    table = Table(title="An update in bf16 over one in float32")
-    for heading in ("kind", "hidden", "float32, s", "bf16, s", "ratio", "turns"):
+def _seconds(update: Callable[[], None]) -> float:
+    started = process_time()
+    update()
+    return process_time() - started
+
+
+def _update_of(name: str, kind: str, hidden: int, batch: pa.RecordBatch) -> Callable[[], None]:
+    settings = LearnerSettings(
+        num_epochs=EPOCHS, num_minibatches=1, num_threads=1, precision="bf16" if name == "bf16" else "float32"
+    )
+    policy = _policy(kind, hidden, "torch" if name.startswith("torch") else "auto")
+    learner = Learner(policy, settings, seed=0, total_timesteps=10**9)
+    losses = {loss: getattr(ppo, loss) for loss in LOSSES}
+    if name.endswith("compiled"):
+        losses = {loss: _compiled(function) for loss, function in losses.items()}
+        vars(policy).update(_encoded=_compiled(policy._encoded), _heads=_compiled(policy._heads))
+        if name == "torch-compiled":
+            vars(policy.controller).update(fast_scan=_compiled(policy.controller.fast_scan))
+
+    def update() -> None:
+        with patch.multiple(ppo, **losses):
+            learner.update([batch])
+
+    return update
+
+
+def _compiled(function: Callable[..., Any]) -> Any:
+    return torch.compile(function, dynamic=False)
+
+
+def _env() -> Any:
+    return make_vector_env(EnvSettings(id="mneme/DelayedCue-v0", kwargs={"horizon": STEPS - 1}), SEQUENCES)
+
+
+def _policy(kind: str, hidden: int, backend: str) -> Policy:
+    controller = ControllerSettings(kind=kind, hidden_size=hidden, backend=backend)
+    return build_policy(
+        policy_spec(_env()), PolicySettings(encoder=(hidden,), controller=controller), STEPS - 1, seed=0
+    )
+
+
+def _table(rows: list[Row], contestants: list[str]) -> Table:
+    first, *others = contestants
+    table = Table(title=f"An update of {first}, and of the others over that: median [least, most] of the turns")
+    for heading in ("kind", "hidden", *contestants):
         table.add_column(heading, justify="right")
     for row in rows:
-        seconds = (f"{row.seconds[precision]:.2f}" for precision in PRECISIONS)
-        least, most = row.spread
-        table.add_row(row.kind, str(row.hidden), *seconds, f"{row.ratio:.2f}", f"{least:.2f} to {most:.2f}")
+        cells = (f"{row.ratios[name]:.2f} [{row.turns[name][0]:.2f}, {row.turns[name][1]:.2f}]" for name in others)
+        table.add_row(row.kind, str(row.hidden), f"{row.seconds[first]:.2f} s", *cells)
     return table
 
 

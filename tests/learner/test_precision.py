@@ -29,7 +29,7 @@ from mneme.rollout_workers import Collector, Fragment, policy_spec
 
 LANES, STEPS = 6, 23
 COSINE, RELATIVE = 0.999, 0.05  # of the gradient with bf16 beside that with float32
-RATIO = 1e-3
+RATIO = 1e-4
 MIXED = LearnerSettings(precision="bf16", num_epochs=1, num_minibatches=2, num_threads=2, max_grad_norm=1e9)
 VARIANTS: dict[str, tuple[str, Mapping[str, Any]]] = {
     **{kind: (kind, {}) for kind in CONTROLLERS},
