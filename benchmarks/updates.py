@@ -133,11 +133,11 @@ def _policy(kind: str, hidden: int, backend: str) -> Policy:
 
 def _table(rows: list[Row], contestants: list[str]) -> Table:
     first, *others = contestants
-    table = Table(title=f"An update of {first}, and of the others over that: median [least, most] of the turns")
+    table = Table(title=f"An update of {first}, and of the others over that: median (least to most of the turns)")
     for heading in ("kind", "hidden", *contestants):
         table.add_column(heading, justify="right")
     for row in rows:
-        cells = (f"{row.ratios[name]:.2f} [{row.turns[name][0]:.2f}, {row.turns[name][1]:.2f}]" for name in others)
+        cells = (f"{row.ratios[name]:.2f} ({row.turns[name][0]:.2f} to {row.turns[name][1]:.2f})" for name in others)
         table.add_row(row.kind, str(row.hidden), f"{row.seconds[first]:.2f} s", *cells)
     return table
 
