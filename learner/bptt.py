@@ -124,7 +124,7 @@ def carry_gradient_ratio(
     if not policy.controller.initial():
         return 0.0
     count = min(_SEQUENCES, whole.sequences)
-    rows = whole.here(torch.arange(count, device=batch.valid.device) * whole.sequences // count)
+    rows = whole.here(torch.arange(count) * whole.sequences // count)
     own = Returns(*map(whole.part, returns))
     sums = zip(*whole.group.gather(_window_gradients(policy, s, batch, own, rows)), strict=True)
     at_start, in_middle = map(sum, sums)
