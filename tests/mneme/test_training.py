@@ -421,6 +421,12 @@ def test_what_cannot_run_on_this_machine_is_refused_before_anything_starts(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_a_run_says_what_its_precision_comes_to_on_this_machine(tmp_path: Path, notes: list[str]) -> None:
+    train(small(tmp_path, "learner.precision=tf32", "learner.device=cpu"), local=True)
+    assert "learner.precision is tf32, which NVIDIA's GPUs have; on cpu it is float32" in notes
+
+
 def test_nothing_to_resume(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no usable checkpoint under"):
         resume(tmp_path, local=True)
