@@ -69,6 +69,11 @@ class Blueprint(NamedTuple, Generic[ConfigT_co]):
         assert self.config.rollout.warm_up is not None
         return self.config.rollout.warm_up
 
+    @property
+    def packs_episodes(self) -> bool:
+        """True if sequences are made of complete episodes."""
+        return self.config.rollout.batching == "episodes"
+
     def env(self, level: int) -> EnvSettings:
         """The task at a level of the curriculum; the highest level is the task itself."""
         return list(_levels(self.config))[level]
@@ -89,7 +94,8 @@ class Blueprint(NamedTuple, Generic[ConfigT_co]):
         return build_policy(self.spec, self.config.policy, self.horizon, self.config.seed)
 
     def fragment_bytes(self, policy: Policy) -> int:
-        """The least size of a worker's fragment in bytes: flags, provenance and true final observations come on top."""
+        """The least size in bytes of a worker's fragment of a row a lane: flags, provenance and true final observations
+        come on top. Of complete episodes it has as many rows in the long run, and fewer or more at a time."""
         T, past = self.length, self.warm_up
         carry = sum(c.numel() * c.element_size() for c in policy.initial_carry(1).values())
         observation = sum(
@@ -132,11 +138,7 @@ def make_blueprint(config: ConfigT) -> Blueprint[ConfigT]:
                 "learner.mode_schedule is evaluation_plateau, but there are no regular evaluations; set "
                 "train.evaluate_every, or use plateau, which goes by the return in training"
             )
-        if config.service.mode == "async" and config.learner.anchor == "never":
-            raise ValueError(
-                "learner.anchor is never, but service.mode=async corrects fragments of older weights from what the "
-                "anchor pass finds; use learner.anchor=auto"
-            )
+        _check_anchor(config)
         blueprint = Blueprint(
             config.changed(
                 "rollout",
@@ -175,6 +177,16 @@ def _neighbours(config: ServiceConfig) -> int:
     """Learners that share the cores of a machine."""
     together = config.service.cluster() is None or config.service.learner_placement == "packed"
     return config.learner.replicas if together else 1
+
+
+def _check_anchor(config: ServiceConfig) -> None:
+    """Refuse to do without the anchor pass where fragments are older than the weights."""
+    for setting, value in (("service.mode", config.service.mode), ("rollout.batching", config.rollout.batching)):
+        if value in ("async", "episodes") and config.learner.anchor == "never":
+            raise ValueError(
+                f"learner.anchor is never, but {setting}={value} corrects what older weights did from what the anchor "
+                f"pass finds; use learner.anchor=auto"
+            )
 
 
 def _levels(config: ServiceConfig) -> Iterator[EnvSettings]:
@@ -255,7 +267,8 @@ def _carry_stride(config: ServiceConfig, length: int) -> int:
     plan, chosen = config.learner.plan(length), config.rollout.carry_stride
     if chosen is None:
         probe = -(-length // _STALENESS_PROBES)
-        whole = plan.window == length and config.service.mode == "async"
+        apart = config.rollout.batching == "sequences"  # episodes lie end to end, and begin with no carry
+        whole = plan.window == length and config.service.mode == "async" and apart
         return min(probe, plan.carry_stride) if whole else plan.carry_stride
     if plan.carry_stride % chosen and plan.carry_stride < length:
         raise ValueError(
@@ -268,6 +281,13 @@ def _carry_stride(config: ServiceConfig, length: int) -> int:
 def _warm_up(config: ServiceConfig, length: int, facts: TaskFacts | None) -> int:
     """Twice as long as the task asks to remember, and 64 steps at least, but no longer than a sequence."""
     chosen, asynchronous = config.rollout.warm_up, config.service.mode == "async"
+    if config.rollout.batching == "episodes":
+        if chosen:
+            raise ValueError(
+                f"rollout.warm_up is {chosen}, but with rollout.batching=episodes sequences begin with an episode; "
+                f"leave it unset"
+            )
+        return 0
     if chosen is None:
         whole = facts is not None and facts.episode_length and length % facts.episode_length == 0
         if not asynchronous or (whole and not config.curriculum.stages):

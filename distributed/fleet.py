@@ -92,7 +92,7 @@ class RolloutFleet:
         self._incarnations[request.worker] = delivery.incarnation
         if delivery.error is None:
             self._failures[request.worker] = 0
-            return Arrival(delivery, request.fragment)
+            return Arrival(delivery, request.fragment if delivery.nbytes else None)
         self._count_failure(request.worker, delivery.error)
         _log.warning(f"a fragment was not used: {delivery.error}")
         return Arrival(delivery, None)

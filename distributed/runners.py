@@ -34,7 +34,7 @@ class PendingUpdate(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """A rollout worker's report, and where its fragment is (None if it could not make one)."""
+    """A rollout worker's report, and where its fragment is (None if it could not make one, or none was due)."""
 
     delivery: Delivery
     fragment: FragmentRef | None

@@ -35,20 +35,25 @@ def synchronous(runner: Runner, replay: Replay[FragmentRef], patience: int) -> I
     """Collect one fragment from every worker, then learn from them, in turn.
 
     Consumes the newest weights, produces newer ones; waits for every worker, then for the learner; a worker that dies
-    or hangs is replaced and the update goes on with what arrived. Deterministic: same seed, same bits.
+    or hangs is replaced and the update goes on with what arrived. Where no worker has a fragment yet, as its episodes
+    are under way, all collect again. Deterministic: same seed, same bits.
 
     Raises:
-        ServiceError: more than `patience` rounds in a row brought no fragment.
+        ServiceError: more than `patience` rounds in a row failed to bring a fragment.
     """
     barren = 0
+    deliveries: list[Delivery] = []
     while True:
         arrivals = runner.collect()
+        deliveries += [arrival.delivery for arrival in arrivals]
         _store(replay, arrivals, len(arrivals))
         fragments = replay.sample(len(replay), runner.version)
         report = _unless_lost(partial(runner.learn, fragments)) if fragments else None
         if report:
-            yield Update(report, [arrival.delivery for arrival in arrivals], replay.counts, runner.restarts)
-        barren = 0 if report else barren + 1
+            yield Update(report, deliveries, replay.counts, runner.restarts)
+            deliveries = []
+        wait = not fragments and any(arrival.delivery.error is None for arrival in arrivals)
+        barren = 0 if report or wait else barren + 1
         if barren > patience:
             reasons = {arrival.delivery.error for arrival in arrivals if arrival.delivery.error}
             raise ServiceError(f"{barren} rounds in a row brought no fragment: {'; '.join(sorted(reasons))}")

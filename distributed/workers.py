@@ -13,10 +13,21 @@ from mneme.controllers import Weights
 from mneme.distributed.blueprint import Blueprint
 from mneme.envs import EnvironmentFailure, make_vector_env, register_missing
 from mneme.learner import Group, Learner, UpdateReport
-from mneme.rollout_workers import Collector, EpisodeStats, Evaluation, EvaluationError, FragmentError, evaluate
+from mneme.rollout_workers import (
+    Collector,
+    EpisodeStats,
+    Evaluation,
+    EvaluationError,
+    FragmentError,
+    Packer,
+    evaluate,
+    stride_to_collect,
+)
 from mneme.rollout_workers.stopwatch import Stopwatch
 
 State = dict[str, np.ndarray]
+
+_WAITING = "waiting."  # before the names of what a packer keeps, among a worker's
 VectorEnv = gym.vector.VectorEnv[Any, Any, Any]
 
 
@@ -24,13 +35,13 @@ class Delivery(NamedTuple):
     """A rollout worker's report about a fragment that it made, or could not make."""
 
     worker: int
-    version: int  # of the weights that acted
+    version: int  # of the newest weights that acted: from them on the fragment's lag is counted
     steps: int
-    nbytes: int
+    nbytes: int  # 0 where there is no fragment
     incarnation: int  # of the worker's lanes
     level: int  # of the curriculum
     stats: EpisodeStats | None
-    error: str | None = None  # why there is no fragment
+    error: str | None = None  # why there is no fragment, unless none was due: its episodes may still be under way
 
 
 class RolloutWorker:
@@ -45,29 +56,37 @@ class RolloutWorker:
         self._policy = blueprint.policy()
         self._version = -1
         self._level = 0
-        self._collector = self._fresh_collector(self._fresh_env())
+        self._begin(self._fresh_env())
 
     def ready(self) -> bool:
         """True once the worker is built."""
         return True
 
     def collect(self, weights: Weights, level: int) -> tuple[Delivery, pa.RecordBatch | None]:
-        """One fragment under these weights, at this level of the curriculum. A fragment with values that are not finite
-        is reported, not shipped, and the lanes start anew."""
-        watch = Stopwatch("broadcast")
+        """One fragment under these weights, at this level of the curriculum; or, of whole episodes, none where too few
+        have ended. A fragment with values that are not finite is reported, not shipped, and the lanes start anew."""
+        watch = Stopwatch("broadcast", "env", "inference", "recording")
         with watch("broadcast"):
             self._load(weights)
             self.enter(level)
         fragment, stats = self._collector.collect(weights.version)
-        stats = stats._replace(seconds=stats.seconds | watch.seconds)
         try:
             fragment.validate()
         except FragmentError as error:
             self.restart(self._incarnation + 1)
             return Delivery(self._worker, weights.version, 0, 0, self._incarnation, level, None, str(error)), None
-        batch = fragment.to_arrow()
+        with watch("recording"):
+            ready = fragment if self._packer is None else self._packer.add(fragment)
+            batch = ready.to_arrow() if ready else None
+        watch.add(stats.seconds)
         delivery = Delivery(
-            self._worker, weights.version, fragment.steps, batch.nbytes, self._incarnation, level, stats
+            self._worker,
+            weights.version,
+            ready.steps if ready else 0,
+            batch.nbytes if batch else 0,
+            self._incarnation,
+            level,
+            stats._replace(seconds=watch.seconds),
         )
         return delivery, batch
 
@@ -106,25 +125,34 @@ class RolloutWorker:
         finally:
             self._incarnation += 1
             try:
-                self._collector = self._fresh_collector(env)
+                self._begin(env)
             except EnvironmentFailure:
                 self.restart(self._incarnation)
 
     def state(self) -> State | None:
-        """See `Collector.state`; the level besides."""
-        state = self._collector.state()
-        return None if state is None else state | {"level": np.array(self._level)}
+        """See `Collector.state`; the level, and what waits to be packed, besides."""
+        return self._whole(self._collector.state(), self._packer.state() if self._packer else {})
 
     def expected_state(self) -> State | None:
         """See `Collector.expected_state`; of this level of the curriculum."""
-        state = self._collector.expected_state()
-        return None if state is None else state | {"level": np.array(self._level)}
+        return self._whole(self._collector.expected_state(), self._packer.largest_state() if self._packer else {})
+
+    def _whole(self, state: State | None, waiting: State) -> State | None:
+        if state is None:
+            return None
+        return state | {f"{_WAITING}{name}": x for name, x in waiting.items()} | {"level": np.array(self._level)}
 
     def set_state(self, state: State) -> None:
         """See `Collector.set_state`."""
         self._level = int(state["level"])
         self.restart(int(state["incarnation"]))
+        self._take_up(state)
+
+    def _take_up(self, state: State) -> None:
         self._collector.set_state(state)
+        if self._packer is not None:
+            waiting = {name.removeprefix(_WAITING): x for name, x in state.items() if name.startswith(_WAITING)}
+            self._packer.set_state(waiting)
 
     def try_out(self, state: State) -> None:
         """Take up a state and act once, to see whether it is one; this worker is of no use afterwards.
@@ -135,7 +163,9 @@ class RolloutWorker:
         self._level = int(state["level"])
         self.restart(int(state["incarnation"]))
         self._collector.check_state(state)
-        self._collector.set_state(state)
+        self._take_up(state)
+        if self._packer is not None:
+            self._packer.check_agrees(int(state["step"]), state["reset"])
         self._collector.length = 1
         self._collector.collect()
 
@@ -149,7 +179,7 @@ class RolloutWorker:
         """New episodes, unlike those of any lower incarnation."""
         self._incarnation = incarnation
         self.close()
-        self._collector = self._fresh_collector(self._fresh_env())
+        self._begin(self._fresh_env())
 
     def close(self) -> None:
         """Let the environments go, subprocesses included."""
@@ -164,13 +194,16 @@ class RolloutWorker:
         place = self._blueprint.place(self._worker, self._blueprint.config.seed, self._incarnation)
         return make_vector_env(self._blueprint.env(self._level), self._blueprint.envs_per_worker, place=place)
 
-    def _fresh_collector(self, env: VectorEnv) -> Collector:
+    def _begin(self, env: VectorEnv) -> None:
+        """Begin an episode in every lane; what belongs to earlier ones is forgotten."""
         config, num_envs = self._blueprint.config, self._blueprint.envs_per_worker
-        return Collector(
+        length, stride = self._blueprint.length, self._blueprint.carry_stride
+        packs = self._blueprint.packs_episodes
+        self._collector = Collector(
             env,
             self._policy,
-            length=self._blueprint.length,
-            carry_stride=self._blueprint.carry_stride,
+            length=length,
+            carry_stride=stride_to_collect(length, stride) if packs else stride,
             warm_up=self._blueprint.warm_up,
             seed=config.seed,
             incarnation=self._incarnation,
@@ -179,6 +212,7 @@ class RolloutWorker:
             spaces=config.spaces,
             success_return=config.env.success_return,
         )
+        self._packer = Packer(self._collector.blank(), stride) if packs else None
 
 
 class LearnerWorker:
@@ -199,6 +233,7 @@ class LearnerWorker:
             total_timesteps=config.train.total_timesteps,
             asynchronous=config.service.mode == "async",
             group=group,
+            packed=blueprint.packs_episodes,
         )
 
     def update(self, *batches: pa.RecordBatch) -> tuple[UpdateReport, Weights]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -32,35 +33,47 @@ class Arrivals(NamedTuple):
 
 
 def arrivals(
-    batches: Iterable[pa.RecordBatch], policy: Policy, version: int, group: Group, device: torch.device
+    batches: Iterable[pa.RecordBatch],
+    policy: Policy,
+    version: int,
+    group: Group,
+    device: torch.device,
+    *,
+    packed: bool = False,
 ) -> Arrivals:
-    """The choice among this rank's fragments and all others', which is the same on every rank.
+    """The choice among this rank's fragments and all others', which is the same on every rank. Of `packed` ones, which
+    are episodes end to end, it takes no more steps than the fullest row of all ranks has.
 
     Raises:
         FragmentError: there is none to choose.
     """
     read = [_read(batch, policy, version) for batch in batches]
     told = [
-        (fragment, None, 0.0)
+        (fragment, None, 0.0, 0)
         if isinstance(fragment, str)
-        else ("", _sizes(fragment), float(version - fragment.weights_version.min()))
+        else ("", _sizes(fragment), float(version - fragment.weights_version.min()), _filled(fragment))
         for fragment in read
     ]
-    every = [(why, sizes and _Sizes(*sizes), lag) for of_rank in group.gather(told) for why, sizes, lag in of_rank]
-    wanted = next((sizes for _, sizes, _ in every if sizes), None)
+    every = [
+        (why, sizes and _Sizes(*sizes), lag, filled)
+        for of_rank in group.gather(told)
+        for why, sizes, lag, filled in of_rank
+    ]
+    wanted = next((sizes for _, sizes, *_ in every if sizes), None)
     refused = [
         why or f"a fragment has {sizes}, others have {wanted}; use one setting"
-        for why, sizes, _ in every
+        for why, sizes, *_ in every
         if sizes is None or sizes != wanted
     ]
     if wanted is None:
         raise FragmentError(refused[0] if refused else "an update was asked for without any fragment")
     own = [fragment for fragment in read if isinstance(fragment, Fragment) and _sizes(fragment) == wanted]
+    length = max(filled for _, sizes, _, filled in every if sizes == wanted) if packed else wanted.length
     if own:
-        batch = SequenceBatch.from_fragments(own, device)
+        batch = SequenceBatch.from_fragments(own, device, length=length, packed=packed)
     else:
-        batch = SequenceBatch.empty(wanted.length, wanted.carry_stride, policy.spec, device)
-    return Arrivals(batch, [lag for _, sizes, lag in every if sizes == wanted], refused)
+        batch = SequenceBatch.empty(length, wanted.carry_stride, policy.spec, device)
+    return Arrivals(batch, [lag for _, sizes, lag, _ in every if sizes == wanted], refused)
 
 
 def _read(batch: pa.RecordBatch, policy: Policy, version: int) -> Fragment | str:
@@ -99,6 +112,11 @@ def _require_fit(fragment: Fragment, policy: Policy) -> None:
         raise FragmentError(
             f"a fragment does not fit the policy: {error}; do not mix the fragments of two runs"
         ) from None
+
+
+def _filled(fragment: Fragment) -> int:
+    """Steps up to the last valid one of any row."""
+    return int(np.flatnonzero(fragment.valid.any(0))[-1]) + 1
 
 
 def _sizes(fragment: Fragment) -> _Sizes:

@@ -16,19 +16,25 @@ from mneme.controllers import Controller
 
 
 class SignalSums(NamedTuple):
-    """Sums of signals over the valid steps of B sequences, or of a part of them."""
+    """Sums of signals over the valid steps of B sequences, or of a part of them; of packed ones, of B episodes."""
 
     signals: Mapping[str, Tensor]  # name -> [B]
     steps: Tensor  # [B] how many they are
 
     @classmethod
-    def of(cls, signals_KW: Mapping[str, Tensor], mask_KW: Tensor, sequences: int) -> "SignalSums":
-        """The sums over windows that lie sequence by sequence, equally many of each."""
+    def of(
+        cls, signals_KW: Mapping[str, Tensor], mask_KW: Tensor, sequences: int, episode_KW: Tensor | None
+    ) -> "SignalSums":
+        """The sums over windows that lie sequence by sequence, equally many of each; or those over the steps of each of
+        so many episodes."""
 
         def summed(x_KW: Tensor) -> Tensor:
-            return x_KW.sum(0).view(sequences, -1).sum(1)
+            if episode_KW is None:
+                return x_KW.sum(0).view(sequences, -1).sum(1)
+            return x_KW.new_zeros(sequences).index_add(0, episode_KW.flatten(), x_KW.flatten())
 
-        return cls({name: summed(torch.where(mask_KW, s, 0.0)) for name, s in signals_KW.items()}, summed(mask_KW))
+        signals = {name: summed(torch.where(mask_KW, s, 0.0)) for name, s in signals_KW.items()}
+        return cls(signals, summed(mask_KW.long()))
 
     @classmethod
     def joined(cls, parts: "Sequence[SignalSums]") -> "SignalSums":

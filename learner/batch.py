@@ -46,6 +46,7 @@ class SequenceBatch:
     lane: Tensor  # [B] int64
     first_step: Tensor  # [B] int64
     past: PastBatch | None
+    packed: bool  # whether they are episodes end to end, so that what counts steps begins anew in each
 
     @property
     def sequences(self) -> int:
@@ -61,6 +62,13 @@ class SequenceBatch:
     def steps(self) -> int:
         """Valid steps, at most B * T."""
         return int(self.valid.sum())
+
+    @property
+    def episodes(self) -> Tensor:
+        """[B, T] int64, each step's episode, numbered through the batch; what goes on in another row counts anew."""
+        opens = self.resets[:, : self.length].clone()
+        opens[:, 0] = True
+        return (opens.flatten().cumsum(0) - 1).view_as(opens)
 
     @property
     def cut_short(self) -> Tensor:
@@ -112,11 +120,28 @@ class SequenceBatch:
             carry_stride=carry_stride,
             **{name: torch.zeros(0, dtype=torch.int64, device=device) for name in ("lane", "first_step")},
             past=None,
+            packed=False,
         )
 
     @classmethod
-    def from_fragments(cls, fragments: Sequence[Fragment], device: torch.device) -> "SequenceBatch":
-        """Stack fragments of equal length, carry stride and warm-up along their lanes."""
+    def from_fragments(
+        cls,
+        fragments: Sequence[Fragment],
+        device: torch.device,
+        *,
+        length: int | None = None,
+        packed: bool = False,
+    ) -> "SequenceBatch":
+        """Stack fragments of equal length, carry stride and warm-up along their lanes.
+
+        Args:
+            fragments: at least one.
+            device: where to.
+            length: steps to take, beyond which none is valid; all by default.
+            packed: whether sequences are episodes packed end to end.
+        """
+        if length is not None:
+            fragments = [_shortened(fragment, length) for fragment in fragments]
 
         def stacked(arrays: Sequence[np.ndarray]) -> Tensor:
             # Stacking copies, so the tensor is writable although fragments are read-only views of the object store.
@@ -138,6 +163,7 @@ class SequenceBatch:
             stored=StoredCarries([fragment.carries for fragment in fragments], device),
             final_index=stacked([cut_BT.ravel().cumsum().reshape(cut_BT.shape) - 1]),
             carry_stride=fragments[0].carry_stride,
+            packed=packed,
             past=PastBatch(
                 group([past.observations for past in pasts]),
                 stacked([past.resets for past in pasts]),
@@ -149,10 +175,23 @@ class SequenceBatch:
 
 
 _GROUPS = ("observations", "final_observations")
-_ARRAYS = (
-    "actions", "log_probs", "values", "final_values", "rewards", "terminated", "truncated", "valid", "resets",
-    "lane", "first_step",
-)  # fmt: skip
+_STEPS = ("actions", "log_probs", "final_values", "rewards", "terminated", "truncated", "valid")
+_ARRAYS = (*_STEPS, "values", "resets", "lane", "first_step")
+
+
+def _shortened(fragment: Fragment, length: int) -> Fragment:
+    """Views of a fragment's first steps, where those beyond are not valid."""
+    if length == fragment.length:
+        return fragment
+    changes: dict[str, Any] = {name: getattr(fragment, name)[:, :length] for name in _STEPS}
+    changes |= {name: getattr(fragment, name)[:, : length + 1] for name in ("values", "resets")}
+    S = -(-length // fragment.carry_stride)
+    return replace(
+        fragment,
+        **changes,
+        observations={name: x[:, : length + 1] for name, x in fragment.observations.items()},
+        carries={name: x[:, :S] for name, x in fragment.carries.items()},
+    )
 
 
 def _indexed(group: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from mneme.controllers import Policy
 from mneme.learner.batch import SequenceBatch
 from mneme.learner.gradients import shard_gradients
 from mneme.learner.group import Group
-from mneme.learner.ppo import loss_of, steps_of
+from mneme.learner.ppo import loss_of, steps_of, units
 from mneme.learner.returns import Returns
 from mneme.learner.settings import LearnerSettings
 from mneme.learner.windows import Piece
@@ -72,7 +72,8 @@ def gradient_reach(policy: Policy, s: LearnerSettings, batch: SequenceBatch, ret
     """
     plan = s.full().plan(batch.length)._replace(cut_every=s.plan(batch.length).cut_every)
     rows = torch.arange(batch.sequences)
-    steps, carry = steps_of(policy, plan, batch, returns, Piece(rows, range(1)))
+    piece = Piece(rows, range(1))
+    steps, carry = steps_of(policy, plan, batch, returns, piece)
     T, B = steps.mask.shape
     step_T1 = torch.arange(T, device=steps.mask.device).unsqueeze(1)
     opened_TB = torch.where(steps.resets, step_T1, -1).cummax(0).values
@@ -81,7 +82,7 @@ def gradient_reach(policy: Policy, s: LearnerSettings, batch: SequenceBatch, ret
     entered, losses = [], []
     for t in range(T):
         entered.append(carry)
-        loss = loss_of(policy, s, steps.between(slice(t, t + 1)), carry, B, None)
+        loss = loss_of(policy, s, steps.between(slice(t, t + 1)), carry, units(batch, piece), None)
         losses.append(loss.total)
         carry = loss.carry
     for target in sorted({T - 1 - T * i // _TARGETS for i in range(_TARGETS)}):

@@ -18,7 +18,7 @@ from mneme.controllers import Carry, Policy
 from mneme.learner.auxiliary_loss import AuxiliaryLoss, SignalSums
 from mneme.learner.batch import SequenceBatch
 from mneme.learner.losses import clipped_policy_loss, masked_sum
-from mneme.learner.ppo import Steps, loss_of, steps_of
+from mneme.learner.ppo import Steps, loss_of, steps_of, units
 from mneme.learner.returns import Returns
 from mneme.learner.settings import LearnerSettings, WindowPlan
 from mneme.learner.windows import Piece, pieces, taken, windows_of
@@ -53,9 +53,11 @@ def shard_gradients(
                 with shard.watch("windows"):
                     steps, carry = steps_of(policy, plan, batch, returns, piece)
                 if plan.chunk < plan.window:
-                    shard.add_in_chunks(plan, steps, carry, len(piece.rows))
+                    # Every chunk begins at a cut, unless cuts are counted from where an episode begins.
+                    apart = plan.cut_every <= (1 if batch.packed else plan.chunk)
+                    shard.add_in_chunks(plan, steps, carry, units(batch, piece), apart)
                 else:
-                    shard.add(steps, carry, len(piece.rows), auxiliary)
+                    shard.add(steps, carry, units(batch, piece), auxiliary)
                 auxiliary = auxiliary and auxiliary.counted()  # with the first piece
     return shard.result()
 
@@ -98,10 +100,9 @@ class _Shard:
         """Add some steps at once; the carry after them."""
         return self._added(steps, carry, sequences, auxiliary, {}, ())[1]
 
-    def add_in_chunks(self, plan: WindowPlan, steps: Steps, carry: Carry, sequences: int) -> None:
-        """Add whole sequences, a chunk at a time."""
+    def add_in_chunks(self, plan: WindowPlan, steps: Steps, carry: Carry, sequences: int, apart: bool) -> None:
+        """Add whole sequences, a chunk at a time; `apart`: no gradient goes from chunk to chunk."""
         spans = [slice(start, start + plan.chunk) for start in range(0, plan.window, plan.chunk)]
-        apart = plan.cut_every <= plan.chunk  # no gradient goes from chunk to chunk
         carries, auxiliary = [carry], None
         if not apart or self._policy.controller.has_auxiliary_loss:
             with self.watch("forward"):
@@ -164,7 +165,7 @@ def _first_pass(
         chunk = steps.between(span)
         out = policy.scan(chunk.observations, chunk.resets, carry)
         carry = out.carry
-        sums.append(SignalSums.of(out.signals, chunk.mask, sequences))
+        sums.append(SignalSums.of(out.signals, chunk.mask, sequences, chunk.episode))
     return carries, SignalSums.joined(sums)
 
 
@@ -173,9 +174,10 @@ def _auxiliary_loss(policy: Policy, s: LearnerSettings, batch: SequenceBatch, gr
     plan, sums = s.plan(batch.length), []
     for piece in group:
         windows = windows_of(policy, plan, batch, piece)
+        episode = taken(batch.episodes, piece, plan.window) if batch.packed else None
         with torch.no_grad():
             signals = policy.scan(windows.observations, windows.resets, windows.carry).signals
-        sums.append(SignalSums.of(signals, windows.mask, len(piece.rows)))
+        sums.append(SignalSums.of(signals, windows.mask, units(batch, piece), episode))
     return AuxiliaryLoss.at(policy.controller, SignalSums.joined(sums))
 
 

@@ -57,6 +57,7 @@ class Learner:
         seed: of the minibatch order, which depends on (seed, update) alone.
         total_timesteps: the run's length in environment steps, for schedules.
         asynchronous: whether fragments may be older than the weights: anchors by default and corrects with V-trace.
+        packed: whether sequences are episodes packed end to end. They too are older, as they have been under way.
         group: the learners that make each update together, from a part of the fragments each. What comes of it depends
             on how many they are only in the last bits.
     """
@@ -69,6 +70,7 @@ class Learner:
         seed: int,
         total_timesteps: int,
         asynchronous: bool = False,
+        packed: bool = False,
         group: Group | None = None,
     ) -> None:
         self.settings = settings
@@ -80,11 +82,11 @@ class Learner:
         self.version = 0
         self.env_steps = 0
         self._seed = seed
-        self._asynchronous = asynchronous
+        self._packed, self._off_policy = packed, asynchronous or packed
         # What acted was not rounded as what is trained, so that the first ratio would be that of two precisions.
-        stale = asynchronous or settings.precision == "bf16"
+        stale = self._off_policy or settings.precision == "bf16"
         self._anchors = settings.anchor == "always" or (settings.anchor == "auto" and stale)
-        self._reward_scale = RewardScale(settings.gamma) if settings.normalize_rewards else None
+        self._reward_scale = RewardScale(settings.gamma, packed) if settings.normalize_rewards else None
         self._optimizer = Optimizer(self.policy, settings, total_timesteps, self.group)
 
     def weights(self) -> Weights:
@@ -116,7 +118,9 @@ class Learner:
             "batch", "anchor", "returns", "fidelity", "windows", "forward", "backward", "synchronize", "optimizer"
         )
         with watch("batch"):
-            batch, lags, refused = arrivals(batches, self.policy, self.version, self.group, self.device)
+            batch, lags, refused = arrivals(
+                batches, self.policy, self.version, self.group, self.device, packed=self._packed
+            )
             whole = WholeBatch.of(self.group, batch)
         self._optimizer.anneal(self.env_steps, whole.steps)
         with watch("anchor"):
@@ -130,6 +134,7 @@ class Learner:
         metrics = self._metrics(lags, staleness if self._anchors else None) | _value_metrics(whole, batch, returns)
         with watch("fidelity"):
             metrics |= self._gradient_metrics(batch, returns, whole)
+        metrics["padding"] = 1 - whole.steps / whole.valid.numel()
         metrics |= run_epochs(
             self._optimizer, self.policy, self.settings, batch, returns, whole,
             seed=self._seed, version=self.version, watch=watch,
@@ -235,7 +240,7 @@ class Learner:
         ends = (final_values, batch.terminated, batch.truncated, batch.valid)
         if anchor is None:
             return gae(batch.rewards, batch.values, *ends, gamma=s.gamma, lam=s.gae_lambda)
-        if not self._asynchronous:
+        if not self._off_policy:
             return gae(batch.rewards, anchor.values, *ends, gamma=s.gamma, lam=s.gae_lambda)
         return vtrace(
             anchor.log_probs - batch.log_probs, batch.rewards, anchor.values, *ends,

@@ -34,6 +34,7 @@ class Steps(NamedTuple):
     old_values: Tensor  # [K, W]
     advantages: Tensor  # [K, W]
     targets: Tensor  # [K, W] of the values
+    episode: Tensor | None = None  # [K, W] int64, of packed sequences: which of the batch's episodes a step is of
 
     def between(self, span: slice) -> "Steps":
         """Those of a span of time."""
@@ -66,8 +67,14 @@ def steps_of(
         taken(batch.values[:, :T], piece, K),
         taken(returns.advantages, piece, K),
         taken(returns.targets, piece, K),
+        taken(batch.episodes, piece, K) if batch.packed else None,
     )
     return steps, windows.carry
+
+
+def units(batch: SequenceBatch, piece: Piece) -> int:
+    """B: the sequences that a piece's windows are of; of packed ones, the episodes of the whole batch."""
+    return int(batch.episodes[-1, -1]) + 1 if batch.packed else len(piece.rows)
 
 
 def loss_of(
@@ -80,7 +87,7 @@ def loss_of(
         s: the learner's settings.
         steps: of windows that lie sequence by sequence, equally many of each.
         carry: before the first step.
-        sequences: B.
+        sequences: B, see `units`.
         auxiliary: the auxiliary loss of these sequences, of which the steps are a part; without it that of the steps
             themselves, which are then whole sequences.
     """
@@ -100,7 +107,7 @@ def loss_of(
     sums = {name: masked_sum(term, steps.mask) for name, term in terms.items()}
     total = sums["policy_loss"] + s.vf_coef * sums["value_loss"] - s.ent_coef * sums["entropy"]
     if policy.controller.has_auxiliary_loss:
-        said = SignalSums.of(out.signals, steps.mask, sequences)
+        said = SignalSums.of(out.signals, steps.mask, sequences, steps.episode)
         auxiliary = auxiliary or AuxiliaryLoss.at(policy.controller, said)
         sums["auxiliary_loss"] = auxiliary.total
         total = total + auxiliary.total + auxiliary.through(said)

@@ -21,10 +21,12 @@ class RewardScale:
 
     Args:
         gamma: discount per step.
+        packed: whether sequences are episodes packed end to end. None goes on with another one then, and g = 0 before
+            each, be it a part of an episode that was too long for one.
     """
 
-    def __init__(self, gamma: float) -> None:
-        self._gamma = gamma
+    def __init__(self, gamma: float, packed: bool = False) -> None:
+        self._gamma, self._packed = gamma, packed
         self._count, self._mean, self._squares = 0, 0.0, 0.0  # squares: sum of squared deviations from the mean
         self._running = np.zeros(0)  # [lanes] g after the last step seen of each lane
         self._expected = np.zeros(0, dtype=np.int64)  # [lanes] step at which that lane goes on
@@ -50,6 +52,9 @@ class RewardScale:
             gathered(x).cpu().numpy()
             for x in (batch.lane, batch.first_step, batch.rewards, batch.valid, batch.terminated | batch.truncated)
         )
+        goes_on = valid & ~ends
+        if self._packed:
+            return self._discounted(rewards, goes_on, np.zeros(len(rewards)))[0][valid]
         missing = max(0, int(lane.max()) + 1 - len(self._running))
         self._running = np.append(self._running, np.zeros(missing))
         self._expected = np.append(self._expected, np.zeros(missing, dtype=np.int64))
@@ -57,11 +62,17 @@ class RewardScale:
         for start in np.unique(first):  # in turn: in asynchronous service a batch may hold two fragments of a lane
             n = first == start
             g_B = np.where(self._expected[lane[n]] == start, self._running[lane[n]], 0.0)
-            for t in range(rewards.shape[1]):
-                g_BT[n, t] = self._gamma * g_B + rewards[n, t]
-                g_B = np.where(valid[n, t] & ~ends[n, t], g_BT[n, t], 0.0)
-            self._running[lane[n]], self._expected[lane[n]] = g_B, start + rewards.shape[1]
+            g_BT[n], self._running[lane[n]] = self._discounted(rewards[n], goes_on[n], g_B)
+            self._expected[lane[n]] = start + rewards.shape[1]
         return g_BT[valid]
+
+    def _discounted(self, rewards: np.ndarray, goes_on: np.ndarray, g_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """g at every step, [B, T], and after the last one, [B], from what it is before the first."""
+        g_BT = np.empty(rewards.shape)
+        for t in range(rewards.shape[1]):
+            g_BT[:, t] = self._gamma * g_B + rewards[:, t]
+            g_B = np.where(goes_on[:, t], g_BT[:, t], 0.0)
+        return g_BT, g_B
 
     def _absorb(self, values: np.ndarray) -> None:
         """Add to the running moments (Chan, Golub and LeVeque 1979)."""

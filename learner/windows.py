@@ -83,8 +83,10 @@ def windows_of(policy: Policy, plan: WindowPlan, batch: SequenceBatch, piece: Pi
     resets = taken(batch.resets[:, :T], piece, K)
     cuts = None
     if plan.cut_every < K:
-        steps_K1 = torch.arange(K, device=resets.device).unsqueeze(1)
-        cuts = (steps_K1 % plan.cut_every == 0).expand_as(resets)
+        steps_KW = torch.arange(K, device=resets.device).unsqueeze(1).expand_as(resets)
+        if batch.packed:  # those of each episode are where they would be if it were alone
+            steps_KW = steps_KW - torch.where(resets, steps_KW, 0).cummax(0).values
+        cuts = steps_KW % plan.cut_every == 0
     return Windows(
         {name: taken(x[:, :T], piece, K) for name, x in batch.observations.items()},
         resets,

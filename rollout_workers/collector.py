@@ -170,6 +170,10 @@ class Collector:
             first_step=np.full(B, self._step), seed=self._noise_keys.copy(),
         )  # fmt: skip
 
+    def blank(self) -> Fragment:
+        """A fragment of the names, types and shapes that `collect` gives; its contents have no meaning."""
+        return self._draft(0).fragment
+
     def state(self) -> State | None:
         """Everything that the next fragment depends on besides the weights, or None where the environment's own state
         cannot be read (it is not `Resumable`)."""

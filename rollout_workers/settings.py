@@ -1,6 +1,7 @@
 """Settings of the collection of experience."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from mneme.controllers import Settings
 
@@ -58,6 +59,9 @@ class RolloutSettings(Settings, section="rollout"):
     """Rollout actors; each steps num_envs / num_workers environments in one process."""
     unroll_length: int | None = None
     """Steps in one sequence. Unset: the task's episode length where it has a fixed one, else 128."""
+    batching: Literal["sequences", "episodes"] = "sequences"
+    """sequences: a sequence is what a lane did in unroll_length steps, wherever episodes begin and end. episodes: it is
+    complete episodes end to end; those that have not ended wait, and longer ones are cut."""
     carry_stride: int | None = None
     """Store the carry every so many steps. Unset: as sparsely as the learner's mode allows."""
     warm_up: int | None = None

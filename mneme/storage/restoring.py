@@ -33,6 +33,7 @@ _NOT_NEGATIVE = re.compile(
 )
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of one parameter in Adam: all of them or none
 _LATER = ("nonfinite_in_a_row",)  # which checkpoints of before do not have
+_WAITING = "waiting."  # before the names of what waits to be packed: up to so many steps
 _BY_LANE = ("reward_scale.running", "reward_scale.expected")  # of the lanes up to the last that has been seen
 
 
@@ -157,10 +158,13 @@ def _check(path: Path, part: str, found: State, expected: State, lanes: int) -> 
                 continue
             raise _misfit(path, f"{name} in {part} is missing")
         array, like = found[name], expected[name]
-        by_lane = name in _BY_LANE
-        fits = array.ndim == 1 and len(array) <= lanes if by_lane else array.shape == like.shape
+        shape = (lanes,) if name in _BY_LANE else like.shape
+        fewer = name in _BY_LANE or name.startswith(_WAITING)
+        fits = array.shape == shape
+        if fewer and array.ndim == len(shape):
+            fits = len(array) <= shape[0] and array.shape[1:] == shape[1:]
         if array.dtype != like.dtype or not fits:
-            wanted = f"{like.dtype} {[lanes] if by_lane else list(like.shape)}{' or fewer' if by_lane else ''}"
+            wanted = f"{like.dtype} {list(shape)}{' or fewer' if fewer else ''}"
             raise _misfit(path, f"{name} in {part} is {array.dtype} {list(array.shape)}; it must be {wanted}")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise _misfit(path, f"{name} in {part} holds {array[~np.isfinite(array)].flat[0]}; it must be finite")

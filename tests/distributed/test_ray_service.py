@@ -107,6 +107,20 @@ def test_the_first_ratio_is_one_through_the_real_object_store(tmp_path: Path, mo
     assert_first_ratios(train(config(tmp_path, *overrides)).folder)
 
 
+def test_whole_episodes_over_ray_are_those_of_the_local_run(tmp_path: Path) -> None:
+    """In the first rounds no episode has ended, and later some workers have no fragment."""
+    packed = ["rollout.batching=episodes", "env.kwargs={shortest: 30, spread: 4}", "learner.normalize_rewards=true"]
+    over_ray, local = (train(config(tmp_path / str(i), *packed), local=bool(i)) for i in (0, 1))
+    a, b = last_arrays(over_ray.folder), last_arrays(local.folder)
+    assert a.keys() == b.keys()
+    assert any(name.endswith("waiting.piece.lane") for name in a)
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    assert over_ray.steps == local.steps >= 920
+    assert max(row["ratio_error"] for row in rows(over_ray.folder)) < 1e-5
+    assert max(row["lag"] for row in rows(over_ray.folder)) > 0
+
+
 def test_resuming_over_ray_equals_the_uninterrupted_run(tmp_path: Path) -> None:
     straight = train(config(tmp_path))
     a = last_arrays(straight.folder)
@@ -290,6 +304,16 @@ def test_asynchronous_service_overlaps_under_the_lag_bound(tmp_path: Path, max_l
     assert max(row["ratio_error"] for row in seen) < 1e-5  # anchored
     assert max(row["staleness"] for row in seen) > 1e-6
     assert all(row["staleness_kl"] >= 0 for row in seen)
+
+
+def test_asynchronous_service_of_whole_episodes(tmp_path: Path) -> None:
+    overrides = ["service.mode=async", "rollout.batching=episodes", "train.total_timesteps=4600"]
+    result = train(config(tmp_path, *overrides, "env.kwargs={shortest: 20, spread: 9}"))
+    seen = rows(result.folder)
+    assert result.steps >= 4600
+    assert max(row["ratio_error"] for row in seen) < 1e-5
+    assert np.mean([row["padding"] for row in seen]) < 0.05
+    assert all(row["fragments_dropped"] == 0 for row in seen)  # though episodes were under way for longer than the lag
 
 
 def test_asynchronous_service_survives_a_death(service: RayRunner, notes: list[str]) -> None:

@@ -32,13 +32,14 @@ SETTINGS = [
 TASKS = {
     "tmaze": ["env.id=mneme/TMaze-v0", "env.kwargs={length: 12, active: true}"],
     "counting": ["env.id=mneme/Counting-v0", "env.kwargs={}", "rollout.warm_up=4", "learner.anchor=always"],
+    "packed": ["env.id=mneme/Counting-v0", "env.kwargs={shortest: 4, spread: 12}", "rollout.batching=episodes"],
     "curriculum": ["env.kwargs={horizon: 12}", "curriculum.stages=[{horizon: 3}, {horizon: 5}]"],
 }
 
 
 @pytest.fixture(
     scope="module",
-    params=["tmaze", *(pytest.param(task, marks=pytest.mark.slow) for task in ("counting", "curriculum"))],
+    params=["tmaze", *(pytest.param(task, marks=pytest.mark.slow) for task in ("counting", "packed", "curriculum"))],
 )
 def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     root = tmp_path_factory.mktemp("run")
@@ -52,13 +53,15 @@ def changed(array: np.ndarray, name: str) -> Iterator[tuple[str, np.ndarray]]:
     yield "two of them", np.stack([array, array])
     if array.ndim != 2 or len(array) != 1:
         yield "in a row", array.reshape(1, -1)
-    if array.ndim:
+    if array.ndim and array.size:
         yield "one fewer", array[:-1]
         yield "none", array[:0]
         yield "a scalar", array.reshape(-1)[0].copy()
     for kind in (np.float32, np.float64, np.int64, np.int32, np.uint8, np.bool_):
         if array.dtype != kind:
             yield f"as {kind.__name__}", array.astype(kind)
+    if not array.size:
+        return
     if array.dtype.kind == "f":
         for value in (np.nan, np.inf, -np.inf):
             other = array.copy()
