@@ -103,11 +103,12 @@ class LearnerSettings(Settings, section="learner"):
     """Stop the epochs of an update once the mean KL of one of them (kl_minibatches) exceeds this; unset: never."""
     anchor: Literal["auto", "always", "never"] = "auto"
     """Recompute carries, log-probabilities and values under the current weights before the epochs. auto: where
-    fragments may be stale, that is in asynchronous service, and with precision=bf16, as acting is float32."""
+    fragments may be stale, that is in asynchronous service and with rollout.batching=episodes, and with precision=bf16,
+    as acting is float32."""
     vtrace_rho: float = 1.0
-    """V-trace's clip of the importance weights (asynchronous service)."""
+    """V-trace's clip of the importance weights (asynchronous service, or rollout.batching=episodes)."""
     vtrace_c: float = 1.0
-    """V-trace's clip of the trace-cutting weights (asynchronous service)."""
+    """V-trace's clip of the trace-cutting weights (asynchronous service, or rollout.batching=episodes)."""
     replicas: int = 1
     """Learner actors that share each update's fragments and sum their gradients; the result depends on it in the last
     bits. No more than rollout.num_workers; only with Ray."""

@@ -58,7 +58,7 @@ class Fragment:
     Where `valid` is false the environment did not act on the action (the filler step of next-step autoreset, or a
     failure that cut the episode): such a step belongs to no episode and must enter no sum. Therefore
     `resets[:, t + 1] == terminated[:, t] | truncated[:, t] | ~valid[:, t]`; `resets[:, 0]` continues from the fragment
-    before.
+    before, or in a row of packed episodes from where its first one was cut.
     """
 
     observations: Mapping[str, np.ndarray]  # part -> [B, T + 1, ...]; the last one bootstraps
@@ -74,9 +74,9 @@ class Fragment:
     resets: np.ndarray  # [B, T + 1] bool
     carries: Mapping[str, np.ndarray]  # name -> [B, S, *carry] with S = ceil(T / carry_stride)
     carry_stride: int  # steps between stored carries
-    weights_version: np.ndarray  # [B] int64, the weights that acted
+    weights_version: np.ndarray  # [B] int64, the weights that acted; the oldest of them where episodes are packed
     worker: np.ndarray  # [B] int64
-    lane: np.ndarray  # [B] int64, numbered over all workers
+    lane: np.ndarray  # [B] int64, numbered over all workers; of the first step where episodes are packed
     first_step: np.ndarray  # [B] int64, the lane's step count at t = 0
     seed: np.ndarray  # [B] uint64, the lane's random key
     past: Past | None = None  # what came before, where it is wanted

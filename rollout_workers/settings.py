@@ -58,7 +58,8 @@ class RolloutSettings(Settings, section="rollout"):
     num_workers: int = 2
     """Rollout actors; each steps num_envs / num_workers environments in one process."""
     unroll_length: int | None = None
-    """Steps in one sequence. Unset: the task's episode length where it has a fixed one, else 128."""
+    """Steps in one sequence; with batching=episodes better not less than in the longest episode. Unset: the task's
+    episode length where it has a fixed one, else 128."""
     batching: Literal["sequences", "episodes"] = "sequences"
     """sequences: a sequence is what a lane did in unroll_length steps, wherever episodes begin and end. episodes: it is
     complete episodes end to end; those that have not ended wait, and longer ones are cut."""
