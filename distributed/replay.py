@@ -29,7 +29,8 @@ class Replay(Generic[Ref]):
     """Fragments in order of arrival, oldest first out.
 
     Bounds, reached but never exceeded: the fragments held sum to at most `max_bytes` (one that is larger by itself is
-    not taken), and a fragment handed out was collected with weights at most `max_lag` versions behind the learner's.
+    not taken), and a fragment handed out was delivered under weights at most `max_lag` versions behind the learner's,
+    though whole episodes in it may have been under way for longer.
 
     Args:
         max_bytes: bytes of fragments kept.
@@ -51,7 +52,7 @@ class Replay(Generic[Ref]):
         return ReplayCounts(self._added, self._stale, self._full)
 
     def add(self, ref: Ref, nbytes: int, version: int) -> None:
-        """Take a fragment of `nbytes` collected with weights `version`, dropping the oldest to make room."""
+        """Take a fragment of `nbytes` delivered under weights `version`, dropping the oldest to make room."""
         self._added += 1
         if nbytes > self.max_bytes:
             self._full += 1

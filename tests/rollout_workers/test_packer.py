@@ -65,6 +65,7 @@ def assert_right(packed: Fragment) -> list[tuple[int, int, int]]:
     T, seen = packed.length, packed.observations["observation"].astype(int)
     valid, done = packed.valid, packed.terminated | packed.truncated
     assert valid.any(1).all()
+    assert not (done & ~valid).any()
     for name, at in (("actions", 1), ("rewards", 1), ("log_probs", -1)):
         np.testing.assert_array_equal(at * getattr(packed, name)[valid], seen[:, :T, 2][valid])
     # Each valid step follows the one before it, or opens an episode; what it leads to is the next step of the same.
