@@ -1,5 +1,6 @@
 """Episodes end to end in one row: losses, gradients and returns are those of each episode alone in a padded row."""
 
+from copy import deepcopy
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -18,6 +19,7 @@ from mneme.learner.gradients import ShardResult, kl_sum, shard_gradients
 from mneme.learner.returns import Returns, gae, vtrace
 from mneme.learner.reward_scale import RewardScale
 from mneme.rollout_workers import Collector, Fragment, Packer, policy_spec, stride_to_collect
+from tests.learner.test_replicas import share, together
 
 MODES: dict[str, dict[str, Any]] = {
     "full": {"mode": "full"},
@@ -186,8 +188,6 @@ def test_what_acted_is_what_is_learned_on(kind: str, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", [*MODES, *STORED])
 def test_packed_fragments_are_anchored_and_the_first_ratio_is_one(mode: str) -> None:
-    from copy import deepcopy
-
     settings = LearnerSettings(**(MODES | STORED)[mode], num_epochs=2, num_minibatches=4, num_threads=2)
     source = Source("gru", settings, spread=40)
     learner = Learner(deepcopy(source.policy), settings, seed=0, total_timesteps=1000, packed=True)
@@ -245,3 +245,24 @@ def test_the_reward_scale_is_that_of_episodes_alone() -> None:
         )
     assert scales[0].divisor == pytest.approx(scales[1].divisor)
     assert scales[0].divisor > 1
+
+
+def test_learners_that_share_packed_fragments_come_to_the_weights_of_one() -> None:
+    """Their rows are filled to different lengths, one of them has two fragments, and one may have none."""
+    settings = LearnerSettings(num_epochs=2, num_minibatches=2, num_threads=1, normalize_rewards=True)
+    sources = [Source("pseudo_mamba", settings, T=40, shortest=shortest, spread=1) for shortest in (21, 30, 35)]
+    batches = [source.next().to_arrow() for source in sources]
+
+    def work(group: Group) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        policy = deepcopy(sources[0].policy)
+        learner = Learner(policy, settings, seed=0, total_timesteps=1000, packed=True, group=group)
+        for update in (batches, batches[:1]):
+            report = learner.update(share(update, group))
+        return report.metrics, learner.weights().arrays
+
+    (alone, expected) = work(Group())
+    for metrics, weights in together(2, work):
+        assert metrics["padding"] == alone["padding"]
+        assert metrics["policy_loss"] == pytest.approx(alone["policy_loss"], rel=1e-3, abs=1e-5)
+        for name, array in weights.items():
+            np.testing.assert_allclose(array, expected[name], rtol=1e-3, atol=1e-4, err_msg=name)

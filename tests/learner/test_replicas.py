@@ -136,8 +136,8 @@ def assert_alike(found: Learner, expected: Learner, tolerance: float) -> None:
 made = SequenceBatch.from_fragments
 
 
-def doubled(fragments: Any, device: torch.device) -> SequenceBatch:
-    batch = made(fragments, device)
+def doubled(fragments: Any, device: torch.device, **options: Any) -> SequenceBatch:
+    batch = made(fragments, device, **options)
     floats = {name: getattr(batch, name).double() for name in ("log_probs", "values", "final_values", "rewards")}
     carries = {name: carry.double() for name, carry in batch.carries.items()}
     return replace(batch, stored=StoredCarries.of(carries, device), **floats)
