@@ -11,7 +11,7 @@ import torch
 
 from mneme.controllers import Policy
 from mneme.learner.batch import SequenceBatch
-from mneme.learner.ppo import loss_of, steps_of
+from mneme.learner.ppo import loss_of, steps_of, units
 from mneme.learner.returns import Returns
 from mneme.learner.settings import LearnerSettings
 from mneme.learner.whole_batch import WholeBatch
@@ -135,15 +135,16 @@ def _window_gradients(
     policy: Policy, s: LearnerSettings, batch: SequenceBatch, returns: Returns, rows: torch.Tensor
 ) -> tuple[float, float]:
     """Sums over some sequences' windows of the norms of the gradients in the first carry and in the middle one."""
-    at_start, in_middle, B = 0.0, 0.0, len(rows)
-    if not B:
+    at_start, in_middle, piece = 0.0, 0.0, Piece(rows, range(1))
+    if not len(rows):
         return at_start, in_middle
     T, K = batch.length, min(s.bptt_length, batch.length)
-    steps, carry = steps_of(policy, s.plan(T)._replace(cut_every=T), batch, returns, Piece(rows, range(1)))
+    steps, carry = steps_of(policy, s.plan(T)._replace(cut_every=T), batch, returns, piece)
+    n = units(batch, piece)
     for start in range(0, T - K + 1, K):
         first = {name: value.detach().requires_grad_(value.is_floating_point()) for name, value in carry.items()}
-        before = loss_of(policy, s, steps.between(slice(start, start + K // 2)), first, B, None)
-        after = loss_of(policy, s, steps.between(slice(start + K // 2, start + K)), before.carry, B, None)
+        before = loss_of(policy, s, steps.between(slice(start, start + K // 2)), first, n, None)
+        after = loss_of(policy, s, steps.between(slice(start + K // 2, start + K)), before.carry, n, None)
         leaves = [value for value in first.values() if value.requires_grad]
         middle = [value for value in before.carry.values() if value.requires_grad]
         found = torch.autograd.grad(before.total + after.total, [*leaves, *middle], allow_unused=True)
