@@ -51,7 +51,8 @@ def ageing(loaded: LoadedPolicy, *, lags: int, seed: int, num_envs: int) -> Agei
     """
     config, length = loaded.blueprint.config, loaded.blueprint.length
     epochs = config.learner.num_epochs
-    stride = min(config.learner.plan(length).carry_stride, -(-length // _PROBES))
+    own = config.learner.plan(length).carry_stride
+    stride = own if own < length else -(-length // _PROBES)
     # An update of one epoch at a time: what counts as old came with the fragments, so several make one of several.
     settings = replace(config.learner, num_epochs=1, num_minibatches=min(num_envs, config.learner.num_minibatches))
     learner = Learner(
