@@ -313,7 +313,6 @@ def test_asynchronous_service_of_whole_episodes(tmp_path: Path) -> None:
     assert result.steps >= 4600
     assert max(row["ratio_error"] for row in seen) < 1e-5
     assert np.mean([row["padding"] for row in seen]) < 0.05
-    assert all(row["fragments_dropped"] == 0 for row in seen)  # though episodes were under way for longer than the lag
 
 
 def test_asynchronous_service_survives_a_death(service: RayRunner, notes: list[str]) -> None:
