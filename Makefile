@@ -49,6 +49,7 @@ suite: $(VENV)/.installed ## Compare every controller on every memory task (hour
 bench: $(VENV)/.installed $(BENCH_VENV)/.installed ## Measure speed side by side with the peers
 	$(VENV)/bin/python -m benchmarks.environments
 	$(VENV)/bin/python -m benchmarks.floor
+	$(VENV)/bin/python -m benchmarks.lengths
 	$(VENV)/bin/python -m benchmarks.run $(ARGS)
 
 bench-controllers: $(VENV)/.installed $(BENCH_VENV)/.installed ## Measure every controller beside its loop, a GRU and sb3-contrib

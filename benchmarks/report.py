@@ -16,7 +16,7 @@ from benchmarks.contestants import Contestant
 RESULTS = Path(__file__).parent / "results"
 ACTIVITIES = (
     "env", "inference", "recording", "transport", "broadcast", "batch", "anchor", "returns", "windows", "forward",
-    "backward", "optimizer",
+    "backward", "synchronize", "optimizer",
 )  # fmt: skip
 
 

@@ -173,6 +173,7 @@ def _check_memory(blueprint: Blueprint[Config], local: bool) -> None:
         return
     device = resolve_device(config.learner.device)
     policy = blueprint.policy().to(device)
+    policy.mixed_precision = config.learner.precision == "bf16"
     try:
         check_update(config, policy, blueprint.length, blueprint.fragment_bytes(policy), device_memory(device))
     except ValueError as error:
