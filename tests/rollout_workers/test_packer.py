@@ -100,7 +100,6 @@ def assert_right(packed: Fragment) -> list[tuple[int, int, int]]:
         (70, 2, one_of(71), False),
         (1, 2, between(1, 3), False),
     ],
-    ids=str,
 )
 def test_every_step_of_every_complete_episode_comes_once_and_in_order(
     T: int, B: int, episodes: Episodes, filler: bool, stride: int | None
