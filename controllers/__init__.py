@@ -22,6 +22,7 @@ from mneme.controllers.settings import (
     TransformerSettings,
     settings_class,
 )
+from mneme.controllers.two_hot import VALUE_BINS, two_hot_of
 from mneme.controllers.typed import Settings, hints_of, typed
 from mneme.controllers.weights import Weights
 
@@ -30,6 +31,7 @@ __all__ = [
     "CONTROLLERS",
     "KINDS",
     "PREVIOUS_ACTION",
+    "VALUE_BINS",
     "Act",
     "ActionDistribution",
     "Bernoulli",
@@ -66,5 +68,6 @@ __all__ = [
     "hints_of",
     "reset_carry",
     "settings_class",
+    "two_hot_of",
     "typed",
 ]

@@ -1,6 +1,6 @@
 """The agent's network: observation encoders, controller, LayerNorm, and heads for action and value.
 
-Axis letters: T time, B environments or sequences, A action parameters, H hidden.
+Axis letters: T time, B environments or sequences, A action parameters, V outputs of the value head, H hidden.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,13 +20,14 @@ from mneme.controllers.observations import Observation, ObservationEncoder, Obse
 from mneme.controllers.precision import autocast, wide
 from mneme.controllers.registry import build_controller
 from mneme.controllers.settings import PolicySettings
+from mneme.controllers.two_hot import expectation
 
 ACTION_MASK, PREVIOUS_ACTION = "action_mask", "previous_action"
 
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """The parts of the network that the task determines."""
+    """The parts of the network that the task determines, and the kind of its values."""
 
     observations: Mapping[str, ObservationPart]
     """The type of each part of an observation, in the order in which the parts are concatenated."""
@@ -40,6 +41,9 @@ class PolicySpec:
     previous_action: bool = False
     """Observations also carry "previous_action" in the action's own format; an episode's first is not looked at."""
 
+    value_bins: int = 1
+    """Outputs of the value head: the value itself, or the logits of so many bins (`controllers/two_hot.py`)."""
+
     def __post_init__(self) -> None:
         if not self.observations:
             raise ValueError("the observation has no parts; a policy needs at least one")
@@ -47,15 +51,22 @@ class PolicySpec:
             raise ValueError(f"an observation part is named {taken.pop()!r}, which has a meaning of its own; rename it")
         if self.masked and not self.actions.mask_size:
             raise ValueError(f"the actions {self.actions} cannot be masked; leave the action mask out")
+        if self.value_bins < 1 or self.value_bins % 2 == 0:
+            raise ValueError(f"value_bins is {self.value_bins}; it must be odd, so that one bin is 0, or 1 for no bins")
 
 
 class PolicyOutput(NamedTuple):
     """A policy's view of a sequence."""
 
     parameters_TBA: Tensor  # [T, B, A] parameters of the action distribution, masks applied
-    value_TB: Tensor  # [T, B] expected discounted return
+    values_TBV: Tensor  # [T, B, V] outputs of the value head: the value, or logits of its bins
     carry: Carry  # after the last step
     signals: dict[str, Tensor]  # what else the controller says, [T, B] a name
+
+    @property
+    def value_TB(self) -> Tensor:
+        """The expected discounted return, [T, B]."""
+        return _scalar(self.values_TBV)
 
 
 class Act(NamedTuple):
@@ -83,7 +94,8 @@ class Policy(nn.Module):
         hidden = self.controller.output_size
         self.norm = LayerNorm(hidden) if settings.controller.output_norm else nn.Identity()
         self.policy_head = linear(hidden, self.action_distribution.parameter_size, 0.01, generator)
-        self.value_head = linear(hidden, 1, 1.0, generator)
+        # With bins all weights are zero, so that every value is 0 at first: of random ones the outermost would be huge.
+        self.value_head = linear(hidden, spec.value_bins, 1.0 if spec.value_bins == 1 else 0.0, generator)
         self._expected = {name: (part.dtypes, part.shape) for name, part in spec.observations.items()}
         if spec.masked:
             self._expected[ACTION_MASK] = ((torch.bool,), (spec.actions.mask_size,))
@@ -127,12 +139,12 @@ class Policy(nn.Module):
         return x_TBD
 
     def _heads(self, y_TBH: Tensor, observations: Observation) -> tuple[Tensor, Tensor]:
-        """Parameters of the action distribution [T, B, A], and values [T, B]."""
+        """Parameters of the action distribution [T, B, A], and the value head's outputs [T, B, V]."""
         normed_TBH = self.norm(y_TBH)
         parameters_TBA = self.policy_head(normed_TBH)
         if self.spec.masked:
             parameters_TBA = self.action_distribution.masked(parameters_TBA, observations[ACTION_MASK])
-        return parameters_TBA, self.value_head(normed_TBH).squeeze(-1)
+        return parameters_TBA, self.value_head(normed_TBH)
 
     @torch.no_grad()
     def act(
@@ -180,8 +192,8 @@ class Policy(nn.Module):
         observations = {name: x.unsqueeze(0) for name, x in observations.items()}
         x_TBD = self._encoded(observations, reset_B.unsqueeze(0))
         y_BH, carry = self.controller.step(x_TBD[0], reset_B, carry, donate)
-        parameters_TBA, value_TB = self._heads(y_BH.unsqueeze(0), observations)
-        return parameters_TBA[0], value_TB[0], carry
+        parameters_TBA, values_TBV = self._heads(y_BH.unsqueeze(0), observations)
+        return parameters_TBA[0], _scalar(values_TBV)[0], carry
 
     def _check(self, observations: Observation, leading: Size) -> None:
         """Compare names, shapes and types only, never values: cheap enough for the step path."""
@@ -196,6 +208,11 @@ class Policy(nn.Module):
                     f"observation {name!r} is {x.dtype} of shape {list(x.shape)}; "
                     f"it must be {' or '.join(map(str, dtypes))} of shape {[*leading, *shape]}"
                 )
+
+
+def _scalar(values_TBV: Tensor) -> Tensor:
+    """The value [T, B] that the value head's outputs say."""
+    return values_TBV.squeeze(-1) if values_TBV.shape[-1] == 1 else expectation(values_TBV)
 
 
 def build_policy(spec: PolicySpec, settings: PolicySettings, horizon: int, seed: int) -> Policy:

@@ -120,14 +120,15 @@ def make_blueprint(config: ConfigT) -> Blueprint[ConfigT]:
         raise ConfigError(str(error)) from error
     try:
         seen, facts = adapter_of(env, config.spaces), facts_of(env)
-        spec, config = seen.spec, config.changed("spaces", layout=seen.settings.layout, scale=seen.settings.scale)
+        spec = replace(seen.spec, value_bins=config.learner.value_bins)
+        config = config.changed("spaces", layout=seen.settings.layout, scale=seen.settings.scale)
         length = config.rollout.unroll_length or (facts.episode_length if facts else None) or _DEFAULT_LENGTH
         config.learner.check_batch(config.rollout.num_envs)
         _check_replicas(config)
         if facts is None and config.env.success_return is None:
             _refuse_success(config)
         check_room(config, spec, length, memory())
-        _check_stages(config, spec)
+        _check_stages(config, seen.spec)
         if config.train.evaluation_environments == "training" and config.curriculum.stages:
             raise ValueError(
                 "train.evaluation_environments is training, but the environments of curriculum.stages are not those of "

@@ -60,6 +60,9 @@ class Learner:
         packed: whether sequences are episodes packed end to end. They too are older, as they have been under way.
         group: the learners that make each update together, from a part of the fragments each. What comes of it depends
             on how many they are only in the last bits.
+
+    Raises:
+        ValueError: the device does not exist or cannot run the controller, or the value head does not fit the loss.
     """
 
     def __init__(
@@ -73,6 +76,12 @@ class Learner:
         packed: bool = False,
         group: Group | None = None,
     ) -> None:
+        needed, given = settings.value_bins, policy.spec.value_bins
+        if needed != given:
+            raise ValueError(
+                f"learner.value_loss is {settings.value_loss!r}, which needs a policy whose PolicySpec has "
+                f"value_bins={needed}, and this one's has value_bins={given}; build it with the former"
+            )
         self.settings = settings
         self.group = group or Group()
         self.device = resolve_device(settings.device)

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mneme.learner.settings import ValueLoss
+from mneme.controllers import two_hot_of
+from mneme.learner.settings import ScalarLoss
 
 
 class PolicyLoss(NamedTuple):
@@ -38,7 +39,7 @@ def clipped_policy_loss(
 
 
 def value_loss(
-    values: Tensor, old_values: Tensor, targets: Tensor, clip: float | None, kind: ValueLoss = "mse"
+    values: Tensor, old_values: Tensor, targets: Tensor, clip: float | None, kind: ScalarLoss = "mse"
 ) -> Tensor:
     """Half the squared error, elementwise; with `clip`, the larger of it and that of the clipped value.
 
@@ -58,6 +59,16 @@ def _half_square(values: Tensor, targets: Tensor) -> Tensor:
 
 def _huber(values: Tensor, targets: Tensor) -> Tensor:
     return torch.nn.functional.huber_loss(values, targets, reduction="none")
+
+
+def two_hot_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy [...] of the distribution over bins, logits [..., V], with the two-hot encoding of targets [...].
+
+    It is that of Hafner et al. (2023, arXiv:2301.04104); see `controllers/two_hot.py`.
+    """
+    lower, share = two_hot_of(targets, logits.shape[-1])
+    log_p = logits.log_softmax(-1).gather(-1, torch.stack([lower, lower + 1], -1))
+    return -((1 - share) * log_p[..., 0] + share * log_p[..., 1])
 
 
 def masked_sum(x: Tensor, mask: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from mneme.controllers import Carry, Observation, Policy
 from mneme.learner.auxiliary_loss import AuxiliaryLoss, SignalSums
 from mneme.learner.batch import SequenceBatch
-from mneme.learner.losses import clipped_policy_loss, masked_sum, value_loss
+from mneme.learner.losses import clipped_policy_loss, masked_sum, two_hot_loss, value_loss
 from mneme.learner.returns import Returns
 from mneme.learner.settings import LearnerSettings, WindowPlan
 from mneme.learner.windows import Piece, taken, windows_of
@@ -96,7 +96,11 @@ def loss_of(
     surrogate = clipped_policy_loss(log_probs, steps.old_log_probs, steps.advantages, s.clip_range, s.dual_clip)
     terms = {
         "policy_loss": surrogate.loss,
-        "value_loss": value_loss(out.value_TB, steps.old_values, steps.targets, s.clip_range_vf, s.value_loss),
+        "value_loss": (
+            two_hot_loss(out.values_TBV, steps.targets)
+            if s.value_loss == "two_hot"
+            else value_loss(out.value_TB, steps.old_values, steps.targets, s.clip_range_vf, s.value_loss)
+        ),
         "entropy": policy.action_distribution.entropy(out.parameters_TBA),
         "kl_minibatches": surrogate.kl,
         "clip_fraction": surrogate.clipped,

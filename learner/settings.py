@@ -4,9 +4,10 @@ from dataclasses import dataclass, replace
 from math import ceil, gcd, inf, sqrt
 from typing import Literal, NamedTuple
 
-from mneme.controllers import Settings
+from mneme.controllers import VALUE_BINS, Settings
 
-ValueLoss = Literal["mse", "huber"]
+ScalarLoss = Literal["mse", "huber"]
+ValueLoss = Literal["mse", "huber", "two_hot"]
 Schedule = Literal["constant", "linear", "cosine"]
 Mode = Literal["cached", "truncated", "full"]
 ModeSchedule = Literal["constant", "steps", "plateau", "evaluation_plateau"]
@@ -86,7 +87,8 @@ class LearnerSettings(Settings, section="learner"):
     dual_clip: float | None = None
     """Bound of the policy loss where the advantage is negative, in advantages; above 1. Unset: none."""
     value_loss: ValueLoss = "mse"
-    """Loss of the value: half the squared error (mse), or Huber's, which grows in a line beyond an error of 1."""
+    """Loss of the value: half the squared error (mse), Huber's, which grows in a line beyond an error of 1 (huber), or
+    the cross entropy of a distribution over 255 bins, for rewards of unknown scale (two_hot)."""
     vf_coef: float = 0.5
     """Weight of the value loss."""
     clip_range_vf: float | None = None
@@ -137,6 +139,8 @@ class LearnerSettings(Settings, section="learner"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise self.fault(name, "it must be above 0, or unset")
+        if self.clip_range_vf is not None and self.value_loss == "two_hot":
+            raise self.fault("clip_range_vf", "value_loss=two_hot has no scalar prediction to clip; leave it unset")
         if self.dual_clip is not None and not self.dual_clip > 1:
             raise self.fault("dual_clip", "it must be above 1, or unset")
         for name in ("gamma", "gae_lambda", "lr_warmup"):
@@ -176,6 +180,11 @@ class LearnerSettings(Settings, section="learner"):
                 raise self.fault("max_bptt_length", f"mode={self.mode} has no K; set mode=truncated, or mode_schedule")
             if not 2 <= self.bptt_length <= longest:
                 raise self.fault("max_bptt_length", f"K starts at bptt_length={self.bptt_length}: from 2, not above it")
+
+    @property
+    def value_bins(self) -> int:
+        """Outputs of the value head that the value's loss is of."""
+        return VALUE_BINS if self.value_loss == "two_hot" else 1
 
     @property
     def modes(self) -> tuple[Mode, ...]:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def _changed_task(blueprint: Blueprint[Config], changes: Sequence[str]) -> tuple
             spec, facts = policy_spec(env, blueprint.config.spaces), facts_of(env)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if spec != blueprint.spec:
+    if replace(spec, value_bins=blueprint.spec.value_bins) != blueprint.spec:
         raise ConfigError(
             f"{' '.join(changes)} changes the observations or actions, which the policy does not fit; change only what "
             f"leaves them alike"

@@ -177,7 +177,11 @@ def test_one_minibatch_is_normalised_as_its_batch_and_several_are_not(
     ("changes", "sentence"),
     [
         ({"dual_clip": 1.0}, "learner.dual_clip is 1.0; it must be above 1, or unset"),
-        ({"value_loss": "mae"}, "learner.value_loss is 'mae'; use 'mse' or 'huber'"),
+        ({"value_loss": "mae"}, "learner.value_loss is 'mae'; use 'mse', 'huber' or 'two_hot'"),
+        (
+            {"value_loss": "two_hot", "clip_range_vf": 0.2},
+            "learner.clip_range_vf is 0.2; value_loss=two_hot has no scalar prediction to clip; leave it unset",
+        ),
         ({"normalize_advantages": True}, "learner.normalize_advantages is True; use 'batch', 'minibatch' or 'none'"),
     ],
 )
