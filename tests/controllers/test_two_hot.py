@@ -69,6 +69,7 @@ def test_the_mean_of_an_encoding_is_its_target_or_the_end_that_it_lies_beyond(dt
     torch.testing.assert_close(expectation(encoding.log()), expected, rtol=16 * epsilon, atol=epsilon)
 
 
+@pytest.mark.filterwarnings("error")
 def test_the_encoding_is_the_same_of_numbers_that_lie_apart() -> None:
     targets = 1000 * torch.randn(7, 5)
     for found, expected in zip(two_hot_of(targets.t(), 41), two_hot_of(targets, 41), strict=True):
