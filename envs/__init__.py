@@ -18,7 +18,7 @@ from mneme.envs.guard import (
     one_line,
     reset_failures_in,
 )
-from mneme.envs.make import make_vector_env
+from mneme.envs.make import make_vector_env, resumable_form
 from mneme.envs.masks import flat_mask
 from mneme.envs.memory_chain import MemoryChain
 from mneme.envs.memory_env import MemoryVectorEnv, SingleEnv
@@ -62,6 +62,7 @@ __all__ = [
     "register_missing",
     "registered_here",
     "reset_failures_in",
+    "resumable_form",
 ]
 
 

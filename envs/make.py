@@ -29,6 +29,7 @@ from mneme.envs.registered import (
     registered_here,
     why_left_out,
 )
+from mneme.envs.resumable import Resumable
 from mneme.envs.settings import EnvSettings
 from mneme.envs.subprocesses import Subprocesses
 from mneme.envs.vector_guard import VectorGuard
@@ -246,7 +247,18 @@ def _native(spec: EnvSpec, num_envs: int, place: Place, max_failures: int) -> Ve
             f"it was asked for {num_envs} environments that reset by themselves, and made {found}; let what makes it "
             f"take num_envs at its word, with autoreset_mode SAME_STEP or NEXT_STEP"
         )
-    return env.unwrapped if isinstance(env.unwrapped, MemoryVectorEnv) else VectorGuard(env, spec.id, max_failures)
+    made = env.env  # a wrapper that somebody has put around a task of ours does something too
+    return made if isinstance(made, MemoryVectorEnv) else VectorGuard(env, spec.id, max_failures)
+
+
+def resumable_form(env: gym.vector.VectorEnv[Any, Any, Any]) -> Resumable | None:
+    """What `make_vector_env` has made as something that can be saved, or None.
+
+    Only the guards that it puts around itself are looked through: another wrapper may have a state that nobody saves.
+    """
+    while isinstance(env, VectorGuard | Enclosed):
+        env = env.env
+    return env if isinstance(env, Resumable) else None
 
 
 def _refusal(settings: EnvSettings, error: BaseException) -> str:

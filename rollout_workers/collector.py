@@ -16,8 +16,8 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from mneme.controllers import PREVIOUS_ACTION, Act, Carry, Policy
 from mneme.envs import (
     MemoryVectorEnv,
-    Resumable,
     facts_of,
+    resumable_form,
 )
 from mneme.envs.lane_random import lane_keys, lane_noise
 from mneme.rollout_workers.draft import Draft
@@ -177,14 +177,15 @@ class Collector:
     def state(self) -> State | None:
         """Everything that the next fragment depends on besides the weights, or None where the environment's own state
         cannot be read (it is not `Resumable`)."""
-        if not isinstance(self.env.unwrapped, Resumable):
+        resumable = resumable_form(self.env)
+        if resumable is None:
             return None
         own = {"reset": self._lanes.reset_B, "filler": self._lanes.filler_B}
         own |= {"return": self._episodes.return_B, "episode_step": self._episodes.step_B}
         own |= {"step": np.array(self._step), "incarnation": np.array(self.incarnation)}
         observation = {f"observation.{name}": part for name, part in self._lanes.observation.items()}
         carry = {f"carry.{name}": c.numpy() for name, c in self._carry.items()}
-        env = {f"env.{name}": array for name, array in self.env.unwrapped.get_state().items()}
+        env = {f"env.{name}": array for name, array in resumable.get_state().items()}
         past = self._history.state() if self._history else {}
         return {name: np.array(array) for name, array in (own | observation | carry | past | env).items()}
 
@@ -235,8 +236,9 @@ class Collector:
         self._carry = {name: torch.from_numpy(state[f"carry.{name}"].copy()) for name in self._carry}
         if self._history:
             self._history.set_state(state)
-        assert isinstance(self.env.unwrapped, Resumable)
-        self.env.unwrapped.set_state(
+        resumable = resumable_form(self.env)
+        assert resumable is not None
+        resumable.set_state(
             {name.removeprefix("env."): array for name, array in state.items() if name.startswith("env.")}
         )
 

@@ -4,14 +4,15 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv, CartPoleVectorEnv
-from gymnasium.vector import AutoresetMode
-from gymnasium.wrappers.vector import RecordEpisodeStatistics
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.wrappers.vector import RecordEpisodeStatistics, TransformReward
 
 from mneme.envs import (
     Counting,
@@ -22,7 +23,9 @@ from mneme.envs import (
     facts_of,
     failures_in,
     make_vector_env,
+    resumable_form,
 )
+from mneme.envs.callables import id_of
 from mneme.envs.delayed_cue import DelayedCueEnv
 
 
@@ -336,3 +339,17 @@ def test_a_port_that_another_lane_holds_is_told_with_how_lanes_get_their_own() -
             make_vector_env(EnvSettings(id="Port-v0"), 2)
     finally:
         del gym.registry["Port-v0"]
+
+
+def test_a_wrapper_around_a_task_of_ours_does_what_it_does_and_makes_no_claim_to_be_saved() -> None:
+    def scaled(num_envs: int) -> VectorEnv:
+        return TransformReward(DelayedCue(num_envs, horizon=2), lambda reward: 1000 * reward)
+
+    with closing(make_vector_env(EnvSettings(id=id_of(scaled)), 3)) as env:
+        env.reset(seed=[1, 2, 3])
+        rewards = np.array([env.step(np.zeros(3, np.int64))[1] for _ in range(60)])
+        assert set(np.unique(rewards)) == {0.0, 1000.0}
+        assert resumable_form(env) is None
+    with closing(make_vector_env(EnvSettings(id="mneme/DelayedCue-v0"), 3)) as env:
+        assert isinstance(env, DelayedCue)
+        assert resumable_form(env) is env
