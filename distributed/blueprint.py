@@ -157,6 +157,11 @@ def make_blueprint(config: ConfigT) -> Blueprint[ConfigT]:
         policy = blueprint.policy()
         _try_out(policy.controller, config.policy.controller.kind)
         _check_replay(blueprint, policy)
+        if config.learner.max_bptt_length is not None and not policy.controller.initial():
+            raise ValueError(
+                f"learner.max_bptt_length is {config.learner.max_bptt_length}, but {config.policy.controller.kind} has "
+                f"no carry through which a gradient could go back; leave it out, or choose another kind"
+            )
     except ValueError as error:
         raise ConfigError(str(error)) from None
     finally:

@@ -12,6 +12,7 @@ from mneme.distributed.config import ServiceConfig
 from mneme.learner import LearnerSettings
 from mneme.learner.memory import UpdateMemory, update_memory
 
+_OURS = 0.8  # of a device's memory, that an update may take
 _WEIGHT = 4 * 4  # bytes: a weight, its gradient, and the optimiser's two moments
 _CATEGORY = 8 + 1  # bytes for a category and step: the number it is compared with, and the flag
 _PARAMETER = 4 * 4  # bytes for a parameter of an action and step: itself, as a logarithm, bounded, and as a probability
@@ -73,11 +74,16 @@ def check_update(config: ServiceConfig, policy: Policy, length: int, fragment_by
     shares = 1 if on_cpu else config.learner.replicas  # replicas share the memory of a CPU's machine
 
     def needs(settings: LearnerSettings) -> UpdateMemory:
+        return max((of_stage(stage) for stage in settings.stages()), key=lambda memory: memory.total)
+
+    def of_stage(settings: LearnerSettings) -> UpdateMemory:
         return update_memory(
             policy, settings, length=length, sequences=-(-rollout.num_envs // shares),
-            batch_bytes=rollout.num_workers * fragment_bytes // shares, threads=threads,
+            batch_bytes=rollout.num_workers * fragment_bytes // shares,
+            threads=threads, copies=config.learner.replicas if on_cpu else 1,
         )  # fmt: skip
 
+    available = int(_OURS * available)
     need = needs(config.learner)
     if need.total <= available:
         return
@@ -87,8 +93,8 @@ def check_update(config: ServiceConfig, policy: Policy, length: int, fragment_by
     then = "" if total is None else f", which needs about {_size(total)}"
     raise ValueError(
         f"an update needs about {_size(need.total)}: {_size(need.activations)} of activations, {_size(need.batch)} of "
-        f"experience and {_size(need.weights)} of weights and what goes with them, and there is {_size(available)}; "
-        f"{words}{then}"
+        f"experience and {_size(need.weights)} of weights and what goes with them, and there is {_size(available)}, "
+        f"with a fifth left for all else; {words}{then}"
     )
 
 

@@ -4,7 +4,6 @@ Legend: B sequences, T steps, K window steps.
 """
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -44,10 +43,7 @@ class Bptt:
     @property
     def settings(self) -> LearnerSettings:
         """The settings with the present mode and K as if they were the only ones."""
-        return replace(
-            self._configured, mode=self._modes[self._stage], bptt_length=self._length, mode_schedule="constant",
-            mode_switches=None, max_bptt_length=None,
-        )  # fmt: skip
+        return self._configured.at(self._modes[self._stage], self._length)
 
     @property
     def adapts(self) -> bool:
@@ -64,9 +60,11 @@ class Bptt:
         """Enter the next mode, if there is one."""
         self._stage = min(self._stage + 1, len(self._modes) - 1)
 
-    def look(self, ratio: float) -> None:
+    def look(self, ratio: float | None) -> None:
         """Take in what `carry_gradient_ratio` says; after some looks K doubles, halves or stays."""
         assert self._configured.max_bptt_length is not None
+        if ratio is None:
+            return
         self._log_ratio_sum += math.log(max(ratio, _LEAST))
         self._looks += 1
         if self._looks < _LOOKS:
@@ -108,53 +106,65 @@ class Bptt:
 
 def carry_gradient_ratio(
     policy: Policy, s: LearnerSettings, batch: SequenceBatch, returns: Returns, whole: WholeBatch
-) -> float:
+) -> float | None:
     """Norm of the loss's gradient in the carry that enters a window, over that in the carry in the window's middle.
 
-    Means over the windows of some sequences of a batch, of K steps each: what came from the window's losses alone. Near
-    0 where the gradient has faded before it reaches the window's start; near 1 or above where the cut stops it.
+    Means over the windows of some sequences of a batch, of K steps each up to the last one: what came from the window's
+    losses alone. Near 0 where the gradient has faded before it reaches the window's start; near 1 or above where the
+    cut stops it. Windows in whose first half an episode begins say nothing of that; None where all are such, or where
+    nothing is cut or carried.
 
     Args:
         policy: the weights at which it is taken.
-        s: in truncated mode, of K steps; at least 2.
+        s: in truncated mode, of K steps.
         batch: of whole sequences; of this rank.
         returns: advantages and value targets; of all.
         whole: the batch of all ranks, of which some sequences are looked at.
     """
-    if not policy.controller.initial():
-        return 0.0
+    if not policy.controller.initial() or not 2 <= s.bptt_length < batch.length:
+        return None
     count = min(_SEQUENCES, whole.sequences)
     rows = whole.here(torch.arange(count) * whole.sequences // count)
     own = Returns(*map(whole.part, returns))
     sums = zip(*whole.group.gather(_window_gradients(policy, s, batch, own, rows)), strict=True)
-    at_start, in_middle = map(sum, sums)
+    at_start, in_middle, windows = map(sum, sums)
+    if not windows:
+        return None
     return at_start / in_middle if in_middle > 0 else 0.0
 
 
 def _window_gradients(
     policy: Policy, s: LearnerSettings, batch: SequenceBatch, returns: Returns, rows: torch.Tensor
-) -> tuple[float, float]:
-    """Sums over some sequences' windows of the norms of the gradients in the first carry and in the middle one."""
-    at_start, in_middle, piece = 0.0, 0.0, Piece(rows, range(1))
+) -> tuple[float, float, int]:
+    """Sums over some sequences' windows of the norms of the gradients in the first carry and in the middle one; and how
+    many windows."""
+    at_start, in_middle, windows, piece = 0.0, 0.0, 0, Piece(rows, range(1))
     if not len(rows):
-        return at_start, in_middle
-    T, K = batch.length, min(s.bptt_length, batch.length)
+        return at_start, in_middle, windows
+    T, K = batch.length, s.bptt_length
     steps, carry = steps_of(policy, s.plan(T)._replace(cut_every=T), batch, returns, piece)
     n = units(batch, piece)
-    for start in range(0, T - K + 1, K):
+    if T % K:
+        before_all = steps.between(slice(0, T % K))
+        with torch.no_grad():
+            carry = policy.scan(before_all.observations, before_all.resets, carry).carry
+    for start in range(T % K, T, K):
+        middle, stop = start + K // 2, start + K
         first = {name: value.detach().requires_grad_(value.is_floating_point()) for name, value in carry.items()}
-        before = loss_of(policy, s, steps.between(slice(start, start + K // 2)), first, n, None)
-        after = loss_of(policy, s, steps.between(slice(start + K // 2, start + K)), before.carry, n, None)
+        before = loss_of(policy, s, steps.between(slice(start, middle)), first, n, None)
+        after = loss_of(policy, s, steps.between(slice(middle, stop)), before.carry, n, None)
         leaves = [value for value in first.values() if value.requires_grad]
-        middle = [value for value in before.carry.values() if value.requires_grad]
-        found = torch.autograd.grad(before.total + after.total, [*leaves, *middle], allow_unused=True)
-        at_start += _norms(found[: len(leaves)])
-        in_middle += _norms(found[len(leaves) :])
+        inside = [value for value in before.carry.values() if value.requires_grad]
+        found = torch.autograd.grad(before.total + after.total, [*leaves, *inside], allow_unused=True)
+        goes_on_B = ~steps.resets[start:middle].any(0)
+        at_start += _norms(found[: len(leaves)], goes_on_B)
+        in_middle += _norms(found[len(leaves) :], goes_on_B)
+        windows += int(goes_on_B.sum())
         carry = after.carry
-    return at_start, in_middle
+    return at_start, in_middle, windows
 
 
-def _norms(gradients_B: tuple[torch.Tensor | None, ...]) -> float:
-    """Sum over B of the norms of all parts of a carry's gradient together."""
+def _norms(gradients_B: tuple[torch.Tensor | None, ...], counted_B: torch.Tensor) -> float:
+    """Sum over the counted ones of B of the norms of all parts of a carry's gradient together."""
     squares = [g.flatten(1).square().sum(1) for g in gradients_B if g is not None]
-    return float(torch.stack(squares).sum(0).sqrt().sum()) if squares else 0.0
+    return float(torch.stack(squares).sum(0).sqrt()[counted_B].sum()) if squares else 0.0

@@ -185,8 +185,9 @@ class Learner:
         settings, bptt, every = self._optimizer.settings, self._optimizer.schedules.bptt, self.settings.fidelity_every
         metrics = {"bptt_length": float(settings.plan(batch.length).cut_every)}
         if bptt.adapts:
-            metrics["carry_gradient"] = carry_gradient_ratio(self.policy, settings, batch, returns, whole)
-            bptt.look(metrics["carry_gradient"])
+            ratio = carry_gradient_ratio(self.policy, settings, batch, returns, whole)
+            metrics["carry_gradient"] = math.nan if ratio is None else ratio
+            bptt.look(ratio)
         if every and self.version % every == 0:
             metrics |= self._fidelity(batch, returns, whole).metrics()
         return metrics

@@ -32,7 +32,7 @@ class UpdateMemory(NamedTuple):
 
 
 def update_memory(
-    policy: Policy, s: LearnerSettings, *, length: int, sequences: int, batch_bytes: int, threads: int
+    policy: Policy, s: LearnerSettings, *, length: int, sequences: int, batch_bytes: int, threads: int, copies: int = 1
 ) -> UpdateMemory:
     """An estimate for an update, from the activations of one sequence on the policy's device.
 
@@ -43,6 +43,7 @@ def update_memory(
         sequences: B of a batch.
         batch_bytes: of the fragments of an update.
         threads: among which a minibatch is split.
+        copies: of the weights, and what goes with them.
     """
     plan = s.plan(length)
     at_once = -(-min(sequences, -(-sequences // s.num_minibatches)) // s.gradient_accumulation)
@@ -51,7 +52,7 @@ def update_memory(
     of_one, of_two = (_kept(policy, s, probed, B) for B in (1, 2))
     passing = _PASSING * policy.controller.output_size * policy.value_head.weight.element_size()
     activations = at_once * steps * ((of_two - of_one) / probed + passing)
-    weights = sum(p.numel() * p.element_size() for p in policy.parameters()) * (_OF_WEIGHTS + threads)
+    weights = sum(p.numel() * p.element_size() for p in policy.parameters()) * (_OF_WEIGHTS + threads) * copies
     if plan.window < length:  # stored carries are most of a fragment, and are left where they lie
         return UpdateMemory(weights, batch_bytes, int(_STORED * activations))
     return UpdateMemory(weights, 2 * batch_bytes, int(activations))

@@ -54,10 +54,13 @@ class Schedules:
         self._ways = {name: way.at(env_steps, self._shapes[name]) for name, way in self._ways.items()}
         self._warm = min(1.0, after / self._warmup) if self._warmup > 0 else 1.0
         self.learning_rate = self._configured.learning_rate * self._share(_LEARNING_RATE) * self._warm
+        self.bptt.advance(env_steps)
+        self.settings = self._present()
+
+    def _present(self) -> LearnerSettings:
         clip_range = self._configured.clip_range * self._share(_CLIP_RANGE)
         ent_coef = self._configured.ent_coef * self._share(_ENT_COEF)
-        self.bptt.advance(env_steps)
-        self.settings = replace(self.bptt.settings, clip_range=max(clip_range, _LEAST_CLIP), ent_coef=ent_coef)
+        return replace(self.bptt.settings, clip_range=max(clip_range, _LEAST_CLIP), ent_coef=ent_coef)
 
     def _share(self, name: str) -> float:
         return self._ways[name].share if name in self._ways else 1.0
@@ -74,3 +77,4 @@ class Schedules:
         if self._configured.lr_warmup:
             self._warmup = float(state[_WARMUP])
         self.bptt.set_state(state)
+        self.settings = self._present()

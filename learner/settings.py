@@ -212,12 +212,20 @@ class LearnerSettings(Settings, section="learner"):
         burn_in = 0 if window == length else self.burn_in
         return WindowPlan(window, window, burn_in, gcd(window, burn_in), window)
 
+    def at(self, mode: Mode, bptt_length: int) -> "LearnerSettings":
+        """The same with this mode and this K as if they were the only ones."""
+        return replace(
+            self, mode=mode, bptt_length=bptt_length, mode_schedule="constant", mode_switches=None, max_bptt_length=None
+        )  # fmt: skip
+
+    def stages(self) -> "list[LearnerSettings]":
+        """The settings of each of the modes, with the shortest K and the longest."""
+        lengths = {self.bptt_length, self.max_bptt_length or self.bptt_length}
+        return [self.at(mode, length) for mode in self.modes for length in sorted(lengths)]
+
     def full(self) -> "LearnerSettings":
         """The same with full backpropagation through time."""
-        return replace(
-            self, mode="full", carry_source="fresh", burn_in=0, mode_schedule="constant", mode_switches=None,
-            max_bptt_length=None,
-        )  # fmt: skip
+        return replace(self, carry_source="fresh", burn_in=0).at("full", self.bptt_length)
 
     def check_batch(self, sequences: int) -> None:
         """Refuse a batch that cannot be split.

@@ -117,6 +117,7 @@ class ActiveRun:
     def enter_level(self) -> None:
         """Collect at the curriculum's level from now on."""
         level = self.runner.level = self.curriculum.level
+        self.modes.forget()
         what = "the task itself" if self.curriculum.complete else self.config.curriculum.stages[level]
         _log.info(f"step {self.steps:,}: level {level} begins, {what}")
 

@@ -49,6 +49,10 @@ class ModeSchedule:
         error = math.sqrt((variance(before) + variance(now)) / n) if n > 1 else 0.0
         return fmean(now) - fmean(before) > error
 
+    def forget(self) -> None:
+        """Begin to watch anew, as from here on returns mean something else."""
+        self._returns = []
+
     def state(self) -> dict[str, Any]:
         """The state that a resumed run needs, as JSON."""
         return {"stage": self._stage, "returns": list(self._returns)}

@@ -14,9 +14,7 @@ from mneme.rollout_workers.fragment import Fragment
 from mneme.rollout_workers.packing import best_fit, ripe
 from mneme.rollout_workers.step_table import State, StepTable
 
-_STORED = (
-    32  # carries in T steps at which an episode that is too long for a row may be cut: 3 % of a row at most is lost
-)
+_STORED = 32  # carries in T steps, at which an episode that is too long may be cut: 3 % of a row at most is lost
 _SPARE = 8  # rows that may wait besides two a lane: with few lanes there is little to choose from
 _COLUMNS = ("lane", "first_step", "length", "opens", "under_way")
 _PIECES, _STEPS = "piece.", "step."  # prefixes of a state's arrays, by piece and by step

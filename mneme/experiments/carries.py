@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from mneme.agent import LoadedPolicy
 from mneme.envs import make_vector_env
@@ -65,7 +64,7 @@ def ageing(loaded: LoadedPolicy, *, lags: int, seed: int, num_envs: int) -> Agei
         first: SequenceBatch | None = None
         for _ in range(lags):
             fragment, _stats = collector.collect(learner.version)
-            first = first or SequenceBatch.from_fragments([fragment], torch.device("cpu"))
+            first = first or SequenceBatch.from_fragments([fragment], learner.device)
             for _epoch in range(epochs):
                 learner.update([fragment.to_arrow()])
                 if len(by_epoch) < epochs:
@@ -85,10 +84,11 @@ def turnover(loaded: LoadedPolicy, *, seed: int) -> dict[str, float]:
     inside = ~fragment.resets[:, : fragment.length - 1] & fragment.valid[:, :-1]
     found = {}
     for name, carry in fragment.carries.items():
-        before, after = (x[inside].reshape(inside.sum(), -1).astype(np.float64) for x in (carry[:, :-1], carry[:, 1:]))
-        size = np.linalg.norm(after, axis=1)
-        apart = np.linalg.norm(after - before, axis=1)[size > 0] / size[size > 0]
-        found[name] = float(np.median(apart)) if len(apart) else 0.0
+        before, after = (x[inside].astype(np.float64) for x in (carry[:, :-1], carry[:, 1:]))  # [n, ...]
+        axes = tuple(range(1, after.ndim))
+        size, apart = (np.sqrt(np.square(x).sum(axes)) for x in (after, after - before))
+        share = apart[size > 0] / size[size > 0]
+        found[name] = float(np.median(share)) if len(share) else 0.0
     return found
 
 

@@ -76,8 +76,10 @@ class Diagnosis(NamedTuple):
     def words(self) -> Iterator[str]:
         """A sentence for everything out of its range, with the remedy."""
         horizon, furthest = self.memory_horizon, self.furthest()
-        if horizon and furthest < horizon:
-            cut = self.bptt_length <= horizon
+        if horizon and not self.turnover:
+            yield f"the controller carries nothing, the task remembers {horizon}: choose another policy.controller.kind"
+        elif horizon and furthest < horizon and min(self.bptt_length, len(self.reach)) <= horizon:
+            cut = self.bptt_length < len(self.reach)
             remedy = _remedy(self.bptt_length, horizon) if cut else "raise rollout.unroll_length"
             reaches = f"reaches further than {furthest} steps" if furthest else "goes back through time"
             yield f"no gradient {reaches}, the task remembers {horizon}: {remedy}"

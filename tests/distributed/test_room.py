@@ -1,6 +1,7 @@
 """What a network has no room for is named before it is made."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +102,16 @@ def test_a_run_that_does_not_fit_says_so_before_anything_is_made(
     with pytest.raises(ConfigError, match="an update needs about"):
         train(load_config(None, [f"checkpoint.root={tmp_path / 'runs'}"]), local=True)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_schedule_needs_what_its_largest_stage_needs() -> None:
+    """With checkpointing, truncated mode keeps a whole window of K steps, which full mode has no need of."""
+    settings = ("env.kwargs.horizon=1023", "rollout.num_envs=64", "learner.activation_checkpointing=true")
+    truncated = load_config(None, [*settings, "learner.mode=truncated", "learner.bptt_length=512"]).learner
+    scheduled = load_config(
+        None, [*settings, "learner.mode_schedule=steps", "learner.bptt_length=8", "learner.max_bptt_length=512"]
+    ).learner
+    assert truncated in [replace(stage, mode="truncated") for stage in scheduled.stages()]
+    assert [(stage.mode, stage.bptt_length) for stage in scheduled.stages()] == [
+        (mode, length) for mode in ("cached", "truncated", "full") for length in (8, 512)
+    ]

@@ -41,7 +41,7 @@ def test_an_update_is_estimated_before_there_is_any_data(kind: str) -> None:
         fragment = costs[name].fragment
         found = update_memory(policy, settings, length=T, sequences=B, batch_bytes=fragment, threads=1)
         peak = costs[name].peak + fragment  # which was there before
-        assert 0.6 * peak - NOISE < found.total < 1.5 * peak + NOISE, name
+        assert 0.6 * peak - 4 * NOISE < found.total < 1.5 * peak + NOISE, name
 
 
 @pytest.mark.slow

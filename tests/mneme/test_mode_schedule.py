@@ -46,6 +46,13 @@ def test_noise_is_no_rise() -> None:
     assert switches(schedule(patience=20), list(noise + np.repeat([0.0, 5.0], 20))) == []
 
 
+def test_what_was_before_a_new_level_does_not_count() -> None:
+    watched = schedule()
+    assert switches(watched, [1.0] * 5) == []
+    watched.forget()
+    assert switches(watched, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]) == []
+
+
 def test_updates_without_episodes_and_returns_of_the_other_kind_say_nothing() -> None:
     watched = schedule()
     assert switches(watched, [0.5, float("nan")] * 5 + [0.5]) == [10]

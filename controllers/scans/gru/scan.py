@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from mneme.controllers.precision import autocast, factor, wide
+from mneme.controllers.precision import autocast, factor
 from mneme.controllers.scans.gru.cell import GruParameters
 from mneme.controllers.scans.gru.torch import torch_gru_scan
 
@@ -40,5 +40,5 @@ def gru_scan(
         if backend == "triton":
             from mneme.controllers.scans.gru.triton import triton_gru_scan  # here, as triton may be missing
 
-            return triton_gru_scan(wide(x_TBD), reset_TB, h_BH, initial_H, p, cut_TB)
+            return triton_gru_scan(x_TBD.to(h_BH.dtype), reset_TB, h_BH, initial_H, p, cut_TB)
         return torch_gru_scan(x_TBD, reset_TB, h_BH, initial_H, p, cut_TB)

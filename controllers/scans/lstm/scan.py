@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from mneme.controllers.precision import autocast, factor, wide
+from mneme.controllers.precision import autocast, factor
 from mneme.controllers.scans.lstm.cell import LstmParameters, LstmState
 from mneme.controllers.scans.lstm.torch import torch_lstm_scan
 
@@ -40,5 +40,5 @@ def lstm_scan(
         if backend == "triton":
             from mneme.controllers.scans.lstm.triton import triton_lstm_scan  # here, as triton may be missing
 
-            return triton_lstm_scan(wide(x_TBD), reset_TB, state, initial, p, cut_TB)
+            return triton_lstm_scan(x_TBD.to(state.h.dtype), reset_TB, state, initial, p, cut_TB)
         return torch_lstm_scan(x_TBD, reset_TB, state, initial, p, cut_TB)

@@ -45,7 +45,7 @@ def figures(document: Document) -> Iterator[Figures]:
             row["staleness"] = _mean(run.get("staleness_by_epoch", [None])[-1] for run in whole)
         total = max((run["steps"] for run in whole), default=0)
         facts = document["tasks"][task]
-        at_steps = [_return_at(run, total, facts) for run in whole]
+        at_steps = [x for run in whole if (x := _return_at(run, total, facts)) is not None]
         row["return_equal_steps"] = _mean(at_steps)
         row["return_equal_steps_low"], row["return_equal_steps_high"] = min(at_steps, default=None), max(
             at_steps, default=None
@@ -84,9 +84,11 @@ def _time(document: Document, kind: str, variant: str) -> float:
     return float(own / full)
 
 
-def _return_at(run: Mapping[str, Any], steps: float, facts: Mapping[str, Any]) -> float:
+def _return_at(run: Mapping[str, Any], steps: float, facts: Mapping[str, Any]) -> float | None:
     """Normalised return in training, a mean over the last tenth of these steps."""
     before = [(s, x) for s, x in run["curve"] if s <= steps] or run["curve"][:1]
+    if not before:
+        return None
     recent = [x for s, x in before if s > (1 - _SHARE) * steps] or [before[-1][1]]
     low = facts["memoryless_return"]
     return (mean(recent) - low) / (facts["optimal_return"] - low)

@@ -51,7 +51,8 @@ def test_the_same_seed_gives_the_same_figures(run: Path) -> None:
     ("reach", "horizon", "bptt_length", "fidelity", "sentences"),
     [
         ([1.0, 0.5, 0.1], 3, 10, ALIKE, []),
-        ([1.0, 0.5, np.nan], 3, 10, ALIKE, ["further than 2 steps, the task remembers 3: raise rollout.unroll_length"]),
+        ([1.0, 0.5], 3, 2, ALIKE, ["further than 2 steps, the task remembers 3: raise rollout.unroll_length"]),
+        ([1.0, 0.5, *[np.nan] * 8], 3, 10, ALIKE, []),  # long enough, but no episode was followed to its end
         ([0.0, 0.0, 0.0], 2, 1, ALIKE, ["goes back through time, the task remembers 2: set learner.mode=truncated"]),
         ([0.0, 0.0, 0.0], 0, 1, ALIKE, []),
         ([1.0], None, 1, Fidelity(0.5, 1.0, 0.4, 1.0), ["(cosine 0.50, of the recurrent core 0.40)"]),
@@ -61,7 +62,7 @@ def test_what_is_out_of_range_is_said(
     reach: list[float], horizon: int | None, bptt_length: int, fidelity: Fidelity, sentences: list[str]
 ) -> None:
     nothing = Ageing([], [])
-    diagnosis = Diagnosis("full", fidelity, np.array(reach), horizon, bptt_length, False, nothing, {}, {})
+    diagnosis = Diagnosis("full", fidelity, np.array(reach), horizon, bptt_length, False, nothing, {"h": 0.1}, {})
     found = list(diagnosis.words())
     assert len(found) == len(sentences)
     assert all(sentence in said for sentence, said in zip(sentences, found, strict=True))
@@ -108,6 +109,23 @@ def test_the_turnover_of_a_counter_is_its_step(run: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(loaded.policy.controller, "run", scan)
     monkeypatch.setattr(loaded.policy.controller, "fast_step", lambda x, c: (c["h"] + 1, {"h": c["h"] + 1}))
     assert turnover(loaded, seed=0)["h"] == pytest.approx(np.median([1 / n for n in range(2, 10)]), abs=0.05)
+
+
+def test_a_controller_that_carries_nothing_is_named() -> None:
+    (said,) = Diagnosis("full", ALIKE, np.full(5, np.nan), 3, 5, False, Ageing([], []), {}, {}).words()
+    assert said.startswith("the controller carries nothing, the task remembers 3: choose another")
+
+
+def test_the_mode_is_that_in_which_the_run_is(tmp_path: Path) -> None:
+    overrides = [
+        f"checkpoint.root={tmp_path}", "env.kwargs.horizon=9", "rollout.num_envs=8", "learner.mode_schedule=steps",
+        "policy.controller.hidden_size=8", "learner.num_minibatches=2", "learner.mode_switches=[0.1, 0.2]",
+        "train.total_timesteps=400", "train.evaluation_episodes=8", "tracking.enabled=false",
+    ]  # fmt: skip
+    scheduled = train(load_config(None, overrides), local=True, progress=False).folder
+    found = diagnose(scheduled, num_envs=4)
+    assert (found.mode, found.bptt_length) == ("full", 10)
+    assert found.fidelity.cosine == pytest.approx(1, abs=1e-4)
 
 
 def test_distances_are_powers_of_two() -> None:
