@@ -163,7 +163,9 @@ def draw(document: Document, path: Path) -> None:
             axes.set_title(f"{kind}, {task}", fontsize=8)
             axes.tick_params(labelsize=7)
         handles, labels = panels[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=7)
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=max(1, int(figure.get_figwidth() // 2.6)), fontsize=7
+        )
         figure.supylabel("return; 0 without memory, 1 the best", fontsize=8)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
