@@ -24,14 +24,14 @@ from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.report import RESULTS
-from mneme.controllers import CONTROLLERS, ControllerSettings, PolicySettings, build_policy
-from mneme.envs import EnvSettings, make_vector_env
+from mneme.controllers import CONTROLLERS
 from mneme.experiments.machine import cores, describe_machine, versions
-from mneme.learner import Learner, LearnerSettings
+from mneme.experiments.update_cost import Trial, make_trial
+from mneme.learner import LearnerSettings
 from mneme.learner.batch import SequenceBatch
 from mneme.learner.gradients import shard_gradients
 from mneme.learner.returns import gae
-from mneme.rollout_workers import Collector, Fragment, policy_spec
+from mneme.rollout_workers import Fragment
 
 STEPS = 16_640  # of a batch, about: 256 episodes of delayed cue 64
 MINIBATCHES = 4
@@ -49,17 +49,6 @@ class Product(NamedTuple):
     def work(self) -> int:
         """Multiplications."""
         return prod(self.a[0]) * self.b[0][-1]
-
-
-class Trial(NamedTuple):
-    """A learner, and a fragment to train on."""
-
-    learner: Learner
-    fragment: Fragment
-
-    def update(self) -> None:
-        """Train on it."""
-        self.learner.update([self.fragment.to_arrow()])
 
 
 class _Recorder(TorchDispatchMode):
@@ -81,19 +70,15 @@ def trial(kind: str, mode: str, length: int, hidden: int, threads: int) -> Trial
     """A learner in some mode with a batch of about `STEPS` steps."""
     sequences = max(threads, STEPS // length)
     settings = LearnerSettings(mode=mode, num_epochs=1, num_minibatches=MINIBATCHES, num_threads=threads)  # type: ignore[arg-type]
-    env = make_vector_env(EnvSettings(id="mneme/DelayedCue-v0", kwargs={"horizon": length - 1}), sequences)
-    controller = ControllerSettings(kind=kind, hidden_size=hidden)
-    policy = build_policy(policy_spec(env), PolicySettings(controller=controller), length - 1, seed=0)
-    fragment, _ = Collector(env, policy, length, length, seed=0).collect()
-    made = Trial(Learner(policy, settings, seed=0, total_timesteps=10**9), fragment)
+    made = make_trial(kind, settings, length, sequences, hidden)
     made.update()
     return made
 
 
 def products_of(kind: str, mode: str, length: int, hidden: int) -> Counter[Product]:
     """The products of one epoch on one thread."""
-    learner, fragment = trial(kind, mode, length, hidden, threads=1)
-    batch = SequenceBatch.from_fragments([fragment], learner.device)
+    learner, arrow, _ = trial(kind, mode, length, hidden, threads=1)
+    batch = SequenceBatch.from_fragments([Fragment.from_arrow(arrow)], learner.device)
     ends = (batch.final_values, batch.terminated, batch.truncated, batch.valid)
     returns = gae(batch.rewards, batch.values, *ends, gamma=0.99, lam=0.95)
     recorder = _Recorder()

@@ -75,6 +75,7 @@ def gradient_reach(policy: Policy, s: LearnerSettings, batch: SequenceBatch, ret
     piece = Piece(rows, range(1))
     steps, carry = steps_of(policy, plan, batch, returns, piece)
     T, B = steps.mask.shape
+    n = units(batch, piece)
     step_T1 = torch.arange(T, device=steps.mask.device).unsqueeze(1)
     opened_TB = torch.where(steps.resets, step_T1, -1).cummax(0).values
     sums, counts = torch.zeros(2, T, device=steps.mask.device)
@@ -82,7 +83,7 @@ def gradient_reach(policy: Policy, s: LearnerSettings, batch: SequenceBatch, ret
     entered, losses = [], []
     for t in range(T):
         entered.append(carry)
-        loss = loss_of(policy, s, steps.between(slice(t, t + 1)), carry, units(batch, piece), None)
+        loss = loss_of(policy, s, steps.between(slice(t, t + 1)), carry, n, None)
         losses.append(loss.total)
         carry = loss.carry
     for target in sorted({T - 1 - T * i // _TARGETS for i in range(_TARGETS)}):

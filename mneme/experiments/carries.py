@@ -9,7 +9,7 @@ import numpy as np
 
 from mneme.agent import LoadedPolicy
 from mneme.envs import make_vector_env
-from mneme.learner import Learner
+from mneme.learner import Learner, LearnerSettings
 from mneme.learner.anchor import anchor_pass
 from mneme.learner.batch import SequenceBatch
 from mneme.learner.staleness import Staleness, measure_staleness
@@ -39,6 +39,14 @@ def collector_of(loaded: LoadedPolicy, seed: int, num_envs: int, carry_stride: i
         yield collector
 
 
+def learner_of(loaded: LoadedPolicy, settings: LearnerSettings, seed: int) -> Learner:
+    """A run's learner as its checkpoint has it, with a policy of its own."""
+    train = loaded.blueprint.config.train
+    learner = Learner(loaded.blueprint.policy(), settings, seed=seed, total_timesteps=train.total_timesteps)
+    learner.set_state(loaded.learner)
+    return learner
+
+
 def ageing(loaded: LoadedPolicy, *, lags: int, seed: int, num_envs: int) -> Ageing:
     """Train on from a checkpoint, in memory, and look back at the first batch's carries; nothing of the run is changed.
 
@@ -54,10 +62,7 @@ def ageing(loaded: LoadedPolicy, *, lags: int, seed: int, num_envs: int) -> Agei
     stride = own if own < length else -(-length // _PROBES)
     # An update of one epoch at a time: what counts as old came with the fragments, so several make one of several.
     settings = replace(config.learner, num_epochs=1, num_minibatches=min(num_envs, config.learner.num_minibatches))
-    learner = Learner(
-        loaded.blueprint.policy(), settings, seed=seed, total_timesteps=config.train.total_timesteps
-    )  # fmt: skip
-    learner.set_state(loaded.learner)
+    learner = learner_of(loaded, settings, seed)
     by_epoch: list[Staleness] = []
     by_lag: list[Staleness] = []
     with collector_of(loaded, seed, num_envs, stride) as collector:

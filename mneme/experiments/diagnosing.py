@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from mneme.agent import LoadedPolicy, load_policy
-from mneme.experiments.carries import Ageing, ageing, collector_of, turnover
-from mneme.learner import Learner, LearnerSettings
+from mneme.experiments.carries import Ageing, ageing, collector_of, learner_of, turnover
+from mneme.learner import LearnerSettings
 from mneme.learner.fidelity import Fidelity
 from mneme.reporting.curves import BLUE, GREY, use_style
 from mneme.storage.paths import locate
@@ -121,10 +121,7 @@ def diagnose(path: Path, *, seed: int = 0, num_envs: int | None = None, trust: b
     count = num_envs or min(64, config.rollout.num_envs)
     with collector_of(loaded, seed, count, blueprint.carry_stride) as collector:
         fragment, _ = collector.collect(loaded.version)
-    learner = Learner(
-        blueprint.policy(), config.learner, seed=seed, total_timesteps=config.train.total_timesteps
-    )  # fmt: skip
-    learner.set_state(loaded.learner)
+    learner = learner_of(loaded, config.learner, seed)
     fidelity, reach = learner.diagnose([fragment.to_arrow()])
     present = learner.present_settings
     facts = blueprint.facts

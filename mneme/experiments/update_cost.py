@@ -31,6 +31,18 @@ class Cost(NamedTuple):
     fragment: int  # bytes
 
 
+class Trial(NamedTuple):
+    """A learner, and a batch of delayed cue for it."""
+
+    learner: Learner
+    batch: pa.RecordBatch
+    collecting: float  # seconds of the processor that the batch took
+
+    def update(self) -> None:
+        """Train on it."""
+        self.learner.update([self.batch])
+
+
 def update_costs(
     kind: str, variants: Mapping[str, LearnerSettings], *, length: int, lanes: int, hidden: int, rounds: int = 1
 ) -> dict[str, Cost]:
@@ -47,25 +59,24 @@ def update_costs(
     """
     torch.set_num_threads(1)
     _give_back_at_once()
-    trials = {name: _trial(kind, settings, length, lanes, hidden) for name, settings in variants.items()}
-    for learner, batch, _ in trials.values():  # code is compiled, and Adam has its moments
-        learner.update([batch])
+    trials = {name: make_trial(kind, settings, length, lanes, hidden) for name, settings in variants.items()}
+    for trial in trials.values():  # code is compiled, and Adam has its moments
+        trial.update()
     peaks: dict[str, list[int]] = {name: [] for name in trials}
     seconds: dict[str, list[float]] = {name: [] for name in trials}
     for _ in range(rounds):
-        for name, (learner, batch, _) in trials.items():
+        for name, trial in trials.items():
             clock = process_time()
-            peaks[name].append(peak_bytes(lambda learner=learner, batch=batch: learner.update([batch])))  # type: ignore[misc]
+            peaks[name].append(peak_bytes(trial.update))
             seconds[name].append(process_time() - clock)
     return {
-        name: Cost(max(peaks[name]), median(seconds[name]), collecting, batch.nbytes)
-        for name, (_, batch, collecting) in trials.items()
+        name: Cost(max(peaks[name]), median(seconds[name]), trial.collecting, trial.batch.nbytes)
+        for name, trial in trials.items()
     }
 
 
-def _trial(
-    kind: str, settings: LearnerSettings, length: int, lanes: int, hidden: int
-) -> tuple[Learner, pa.RecordBatch, float]:
+def make_trial(kind: str, settings: LearnerSettings, length: int, lanes: int, hidden: int) -> Trial:
+    """A learner of `hidden` units, and a batch of `lanes` sequences of `length` steps, an episode each."""
     env = make_vector_env(EnvSettings(id="mneme/DelayedCue-v0", kwargs={"horizon": length - 1}), lanes)
     controller = ControllerSettings(kind=kind, hidden_size=hidden)
     policy = build_policy(policy_spec(env), PolicySettings(controller=controller), length - 1, seed=0)
@@ -74,7 +85,7 @@ def _trial(
     clock = process_time()
     fragment, _ = collector.collect()
     collecting = process_time() - clock
-    return Learner(policy, settings, seed=0, total_timesteps=10**9), fragment.to_arrow(), collecting
+    return Trial(Learner(policy, settings, seed=0, total_timesteps=10**9), fragment.to_arrow(), collecting)
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
