@@ -18,11 +18,10 @@ from mneme.configuration.config import Config, load_config
 from mneme.distributed.blueprint import make_blueprint
 from mneme.distributed.config import ConfigError
 from mneme.distributed.learners import _share_of
-from mneme.distributed.ray_runner import RayRunner, start_ray
+from mneme.distributed.ray_runner import RayRunner
 from mneme.distributed.replay import Replay
 from mneme.distributed.runners import FragmentsLost, ServiceError
 from mneme.distributed.service import asynchronous
-from mneme.distributed.settings import ServiceSettings
 from mneme.distributed.workers import LearnerWorker
 from mneme.learner import NonfiniteGradient, default_num_threads
 from mneme.rollout_workers import Fragment
@@ -32,13 +31,6 @@ from mneme.training import train
 pytestmark = pytest.mark.usefixtures("undrawn")
 over_ray = pytest.mark.ray
 TOLERANCE = 2e-3  # of Adam's steps, which multiply the rounding of a small gradient
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    assert start_ray(ServiceSettings(), workers=2)
-    yield
-    ray.shutdown()
 
 
 def config(tmp_path: Path, *overrides: str) -> Config:

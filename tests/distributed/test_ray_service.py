@@ -16,11 +16,10 @@ from mneme.callbacks import Callback, Progress
 from mneme.configuration.config import Config, load_config
 from mneme.distributed import ray_runner
 from mneme.distributed.blueprint import make_blueprint
-from mneme.distributed.ray_runner import RayRunner, start_ray
+from mneme.distributed.ray_runner import RayRunner
 from mneme.distributed.replay import Replay
 from mneme.distributed.runners import ServiceError
 from mneme.distributed.service import asynchronous, synchronous
-from mneme.distributed.settings import ServiceSettings
 from mneme.envs import EnvironmentMisuse
 from mneme.envs.counting import CountingEnv
 from mneme.learner.batch import SequenceBatch
@@ -29,17 +28,10 @@ from mneme.rollout_workers import EvaluationError, Fragment
 from mneme.storage.checkpoint import list_checkpoints, load_checkpoint
 from mneme.training import resume, train
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("undrawn")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("undrawn", "cluster")]
 
 MODES = ["cached", "truncated", "full"]
 ALONE = ["rollout.num_workers=1"]  # an actor takes seconds to start
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    assert start_ray(ServiceSettings(), workers=2)
-    yield
-    ray.shutdown()
 
 
 def config(tmp_path: Path, *overrides: str) -> Config:
