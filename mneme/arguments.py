@@ -12,6 +12,7 @@ from mneme.configuration.config import settings, suggest
 from mneme.configuration.presets import described_presets
 from mneme.reporting.tracking.settings import TrackingSettings
 from mneme.storage.paths import local_path
+from mneme.storage.settings import CheckpointSettings
 
 _TRUST = "import the modules that the run names, whoever wrote them, and look for them in the present folder too"
 _TRUST_RESUMED = f"{_TRUST}; join the Ray cluster and open the MLflow store that it names"
@@ -134,6 +135,23 @@ def make_parser() -> argparse.ArgumentParser:
     suite.add_argument("--local", action="store_true", help="one process, without Ray")
     suite.add_argument("--table", action="store_true", help="only print what has been done")
     suite.set_defaults(command="suite")
+
+    runs = commands.add_parser(
+        "runs", help="list the runs in a folder", description="List the runs in a folder and how each is."
+    )
+    runs.add_argument(
+        "folder", nargs="?", type=_path, default=Path(CheckpointSettings.root), help="default: %(default)s"
+    )
+    runs.set_defaults(command="runs")
+
+    status = commands.add_parser(
+        "status",
+        help="tell how one run is, or a Ray job",
+        description="Tell how a run is from its folder, or how a Ray job is from its cluster's job server.",
+    )
+    status.add_argument("run", help="a run's folder, or with --address the identifier of a job")
+    status.add_argument("--address", metavar="URL", help="the job server, such as http://127.0.0.1:8265")
+    status.set_defaults(command="status")
 
     dashboard = commands.add_parser(
         "dashboard", help="open MLflow on this machine", description="Serve the MLflow store on 127.0.0.1."

@@ -1,4 +1,5 @@
-"""The command line: `mneme train`, `evaluate`, `diagnose`, `replay`, `reproduce`, `check`, `suite`, `dashboard`.
+"""The command line: `mneme train`, `evaluate`, `diagnose`, `replay`, `reproduce`, `check`, `suite`, `runs`, `status`,
+`dashboard`.
 
 Every failure is one sentence on stderr and a non-zero status.
 """
@@ -21,6 +22,7 @@ from mneme.distributed.runners import ServiceError
 from mneme.envs import EnvironmentFailure
 from mneme.reporting.tracking.dashboard import serve_dashboard
 from mneme.storage.checkpoint import CheckpointError
+from mneme.storage.paths import local_path
 from mneme.storage.run_folder import RunFolder
 from mneme.storage.trust import needs_trust
 from mneme.streams import forgiving_output
@@ -257,6 +259,23 @@ def _suite(options: argparse.Namespace) -> int:
     return 0 if complete else _INTERRUPTED
 
 
+def _runs(options: argparse.Namespace) -> int:
+    from mneme.reporting.runs import show_runs
+
+    show_runs(options.folder)
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from mneme.reporting.runs import show_job, show_status
+
+    if options.address is None:
+        show_status(RunFolder.of(local_path(options.run)).path)
+    else:
+        show_job(options.run, options.address)
+    return 0
+
+
 def _dashboard(options: argparse.Namespace) -> int:
     serve_dashboard(options.store, options.port)
     return 0
@@ -270,7 +289,9 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "reproduce": _reproduce,
     "check": _check,
     "suite": _suite,
+    "runs": _runs,
+    "status": _status,
     "dashboard": _dashboard,
 }
-_PRINTING = ("evaluate", "diagnose", "replay", "reproduce")  # whose result is what they print
+_PRINTING = ("evaluate", "diagnose", "replay", "reproduce", "runs", "status")  # whose result is what they print
 _ENOUGH = BrokenPipeError  # whoever read had read enough

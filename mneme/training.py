@@ -205,7 +205,7 @@ def _execute(
         stack.callback(runner.close)
         if saved is None:
             folder.create()
-        stack.enter_context(folder.lock())
+        held = stack.enter_context(folder.lock())
         folder.write_config(config)
         key = (saved[0]["tracking_run"] if saved else None) or uuid4().hex
         stop = stack.enter_context(stopping_on_signals())
@@ -230,7 +230,7 @@ def _execute(
         if told.error is None:
             if fault is not None:
                 raise OSError(fault)  # with this the run has failed, whatever it learned
-            outcome = "complete" if complete else "stopped"
+            outcome = held.outcome = "complete" if complete else "stopped"
     if told.error is not None:
         raise told.error
     return Run(folder.path.absolute(), run.steps, evaluation, not complete)

@@ -11,6 +11,7 @@ import pytest
 from mneme.arguments import make_parser
 from mneme.configuration.config import Config, load_config, settings
 from mneme.configuration.presets import find_preset
+from tests.test_house import COMMANDS
 from tests.third_party.test_environments import TASKS as THIRD_PARTY_TASKS
 
 ROOT = Path(__file__).parents[1]
@@ -102,7 +103,7 @@ def commands(document: Path) -> Iterator[list[str]]:
 def test_commands_parse(document: Path) -> None:
     for words in commands(document):
         if len(words) == 1 or "--help" in words:  # the mere name of a command, or what every parser knows
-            assert words[0] in ("train", "evaluate", "diagnose", "replay", "reproduce", "check", "suite", "dashboard")
+            assert words[0] in COMMANDS
             continue
         options, rest = make_parser().parse_known_args(words)
         assert not any(word.startswith("-") for word in rest), f"{document.name}: {words}"

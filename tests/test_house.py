@@ -21,6 +21,8 @@ COMMANDS = {
     "reproduce": {"--trust"},
     "check": set(),
     "suite": {"--tasks", "--controllers", "--seeds", "--name", "--local", "--table"},
+    "runs": set(),
+    "status": {"--address"},
     "dashboard": {"--store", "--port"},
 }  # fmt: skip
 """The surface of the command line: who takes something away here takes it from users."""

@@ -1,9 +1,8 @@
 """A run's folder: its checkpoints, its metrics line by line, its configuration, its picture.
 
-runs/<name>/config.yaml  metrics.jsonl  curve.png  checkpoints/step-000000500000/
+runs/<name>/config.yaml  state.json  metrics.jsonl  curve.png  checkpoints/step-000000500000/
 """
 
-import fcntl
 import json
 import logging
 import math
@@ -14,18 +13,17 @@ from contextlib import suppress
 from datetime import datetime
 from itertools import count
 from pathlib import Path
-from typing import IO
 
 from mneme.configuration.config import Config
 from mneme.configuration.records import write_yaml
 from mneme.distributed.config import ConfigError
-from mneme.storage.paths import CHECKPOINTS, UNSUPPORTED, checked_name, explained, local_path, locate
+from mneme.storage.holding import LOCK, Holding
+from mneme.storage.paths import CHECKPOINTS, checked_name, explained, local_path, locate
 
 _log = logging.getLogger(__name__)
 
 Row = dict[str, float]
 
-_LOCK = ".lock"
 _named = count()  # runs of this process, which may begin several within a second
 _PROBE_BYTES = 16_384  # a disk without room for these is full
 
@@ -102,28 +100,9 @@ class RunFolder:
                     f"{self.path} exists already; choose another name=..., or go on with it: --resume {self.path}"
                 ) from None
 
-    def lock(self) -> IO[str]:
-        """Hold the folder for this process until the returned file is closed, or the process ends.
-
-        A file system without locks, as some networks' are, costs a warning, and the folder is not held.
-
-        Raises:
-            ConfigError: another process holds it.
-            OSError: it cannot be written, and what helps.
-        """
-        with explained(self.path):
-            file = (self.path / _LOCK).open("w")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in UNSUPPORTED:
-                file.close()
-                raise ConfigError(f"another process is training in {self.path}; wait for it or stop it") from None
-            _log.warning(
-                f"the file system of {self.path} has no locks ({error.strerror}): see to it that no other process "
-                f"trains there"
-            )
-        return file
+    def lock(self) -> Holding:
+        """Hold the folder for this process; see `Holding`."""
+        return Holding(self.path)
 
     def refuse_if_in_use(self) -> None:
         """Refuse what `lock` would refuse, before anything has started; makes nothing where no run has been.
@@ -131,7 +110,7 @@ class RunFolder:
         Raises:
             ConfigError: another process holds the folder.
         """
-        if (self.path / _LOCK).exists():
+        if (self.path / LOCK).exists():
             self.lock().close()
 
     def write_config(self, config: Config) -> None:

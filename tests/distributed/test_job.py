@@ -1,6 +1,7 @@
 """`ray job submit` against a Ray head on loopback with token authentication on, as the README shows it."""
 
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -59,7 +60,8 @@ def test_a_job_trains_through_the_dashboards_job_server(head: tuple[str, dict[st
     shutil.copytree(ROOT, project, symlinks=True, ignore=ignored)
     runs = tmp_path / "runs"
     submit = [
-        str(RAY), "job", "submit", "--address", address, "--working-dir", ".", "--",
+        str(RAY), "job", "submit", "--address", address, "--working-dir", ".",
+        "--submission-id", "delayed-cue", "--",
         sys.executable, "-m", "mneme", "train", "configs/delayed_cue.yaml",
         "env.kwargs.horizon=6", "rollout.num_envs=16", "rollout.num_workers=1", "train.total_timesteps=224", "name=job",
         "train.evaluation_episodes=16", f"checkpoint.root={runs}", "tracking.enabled=false",
@@ -76,8 +78,24 @@ def test_a_job_trains_through_the_dashboards_job_server(head: tuple[str, dict[st
     assert "done at step 224" in done.stdout
     assert (runs / "job" / "checkpoints" / "step-000000000224").is_dir()
 
+    def status(job: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        asked = [sys.executable, "-m", "mneme", "status", job, "--address", address]
+        return subprocess.run(asked, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
+
+    told = status("delayed-cue", environment)
+    assert told.returncode == 0, told.stderr
+    assert re.search(r"^state +SUCCEEDED", told.stdout, re.MULTILINE)
+    assert re.search(r"^progress +step +224/224", told.stdout, re.MULTILINE)
+    assert re.search(r"^(log)? +done at step 224", told.stdout, re.MULTILINE)
+    unknown = status("another", environment)
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert "there is no such job; list them with: ray job list" in unknown.stderr
+    tokenless = status("delayed-cue", {k: v for k, v in environment.items() if k != "RAY_AUTH_MODE"})
+    assert "its job server wants Ray's token; set RAY_AUTH_MODE=token" in tokenless.stderr
+
     stranger = environment | {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "other")}
     (tmp_path / "other").write_text(secrets.token_hex(32))
     refused = subprocess.run(submit, cwd=project, env=stranger, capture_output=True, text=True, timeout=100)
     assert refused.returncode != 0
     assert "succeeded" not in refused.stdout
+    assert "its job server wants Ray's token" in status("delayed-cue", stranger).stderr

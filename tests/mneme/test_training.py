@@ -442,6 +442,7 @@ def test_the_local_result_is_complete(finished: Run) -> None:
         "config.yaml",
         "curve.png",
         "metrics.jsonl",
+        "state.json",
     }
     row = json.loads((finished.folder / "metrics.jsonl").read_text().splitlines()[-2])  # before the result's
     assert row["step"] == finished.steps == 448
