@@ -81,7 +81,7 @@ class RunFolder:
         return folder
 
     def create(self) -> None:
-        """Make the folder of a new run.
+        """Make the folder of a new run, its owner's alone.
 
         Raises:
             ConfigError: it exists; two runs never share one.
@@ -90,9 +90,9 @@ class RunFolder:
         with explained(self.path):
             try:
                 with suppress(FileNotFoundError):  # another new run may take a parent away that it has tried out
-                    self.path.mkdir(parents=True)
+                    self.path.mkdir(0o700, parents=True)
                     return
-                self.path.mkdir(parents=True)
+                self.path.mkdir(0o700, parents=True)
             except FileExistsError:
                 if not self.path.exists():  # a link to nothing
                     raise

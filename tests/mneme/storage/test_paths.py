@@ -135,6 +135,15 @@ def test_a_folder_is_tried_out_and_nothing_is_left(tmp_path: Path) -> None:
     assert (tmp_path / "x" / "y" / "a").is_dir()
 
 
+def test_a_runs_folder_is_its_owners_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        RunFolder(tmp_path / "runs" / "a").create()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "runs" / "a").stat().st_mode & 0o777 == 0o700
+
+
 def test_a_folder_that_cannot_be_made_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "dangling").symlink_to("/scratch/not/mounted")
     (tmp_path / "file").write_text("")
