@@ -173,7 +173,7 @@ class Optimizer:
             }
             if moments:
                 self._adam.state[parameter] = moments
-        self.nonfinite_in_a_row = int(state.get(_NONFINITE, 0))  # checkpoints of before have none
+        self.nonfinite_in_a_row = int(state[_NONFINITE])
         self.schedules.set_state(state, env_steps)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +23,7 @@ from mneme.reporting.meter import Meter, Row, describe_evaluation, evaluation_ro
 from mneme.rollout_workers import Evaluation, EvaluationError
 from mneme.storage.checkpoint import save_checkpoint
 from mneme.storage.failed_update import save_failed_update
+from mneme.storage.retention import Best
 from mneme.storage.run_folder import RunFolder
 from mneme.storage.saving import save_last
 from mneme.storage.trust import needs_trust
@@ -46,6 +48,9 @@ class ActiveRun:
     episodes: EpisodeOrder = field(default_factory=EpisodeOrder)
     steps: int = 0
     saved_at: int | None = None  # step of the newest checkpoint of this process
+    best: Best | None = None  # of the evaluations so far
+    writing: tuple[Progress, Future[Path]] | None = None  # the checkpoint that is under way
+    writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"))
     rows_lost: bool = False
     endless: bool = False  # whether it was said that no episode ends
     evaluation_due: bool = False  # after the newest update
@@ -124,10 +129,16 @@ class ActiveRun:
     def solved(self) -> bool:
         """True if an evaluation and, on other episodes, a second one reach `train.stop_success`; if that is unset, one
         evaluation takes place all the same."""
-        if self.saved_at is None:
-            self.checkpoint()  # evaluation runs the user's code under a new policy: what was learned is saved first
+        if self.saved_at is None:  # evaluation runs the user's code under a new policy: what was learned is saved first
+            if self.writing is None:
+                self.checkpoint()
+            self.settle()
         reached = self._reached(Look.EVALUATION) and self._reached(Look.CONFIRMATION)
         self.evaluation_due = False
+        if self.config.checkpoint.keep_best and self.best is not None and self.best.step == self.steps:
+            self.settle()
+            if self.saved_at != self.steps:
+                self.checkpoint()
         return reached
 
     def _reached(self, look: Look) -> bool:
@@ -152,26 +163,49 @@ class ActiveRun:
         self._record(evaluation_row(evaluation, "confirmation/" if look is Look.CONFIRMATION else "evaluation/"))
         _log.info(f"{name} at step {self.steps:,}: {describe_evaluation(evaluation)}")
         self.callbacks.evaluation(self.progress, evaluation, look)
-        if look is Look.EVALUATION and self.modes.evaluated(evaluation.mean_return):
-            self._next_mode("return in evaluations")
+        if look is Look.EVALUATION:
+            self.best = Best.of(self.steps, evaluation, self.best)
+            if self.modes.evaluated(evaluation.mean_return):
+                self._next_mode("return in evaluations")
         return evaluation
 
     def checkpoint(self) -> None:
-        """Save; a disk that is full costs this checkpoint, not the run."""
+        """Have the present state written while training goes on, once the checkpoint before is; see `settle`."""
+        self.settle()
+        self.writing = self.progress, self.writer.submit(self._snapshot(), self.folder.checkpoints)
+        self.meter.skip_pause()
+
+    def settle(self, wait: bool = True) -> None:
+        """Tell that the checkpoint under way is whole, if any is; a disk that is full costs it, not the run.
+
+        Args:
+            wait: until it is; otherwise nothing happens before.
+        """
+        if self.writing is None or not (wait or self.writing[1].done()):
+            return
+        progress, written = self.writing
         try:
-            path = self._snapshot()(self.folder.checkpoints)
+            path = written.result()
         except OSError as error:
             _log.warning(
-                f"the checkpoint at step {self.steps:,} could not be written ({error}); training goes on, and the "
+                f"the checkpoint at step {progress.steps:,} could not be written ({error}); training goes on, and the "
                 f"checkpoints before it are whole"
             )
         else:
-            self.saved_at = self.steps
-            self.callbacks.checkpoint(self.progress, path)
+            self.saved_at = progress.steps
+            self.callbacks.checkpoint(progress, path)
+        finally:
+            self.writing = None
         self.meter.skip_pause()
+
+    def close(self) -> None:
+        """Wait for the checkpoint under way."""
+        self.settle()
+        self.writer.shutdown()
 
     def last_checkpoint(self, stop: StopRequest) -> str | None:
         """Save what the run ends with, unless that was done; what went wrong, if it is not in the run's folder."""
+        self.settle()
         if self.saved_at == self.steps:
             return None
         path, fault = save_last(self._snapshot(), self.folder, self.config, stop)
@@ -182,12 +216,13 @@ class ActiveRun:
         return fault
 
     def _snapshot(self) -> Callable[[Path], Path]:
-        """The state now, as what writes it under a folder of checkpoints."""
+        """The state now, which nothing changes any more, as what writes it under a folder of checkpoints."""
         state = self.runner.state()
         parts = {"learner": state.learner}
         parts |= {f"worker-{i}": worker for i, worker in enumerate(state.workers) if worker is not None}
-        run = self._description(exact=None not in state.workers)
-        return lambda root: save_checkpoint(root, self.steps, run, parts, self.config.checkpoint.keep)
+        run, steps, settings = self._description(exact=None not in state.workers), self.steps, self.config.checkpoint
+        best = self.best.step if settings.keep_best and self.best is not None else None
+        return lambda root: save_checkpoint(root, steps, run, parts, settings.keep, settings.keep_every, best)
 
     def keep_failed_update(self, error: NonfiniteGradient) -> str:
         """Keep the update that ended the run; returns what there is to say."""
@@ -208,6 +243,7 @@ class ActiveRun:
             "curriculum": self.curriculum.state(),
             "mode_schedule": self.modes.state(),
             "evaluation_due": self.evaluation_due,
+            "best": None if self.best is None else self.best._asdict(),
             "waiting_episodes": self.episodes.state(),
             "config": to_json(self.config.to_dict()),
             "tracking_run": self.key,

@@ -34,6 +34,7 @@ from mneme.reporting.tracking.settings import absolute_uri
 from mneme.rollout_workers import Evaluation
 from mneme.storage.checkpoint import set_aside_after
 from mneme.storage.restoring import checked_state, load_run
+from mneme.storage.retention import Best
 from mneme.storage.run_folder import RunFolder
 from mneme.storage.trust import refuse_foreign_places
 
@@ -213,6 +214,7 @@ def _execute(
         meter, curriculum = Meter(config.rollout.num_workers), Curriculum(config.curriculum)
         run = ActiveRun(blueprint, folder, runner, told, key, meter, curriculum, ModeSchedule(config.learner))
         stack.callback(lambda: told.end(run.progress, outcome))
+        stack.callback(run.close)
         # What is told may work in the background, and so do the runner's parts, which start meanwhile.
         told.start(RunStart(folder.path, blueprint, key, saved is not None))
         _log.info(f"observed: {'; '.join(blueprint.observed)}")
@@ -245,6 +247,7 @@ def _loop(run: ActiveRun, stop: StopRequest) -> bool:
         return True
     for update in _updates(run):
         episodes, row = run.count(update)
+        run.settle(wait=False)
         run.seems_endless()
         if run.curriculum.advance(episodes):  # before any return, as the last checkpoint holds its counts
             run.enter_level()
@@ -289,9 +292,9 @@ def _restore(run: ActiveRun, saved: dict[str, Any], state: RunState) -> None:
     run.steps = saved["steps"]
     run.meter.episodes = saved["episodes"]
     run.curriculum.set_state(saved["curriculum"])
-    if "mode_schedule" in saved:  # checkpoints of before have none
-        run.modes.set_state(saved["mode_schedule"])
-    run.evaluation_due = saved.get("evaluation_due", False)
+    run.modes.set_state(saved["mode_schedule"])
+    run.evaluation_due = saved["evaluation_due"]
+    run.best = None if saved["best"] is None else Best(**saved["best"])
     run.episodes.set_state(saved["waiting_episodes"])
     run.runner.level = run.curriculum.level
     run.folder.rewind(run.steps, run.evaluation_due)

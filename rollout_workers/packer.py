@@ -233,7 +233,7 @@ class Packer:
             "under_way": np.arange(len(pieces)) >= len(self._ended),
         }
         pieces_of = {f"{_PIECES}{name}": column for name, column in columns.items()}
-        return pieces_of | {f"{_STEPS}{name}": x for name, x in self._table.state().items()}
+        return pieces_of | {f"{_STEPS}{name}": x.copy() for name, x in self._table.state().items()}
 
     def largest_state(self) -> State:
         """Arrays of the names, types and greatest lengths that `state` may give; their contents have no meaning."""

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from mneme.storage.paths import CHECKPOINT_PREFIX, CHECKPOINTS, MANIFEST, UNSUPPORTED, locate
+from mneme.storage.retention import superseded
 
 _log = logging.getLogger(__name__)
 
@@ -43,8 +44,16 @@ class Checkpoint(NamedTuple):
     arrays: dict[str, dict[str, np.ndarray]]  # part ("learner", "worker-0", ...) -> name -> array
 
 
-def save_checkpoint(root: Path, step: int, run: Mapping[str, Any], parts: Mapping[str, Arrays], keep: int) -> Path:
-    """Write one checkpoint under `root` and remove all but the newest `keep`.
+def save_checkpoint(
+    root: Path,
+    step: int,
+    run: Mapping[str, Any],
+    parts: Mapping[str, Arrays],
+    keep: int,
+    keep_every: int | None = None,
+    best: int | None = None,
+) -> Path:
+    """Write one checkpoint under `root` and remove those that are `superseded`.
 
     Raises:
         OSError: the disk is full or not writable; the checkpoints before it are untouched.
@@ -71,15 +80,17 @@ def save_checkpoint(root: Path, step: int, run: Mapping[str, Any], parts: Mappin
         if replaced.exists() and not final.exists():
             _put(replaced, final)
         raise
-    for old in [replaced, *list_checkpoints(root)[:-keep]]:
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
+    checkpoints = {step_of(path): path for path in list_checkpoints(root)}
+    for old in superseded(checkpoints, keep, keep_every, best):
+        shutil.rmtree(checkpoints[old], ignore_errors=True)
     return final
 
 
 def set_aside_after(root: Path, step: int) -> None:
     """Rename the checkpoints after `step` to abandoned-*, as the run goes on from `step` another time."""
     for path in list_checkpoints(root):
-        if int(path.name.removeprefix(CHECKPOINT_PREFIX)) > step:
+        if step_of(path) > step:
             aside = path.with_name(f"abandoned-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             _put(path, aside)
@@ -87,7 +98,13 @@ def set_aside_after(root: Path, step: int) -> None:
 
 def list_checkpoints(root: Path) -> list[Path]:
     """The checkpoints under `root`, oldest first, damaged ones included."""
-    return sorted(path for path in root.glob(f"{CHECKPOINT_PREFIX}*") if path.is_dir())
+    found = (path for path in root.glob(f"{CHECKPOINT_PREFIX}*") if path.is_dir())
+    return sorted(path for path in found if path.name.removeprefix(CHECKPOINT_PREFIX).isdecimal())
+
+
+def step_of(path: Path) -> int:
+    """Environment steps before a checkpoint, as its name has them."""
+    return int(path.name.removeprefix(CHECKPOINT_PREFIX))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

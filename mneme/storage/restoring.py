@@ -14,8 +14,7 @@ import numpy as np
 import yaml
 
 from mneme.configuration.config import Config, parse_config
-from mneme.configuration.records import from_json, same
-from mneme.configuration.renamed import under_new_names
+from mneme.configuration.records import same
 from mneme.curriculum import Curriculum
 from mneme.distributed.blueprint import Blueprint
 from mneme.distributed.config import ConfigError
@@ -24,7 +23,9 @@ from mneme.distributed.workers import LearnerWorker, RolloutWorker, State
 from mneme.episodes import EpisodeOrder
 from mneme.mode_schedule import ModeSchedule
 from mneme.storage.checkpoint import Checkpoint, CheckpointError, find_checkpoint
+from mneme.storage.migration import migrated
 from mneme.storage.paths import locate
+from mneme.storage.retention import Best
 from mneme.storage.trust import refuse_foreign_code
 
 _NOT_NEGATIVE = re.compile(
@@ -32,7 +33,6 @@ _NOT_NEGATIVE = re.compile(
     r"|nonfinite_in_a_row|warmup|bptt\.looks|level|step|incarnation|episode_step|env\.(episode|step)"
 )
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of one parameter in Adam: all of them or none
-_LATER = ("nonfinite_in_a_row",)  # which checkpoints of before do not have
 _WAITING = "waiting."  # before the names of what waits to be packed: up to so many steps
 _BY_LANE = ("reward_scale.running", "reward_scale.expected")  # of the lanes up to the last that has been seen
 
@@ -55,14 +55,14 @@ def load_run(path: Path, trust: bool) -> tuple[Path, Checkpoint, Config]:
     if not isinstance(saved.run.get("tracking_run"), str | None):
         raise _strange(path, "tracking_run", saved.run["tracking_run"])
     try:
-        recorded = under_new_names(from_json(saved.run["config"]))
-        config = parse_config(recorded)
+        saved = migrated(saved)
+        config = parse_config(saved.run["config"])
     except (ConfigError, yaml.YAMLError, RecursionError) as error:
         sentence = " ".join(str(error).split())
         raise CheckpointError(f"the checkpoint {path} has a configuration that cannot be used: {sentence}") from None
     if not trust:
         refuse_foreign_code(config, path, locate(path)[0] or path)
-    return path, saved._replace(run=saved.run | {"config": recorded}), config
+    return path, saved, config
 
 
 def checked_state(path: Path, saved: Checkpoint, blueprint: Blueprint[Config]) -> RunState:
@@ -120,10 +120,12 @@ def _check_record(path: Path, run: Mapping[str, Any], config: Config) -> None:
         fits = fits and len(recent) <= stages.episodes and all(type(success) is bool for success in recent)
     if not fits:
         raise _strange(path, "curriculum", curriculum)
-    if "mode_schedule" in run and not ModeSchedule(config.learner).fits(run["mode_schedule"]):
+    if not ModeSchedule(config.learner).fits(run["mode_schedule"]):
         raise _strange(path, "mode_schedule", run["mode_schedule"])
-    if not isinstance(run.get("evaluation_due", False), bool):
+    if not isinstance(run["evaluation_due"], bool):
         raise _strange(path, "evaluation_due", run["evaluation_due"])
+    if run["best"] is not None and not Best.fits(run["best"]):
+        raise _strange(path, "best", run["best"])
     waiting: Any = run.get("waiting_episodes")
     order = EpisodeOrder()
     try:
@@ -151,8 +153,6 @@ def _check(path: Path, part: str, found: State, expected: State, lanes: int) -> 
         if name not in expected:
             raise _misfit(path, f"{name} in {part} is unexpected")
         if name not in found:
-            if name in _LATER:
-                continue
             parameter = name.removeprefix("adam.").partition(".")[2]
             if name.startswith("adam.") and not any(f"adam.{key}.{parameter}" in found for key in _MOMENTS):
                 continue

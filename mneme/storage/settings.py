@@ -1,4 +1,4 @@
-"""Settings of a run's checkpoints: their folder, how often they are written, and how many are kept."""
+"""Settings of a run's checkpoints: their folder, their mirror, how often they are written, and which are kept."""
 
 from dataclasses import dataclass
 
@@ -15,11 +15,16 @@ class CheckpointSettings(Settings, section="checkpoint"):
     """Environment steps between checkpoints; one is always written at the end and on Ctrl-C."""
     keep: int = 3
     """Newest checkpoints that are kept."""
+    keep_best: bool = True
+    """Save after each evaluation that is the best so far, by success and then return, and keep the best one too."""
+    keep_every: int | None = None
+    """Keep also the first checkpoint at or after each multiple of so many environment steps, for ever."""
     fallback: str | None = None
     """Folder for the last checkpoint where that cannot be written below root. Unset: the system's temporary folder."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("every", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"checkpoint.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("every", "keep", "keep_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"checkpoint.{name} is {value}; it must be at least 1")
