@@ -38,6 +38,11 @@ def make_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--resume", metavar="PATH", type=_path, help="go on with a run: its folder, or one of its checkpoints"
     )
+    train.add_argument(
+        "--retries", metavar="N", type=_count,
+        help="go on with the run name=..., if it has begun; start again from the last checkpoint when the process that "
+        "trains is killed or loses Ray, up to N times without a new checkpoint between them",
+    )  # fmt: skip
     train.add_argument("--trust", action="store_true", help=_TRUST_RESUMED)
     train.set_defaults(command="train")
 
@@ -173,6 +178,12 @@ def _path(text: str) -> Path:
         return local_path(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is no number of times; give 0 or more")
+    return int(text)
 
 
 def _port(text: str) -> int:

@@ -26,6 +26,7 @@ from mneme.storage.paths import local_path
 from mneme.storage.run_folder import RunFolder
 from mneme.storage.trust import needs_trust
 from mneme.streams import forgiving_output
+from mneme.supervision import LOST, become_supervisor
 
 _USAGE_ERROR, _RUN_ERROR, _INTERRUPTED = 2, 1, 130
 
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
         if "settings" in options:
             options.settings += rest  # argparse gives up on positionals that follow an option
+        options.words = list(sys.argv[1:] if arguments is None else arguments)
         status = _run(options)
         output.flush()
         if status == 0 and options.command in _PRINTING and output.error and not isinstance(output.error, _ENOUGH):
@@ -57,7 +59,9 @@ def _run(options: argparse.Namespace) -> int:
         return _fail(error, _USAGE_ERROR)
     except ValueError as error:
         return _fail(error, _RUN_ERROR if options.command in ("train", "suite") else _USAGE_ERROR)
-    except (ServiceError, EnvironmentFailure, FloatingPointError, OSError) as error:
+    except ServiceError as error:
+        return _fail(error, _RUN_ERROR if getattr(options, "retries", None) is None else LOST)
+    except (EnvironmentFailure, FloatingPointError, OSError) as error:
         return _fail(error, _RUN_ERROR)
     except KeyboardInterrupt:
         return _fail("stopped at once; whatever checkpoints were written are whole", _INTERRUPTED)
@@ -103,6 +107,7 @@ def _sentences_on_stderr() -> Iterator[None]:
 def _uses_own_code(options: argparse.Namespace) -> bool:
     """True if the user's own arguments name the code to be run, or vouch for it with `--trust`."""
     own = options.command in ("train", "check", "suite") and not getattr(options, "resume", None)
+    own = own or bool(getattr(options, "retries", None))  # the process that it starts will see for itself
     return own or getattr(options, "trust", False)
 
 
@@ -137,7 +142,10 @@ def _train(options: argparse.Namespace) -> int:
         hint = _as_one_word(words)
         raise ConfigError(f"{files[0]} is no file and no preset{hint}" if hint else str(error)) from None
     if options.resume is None:
-        result = train(load_config(preset, overrides), preset=preset, local=options.local)
+        config = load_config(preset, overrides)
+        if options.retries:
+            become_supervisor(RunFolder.named(config).path, options.retries, options.words)
+        result = train(config, preset=preset, local=options.local, go_on=options.retries is not None)
     else:
         given = {override.partition("=")[0] for override in overrides}
         if preset or given - {"train.total_timesteps", "learner.replicas"}:
@@ -146,6 +154,8 @@ def _train(options: argparse.Namespace) -> int:
                 "learner.replicas=N"
             )
         asked = load_config(None, overrides)
+        if options.retries:
+            become_supervisor(RunFolder.of(options.resume).path, options.retries, options.words)
         total = asked.train.total_timesteps if "train.total_timesteps" in given else None
         replicas = asked.learner.replicas if "learner.replicas" in given else None
         result = resume(

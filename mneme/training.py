@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from mneme.active_run import ActiveRun
 from mneme.callbacks import Callback, Callbacks, Look, Outcome, RunStart, checked
-from mneme.configuration.config import Config
+from mneme.configuration.config import Config, difference
 from mneme.controllers import given
 from mneme.controllers.compilation import compile_ahead
 from mneme.curriculum import Curriculum
@@ -32,7 +32,8 @@ from mneme.reporting.meter import Meter
 from mneme.reporting.tracking.callback import Tracking
 from mneme.reporting.tracking.settings import absolute_uri
 from mneme.rollout_workers import Evaluation
-from mneme.storage.checkpoint import set_aside_after
+from mneme.storage.checkpoint import list_checkpoints, set_aside_after
+from mneme.storage.holding import read_state
 from mneme.storage.restoring import checked_state, load_run
 from mneme.storage.retention import Best
 from mneme.storage.run_folder import RunFolder
@@ -70,6 +71,7 @@ def train(
     *,
     preset: Path | None = None,
     local: bool = False,
+    go_on: bool = False,
     callbacks: Iterable[Callback] = (),
     progress: bool = True,
 ) -> Run:
@@ -79,6 +81,7 @@ def train(
         config: what to train.
         preset: the file that the configuration came from, for the run's name.
         local: run everything in this process, without Ray.
+        go_on: go on with the run of that name and configuration, if it has begun.
         callbacks: told what happens; see `Callback`.
         progress: show the run on standard output.
 
@@ -88,8 +91,33 @@ def train(
     """
     with _audience(callbacks, progress) as audience:
         config = config.changed("tracking", uri=absolute_uri(config.tracking.uri)).as_recorded()
+        if go_on:
+            folder = RunFolder.named(config)
+            folder.discard_beginning()
+            if list_checkpoints(folder.checkpoints):
+                return _go_on(config, folder, local, audience)
         folder = RunFolder.new(config, preset)
         return _execute(_checked(config, local), folder, None, local, audience)
+
+
+def _go_on(config: Config, folder: RunFolder, local: bool, audience: list[Callback]) -> Run:
+    """Go on with a run whose whole configuration the user has given again, and so vouches for what it names."""
+    folder.refuse_if_in_use()
+    path, saved, recorded = load_run(folder.path, trust=True)
+    total = config.train.total_timesteps
+    blueprint = _checked(config.changed("learner", num_threads=recorded.learner.num_threads), local)
+    same_length = blueprint.config.changed("train", total_timesteps=recorded.train.total_timesteps)
+    if different := difference(same_length, recorded):
+        raise ConfigError(
+            f"{folder.path} was begun with {different}; go on with it as it is: --resume {folder.path}, or choose "
+            f"another name=..."
+        )
+    state = read_state(folder.path)
+    done = state is not None and state.state == "complete" and total == recorded.train.total_timesteps
+    if done or saved.run["steps"] >= total:
+        _log.info(f"{folder.path} is complete")
+        return Run(folder.path.absolute(), saved.run["steps"], None, interrupted=False)
+    return _execute(blueprint, folder, (saved.run, checked_state(path, saved, blueprint)), local, audience)
 
 
 def resume(

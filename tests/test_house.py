@@ -11,7 +11,7 @@ ROOMS = ("mneme", "envs", "controllers", "rollout_workers", "learner", "distribu
 LONGEST = 350
 
 COMMANDS = {
-    "train": {"--local", "--resume", "--trust"},
+    "train": {"--local", "--resume", "--retries", "--trust"},
     "evaluate": {
         "--episodes", "--num-envs", "--seed", "--sample", "--reset-carry-at", "--record", "--best", "--video",
         "--video-episodes", "--trust", "--json",

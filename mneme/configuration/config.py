@@ -16,7 +16,7 @@ from pydantic import ValidationError, field_validator
 from mneme.configuration.hints import suggestions
 from mneme.configuration.listing import Setting, settings_of
 from mneme.configuration.presets import read_preset
-from mneme.configuration.records import RecordError, read_yaml, refuse_what_changes
+from mneme.configuration.records import RecordError, read_yaml, refuse_what_changes, same
 from mneme.configuration.renamed import RENAMED, new_name
 from mneme.controllers import hints_of
 from mneme.distributed.config import ConfigError, ServiceConfig
@@ -108,6 +108,19 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
         if field.name != "kind" and getattr(controller, field.name) == field.default:
             del tree["policy"]["controller"][field.name]
     return _overridden(tree, overrides)
+
+
+def difference(config: Config, other: Config) -> str | None:
+    """The first setting in which two configurations differ, as `key=` and its value in `other`, not in `config`."""
+    return next(_differences("", config.to_dict(), other.to_dict()), None)
+
+
+def _differences(key: str, one: Any, other: Any) -> Iterator[str]:
+    if isinstance(one, dict) and isinstance(other, dict):
+        for name in dict.fromkeys([*one, *other]):
+            yield from _differences(f"{key}.{name}" if key else name, one.get(name), other.get(name))
+    elif not same(one, other):
+        yield f"{key}={other}, not {one}"
 
 
 def _overridden(tree: dict[str, Any], overrides: Sequence[str]) -> Config:

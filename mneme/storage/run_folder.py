@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import time
 from contextlib import suppress
 from datetime import datetime
@@ -17,7 +18,8 @@ from pathlib import Path
 from mneme.configuration.config import Config
 from mneme.configuration.records import write_yaml
 from mneme.distributed.config import ConfigError
-from mneme.storage.holding import LOCK, Holding
+from mneme.storage.checkpoint import list_checkpoints
+from mneme.storage.holding import LOCK, STATE, Holding
 from mneme.storage.paths import CHECKPOINTS, checked_name, explained, local_path, locate
 
 _log = logging.getLogger(__name__)
@@ -79,6 +81,36 @@ class RunFolder:
                 for path in missing:
                     path.rmdir()
         return folder
+
+    @classmethod
+    def named(cls, config: Config) -> "RunFolder":
+        """The folder of the run that a configuration names, whether or not it is there.
+
+        Raises:
+            ConfigError: it names none, or its root cannot be.
+        """
+        if config.name is None:
+            raise ConfigError("--retries finds its run again by name; give name=...")
+        try:
+            return cls(local_path(config.checkpoint.root) / config.name)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+    def discard_beginning(self) -> None:
+        """Take away what a run has left that was killed before its first checkpoint, and nothing else.
+
+        Raises:
+            ConfigError: another process holds the folder.
+            OSError: it cannot be written, and what helps.
+        """
+        if not (self.path / LOCK).exists() or list_checkpoints(self.checkpoints):
+            return
+        ours = {path.name for path in (self.checkpoints, self.curve, self.metrics, self.config)} | {STATE}
+        if all(path.name in ours or path.name.startswith(".") for path in self.path.iterdir()):
+            with explained(self.path):
+                holding = self.lock()
+                shutil.rmtree(self.path)
+                holding.close()
 
     def create(self) -> None:
         """Make the folder of a new run, its owner's alone.
