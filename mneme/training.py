@@ -13,19 +13,17 @@ import pyarrow as pa
 from mneme.active_run import ActiveRun
 from mneme.callbacks import Callback, Callbacks, Look, Outcome, RunStart, checked
 from mneme.configuration.config import Config, difference
-from mneme.controllers import given
 from mneme.controllers.compilation import compile_ahead
 from mneme.curriculum import Curriculum
-from mneme.distributed.blueprint import Blueprint, make_blueprint
+from mneme.distributed.blueprint import Blueprint
 from mneme.distributed.config import ConfigError
 from mneme.distributed.replay import Replay
-from mneme.distributed.room import check_update, device_memory
 from mneme.distributed.runners import LocalRunner, OverlappingRunner, Runner, RunState
 from mneme.distributed.service import Update, asynchronous, synchronous
-from mneme.envs import check_sendable
 from mneme.interruption import StopRequest, stopping_on_signals
-from mneme.learner import NonfiniteGradient, remarks, resolve_device
+from mneme.learner import NonfiniteGradient
 from mneme.mode_schedule import ModeSchedule
+from mneme.readiness import check_memory, checked_blueprint
 from mneme.reporting.curves import LearningCurve
 from mneme.reporting.display import Display
 from mneme.reporting.meter import Meter
@@ -97,7 +95,7 @@ def train(
             if list_checkpoints(folder.checkpoints):
                 return _go_on(config, folder, local, audience)
         folder = RunFolder.new(config, preset)
-        return _execute(_checked(config, local), folder, None, local, audience)
+        return _execute(checked_blueprint(config, local), folder, None, local, audience)
 
 
 def _go_on(config: Config, folder: RunFolder, local: bool, audience: list[Callback]) -> Run:
@@ -105,7 +103,7 @@ def _go_on(config: Config, folder: RunFolder, local: bool, audience: list[Callba
     folder.refuse_if_in_use()
     path, saved, recorded = load_run(folder.path, trust=True)
     total = config.train.total_timesteps
-    blueprint = _checked(config.changed("learner", num_threads=recorded.learner.num_threads), local)
+    blueprint = checked_blueprint(config.changed("learner", num_threads=recorded.learner.num_threads), local)
     same_length = blueprint.config.changed("train", total_timesteps=recorded.train.total_timesteps)
     if different := difference(same_length, recorded):
         raise ConfigError(
@@ -158,7 +156,7 @@ def resume(
                 f"{path} is complete at step {saved.run['steps']}; to train for longer, give train.total_timesteps=N "
                 f"above that"
             )
-        blueprint = _checked(config, local)
+        blueprint = checked_blueprint(config, local)
         state = checked_state(path, saved, blueprint)
         return _execute(blueprint, folder, (saved.run, state), local, audience)
 
@@ -171,53 +169,6 @@ def _audience(callbacks: Iterable[Callback], progress: bool) -> Iterator[list[Ca
         yield heard if display is None else [display, *heard]
 
 
-def _checked(config: Config, local: bool) -> Blueprint[Config]:
-    if local and config.learner.replicas > 1:
-        raise ConfigError(
-            f"learner.replicas is {config.learner.replicas}, which needs Ray's actors; leave --local (local=True) out "
-            f"or set learner.replicas=1"
-        )
-    if local and config.service.mode == "async":
-        raise ConfigError(
-            "service.mode is async, which needs Ray's actors; leave --local (local=True) out or set service.mode=sync"
-        )
-    blueprint = make_blueprint(config)
-    if not local:
-        _check_sendable(config)
-    if local or config.service.cluster() is None:  # learning runs here
-        try:
-            controller, device = blueprint.policy().controller, resolve_device(config.learner.device)
-            controller.check_backend(device)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-        for sentence in remarks(config.learner, device, controller):
-            _log.info(sentence)
-    return blueprint
-
-
-def _check_memory(blueprint: Blueprint[Config], local: bool) -> None:
-    """Refuse an update that does not fit, where learning runs here."""
-    config = blueprint.config
-    if not local and config.service.cluster() is not None:
-        return
-    device = resolve_device(config.learner.device)
-    policy = blueprint.policy().to(device)
-    policy.mixed_precision = config.learner.precision == "bf16"
-    try:
-        check_update(config, policy, blueprint.length, blueprint.fragment_bytes(policy), device_memory(device))
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-
-def _check_sendable(config: Config) -> None:
-    """Refuse code that Ray's workers cannot have."""
-    try:
-        check_sendable(config.env.id)
-        given.check_sendable(config.policy.controller.kind)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-
 def _execute(
     blueprint: Blueprint[Config],
     folder: RunFolder,
@@ -228,7 +179,7 @@ def _execute(
     config: Config = blueprint.config
     outcome: Outcome = "failed"
     compile_ahead(blueprint.policy().controller, config.policy.controller.kind)
-    _check_memory(blueprint, local)
+    check_memory(blueprint, local)
     with ExitStack() as stack:
         runner = _make_runner(blueprint, local)
         stack.callback(runner.close)

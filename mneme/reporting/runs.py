@@ -17,9 +17,8 @@ from rich.text import Text
 
 from mneme.configuration.records import read_yaml
 from mneme.reporting.display import NOTHING, clock
-from mneme.storage.checkpoint import list_checkpoints
+from mneme.storage.checkpoint import list_checkpoints, step_of
 from mneme.storage.holding import Held, held, read_state
-from mneme.storage.paths import CHECKPOINT_PREFIX
 from mneme.storage.run_folder import Row, RunFolder
 
 _TAIL = 1 << 20  # bytes of metrics.jsonl that are read, from its end
@@ -53,7 +52,7 @@ class RunStatus:
     @property
     def step(self) -> int | None:
         """Environment steps that it has trained on."""
-        saved = None if self.checkpoint is None else _step_of(self.checkpoint)
+        saved = None if self.checkpoint is None else step_of(self.checkpoint)
         return int(self.rows[-1]["step"]) if self.rows else saved
 
     @property
@@ -249,11 +248,6 @@ def _last_rows(metrics: Path) -> tuple[list[Row], float | None]:
         if type(row.get("step")) is int and "time" in row:
             rows.append(row)
     return rows, status.st_mtime
-
-
-def _step_of(checkpoint: Path) -> int | None:
-    number = checkpoint.name.removeprefix(CHECKPOINT_PREFIX)
-    return int(number) if number.isdecimal() else None
 
 
 def _steps(run: RunStatus) -> str:

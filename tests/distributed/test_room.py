@@ -98,7 +98,7 @@ def test_an_update_that_does_not_fit_is_refused_with_the_setting_that_helps(
 def test_a_run_that_does_not_fit_says_so_before_anything_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mneme.training.device_memory", lambda device: 2**10)
+    monkeypatch.setattr("mneme.readiness.device_memory", lambda device: 2**10)
     with pytest.raises(ConfigError, match="an update needs about"):
         train(load_config(None, [f"checkpoint.root={tmp_path / 'runs'}"]), local=True)
     assert not (tmp_path / "runs").exists()
