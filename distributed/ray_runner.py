@@ -21,6 +21,7 @@ from mneme.learner import UpdateReport
 from mneme.rollout_workers import Evaluation
 
 LOOPBACK = "127.0.0.1"
+_TOKEN = "; if the cluster asks for a token, set RAY_AUTH_MODE=token, with its token in ~/.ray/auth_token"
 
 
 _log = logging.getLogger(__name__)
@@ -42,12 +43,13 @@ def start_ray(service: ServiceSettings, workers: int) -> bool:
         quiet["job_config"]._py_driver_sys_path = _NoFolders()
     if ray.is_initialized():
         return False
-    address = service.cluster()
+    address, reached, mode_given = service.cluster(), False, "RAY_AUTH_MODE" in os.environ
     # Ray prints the traceback of every result that nobody fetches, such as a failed worker's fragment; we say it once.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     try:
         if address:
             check_address(address, "service.address" if service.address else "RAY_ADDRESS")
+            reached = True
             with saying_that_it_goes_on(f"joining the Ray cluster at {address}"):
                 ray.init(address=address, **quiet)
             return False
@@ -65,15 +67,11 @@ def start_ray(service: ServiceSettings, workers: int) -> bool:
     except Exception as error:  # Ray raises Exception itself where it takes too long
         where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ServiceError(
-            f"cannot {where}: {reason}{_remedy(error, address)}; or train without Ray: --local"
-        ) from None
+        remedy = _remedy(error) if not address else _TOKEN if reached and not mode_given else ""
+        raise ServiceError(f"cannot {where}: {reason}{remedy}; or train without Ray: --local") from None
 
 
-def _remedy(error: Exception, address: str | None) -> str:
-    if address:
-        asked = "RAY_AUTH_MODE" in os.environ or isinstance(error, (ValueError, OSError))
-        return "" if asked else "; if the cluster asks for a token, set RAY_AUTH_MODE=token"
+def _remedy(error: Exception) -> str:
     if "timed out" in str(error).lower():
         return " The machine is busy or short of memory: try again when it is less so, with fewer rollout.num_workers"
     if isinstance(error, OSError) and error.filename is not None:

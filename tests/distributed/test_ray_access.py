@@ -96,6 +96,30 @@ def test_a_start_that_takes_long_is_said_to_go_on(monkeypatch: pytest.MonkeyPatc
     assert notes[0].startswith("starting Ray: 0 s so far")
 
 
+@pytest.mark.parametrize("mode", [None, "token", "disabled"])
+def test_who_cannot_join_and_has_shown_no_token_is_told_of_it(
+    home: Path, monkeypatch: pytest.MonkeyPatch, mode: str | None
+) -> None:
+    """Ray says no more than this where a token is wanted."""
+
+    def fails(**_: Any) -> None:
+        os.environ["RAY_AUTH_MODE"] = "disabled"  # as Ray may leave it
+        raise ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379")
+
+    if mode is not None:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    monkeypatch.setattr("ray.init", fails)
+    with pytest.raises(ServiceError, match="cannot join the Ray cluster at auto: Failed to connect") as told:
+        ray_runner.start_ray(ServiceSettings(address="auto"), 1)
+    assert ("if the cluster asks for a token, set RAY_AUTH_MODE=token" in str(told.value)) is (mode is None)
+
+
+def test_an_address_that_is_refused_is_not_a_matter_of_tokens(home: Path) -> None:
+    with pytest.raises(ServiceError, match="where Ray's dashboard takes jobs") as told:
+        ray_runner.start_ray(ServiceSettings(address="http://127.0.0.1:8265"), 1)
+    assert "token" not in str(told.value)
+
+
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
