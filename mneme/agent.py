@@ -24,6 +24,7 @@ from mneme.envs import Misfit, flat_mask, make_vector_env, one_line
 from mneme.learner import weights_in
 from mneme.rollout_workers import SpaceSettings
 from mneme.rollout_workers.spaces import SpaceAdapter, leaves_of
+from mneme.storage.fetching import brought_home
 from mneme.storage.restoring import checked_state, load_run
 
 
@@ -269,13 +270,13 @@ def _each(name: str, value: Any, count: int, kinds: str) -> np.ndarray:
 
 
 def load_policy(path: Path, trust: bool = False) -> LoadedPolicy:
-    """The policy of a run's newest checkpoint, or of the very one that a path names.
+    """The policy of a run's newest checkpoint, or of the very one that a path or a mirror's URI names.
 
     Raises:
         CheckpointError: there is no usable checkpoint, or its weights do not fit its configuration, or it names code
             that nobody here has chosen, without `trust`.
     """
-    path, checkpoint, config = load_run(path, trust)
+    path, checkpoint, config = load_run(brought_home(path), trust)
     blueprint = make_blueprint(config)
     policy = blueprint.policy()
     compile_ahead(policy.controller, blueprint.config.policy.controller.kind)

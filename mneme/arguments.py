@@ -13,9 +13,11 @@ from mneme.configuration.presets import described_presets
 from mneme.reporting.tracking.settings import TrackingSettings
 from mneme.storage.paths import local_path
 from mneme.storage.settings import CheckpointSettings
+from mneme.storage.uri import as_uri
 
 _TRUST = "import the modules that the run names, whoever wrote them, and look for them in the present folder too"
 _TRUST_RESUMED = f"{_TRUST}; join the Ray cluster and open the MLflow store that it names"
+_A_RUN = "its folder, or one of its checkpoints, or the URI of either in a mirror, as s3://BUCKET/runs/NAME"
 _ALIKE = 0.7  # of two options, as difflib measures it
 
 
@@ -35,9 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
     train.add_argument("preset", nargs="?", help="a preset such as delayed_cue, or a YAML file")
     train.add_argument("settings", nargs="*", metavar="key=value", help="settings that replace the preset's")
     train.add_argument("--local", action="store_true", help="one process, without Ray")
-    train.add_argument(
-        "--resume", metavar="PATH", type=_path, help="go on with a run: its folder, or one of its checkpoints"
-    )
+    train.add_argument("--resume", metavar="PATH", type=_run, help=f"go on with a run: {_A_RUN}")
     train.add_argument(
         "--retries", metavar="N", type=_count,
         help="go on with the run name=..., if it has begun; start again from the last checkpoint when the process that "
@@ -52,7 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="Run complete episodes through the training collector; print return and success, with 95 % "
         "intervals.",
     )
-    evaluate.add_argument("checkpoint", type=_path, help="a run folder, or one of its checkpoints")
+    evaluate.add_argument("checkpoint", type=_run, help=_A_RUN)
     evaluate.add_argument(
         "settings", nargs="*", metavar="env.key=value", help="play a changed task, such as env.kwargs.horizon=128"
     )
@@ -82,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="Collect a batch with a run's newest weights; compare its gradient with that of full "
         "backpropagation through time, and print how far back gradients reach.",
     )
-    diagnose.add_argument("checkpoint", type=_path, help="a run folder, or one of its checkpoints")
+    diagnose.add_argument("checkpoint", type=_run, help=_A_RUN)
     diagnose.add_argument(
         "--num-envs", type=int, help="parallel environments (default: as many as the run, 64 at most)"
     )
@@ -184,6 +184,10 @@ def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text} is no number of times; give 0 or more")
     return int(text)
+
+
+def _run(text: str) -> Path:
+    return _path(text) if as_uri(text) is None else Path(text)
 
 
 def _port(text: str) -> int:

@@ -31,7 +31,9 @@ from mneme.reporting.tracking.callback import Tracking
 from mneme.reporting.tracking.settings import absolute_uri
 from mneme.rollout_workers import Evaluation
 from mneme.storage.checkpoint import list_checkpoints, set_aside_after
+from mneme.storage.fetching import brought_home, source_of
 from mneme.storage.holding import read_state
+from mneme.storage.mirror import Mirror
 from mneme.storage.restoring import checked_state, load_run
 from mneme.storage.retention import Best
 from mneme.storage.run_folder import RunFolder
@@ -131,7 +133,7 @@ def resume(
     """Go on with a run under its own configuration, in its own folder and its own tracking run.
 
     Args:
-        path: a run folder or one of its checkpoints.
+        path: a run folder or one of its checkpoints, or the URI of either in a mirror, which is brought home first.
         total_timesteps: train for this many environment steps in all instead of the configured number.
         replicas: learn with so many learner actors instead of the configured number; learner.num_threads is then
             chosen anew.
@@ -142,13 +144,15 @@ def resume(
         CheckpointError: there is no usable checkpoint. Else as `train`.
     """
     with _audience(callbacks, progress) as audience:
+        source = source_of(path)
+        path = brought_home(path)
         folder = RunFolder.of(path)
         folder.refuse_if_in_use()
         path, saved, config = load_run(path, trust)
         if replicas is not None and replicas != config.learner.replicas:
             config = config.changed("learner", replicas=replicas, num_threads=None)
         if not trust:
-            refuse_foreign_places(config, path, folder.path, local)
+            refuse_foreign_places(config, path, folder.path, local, source and source.uri)
         if total_timesteps is not None:
             config = config.changed("train", total_timesteps=total_timesteps)
         if saved.run["steps"] >= config.train.total_timesteps:
@@ -178,6 +182,7 @@ def _execute(
 ) -> Run:
     config: Config = blueprint.config
     outcome: Outcome = "failed"
+    mirror = [] if config.checkpoint.mirror is None else [Mirror(config, folder, saved and saved[0])]
     compile_ahead(blueprint.policy().controller, config.policy.controller.kind)
     check_memory(blueprint, local)
     with ExitStack() as stack:
@@ -189,7 +194,7 @@ def _execute(
         folder.write_config(config)
         key = (saved[0]["tracking_run"] if saved else None) or uuid4().hex
         stop = stack.enter_context(stopping_on_signals())
-        told = Callbacks([*callbacks, LearningCurve(), Tracking()], stop)
+        told = Callbacks([*callbacks, LearningCurve(), Tracking(), *mirror], stop)
         meter, curriculum = Meter(config.rollout.num_workers), Curriculum(config.curriculum)
         run = ActiveRun(blueprint, folder, runner, told, key, meter, curriculum, ModeSchedule(config.learner))
         stack.callback(lambda: told.end(run.progress, outcome))

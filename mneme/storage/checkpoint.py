@@ -24,8 +24,9 @@ from mneme.storage.retention import superseded
 _log = logging.getLogger(__name__)
 
 FORMAT = 2  # 1: Mamba-2 carried [B, H, P, N], and mamba and mamba2 were fed with a bias
-_RUN = "run.json"
-_MOST_JSON = 64 << 20  # bytes of one JSON file
+RUN = "run.json"
+MOST_JSON = 64 << 20  # bytes of one JSON file
+ABANDONED = "abandoned-"  # before the name of a checkpoint that lies after the one that the run has gone on from
 
 logger = logging.getLogger("mneme")
 _unflushed: list[Path] = []  # the first path that could not be flushed, for which it was said
@@ -65,20 +66,20 @@ def save_checkpoint(
         partial.mkdir()
         for part, arrays in parts.items():
             _save_arrays(arrays, partial / f"{part}.safetensors")
-        (partial / _RUN).write_text(json.dumps({"format": FORMAT, **run}, indent=2))
+        (partial / RUN).write_text(json.dumps({"format": FORMAT, **run}, indent=2))
         sums = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
         (partial / MANIFEST).write_text(json.dumps(sums, indent=2))
         for path in [*partial.iterdir(), partial]:
             _flush(path)
         if final.exists():
             shutil.rmtree(replaced, ignore_errors=True)
-            _put(final, replaced)
-        _put(partial, final)
+            put(final, replaced)
+        put(partial, final)
         _flush(root)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         if replaced.exists() and not final.exists():
-            _put(replaced, final)
+            put(replaced, final)
         raise
     shutil.rmtree(replaced, ignore_errors=True)
     checkpoints = {step_of(path): path for path in list_checkpoints(root)}
@@ -91,9 +92,9 @@ def set_aside_after(root: Path, step: int) -> None:
     """Rename the checkpoints after `step` to abandoned-*, as the run goes on from `step` another time."""
     for path in list_checkpoints(root):
         if step_of(path) > step:
-            aside = path.with_name(f"abandoned-{path.name}")
+            aside = path.with_name(f"{ABANDONED}{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
-            _put(path, aside)
+            put(path, aside)
 
 
 def list_checkpoints(root: Path) -> list[Path]:
@@ -117,7 +118,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"there is no checkpoint at {path}; give a run folder or one of its checkpoints")
     try:
         sums = _read_json(path / MANIFEST)
-        if not {_RUN, "learner.safetensors"} <= set(sums):
+        if not {RUN, "learner.safetensors"} <= set(sums):
             raise CheckpointError(f"the checkpoint {path} is damaged: its manifest does not name every part")
         for name in sums:
             if name != Path(name).name or not stat.S_ISREG((path / name).lstat().st_mode):
@@ -125,7 +126,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         for name, expected in sums.items():
             if _sha256(path / name) != expected:
                 raise CheckpointError(f"the checkpoint {path} is damaged: {name} does not match its checksum")
-        run = _read_json(path / _RUN)
+        run = _read_json(path / RUN)
         arrays = {Path(name).stem: load_file(path / name) for name in sums if name.endswith(".safetensors")}
     except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"the checkpoint {path} is incomplete or damaged: {error}") from None
@@ -167,12 +168,30 @@ def find_checkpoint(path: Path) -> tuple[Path, Checkpoint]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     status = path.lstat()
-    if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_JSON:
-        raise ValueError(f"{path.name} is no file of its own, or has more than {_MOST_JSON:,} bytes")
-    data = json.loads(path.read_text())
+    if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_JSON:
+        raise ValueError(f"{path.name} is no file of its own, or has more than {MOST_JSON:,} bytes")
+    return parse_json(path.read_bytes(), path.name)
+
+
+def parse_json(text: bytes, name: str) -> dict[str, Any]:
+    """The object that a file holds.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    try:
+        data = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{name} is nested too deeply") from None
     if not isinstance(data, dict):
-        raise ValueError(f"{path.name} does not hold an object")
+        raise ValueError(f"{name} does not hold an object")
     return data
+
+
+def best_of(path: Path) -> int | None:
+    """The step of the best checkpoint that a run had when it wrote this one."""
+    best = _read_json(path / RUN)["best"]
+    return None if best is None else int(best["step"])
 
 
 def _save_arrays(arrays: Arrays, path: Path) -> None:
@@ -188,7 +207,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _put(partial: Path, final: Path) -> None:
+def put(partial: Path, final: Path) -> None:
     """Move a written checkpoint to its place; where folders cannot be renamed it is copied, its manifest last."""
     try:
         partial.rename(final)

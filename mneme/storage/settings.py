@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from mneme.controllers import Settings
+from mneme.reporting.tracking.settings import without_password
+from mneme.storage.uri import as_uri, fault_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,6 +13,9 @@ class CheckpointSettings(Settings, section="checkpoint"):
 
     root: str = "runs"
     """Folder under which each run gets its own."""
+    mirror: str | None = None
+    """URI of a folder, s3://BUCKET/runs, gs://BUCKET/runs or file:///mnt/shared/runs, where each run's checkpoints are
+    copied to as well, and may be resumed from. Credentials are taken from the environment."""
     every: int = 100_000
     """Environment steps between checkpoints; one is always written at the end and on Ctrl-C."""
     keep: int = 3
@@ -28,3 +33,10 @@ class CheckpointSettings(Settings, section="checkpoint"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"checkpoint.{name} is {value}; it must be at least 1")
+        if as_uri(self.root) is not None:
+            raise ValueError(
+                f"checkpoint.root is {self.root}, no folder of this machine; give one, and set "
+                f"checkpoint.mirror={self.root}, where every checkpoint is copied to as well"
+            )
+        if self.mirror is not None and (fault := fault_of(self.mirror)):
+            raise ValueError(f"checkpoint.mirror is {without_password(self.mirror)}; {fault}")

@@ -21,6 +21,7 @@ from typing import Any
 from mneme.configuration.config import Config
 from mneme.reporting.tracking.settings import TrackingSettings, sqlite_file, without_password
 from mneme.storage.checkpoint import CheckpointError
+from mneme.storage.uri import below
 
 
 def refuse_foreign_code(
@@ -55,7 +56,7 @@ def refuse_foreign_code(
             )
 
 
-def refuse_foreign_places(config: Config, checkpoint: Path, run: Path, local: bool) -> None:
+def refuse_foreign_places(config: Config, checkpoint: Path, run: Path, local: bool, given: str | None = None) -> None:
     """See that a run that goes on reaches no Ray cluster and no store that nobody here has chosen. Reaches none.
 
     Args:
@@ -63,6 +64,7 @@ def refuse_foreign_places(config: Config, checkpoint: Path, run: Path, local: bo
         checkpoint: what it goes on from, for the message.
         run: its folder. A store in it or beside it is its own, and so is the one that a new run would get here.
         local: it goes on without Ray.
+        given: URI by which its user has named the run, if it is not in a folder.
 
     Raises:
         CheckpointError: it does; one sentence names the setting and its value.
@@ -77,6 +79,12 @@ def refuse_foreign_places(config: Config, checkpoint: Path, run: Path, local: bo
         raise CheckpointError(
             f"the checkpoint {checkpoint} has tracking.uri={without_password(uri)}, a store that is neither beside "
             f"the run nor the one used here; add --trust (trust=True) if it is yours"
+        )
+    mirror = config.checkpoint.mirror
+    if mirror is not None and below(mirror, run.name) != given:
+        raise CheckpointError(
+            f"the checkpoint {checkpoint} has checkpoint.mirror={without_password(mirror)}, where all that the run "
+            f"learns would be copied to; add --trust (trust=True) if it is yours"
         )
 
 

@@ -107,14 +107,14 @@ def test_a_full_disk_leaves_the_ones_before(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_one_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    good, put = save(tmp_path, 1), module._put
+    good, put = save(tmp_path, 1), module.put
 
     def failing(path: Path, final: Path) -> None:
         if path.name.startswith(".partial"):
             raise OSError("the disk went away")
         put(path, final)
 
-    monkeypatch.setattr(module, "_put", failing)
+    monkeypatch.setattr(module, "put", failing)
     with pytest.raises(OSError, match="went away"):
         save(tmp_path, 1)
     assert list((tmp_path / "checkpoints").iterdir()) == [good]
