@@ -1,25 +1,28 @@
-"""The rollout actors: asked for fragments, waited for, replaced when they die or hang.
+"""The rollout actors: asked for fragments, waited for, replaced when they die or hang, joined by others as nodes come.
 
 A request returns two objects that this process owns: a small delivery, fetched here, and the fragment, which stays in
-the object store until the learner maps it. A dead actor therefore loses only what it had in flight.
+the object store until the learner maps it. A dead actor therefore loses only what it had in flight. Another takes its
+number, and joins once there is room for it: those that are absent are asked for nothing, and nobody waits for them.
 """
 
 import logging
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from mneme.distributed.blueprint import Blueprint
+from mneme.distributed.failures import failure_reason, never_ran
 from mneme.distributed.runners import Arrival, ServiceError, episode_shares
+from mneme.distributed.waiting import Waiting, Waits
 from mneme.distributed.workers import RolloutWorker, State
 from mneme.envs import EnvironmentMisuse
 from mneme.rollout_workers import Evaluation, EvaluationError
 
 _log = logging.getLogger(__name__)
 
-_REASON_CHARACTERS = 300
+_STRATEGIES: dict[str, Literal["DEFAULT", "SPREAD"]] = {"packed": "DEFAULT", "spread": "SPREAD"}
 
 
 class _Request(NamedTuple):
@@ -29,37 +32,94 @@ class _Request(NamedTuple):
 
 
 class RolloutFleet:
-    """One actor for each worker number, with at most one request in flight each.
+    """One actor for each worker number, present or absent, with at most one request in flight each.
 
     Args:
         blueprint: what the workers are built from.
     """
 
     def __init__(self, blueprint: Blueprint) -> None:
-        service = blueprint.config.service
-        self._actor_class: Any = ray.remote(num_cpus=service.worker_cpus)(RolloutWorker)
+        service, rollout = blueprint.config.service, blueprint.config.rollout
+        self._actor_class: Any = ray.remote(
+            num_cpus=service.worker_cpus, scheduling_strategy=_STRATEGIES[service.worker_placement]
+        )(RolloutWorker)
         self._blueprint = ray.put(blueprint)
         self._timeout, self._max_restarts = service.collect_timeout, service.max_restarts
+        self._limit, self._each = service.wait_for_resources, {"CPU": service.worker_cpus}
         self._evaluation_timeout = blueprint.config.train.evaluation_timeout
-        self._incarnations = [0] * blueprint.config.rollout.num_workers
-        self._failures = [0] * blueprint.config.rollout.num_workers
-        self._actors = [self._spawn(worker) for worker in range(blueprint.config.rollout.num_workers)]
+        self._size, self._least = rollout.num_workers, rollout.min_workers
+        self._incarnations = [0] * self._size
+        self._failures = [0] * self._size
+        self._absent: dict[ray.ObjectRef, int] = {}  # type: ignore[type-arg]  # what is ready once the worker is
         self._requests: dict[ray.ObjectRef, _Request] = {}  # type: ignore[type-arg]
+        self._idle_since: dict[int, float] = {}  # worker -> when its last fragment arrived
+        self.waits = Waits("workers", "driver_for_workers")
         self.restarts = 0
+        self._actors = [self._spawn(worker) for worker in range(self._size)]
 
-    def __len__(self) -> int:
-        return len(self._actors)
+    @property
+    def demand(self) -> dict[str, float]:
+        """Resources that all of them ask for."""
+        return {name: self._size * amount for name, amount in self._each.items()}
+
+    @property
+    def present(self) -> list[int]:
+        """Workers that are there."""
+        absent = set(self._absent.values())
+        return [worker for worker in range(self._size) if worker not in absent]
 
     @property
     def idle(self) -> list[int]:
-        """Workers without a request in flight."""
+        """Workers that are there, without a request in flight."""
         busy = {request.worker for request in self._requests.values()}
-        return [worker for worker in range(len(self)) if worker not in busy]
+        return [worker for worker in self.present if worker not in busy]
+
+    @property
+    def busy(self) -> bool:
+        """True if a request is in flight."""
+        return bool(self._requests)
+
+    def muster(self, *, all_of_them: bool = False) -> None:
+        """Wait until enough workers are there: `rollout.min_workers`, or, where that is unset, one.
+
+        Args:
+            all_of_them: where `rollout.min_workers` is unset, all, as when a run begins.
+
+        Raises:
+            ServiceError: they are not, after `service.wait_for_resources`.
+        """
+        least = self._least or (self._size if all_of_them else 1)
+        waiting = Waiting(self._limit)
+        self._welcome(0.0)
+        while len(self.present) < least:
+            self._welcome(1.0)
+            waiting.go_on(
+                f"{least - len(self.present)} of the {least} rollout actors that the run waits for",
+                self._each,
+                "add nodes, or lower rollout.num_workers, rollout.min_workers or service.worker_cpus",
+            )
+
+    def _welcome(self, timeout: float) -> None:
+        """Take note of workers that have come, within `timeout` seconds, or could not be made."""
+        if not self._absent:
+            return
+        ray.wait(list(self._absent), num_returns=1, timeout=timeout, fetch_local=False)
+        for ref in ray.wait(list(self._absent), num_returns=len(self._absent), timeout=0, fetch_local=False)[0]:
+            worker = self._absent.pop(ref)
+            try:
+                ray.get(ref)
+            except RayError as error:
+                if never_ran(error):
+                    self._begin_anew(worker)
+                else:
+                    self._fail(worker, error)
 
     def request(self, worker: int, weights: Any, level: int) -> None:
         """Ask one worker for a fragment under the weights that the reference names, at a level of the curriculum."""
         delivery, fragment = self._actors[worker].collect.options(num_returns=2).remote(weights, level)
-        self._requests[delivery] = _Request(worker, fragment, monotonic())
+        now = monotonic()
+        self.waits.add("workers", (now - self._idle_since.pop(worker, now)) / self._size)
+        self._requests[delivery] = _Request(worker, fragment, now)
 
     def wait(self, *others: Any, timeout: float = 1.0) -> list[Arrival]:
         """Arrivals, as soon as there is one, or one of `others` is ready, or `timeout` seconds have passed.
@@ -68,9 +128,11 @@ class RolloutFleet:
             ServiceError: a worker failed more often in a row than `service.max_restarts`.
             EnvironmentMisuse: another actor would fail in the same way.
         """
-        if not self._requests and not others:
-            return []
-        ray.wait([*self._requests, *others], num_returns=1, timeout=timeout, fetch_local=False)
+        awaited = [*self._requests, *others]
+        with self.waits("driver_for_workers"):
+            if awaited:
+                ray.wait(awaited, num_returns=1, timeout=timeout, fetch_local=False)
+            self._welcome(0.0 if awaited else timeout)
         arrivals = [arrival for ref in self._ready() if (arrival := self._take(ref)) is not None]
         self._replace_hung()
         return arrivals
@@ -85,10 +147,9 @@ class RolloutFleet:
         try:
             delivery = ray.get(ref)
         except RayError as error:
-            if isinstance(error, RayTaskError) and isinstance(error.cause, EnvironmentMisuse):
-                raise error.cause from None
-            self._replace(request.worker, failure_reason(error))
+            self._fail(request.worker, error)
             return None
+        self._idle_since[request.worker] = monotonic()
         self._incarnations[request.worker] = delivery.incarnation
         if delivery.error is None:
             self._failures[request.worker] = 0
@@ -102,13 +163,23 @@ class RolloutFleet:
             if monotonic() - request.started > self._timeout:
                 self._replace(request.worker, f"it did not deliver within {self._timeout:g} seconds")
 
+    def _fail(self, worker: int, error: RayError) -> None:
+        if isinstance(error, RayTaskError) and isinstance(error.cause, EnvironmentMisuse):
+            raise error.cause from None
+        self._replace(worker, failure_reason(error))
+
     def _replace(self, worker: int, reason: str) -> None:
         self._count_failure(worker, reason)
         _log.warning(f"rollout actor {worker} was lost ({reason}); a new one takes its place")
+        self.restarts += 1
+        self._begin_anew(worker)
+
+    def _begin_anew(self, worker: int) -> None:
         ray.kill(self._actors[worker])
         self._requests = {ref: request for ref, request in self._requests.items() if request.worker != worker}
+        self._absent = {ref: absent for ref, absent in self._absent.items() if absent != worker}
+        self._idle_since.pop(worker, None)
         self._incarnations[worker] += 1
-        self.restarts += 1
         self._actors[worker] = self._spawn(worker)
 
     def _count_failure(self, worker: int, reason: str) -> None:
@@ -117,31 +188,41 @@ class RolloutFleet:
             raise ServiceError(f"rollout actor {worker} failed {self._failures[worker]} times in a row: {reason}")
 
     def _spawn(self, worker: int) -> Any:
-        return self._actor_class.remote(self._blueprint, worker, self._incarnations[worker])
+        actor = self._actor_class.remote(self._blueprint, worker, self._incarnations[worker])
+        self._absent[actor.ready.remote()] = worker
+        return actor
 
     def evaluate(self, weights: Any, episodes: int, seed: int) -> Evaluation:
-        """Greedy complete episodes, shared out over the actors; one that is lost is replaced and asked once more.
+        """Greedy complete episodes, shared out over the actors that are there; the share of one that is lost is given
+        to another.
 
         Raises:
             EvaluationError: no result, for a reason that asking again would not change.
         """
-        share = episode_shares(episodes, len(self))
+        self.muster()
+        workers = self.present
+        share = episode_shares(episodes, len(workers))
         parts: list[Evaluation | EvaluationError] = []
-        refs = [actor.evaluate.remote(weights, share, seed, self._evaluation_timeout) for actor in self._actors]
+        asked = [self._evaluation(worker, weights, share, seed, part) for part, worker in enumerate(workers)]
         deadline = monotonic() + self._evaluation_timeout + self._timeout
-        for worker, ref in enumerate(refs):
-            part = self._evaluated(worker, ref, deadline)
-            if part is None:
-                again = self._actors[worker].evaluate.remote(weights, share, seed, self._evaluation_timeout)
-                part = self._evaluated(worker, again, monotonic() + self._evaluation_timeout + self._timeout)
-            parts.append(part or EvaluationError(f"rollout actor {worker} was lost twice"))
-        for part in parts:  # only now, so that no actor is still busy with it
-            if isinstance(part, EvaluationError):
-                raise part
-        return Evaluation.joined([part for part in parts if isinstance(part, Evaluation)])
+        for part, (worker, ref) in enumerate(zip(workers, asked, strict=True)):
+            found = self._evaluated(worker, ref, deadline)
+            if found is None:
+                self.muster()
+                another = self.present[0]
+                again = self._evaluation(another, weights, share, seed, part)
+                found = self._evaluated(another, again, monotonic() + self._evaluation_timeout + self._timeout)
+            parts.append(found or EvaluationError("two rollout actors were lost, one after the other"))
+        for found in parts:  # only now, so that no actor is still busy with it
+            if isinstance(found, EvaluationError):
+                raise found
+        return Evaluation.joined([found for found in parts if isinstance(found, Evaluation)])
+
+    def _evaluation(self, worker: int, weights: Any, share: int, seed: int, part: int) -> Any:
+        return self._actors[worker].evaluate.remote(weights, share, seed, self._evaluation_timeout, part)
 
     def _evaluated(self, worker: int, ref: Any, deadline: float) -> "Evaluation | EvaluationError | None":
-        """An actor's share of an evaluation, why there is none, or None if the actor was lost and has been replaced."""
+        """A share of an evaluation, why there is none, or None if its actor was lost and is being replaced."""
         try:
             evaluation: Evaluation = ray.get(ref, timeout=max(0.0, deadline - monotonic()))
         except RayTaskError as error:
@@ -155,41 +236,21 @@ class RolloutFleet:
         return evaluation
 
     def states(self) -> list[State | None]:
-        """The workers' states, after what they have in flight."""
-        refs = [actor.state.remote() for actor in self._actors]
-        states: list[State | None] = []
-        for worker, ref in enumerate(refs):
+        """The workers' states, after what they have in flight; None for those that are not there."""
+        states: list[State | None] = [None] * self._size
+        for worker, ref in [(worker, self._actors[worker].state.remote()) for worker in self.present]:
             try:
-                states.append(ray.get(ref, timeout=self._timeout))
+                states[worker] = ray.get(ref, timeout=self._timeout)
             except RayError as error:
                 self._replace(worker, failure_reason(error))
-                states.append(None)
         return states
 
     def set_states(self, states: list[State | None], version: int) -> None:
         """Give every worker the state it had; one without a state starts new episodes, numbered by the weights'
         version so that they repeat none of the past."""
         self._incarnations = [version if state is None else int(state["incarnation"]) for state in states]
-        calls = [
-            actor.restart.remote(incarnation) if state is None else actor.set_state.remote(state)
-            for actor, state, incarnation in zip(self._actors, states, self._incarnations, strict=True)
-        ]
-        try:
-            ray.get(calls)
-        except RayError as error:
-            raise ServiceError(f"a rollout actor could not take up its state: {failure_reason(error)}") from None
-
-    def started(self) -> list[Any]:
-        """References that become ready as the actors do."""
-        return [actor.ready.remote() for actor in self._actors]
-
-
-def failure_reason(error: RayError) -> str:
-    """The heart of a Ray error in one line, without its remote traceback."""
-    if isinstance(error, RayTaskError):
-        return f"{type(error.cause).__name__}: {error.cause}"
-    if isinstance(error, GetTimeoutError):
-        return "it did not answer in time"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    line = lines[-1] if "error" in lines[-1].lower() else lines[0]
-    return line.partition(". ")[0][:_REASON_CHARACTERS]
+        for worker, (state, incarnation) in enumerate(zip(states, self._incarnations, strict=True)):
+            actor = self._actors[worker]
+            done = actor.restart.remote(incarnation) if state is None else actor.set_state.remote(state)
+            self._absent = {ref: absent for ref, absent in self._absent.items() if absent != worker} | {done: worker}
+        self.muster(all_of_them=True)

@@ -4,128 +4,38 @@ Every replica reads its own share of the fragments from the object store. The fi
 weights and its state are those of all.
 """
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from math import ceil
-from typing import Any, Literal
+from time import monotonic
+from typing import Any
 
-import psutil
-import pyarrow as pa
 import ray
-from ray.exceptions import ObjectLostError, RayError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from mneme.controllers import Weights
 from mneme.distributed.blueprint import Blueprint
-from mneme.distributed.fleet import failure_reason
+from mneme.distributed.failures import failure_reason
+from mneme.distributed.learner_replica import LearnerReplica
 from mneme.distributed.runners import FragmentRef, FragmentsLost, PendingUpdate, ServiceError
-from mneme.distributed.workers import LearnerWorker, State
-from mneme.learner import (
-    FailedUpdate,
-    GroupError,
-    NonfiniteGradient,
-    TorchGroup,
-    UpdateReport,
-    join_store,
-    open_store,
-    resolve_device,
-)
-from mneme.rollout_workers import FragmentError
+from mneme.distributed.waiting import Waiting
+from mneme.distributed.workers import State
+from mneme.learner import FailedUpdate, GroupError, GroupLost, NonfiniteGradient, UpdateReport
 
 _STRATEGIES = {"packed": "PACK", "spread": "SPREAD"}
 _LEAST = {"memory": 1.0}  # bytes, as Ray places no bundle that reserves nothing, and on a CPU learners reserve no more
+GO_ON = "continue from the last checkpoint, if there is one: --resume"
 _GRACE = 5.0  # seconds in which the other replicas may say why, once one has failed
-_LOST = "fragments were lost with their node before the learner could read them"
 
 
-class LearnerReplica:
-    """One learner actor.
-
-    Args:
-        blueprint: what the learner is built from.
-        rank: of this replica, from 0.
-        size: how many there are.
-    """
-
-    def __init__(self, blueprint: Blueprint, rank: int, size: int) -> None:
-        self._blueprint, self._rank, self._size = blueprint, rank, size
-        self._store: Any = None
-        if size == 1:
-            self._worker = LearnerWorker(blueprint)
-
-    def open(self) -> tuple[str, int]:
-        """The address and port at which this replica, the first, lets the others find each other."""
-        address = ray.util.get_node_ip_address()
-        self._store, port = open_store(address)
-        return address, port
-
-    def join(self, first: tuple[str, int], own_gpu: bool) -> None:
-        """Build the learner as one of a group, once all of them do.
-
-        Args:
-            first: what `open` of the first replica has given.
-            own_gpu: whether this replica, if it learns on a GPU, shares it with no other.
-        """
-        service, address = self._blueprint.config.service, ray.util.get_node_ip_address()
-        device = resolve_device(self._blueprint.config.learner.device)
-        backend: Literal["gloo", "nccl"] = "nccl" if own_gpu and device.type == "cuda" else "gloo"
-        if backend == "nccl" and (interface := _interface(address)):
-            os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
-        store = self._store or join_store(*first, service.learner_timeout)
-        group = TorchGroup(
-            store, self._rank, self._size,
-            backend=backend, device=device, address=address, timeout=service.learner_timeout,
-        )  # fmt: skip
-        self._worker = LearnerWorker(self._blueprint, group)
-
-    def update(self, fragments: Sequence[FragmentRef]) -> tuple[UpdateReport, Weights]:
-        """Train on these fragments, and all other replicas on theirs; see `Learner.update`.
-
-        Raises:
-            FragmentsLost: nobody has a fragment, as some of this replica's are gone.
-        """
-        report, weights, lost = self._updated(fragments)
-        return report._replace(refused=(*report.refused, *lost)), weights
-
-    def follow(self, fragments: Sequence[FragmentRef]) -> list[str]:
-        """Do as `update`, for a replica that is not the first; a sentence for each of its fragments that was lost."""
-        return self._updated(fragments)[2]
-
-    def _updated(self, fragments: Sequence[FragmentRef]) -> tuple[UpdateReport, Weights, list[str]]:
-        batches, lost = _fetched(fragments)
-        try:
-            return *self._worker.update(*batches), lost
-        except FragmentError:
-            if lost:
-                raise FragmentsLost(_LOST) from None
-            raise
-
-    def weights(self) -> Weights:
-        """See `LearnerWorker.weights`."""
-        return self._worker.weights()
-
-    def state(self) -> State:
-        """See `LearnerWorker.state`."""
-        return self._worker.state()
-
-    def set_state(self, state: State) -> Weights:
-        """See `LearnerWorker.set_state`."""
-        return self._worker.set_state(state)
-
-    def next_mode(self) -> None:
-        """See `LearnerWorker.next_mode`."""
-        self._worker.next_mode()
-
-    def take_up(self, state: State) -> None:
-        """Do as `set_state`, for a replica that is not the first."""
-        self._worker.set_state(state)
+class LearnerLost(ServiceError):
+    """A learner actor is gone, or does not answer: another may go on from its last state."""
 
 
 class Learners:
-    """The replicas as the driver sees them: one learner.
+    """The replicas as the driver sees them: one learner, until one of them is lost.
 
     Args:
         blueprint: what they are built from.
@@ -133,13 +43,12 @@ class Learners:
 
     def __init__(self, blueprint: Blueprint) -> None:
         service, self._size = blueprint.config.service, blueprint.config.learner.replicas
+        self._patience = service.learner_timeout
         gpus = service.learner_gpus
         if gpus is None:
             gpus = _share_of(ray.cluster_resources().get("GPU", 0.0), self._size)
         resources = {service.learner_resource: 1.0} if service.learner_resource else {}
-        self.demand: Mapping[str, float] = {
-            name: self._size * amount for name, amount in {"GPU": gpus, **resources}.items()
-        }
+        self._each: Mapping[str, float] = {"GPU": gpus, **resources}
         # A learner reserves no CPU: it and the rollout actors take turns in synchronous mode.
         actor: Any = ray.remote(num_cpus=0, num_gpus=gpus, resources=resources)(LearnerReplica)
         given = ray.put(blueprint)
@@ -166,8 +75,25 @@ class Learners:
         self.weights = self.actors[0].weights.remote()
         self._starting = [*joined, *(each.take_up.remote(state) for each in self.actors[1:]), self.weights]
 
-    def wait(self) -> None:
-        """Wait until all are there, with the weights that they start from. Raises as `end` does."""
+    @property
+    def demand(self) -> Mapping[str, float]:
+        """Resources that all of them ask for."""
+        return {name: self._size * amount for name, amount in self._each.items()}
+
+    def wait(self, limit: float) -> None:
+        """Wait until all are there, with the weights that they start from.
+
+        Raises:
+            ServiceError: they are not, after `limit` seconds. Else as `end`.
+        """
+        waiting, refs = Waiting(limit), list(self._starting)
+        what = "the learner" if self._size == 1 else f"the {self._size} replicas of the learner"
+        while refs:
+            done, refs = ray.wait(refs, num_returns=1, timeout=1.0, fetch_local=False)
+            if _errors(done):
+                break
+            if not done:
+                waiting.go_on(what, self._each, "add nodes, or lower service.learner_gpus or learner.replicas")
         self._all(self._starting)
 
     def next_mode(self) -> None:
@@ -181,13 +107,13 @@ class Learners:
         first, *others = (list(fragments[start:stop]) for start, stop in pairwise(bounds))
         report, weights = self.actors[0].update.options(num_returns=2).remote(first)
         following = [each.follow.remote(own) for each, own in zip(self.actors[1:], others, strict=True)]
-        return PendingUpdate(report, weights, tuple(following), tuple(fragments))
+        return PendingUpdate(report, weights, tuple(following), tuple(fragments), monotonic() + self._patience)
 
     def ready(self, update: PendingUpdate) -> bool:
         """True if `end` would return, or raise, at once."""
         refs = [update.report, *update.following]
         done = ray.wait(refs, num_returns=len(refs), timeout=0)[0]
-        return len(done) == len(refs) or any(_error(ref) for ref in done)
+        return len(done) == len(refs) or any(_error(ref) for ref in done) or monotonic() > update.deadline
 
     def end(self, update: PendingUpdate) -> UpdateReport:
         """Wait for an update.
@@ -195,10 +121,11 @@ class Learners:
         Raises:
             FragmentsLost: it did not take place.
             ValueError, FloatingPointError: what the learner said.
-            ServiceError: a replica is lost, or they do not agree.
+            LearnerLost: a replica is gone, or has not answered for `service.learner_timeout`.
+            ServiceError: they do not agree, or one failed.
         """
         try:
-            self._all([update.report, *update.following])
+            self._all([update.report, *update.following], update.deadline)
         except NonfiniteGradient as error:
             if error.update is not None and update.following:  # each replica knows its own share alone
                 with suppress(RayError):
@@ -208,12 +135,15 @@ class Learners:
         lost = [sentence for of_rank in ray.get(list(update.following)) for sentence in of_rank]
         return report._replace(refused=(*report.refused, *lost))
 
-    def state(self) -> State:
-        """See `Learner.state`; it is the same on all."""
-        ref = self.actors[0].state.remote()
-        self._all([ref])
-        state: State = ray.get(ref)
-        return state
+    def state(self) -> Any:
+        """A reference to their state after what they have been asked so far; see `Learner.state`. The same on all."""
+        return self.actors[0].state.remote()
+
+    def known(self, state: Any) -> State:
+        """The state that a reference stands for. Raises as `end` does."""
+        self._all([state])
+        found: State = ray.get(state)
+        return found
 
     def set_state(self, state: State) -> Any:
         """Give all of them the state of one; a reference to its weights."""
@@ -224,16 +154,20 @@ class Learners:
 
     def close(self) -> None:
         """Let the replicas go, with what was reserved for them."""
-        if self._placement is not None:
-            with suppress(RayError, RuntimeError, ConnectionError):
+        with suppress(RayError, RuntimeError, ConnectionError):
+            for actor in self.actors:
+                ray.kill(actor)
+            if self._placement is not None:
                 remove_placement_group(self._placement)
 
-    def _all(self, refs: Sequence[Any]) -> None:
-        """Wait until all of these are there, or one of them is an error."""
+    def _all(self, refs: Sequence[Any], deadline: float | None = None) -> None:
+        """Wait until all of these are there, or one of them is an error, or time is up."""
         waiting, errors = list(refs), list[RayError]()
+        deadline = deadline or monotonic() + self._patience
         while waiting and not errors:
-            done, waiting = ray.wait(waiting, num_returns=1, timeout=None, fetch_local=False)
-            errors += _errors(done)
+            left = max(0.0, deadline - monotonic())
+            done, waiting = ray.wait(waiting, num_returns=1, timeout=left, fetch_local=False)
+            errors += _errors(done) if done else [GetTimeoutError()]
         if not errors:
             return
         if waiting:  # those who lost touch with one that died may say so before Ray knows of its death
@@ -244,25 +178,6 @@ class Learners:
 def _share_of(gpus: float, size: int) -> float:
     """The GPU of each learner where `size` of them share so many."""
     return 1.0 / ceil(size / gpus) if gpus >= 1 else 0.0
-
-
-def _interface(address: str) -> str | None:
-    """The network interface that has this address."""
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(found.address == address for found in addresses):
-            return str(name)
-    return None
-
-
-def _fetched(fragments: Sequence[FragmentRef]) -> tuple[list[pa.RecordBatch], list[str]]:
-    """The fragments that can still be read, and a sentence for each of the others."""
-    try:
-        return ray.get(list(fragments)), []
-    except ObjectLostError:
-        if len(fragments) == 1:
-            return [], [_LOST]
-    parts = [_fetched([fragment]) for fragment in fragments]
-    return [batch for found, _ in parts for batch in found], [said for _, lost in parts for said in lost]
 
 
 def _error(ref: Any) -> RayError | None:
@@ -283,14 +198,13 @@ def _explained(error: RayError) -> Exception:
     if isinstance(cause, (ValueError, FloatingPointError, FragmentsLost)):
         return cause
     if isinstance(cause, GroupError):
-        return _Apart(f"{cause}; continue from the last checkpoint, if there is one: --resume")
-    return ServiceError(
-        f"the learner actor was lost ({failure_reason(error)}); continue from the last checkpoint, "
-        f"if there is one: --resume"
-    )
+        kind = _Apart if isinstance(cause, GroupLost) else ServiceError
+        return kind(f"{cause}; {GO_ON}")
+    kind = ServiceError if isinstance(error, RayTaskError) else LearnerLost  # an error of ours would come again
+    return kind(f"the learner actor was lost ({failure_reason(error)}); {GO_ON}")
 
 
-class _Apart(ServiceError):
+class _Apart(LearnerLost):
     """Replicas that lost touch: mostly because of what another one has to say."""
 
 

@@ -13,9 +13,17 @@ from ray.job_config import JobConfig
 
 from mneme.distributed.blueprint import Blueprint
 from mneme.distributed.fleet import RolloutFleet
-from mneme.distributed.learners import Learners
+from mneme.distributed.lasting_learner import LastingLearner
 from mneme.distributed.ray_access import check_address, keep_token_private, saying_that_it_goes_on
-from mneme.distributed.runners import Arrival, FragmentRef, FragmentsLost, PendingUpdate, RunState, ServiceError
+from mneme.distributed.runners import (
+    Arrival,
+    Condition,
+    FragmentRef,
+    FragmentsLost,
+    PendingUpdate,
+    RunState,
+    ServiceError,
+)
 from mneme.distributed.settings import ServiceSettings
 from mneme.learner import UpdateReport
 from mneme.rollout_workers import Evaluation
@@ -91,34 +99,33 @@ class RayRunner:
         service = blueprint.config.service
         self.level = 0
         self._owns_ray = start_ray(service, blueprint.config.rollout.num_workers)
-        self.learners = Learners(blueprint)
+        self.learner = LastingLearner(blueprint)
         self.fleet = RolloutFleet(blueprint)
-        self.weights: Any = self.learners.weights
-        self._version = 0
-        self._check_resources({**self.learners.demand, "CPU": len(self.fleet) * service.worker_cpus})
+        if self._owns_ray:
+            self._check_resources({**self.learner.demand, **self.fleet.demand})
 
     def _check_resources(self, demand: Mapping[str, float]) -> None:
-        """Ray waits in silence for what it does not have; an autoscaler may bring it, this machine alone never will."""
+        """Refuse what this machine alone will never have; an autoscaler may bring it."""
         present = ray.cluster_resources()
         for name, wanted in demand.items():
-            if wanted <= present.get(name, 0.0):
-                continue
-            sentence = f"the run asks for {wanted:g} {name} and Ray has {present.get(name, 0.0):g}"
-            if self._owns_ray:
+            if wanted > present.get(name, 0.0):
                 self.close()
                 raise ServiceError(
-                    f"{sentence}; lower service.learner_gpus, service.learner_resource or learner.replicas, or join a "
-                    f"cluster"
+                    f"the run asks for {wanted:g} {name} and Ray has {present.get(name, 0.0):g}; lower "
+                    f"service.learner_gpus, service.learner_resource or learner.replicas, or join a cluster"
                 )
-            _log.info(f"{sentence}; waiting for the cluster to grow")
 
     @property
     def version(self) -> int:
-        return self._version
+        return self.learner.version
 
-    @property
-    def restarts(self) -> int:
-        return self.fleet.restarts
+    def condition(self) -> Condition:
+        return Condition(
+            len(self.fleet.present),
+            self.fleet.restarts,
+            self.learner.restarts,
+            self.fleet.waits.taken() | self.learner.waits.taken(),
+        )
 
     @property
     def idle(self) -> list[int]:
@@ -126,25 +133,27 @@ class RayRunner:
 
     @property
     def workers(self) -> int:
-        return len(self.fleet)
+        return len(self.fleet.present)
 
     def request(self, worker: int) -> None:
-        self.fleet.request(worker, self.weights, self.level)
+        self.fleet.request(worker, self.learner.weights, self.level)
 
     def wait(self, update: PendingUpdate | None) -> list[Arrival]:
+        if update is None:
+            self.fleet.muster()
         return self.fleet.wait(*[update.report] if update else [])
 
     def start(self) -> None:
         with saying_that_it_goes_on("starting the actors"):
-            self.learners.wait()
-            started = self.fleet.started()
-            ray.wait(started, num_returns=len(started), timeout=None)  # a failure shows when the first fragment is due
+            self.learner.wait()
+            self.fleet.muster(all_of_them=True)
 
     def collect(self) -> list[Arrival]:
+        self.fleet.muster()
         for worker in self.fleet.idle:
             self.request(worker)
         arrivals: list[Arrival] = []
-        while len(self.fleet.idle) < len(self.fleet):
+        while self.fleet.busy:
             arrivals += self.fleet.wait()
         return sorted(arrivals, key=lambda arrival: arrival.delivery.worker)
 
@@ -152,39 +161,33 @@ class RayRunner:
         return self.learn_end(self.learn_begin(fragments))
 
     def learn_begin(self, fragments: Sequence[FragmentRef]) -> PendingUpdate:
-        """Start an update; what it returns goes to `learn_end`, and its first element is ready once it is done."""
-        return self.learners.begin(fragments)
+        return self.learner.begin(fragments)
 
     def learn_ready(self, update: PendingUpdate) -> bool:
-        """True if `learn_end` would return at once."""
-        return self.learners.ready(update)
+        return self.learner.ready(update)
 
     def learn_end(self, update: PendingUpdate) -> UpdateReport:
-        """Wait for an update; its weights become the newest. Raises as `Runner.learn` does."""
         try:
-            report = self.learners.end(update)
+            return self.learner.end(update)
         except FragmentsLost:
             _log.warning("fragments were lost with their node before the learner could read them; training goes on")
             raise
-        self.weights, self._version = update.weights, report.version
-        return report
 
     def next_mode(self) -> None:
-        self.learners.next_mode()
+        self.learner.next_mode()
 
     def evaluate(self, episodes: int, seed: int) -> Evaluation:
-        return self.fleet.evaluate(self.weights, episodes, seed)
+        return self.fleet.evaluate(self.learner.weights, episodes, seed)
 
     def state(self) -> RunState:
-        return RunState(self.learners.state(), self.fleet.states())
+        return RunState(self.learner.state(), self.fleet.states())
 
     def set_state(self, state: RunState) -> None:
-        self.weights = self.learners.set_state(state.learner)
-        self._version = int(ray.get(self.weights).version)
-        self.fleet.set_states(state.workers, self._version)
+        self.learner.set_state(state.learner)
+        self.fleet.set_states(state.workers, self.learner.version)
 
     def close(self) -> None:
         if self._owns_ray:
             ray.shutdown()
         else:
-            self.learners.close()
+            self.learner.close()

@@ -1,7 +1,7 @@
 """Runners own a run's parts, all in this process or as Ray actors. The service loops see only the `Runner`."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -31,6 +31,7 @@ class PendingUpdate(NamedTuple):
     weights: Any
     following: tuple[Any, ...]  # ready once the other replicas of the learner are done
     fragments: tuple[FragmentRef, ...]  # what it is made from
+    deadline: float  # on the monotonic clock: then the learner counts as lost
 
 
 class Arrival(NamedTuple):
@@ -38,6 +39,15 @@ class Arrival(NamedTuple):
 
     delivery: Delivery
     fragment: FragmentRef | None
+
+
+class Condition(NamedTuple):
+    """How a run's parts fare."""
+
+    workers: int  # that are there
+    restarts: int  # of workers that were lost, since the process began
+    learner_restarts: int
+    waits: Mapping[str, float]  # seconds since the last one was asked for, by who waited: "worker", "learner", ...
 
 
 class RunState(NamedTuple):
@@ -56,9 +66,8 @@ class Runner(Protocol):
     def version(self) -> int:
         """Version of the newest weights."""
 
-    @property
-    def restarts(self) -> int:
-        """Workers that were lost and replaced so far."""
+    def condition(self) -> Condition:
+        """How its parts fare, and have waited since this was last asked."""
 
     def start(self) -> None:
         """Wait until every part is ready."""
@@ -104,7 +113,7 @@ class OverlappingRunner(Runner, Protocol):
 
     @property
     def workers(self) -> int:
-        """The number of workers."""
+        """The number of workers that are there."""
 
     def request(self, worker: int) -> None:
         """Ask an idle worker for a fragment under the newest weights, at the present level."""
@@ -136,7 +145,6 @@ class LocalRunner:
 
     def __init__(self, blueprint: Blueprint) -> None:
         self.level = 0
-        self.restarts = 0  # nothing here can be lost alone
         self._evaluation_timeout = blueprint.config.train.evaluation_timeout
         self._learner = LearnerWorker(blueprint)
         self._workers = [RolloutWorker(blueprint, worker) for worker in range(blueprint.config.rollout.num_workers)]
@@ -145,6 +153,9 @@ class LocalRunner:
     @property
     def version(self) -> int:
         return self._weights.version
+
+    def condition(self) -> Condition:
+        return Condition(len(self._workers), 0, 0, {})  # nothing here can be lost alone, or waits
 
     def start(self) -> None:
         pass
@@ -167,7 +178,10 @@ class LocalRunner:
         share = episode_shares(episodes, len(self._workers))
         deadline = monotonic() + self._evaluation_timeout
         return Evaluation.joined(
-            [worker.evaluate(self._weights, share, seed, deadline - monotonic()) for worker in self._workers]
+            [
+                worker.evaluate(self._weights, share, seed, deadline - monotonic(), part)
+                for part, worker in enumerate(self._workers)
+            ]
         )
 
     def state(self) -> RunState:

@@ -3,14 +3,16 @@
 Fragments flow worker -> object store -> replay (references) -> learner; weights flow back as one versioned record.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
+from mneme.distributed.accounts import Accounts, StepCounts
 from mneme.distributed.blueprint import too_small_a_replay
-from mneme.distributed.replay import Replay, ReplayCounts
+from mneme.distributed.replay import Held, Replay, ReplayCounts
 from mneme.distributed.runners import (
     Arrival,
+    Condition,
     FragmentRef,
     FragmentsLost,
     OverlappingRunner,
@@ -27,8 +29,9 @@ class Update(NamedTuple):
 
     report: UpdateReport
     deliveries: list[Delivery]  # that arrived since the update before
-    replay: ReplayCounts
-    restarts: int  # of workers, so far
+    fragments: ReplayCounts
+    steps: StepCounts
+    condition: Condition
 
 
 def synchronous(runner: Runner, replay: Replay[FragmentRef], patience: int) -> Iterator[Update]:
@@ -41,16 +44,17 @@ def synchronous(runner: Runner, replay: Replay[FragmentRef], patience: int) -> I
     Raises:
         ServiceError: more than `patience` rounds in a row failed to bring a fragment.
     """
-    barren = 0
+    barren, accounts = 0, Accounts(replay)
     deliveries: list[Delivery] = []
     while True:
         arrivals = runner.collect()
         deliveries += [arrival.delivery for arrival in arrivals]
         _store(replay, arrivals, len(arrivals))
         fragments = replay.sample(len(replay), runner.version)
-        report = _unless_lost(partial(runner.learn, fragments)) if fragments else None
+        accounts.begin(fragments)
+        report = _ended(accounts, partial(runner.learn, _refs(fragments))) if fragments else None
         if report:
-            yield Update(report, deliveries, replay.counts, runner.restarts)
+            yield Update(report, deliveries, replay.fragments, accounts.steps(), runner.condition())
             deliveries = []
         wait = not fragments and any(arrival.delivery.error is None for arrival in arrivals)
         barren = 0 if report or wait else barren + 1
@@ -64,37 +68,45 @@ def asynchronous(runner: OverlappingRunner, replay: Replay[FragmentRef]) -> Iter
 
     Consumes fragments in order of arrival, one for each worker and update; waits for whichever is first, a delivery or
     the learner. While the learner is busy, workers are asked for as many fragments as will still be within the lag
-    bound when their turn comes, so a slow learner holds them back; while it is idle every idle worker is asked, so a
-    slow worker holds nobody back.
+    bound when their turn comes, and as there is room for in the replay, so a slow learner holds them back; while it is
+    idle every idle worker is asked, so a slow worker holds nobody back.
     """
-    per_update = runner.workers
+    accounts = Accounts(replay)
     deliveries: list[Delivery] = []
     learning: PendingUpdate | None = None
     while True:
-        idle = runner.idle
-        in_flight = per_update - len(idle)
-        wanted = per_update * replay.max_lag - len(replay) - in_flight if learning else len(idle)
-        for worker in idle[: max(0, wanted)]:
+        idle, per_update = runner.idle, max(1, runner.workers)
+        in_flight = runner.workers - len(idle)
+        timely = per_update * replay.max_lag - len(replay) - in_flight if learning else len(idle)
+        for worker in idle[: max(0, min(timely, replay.room - in_flight))]:
             runner.request(worker)
         arrivals = runner.wait(learning)
         _store(replay, arrivals, per_update)
         deliveries += [arrival.delivery for arrival in arrivals]
         finished = learning if learning and runner.learn_ready(learning) else None
-        report = _unless_lost(partial(runner.learn_end, finished)) if finished else None
+        report = _ended(accounts, partial(runner.learn_end, finished)) if finished else None
         if finished or not learning:
             fragments = replay.sample(per_update, runner.version)
-            learning = runner.learn_begin(fragments) if fragments else None
+            accounts.begin(fragments)
+            learning = runner.learn_begin(_refs(fragments)) if fragments else None
         if report:
-            yield Update(report, deliveries, replay.counts, runner.restarts)
+            yield Update(report, deliveries, replay.fragments, accounts.steps(), runner.condition())
             deliveries = []
 
 
-def _unless_lost(update: Callable[[], UpdateReport]) -> UpdateReport | None:
+def _refs(fragments: Sequence[Held[FragmentRef]]) -> list[FragmentRef]:
+    return [fragment.ref for fragment in fragments]
+
+
+def _ended(accounts: Accounts, update: Callable[[], UpdateReport]) -> UpdateReport | None:
     """The report of an update, or None if its fragments were lost before it could take place."""
     try:
-        return update()
+        report = update()
     except FragmentsLost:
+        accounts.end(0)
         return None
+    accounts.end(report.steps)
+    return report
 
 
 def _store(replay: Replay[FragmentRef], arrivals: list[Arrival], per_update: int) -> None:
@@ -103,4 +115,4 @@ def _store(replay: Replay[FragmentRef], arrivals: list[Arrival], per_update: int
             continue
         if delivery.nbytes * per_update > replay.max_bytes:
             raise ServiceError(too_small_a_replay(replay.max_bytes, per_update, delivery.nbytes))
-        replay.add(fragment, delivery.nbytes, delivery.version)
+        replay.add(fragment, delivery.nbytes, delivery.steps, delivery.version)

@@ -79,24 +79,31 @@ class ServiceSettings(Settings, section="service"):
     learner_placement: Literal["packed", "spread"] = "packed"
     """Nodes of several learner.replicas: on as few as will hold them (packed), or on as many as there are (spread)."""
     learner_timeout: float = 600.0
-    """Seconds that the learner's replicas wait for each other; after that the run ends."""
+    """Seconds after which a learner that has not answered, or whose replicas wait for each other, is lost."""
+    learner_snapshot_every: int = 1
+    """Updates after which the learner's state is taken. A learner that is lost begins anew from the last one, and makes
+    the updates since then again."""
+    worker_placement: Literal["packed", "spread"] = "spread"
+    """Nodes of the rollout actors: on as many as have room for them (spread), or on few (packed)."""
     worker_cpus: float = 1.0
     """CPUs reserved for each rollout actor; less than 1 lets actors share a core."""
     collect_timeout: float = 600.0
     """Seconds after which a rollout actor that has not delivered is replaced."""
     max_restarts: int = 5
-    """Failures in a row after which a rollout actor ends the run."""
+    """Failures in a row after which a rollout actor, or the learner, ends the run."""
+    wait_for_resources: float = 1800.0
+    """Seconds that a run waits for the resources of its actors, as where a cluster has to grow, before it ends."""
     dashboard: bool = False
     """Serve Ray's dashboard on 127.0.0.1 (when a new Ray is started here)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, low in (("max_lag", 0), ("replay_bytes", 1), ("max_restarts", 0)):
+        for name, low in (("max_lag", 0), ("replay_bytes", 1), ("max_restarts", 0), ("learner_snapshot_every", 1)):
             if getattr(self, name) < low:
                 raise ValueError(f"service.{name} is {getattr(self, name)}; it must be at least {low}")
         if self.learner_gpus is not None and not self.learner_gpus >= 0:
             raise ValueError(f"service.learner_gpus is {self.learner_gpus}; it must be at least 0")
-        for name in ("worker_cpus", "collect_timeout", "learner_timeout"):
+        for name in ("worker_cpus", "collect_timeout", "learner_timeout", "wait_for_resources"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"service.{name} is {getattr(self, name)}; it must be above 0")
 

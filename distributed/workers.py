@@ -90,9 +90,10 @@ class RolloutWorker:
         )
         return delivery, batch
 
-    def evaluate(self, weights: Weights, episodes: int, seed: int, timeout: float) -> Evaluation:
-        """Greedy complete episodes in environments of their own, so that the training lanes are not touched; or in the
-        training lanes, which start new episodes afterwards (`train.evaluation_environments`).
+    def evaluate(self, weights: Weights, episodes: int, seed: int, timeout: float, part: int) -> Evaluation:
+        """Greedy complete episodes, other ones for each `part` of an evaluation, in environments of their own, so that
+        the training lanes are not touched; or in the training lanes, which start new episodes afterwards
+        (`train.evaluation_environments`).
 
         Raises:
             EvaluationError: an episode did not end, `timeout` seconds have passed, or something failed on the way.
@@ -102,7 +103,7 @@ class RolloutWorker:
         try:
             with self._evaluation_env(seed) as env:
                 return evaluate(
-                    env, self._policy, episodes=episodes, seed=seed, first_lane=self._worker * num_envs,
+                    env, self._policy, episodes=episodes, seed=seed, first_lane=part * num_envs,
                     spaces=config.spaces, success_return=config.env.success_return,
                     max_episode_steps=config.train.evaluation_max_steps, timeout=timeout,
                 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from mneme.learner.device import remarks, resolve_device
 from mneme.learner.diagnosis import FailedUpdate, NonfiniteGradient
-from mneme.learner.group import Group, GroupError, TorchGroup, join_store, open_store
+from mneme.learner.group import Group, GroupError, GroupLost, TorchGroup, join_store, open_store
 from mneme.learner.learner import Learner, UpdateReport, weights_in
 from mneme.learner.optimizer import default_num_threads
 from mneme.learner.settings import LearnerSettings
@@ -11,6 +11,7 @@ __all__ = [
     "FailedUpdate",
     "Group",
     "GroupError",
+    "GroupLost",
     "Learner",
     "LearnerSettings",
     "NonfiniteGradient",

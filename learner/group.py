@@ -21,6 +21,10 @@ class GroupError(RuntimeError):
     """The learners of a group cannot go on together; the message is for the user."""
 
 
+class GroupLost(GroupError):
+    """One of them is gone, or does not answer."""
+
+
 class Group:
     """A learner by itself: a group of one."""
 
@@ -115,9 +119,9 @@ class TorchGroup(Group):
             for part, p, had in zip(found, like, anywhere.tolist(), strict=True)
         ]
 
-    def _lost(self, error: RuntimeError) -> GroupError:
+    def _lost(self, error: RuntimeError) -> GroupLost:
         reason = str(error).partition("] ")[2] or str(error)
-        return GroupError(
+        return GroupLost(
             f"learner replica {self.rank} of {self.size} lost touch with the others, or waited longer for them than "
             f"service.learner_timeout, {self._timeout:g} seconds ({reason.partition('. ')[0]})"
         )
@@ -136,7 +140,7 @@ def join_store(address: str, port: int, timeout: float) -> Store:
     """The store that a group's first rank has opened, within so many seconds.
 
     Raises:
-        GroupError: it does not answer.
+        GroupLost: it does not answer.
     """
     try:
         return dist.TCPStore(
@@ -144,7 +148,7 @@ def join_store(address: str, port: int, timeout: float) -> Store:
         )  # fmt: skip
     except RuntimeError as error:
         reason = str(error).partition(". ")[0]
-        raise GroupError(
+        raise GroupLost(
             f"the first learner replica does not answer at {address}:{port} ({reason}); let the machines of the "
             f"learners reach each other, or set service.learner_placement=packed"
         ) from None

@@ -109,7 +109,8 @@ class Learner:
 
         Raises:
             FragmentError: all of them were refused.
-            GroupError: another learner of the group did not answer in time, or has come to other weights.
+            GroupLost: another learner of the group did not answer in time.
+            GroupError: another learner of the group has come to other weights.
             NonfiniteGradient: more than `max_nonfinite` gradients in a row were not finite; the weights are those of
                 the last finite minibatch.
         """

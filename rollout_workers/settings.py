@@ -56,7 +56,11 @@ class RolloutSettings(Settings, section="rollout"):
     num_envs: int = 128
     """Parallel environments in all, shared out evenly over the workers."""
     num_workers: int = 2
-    """Rollout actors; each steps num_envs / num_workers environments in one process."""
+    """Rollout actors, at most; each steps num_envs / num_workers environments in one process."""
+    min_workers: int | None = None
+    """Rollout actors without which nothing is collected. With fewer than num_workers an update has fewer sequences;
+    others join as nodes come. Unset: all of them to begin a run with, and then, if some are lost, as many as there
+    are."""
     unroll_length: int | None = None
     """Steps in one sequence; with batching=episodes better not less than in the longest episode. Unset: the task's
     episode length where it has a fixed one, else 128."""
@@ -72,10 +76,14 @@ class RolloutSettings(Settings, section="rollout"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(1, "num_envs", "num_workers", "unroll_length", "carry_stride")
+        self.at_least(1, "num_envs", "num_workers", "min_workers", "unroll_length", "carry_stride")
         self.at_least(0, "warm_up")
         if self.num_envs % self.num_workers:
             raise ValueError(
                 f"rollout.num_envs is {self.num_envs}, which {self.num_workers} workers cannot share evenly; "
                 f"use a multiple of rollout.num_workers"
+            )
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(
+                f"rollout.min_workers is {self.min_workers}, above rollout.num_workers, {self.num_workers}; lower it"
             )

@@ -36,7 +36,8 @@ class Meter:
         return when there was none, is NaN."""
         now = perf_counter()
         wall, self._last = now - self._last, now
-        report, stats = update.report, [d.stats for d in update.deliveries if d.stats is not None]
+        report, condition = update.report, update.condition
+        stats = [d.stats for d in update.deliveries if d.stats is not None]
         returns, lengths, successes = (
             np.concatenate([np.empty(0), *(getattr(played, name) for played in episodes)])
             for name in ("returns", "lengths", "successes")
@@ -57,9 +58,13 @@ class Meter:
             "steps_per_second": report.steps / wall,
             "weights_version": float(report.version),
             "environment_failures": float(self._failures),
-            "worker_restarts": float(update.restarts),
+            "workers": float(condition.workers),
+            "worker_restarts": float(condition.restarts),
+            "learner_restarts": float(condition.learner_restarts),
             "fragments_refused": float(self._refused),
-            "fragments_dropped": float(update.replay.dropped_stale + update.replay.dropped_full),
+            "fragments_dropped": float(update.fragments.dropped_stale + update.fragments.dropped_full),
+            **{f"steps/{name}": float(count) for name, count in update.steps._asdict().items()},
+            **{f"wait/{name}": seconds for name, seconds in condition.waits.items()},
             **{f"seconds/{key}": value for key, value in spent.items()},
         }
 

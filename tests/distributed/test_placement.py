@@ -31,13 +31,13 @@ def test_replicas_lie_where_the_settings_say_and_leave_nothing_behind() -> None:
         overrides = ["learner.replicas=2", f"service.learner_placement={placement}", "env.kwargs.horizon=8"]
         runner = RayRunner(make_blueprint(load_config(None, overrides)))
         runner.start()
-        actors = runner.learners.actors
+        actors = runner.learner.actors
         places = [each.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id()) for each in actors]
         assert len(set(ray.get(places))) == nodes
         fragments = [arrival.fragment for arrival in runner.collect()]
         assert runner.learn(fragments).version == 1
         runner.close()
-        table = ray.util.placement_group_table(runner.learners._placement)
+        table = ray.util.placement_group_table(runner.learner._learners._placement)
         assert table["state"] == "REMOVED"
         for actor in runner.fleet._actors:
             ray.kill(actor)

@@ -66,7 +66,7 @@ def test_lanes_that_may_be_open_at_once_have_numbers_of_their_own(numbered: str)
     for worker in made:
         place = worker._blueprint.place(worker._worker, 0, copy=1)
         seen.append({place.first_lane, place.worker})
-        assert worker.evaluate(weights, 4, 7, 60.0).episodes == 4
+        assert worker.evaluate(weights, 4, 7, 60.0, 0).episodes == 4
     assert seen == [{4, 2}, {6, 3}]
     assert {0, 1, 2, 3} == OPEN
     for worker in made:
@@ -79,7 +79,7 @@ def test_an_evaluation_may_borrow_the_environments_of_training(numbered: str, bo
     kwargs = ["env.kwargs.number={lane % 4}", "train.evaluation_environments=training"] if borrowed else []
     made, weights = workers(numbered, *kwargs)
     before = [worker.collect(weights, 0)[0] for worker in made]
-    evaluations = [worker.evaluate(weights, 4, 7, 60.0) for worker in made]
+    evaluations = [worker.evaluate(weights, 4, 7, 60.0, part) for part, worker in enumerate(made)]
     assert all(evaluation.lengths.tolist() == [5] * 4 for evaluation in evaluations)
     for worker, delivery in zip(made, before, strict=True):
         after, batch = worker.collect(weights, 0)

@@ -1,0 +1,23 @@
+"""Ray's errors in words."""
+
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+_REASON_CHARACTERS = 300
+
+
+def failure_reason(error: RayError) -> str:
+    """The heart of a Ray error in one line, without its remote traceback."""
+    if isinstance(error, RayTaskError):
+        return f"{type(error.cause).__name__}: {error.cause}"
+    if isinstance(error, GetTimeoutError):
+        return "it did not answer in time"
+    if "node has died" in str(error) or "node was terminated" in str(error):
+        return "its node died"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = lines[-1] if "error" in lines[-1].lower() else lines[0]
+    return line.partition(". ")[0][:_REASON_CHARACTERS]
+
+
+def never_ran(error: RayError) -> bool:
+    """True if an actor was lost before its process had begun, as when it was placed on a node that had just died."""
+    return "never ran" in str(error)

@@ -1,0 +1,188 @@
+"""The learner as the service sees it: begun anew from its last state where it is lost, with the run going on.
+
+What has been asked of it since that state is asked again, in the same order and with the same fragments, so that it
+comes to the bits that it would have come to.
+"""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from time import monotonic
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from mneme.distributed.blueprint import Blueprint
+from mneme.distributed.learners import GO_ON, LearnerLost, Learners
+from mneme.distributed.runners import FragmentRef, FragmentsLost, PendingUpdate, ServiceError
+from mneme.distributed.waiting import Waits
+from mneme.distributed.workers import State
+from mneme.learner import UpdateReport
+
+_log = logging.getLogger(__name__)
+
+_Asked = tuple[FragmentRef, ...] | None  # the fragments of an update; None: to enter the next mode
+
+
+class LastingLearner:
+    """One learner to the rest of the run, through the lives of its actors.
+
+    Its last state lies in this process; `service.learner_snapshot_every` says how often it is taken. The fragments of
+    the updates since then, one more than that at most, are kept in the object store.
+
+    Args:
+        blueprint: what it is built from.
+    """
+
+    def __init__(self, blueprint: Blueprint) -> None:
+        service = blueprint.config.service
+        self._blueprint, self._limit = blueprint, service.wait_for_resources
+        self._every, self._most_in_a_row = service.learner_snapshot_every, service.max_restarts
+        self._learners = Learners(blueprint)
+        self.weights: Any = self._learners.weights  # a reference to the newest
+        self.version = 0  # of these
+        self.restarts = 0
+        self.waits = Waits("learner", "driver_for_learner")
+        self._idle_since = math.inf  # when its last update ended
+        self._in_a_row = self._updates = 0
+        self._redone: dict[_Asked, UpdateReport | None] = {}  # since the last loss; None: lost with its fragments
+        self._known: State = {}
+        self._coming: tuple[Any, int] | None = None  # a reference to a later state, and how much of `_since` is in it
+        self._since: list[_Asked] = []  # what has been asked since `_known`
+
+    @property
+    def actors(self) -> list[Any]:
+        """The actors of its present life, by rank."""
+        return self._learners.actors
+
+    @property
+    def demand(self) -> Mapping[str, float]:
+        """Resources that it asks for."""
+        return self._learners.demand
+
+    def wait(self) -> None:
+        """Wait until it is there.
+
+        Raises:
+            ServiceError: it is not, after `service.wait_for_resources`, or it was lost.
+        """
+        self._learners.wait(self._limit)
+        self._known = self._learners.known(self._learners.state())
+
+    def begin(self, fragments: Sequence[FragmentRef]) -> PendingUpdate:
+        """Start an update."""
+        self._take_snapshot()
+        self.waits.add("learner", max(0.0, monotonic() - self._idle_since))
+        self._redone = {}
+        self._since.append(tuple(fragments))
+        return self._learners.begin(fragments)
+
+    def ready(self, update: PendingUpdate) -> bool:
+        """True if `end` would return, or begin anew, at once."""
+        return self._learners.ready(update)
+
+    def end(self, update: PendingUpdate) -> UpdateReport:
+        """Wait for an update; its weights become the newest.
+
+        Raises:
+            FragmentsLost: it did not take place.
+            ValueError, FloatingPointError: what the learner said.
+            ServiceError: it was lost more often in a row than `service.max_restarts`.
+        """
+        try:
+            with self.waits("driver_for_learner"):
+                report = self._ended(update)
+        except FragmentsLost:
+            self._since.remove(update.fragments)
+            raise
+        except LearnerLost as error:
+            if update.fragments not in self._redone:
+                self._begin_anew(error)
+            redone = self._redone.get(update.fragments)
+            if redone is None:
+                raise FragmentsLost("an update was lost with its fragments and the learner") from None
+            report = redone
+        self._in_a_row = 0
+        self._updates += 1
+        if self._coming is None and self._updates % self._every == 0:
+            self._coming = self._learners.state(), len(self._since)
+        return report
+
+    def _ended(self, update: PendingUpdate) -> UpdateReport:
+        report = self._learners.end(update)
+        self.weights, self.version, self._idle_since = update.weights, report.version, monotonic()
+        return report
+
+    def _take_snapshot(self) -> None:
+        """Take up the state that was asked for, if it has come."""
+        if self._coming is None:
+            return
+        ref, included = self._coming
+        if ray.wait([ref], timeout=0)[0]:
+            self._coming = None
+            try:
+                self._known = ray.get(ref)
+            except RayError:  # it was lost at that moment, as the next update will find
+                return
+            del self._since[:included]
+
+    def _begin_anew(self, error: LearnerLost) -> None:
+        """Do again what was asked since the last known state."""
+        while True:
+            self._in_a_row += 1
+            if self._in_a_row > self._most_in_a_row:
+                raise ServiceError(f"the learner was lost {self._in_a_row} times in a row: {error}")
+            _log.warning(f"{str(error).removesuffix(f'; {GO_ON}')}; it begins anew from its last state")
+            self.restarts += 1
+            self._coming = None
+            self._learners.close()
+            self._learners = Learners(self._blueprint)
+            try:
+                self._learners.wait(self._limit)
+                self._take_up(self._known)
+                self._since = [asked for asked in self._since if self._do_again(asked)]
+            except LearnerLost as again:
+                error = again
+            else:
+                return
+
+    def _do_again(self, asked: _Asked) -> bool:
+        """False if it was an update whose fragments are lost, too."""
+        if asked is None:
+            self._learners.next_mode()
+            return True
+        try:
+            self._redone[asked] = self._ended(self._learners.begin(asked))
+        except FragmentsLost:
+            self._redone[asked] = None
+        return self._redone[asked] is not None
+
+    def next_mode(self) -> None:
+        """Let it enter the next mode, before whatever is asked of it next."""
+        self._since.append(None)
+        self._learners.next_mode()
+
+    def state(self) -> State:
+        """See `Learner.state`."""
+        while True:
+            try:
+                self._known = self._learners.known(self._learners.state())
+            except LearnerLost as error:
+                self._begin_anew(error)
+            else:
+                self._since, self._coming = [], None
+                return self._known
+
+    def set_state(self, state: State) -> None:
+        """Go on from a state."""
+        self._known, self._since, self._coming = state, [], None
+        self._take_up(state)
+
+    def _take_up(self, state: State) -> None:
+        self.weights = self._learners.set_state(state)
+        self.version = int(ray.get(self.weights).version)
+
+    def close(self) -> None:
+        """Let it go, with what was reserved for it."""
+        self._learners.close()

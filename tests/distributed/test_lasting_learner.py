@@ -1,0 +1,159 @@
+"""The learner dies, and the run goes on with the bits that it would have had."""
+
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import ray
+
+from mneme.callbacks import Callback, Progress
+from mneme.configuration.config import Config, load_config
+from mneme.distributed.blueprint import make_blueprint
+from mneme.distributed.lasting_learner import LastingLearner
+from mneme.distributed.learners import Learners
+from mneme.distributed.ray_runner import RayRunner
+from mneme.distributed.replay import Replay
+from mneme.distributed.runners import FragmentsLost, ServiceError
+from mneme.distributed.service import asynchronous
+from mneme.storage.checkpoint import list_checkpoints, load_checkpoint
+from mneme.training import train
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("undrawn", "cluster")]
+
+ALONE = ["rollout.num_workers=1"]  # an actor takes seconds to start
+
+
+def config(tmp_path: Path, *overrides: str) -> Config:
+    base = [
+        f"checkpoint.root={tmp_path}", "name=run", "tracking.enabled=false", "rollout.num_envs=10",
+        "rollout.unroll_length=23", "env.id=mneme/Counting-v0", "policy.controller.hidden_size=16",
+        "train.total_timesteps=1380", "checkpoint.every=690", "learner.num_minibatches=2", "learner.bptt_length=5",
+        "train.evaluation_episodes=10", "learner.num_threads=1",
+        "learner.mode=truncated", "learner.mode_schedule=plateau", "learner.mode_patience=1",
+    ]  # fmt: skip
+    return load_config(None, [*base, *overrides])
+
+
+def last_arrays(folder: Path) -> dict[str, np.ndarray]:
+    loaded = load_checkpoint(list_checkpoints(folder / "checkpoints")[-1])
+    return {f"{part}/{name}": array for part, arrays in loaded.arrays.items() for name, array in arrays.items()}
+
+
+class Kills(Callback):
+    """Kills the learner's process after some updates, as the kernel or a colleague might."""
+
+    def __init__(self, *updates: int) -> None:
+        self._left = set(updates)
+        self.rows: list[Mapping[str, float]] = []
+
+    def on_update(self, progress: Progress, metrics: Mapping[str, float]) -> None:
+        self.rows.append(metrics)
+        if progress.update in self._left:
+            self._left.remove(progress.update)
+            (victim,) = [p for p in psutil.Process().children(recursive=True) if is_learner(p)]
+            os.kill(victim.pid, signal.SIGKILL)
+
+
+def is_learner(process: psutil.Process) -> bool:
+    try:
+        return "LearnerReplica" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def test_a_run_whose_learner_is_killed_has_the_bits_of_one_that_is_left_alone(tmp_path: Path) -> None:
+    """Right after a snapshot and between two, and with a change of the mode since; in the last update, too."""
+    straight = last_arrays(train(config(tmp_path / "straight")).folder)
+    kills = Kills(2, 4, 5)
+    run = train(config(tmp_path / "killed", "service.learner_snapshot_every=3"), callbacks=[kills])
+    assert [row["learner_restarts"] for row in kills.rows] == [0, 0, 1, 1, 2, 3]
+    modes = {row["bptt_length"] for row in kills.rows}
+    assert len(modes) > 1
+    found = last_arrays(run.folder)
+    assert found.keys() == straight.keys()
+    for name, array in straight.items():
+        np.testing.assert_array_equal(array, found[name], err_msg=name)
+
+
+def test_asynchronous_service_survives_its_learner(tmp_path: Path) -> None:
+    kills = Kills(2)
+    async_ = ["service.mode=async", "learner.mode_schedule=constant", "train.total_timesteps=2300"]
+    run = train(config(tmp_path, *async_), callbacks=[kills])
+    assert run.steps >= 2300
+    assert kills.rows[-1]["learner_restarts"] == 1
+    assert [row["weights_version"] for row in kills.rows] == list(range(1, len(kills.rows) + 1))
+    last = kills.rows[-1]
+    assert last["steps/trained"] == run.steps
+    for row in kills.rows:
+        assert row["steps/collected"] == sum(
+            row[f"steps/{name}"] for name in ("trained", "refused", "dropped_stale", "dropped_full", "in_flight")
+        )
+        assert row["workers"] == 2
+        assert all(row[f"wait/{who}"] >= 0 for who in ("workers", "driver_for_workers", "driver_for_learner"))
+    assert any(row["wait/learner"] > 0 for row in kills.rows)
+
+
+def test_a_learner_that_keeps_dying_ends_the_run_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notes: list[str]
+) -> None:
+    runner = RayRunner(make_blueprint(config(tmp_path, "service.max_restarts=1", *ALONE)))
+    runner.start()
+    fragments = [arrival.fragment for arrival in runner.collect()]
+    take_up = LastingLearner._take_up
+
+    def dies_again(self: LastingLearner, state: Any) -> None:
+        ray.kill(self.actors[0])
+        take_up(self, state)
+
+    monkeypatch.setattr(LastingLearner, "_take_up", dies_again)
+    ray.kill(runner.learner.actors[0])
+    with pytest.raises(ServiceError, match=r"the learner was lost 2 times in a row: .*last checkpoint.*--resume"):
+        runner.learn(fragments)
+    assert sum("it begins anew from its last state" in note for note in notes) == 1
+    runner.close()
+
+
+def test_an_update_whose_fragments_are_gone_too_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a state that is asked for while the learner is away is that of the learner that comes."""
+    runner = RayRunner(make_blueprint(config(tmp_path, *ALONE)))
+    runner.start()
+    first, second = ([arrival.fragment for arrival in runner.collect()] for _ in range(2))
+    runner.learn(first)
+    ray.kill(runner.learner.actors[0])
+    assert int(runner.state().learner["version"]) == 1
+    pending = runner.learn_begin(second)
+    ray.kill(runner.learner.actors[0])
+    begin = Learners.begin
+
+    def lost(self: Learners, fragments: list[Any]) -> Any:
+        if list(fragments) == second:
+            raise FragmentsLost
+        return begin(self, fragments)
+
+    monkeypatch.setattr(Learners, "begin", lost)
+    with pytest.raises(FragmentsLost):
+        runner.learn_end(pending)
+    assert runner.version == 1
+    assert runner.learn([arrival.fragment for arrival in runner.collect()]).version == 2
+    runner.close()
+
+
+def test_a_small_replay_throws_nothing_away(tmp_path: Path) -> None:
+    """Workers are asked for no more than there is room for."""
+    blueprint = make_blueprint(config(tmp_path, "service.mode=async", "learner.mode_schedule=constant"))
+    runner = RayRunner(blueprint)
+    runner.start()
+    nbytes = max(arrival.delivery.nbytes for arrival in runner.collect())
+    replay: Replay[Any] = Replay(2 * nbytes + nbytes // 2, max_lag=4)
+    updates = asynchronous(runner, replay)
+    for _ in range(8):
+        update = next(updates)
+        assert replay.nbytes <= replay.max_bytes
+    assert update.fragments.dropped_full == 0
+    assert update.steps.dropped_stale == 0
+    runner.close()
