@@ -132,8 +132,8 @@ class LastingLearner:
         while True:
             self._in_a_row += 1
             if self._in_a_row > self._most_in_a_row:
-                raise ServiceError(f"the learner was lost {self._in_a_row} times in a row: {error}")
-            _log.warning(f"{str(error).removesuffix(f'; {GO_ON}')}; it begins anew from its last state")
+                raise ServiceError(f"the learner was lost {self._in_a_row} times in a row: {error}; {GO_ON}")
+            _log.warning(f"{error}; it begins anew from its last state")
             self.restarts += 1
             self._coming = None
             self._learners.close()

@@ -197,11 +197,14 @@ def _explained(error: RayError) -> Exception:
     cause = getattr(error, "cause", None)
     if isinstance(cause, (ValueError, FloatingPointError, FragmentsLost)):
         return cause
+    if isinstance(cause, GroupLost):
+        return _Apart(str(cause))
     if isinstance(cause, GroupError):
-        kind = _Apart if isinstance(cause, GroupLost) else ServiceError
-        return kind(f"{cause}; {GO_ON}")
-    kind = ServiceError if isinstance(error, RayTaskError) else LearnerLost  # an error of ours would come again
-    return kind(f"the learner actor was lost ({failure_reason(error)}); {GO_ON}")
+        return ServiceError(f"{cause}; {GO_ON}")
+    reason = failure_reason(error)
+    if isinstance(error, RayTaskError):  # an error of ours, which would come again
+        return ServiceError(f"the learner failed ({reason}); {GO_ON}")
+    return LearnerLost(f"the learner actor was lost ({reason})")
 
 
 class _Apart(LearnerLost):

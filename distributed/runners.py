@@ -1,6 +1,7 @@
 """Runners own a run's parts, all in this process or as Ray actors. The service loops see only the `Runner`."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -13,6 +14,7 @@ from mneme.rollout_workers import Evaluation
 
 _log = logging.getLogger(__name__)
 
+WAITS = ("workers", "learner", "driver_for_workers", "driver_for_learner")
 FragmentRef = Any  # a Ray ObjectRef, or the record batch itself
 
 
@@ -47,7 +49,7 @@ class Condition(NamedTuple):
     workers: int  # that are there
     restarts: int  # of workers that were lost, since the process began
     learner_restarts: int
-    waits: Mapping[str, float]  # seconds since the last one was asked for, by who waited: "worker", "learner", ...
+    waits: Mapping[str, float]  # seconds since the last one was asked for, by which of WAITS; NaN: not measured
 
 
 class RunState(NamedTuple):
@@ -155,7 +157,7 @@ class LocalRunner:
         return self._weights.version
 
     def condition(self) -> Condition:
-        return Condition(len(self._workers), 0, 0, {})  # nothing here can be lost alone, or waits
+        return Condition(len(self._workers), 0, 0, dict.fromkeys(WAITS, math.nan))  # nothing here is lost, or waits
 
     def start(self) -> None:
         pass
