@@ -53,7 +53,7 @@ def test_paths_exist(document: Path) -> None:
     folders = "|".join((*PACKAGES, "configs", "benchmarks", "docs", "tests"))
     named = re.findall(rf"(?<![\w./-])((?:{folders})/[\w./-]*)", document.read_text())
     named += re.findall(
-        r"(?<![\w./-])(Makefile|LICENSE|[A-Z]+\.md|cluster\.yaml|requirements\.lock|pyproject\.toml)\b",
+        r"(?<![\w./-])(Makefile|LICENSE|[A-Z]+\.md|cluster\.yaml|cluster-local\.yaml|Dockerfile|requirements\.lock|pyproject\.toml)\b",
         document.read_text(),
     )
     for name in named:

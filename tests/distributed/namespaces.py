@@ -100,11 +100,11 @@ class Host:
     def start(
         self, *words: str | Path, log: Path, env: dict[str, str] | None = None, cwd: Path | None = None
     ) -> subprocess.Popen[bytes]:
-        """Start a command on the host, which goes on by itself; what it says goes to `log`."""
+        """Start a command on the host, as a group of processes that goes on by itself; what it says goes to `log`."""
         with log.open("ab") as out:
             return subprocess.Popen(
                 self.command(*words), env=self.environment(env), cwd=cwd or self.home, stdin=subprocess.DEVNULL,
-                stdout=out, stderr=subprocess.STDOUT,
+                stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
 
     def unplug(self) -> None:

@@ -1,4 +1,4 @@
-"""cluster.yaml: Ray accepts it, it has what the service asks for, and nothing is open to the world."""
+"""cluster.yaml and cluster-local.yaml: Ray accepts them, the service finds what it wants, nothing is open to all."""
 
 import shlex
 import tomllib
@@ -12,13 +12,19 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "cluster.yaml"
+FILES = (FILE, ROOT / "cluster-local.yaml")
 
 
-@pytest.fixture
-def cluster() -> dict[str, Any]:
-    """The file as `ray up` sees it, with Ray's defaults filled in."""
-    prepared: dict[str, Any] = prepare_config(yaml.safe_load(FILE.read_text()))
+def as_ray_sees(file: Path) -> dict[str, Any]:
+    """A file as `ray up` sees it, with Ray's defaults filled in."""
+    prepared: dict[str, Any] = prepare_config(yaml.safe_load(file.read_text()))
     return prepared
+
+
+@pytest.fixture(params=FILES, ids=lambda file: file.name)
+def cluster(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Either file."""
+    return as_ray_sees(request.param)
 
 
 def ray_starts(cluster: dict[str, Any]) -> dict[str, str]:
@@ -35,7 +41,8 @@ def test_ray_accepts_it(cluster: dict[str, Any]) -> None:
         validate_config(cluster | {"unknown_key": 1})
 
 
-def test_the_head_has_the_learner_and_rollout_nodes_come_and_go(cluster: dict[str, Any]) -> None:
+def test_on_aws_the_head_has_the_learner_and_rollout_nodes_come_and_go() -> None:
+    cluster = as_ray_sees(FILE)
     types = cluster["available_node_types"]
     head = types.pop(cluster["head_node_type"])
     assert head["resources"]["GPU"] >= 1
@@ -45,7 +52,30 @@ def test_the_head_has_the_learner_and_rollout_nodes_come_and_go(cluster: dict[st
         assert set(rollout["resources"]) == {"CPU"}, "rollout nodes are CPU-only"
         assert rollout["min_workers"] == 0
         assert 0 < rollout["max_workers"] <= cluster["max_workers"]
+        assert rollout["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+    assert "InstanceMarketOptions" not in head["node_config"], "the head is the run"
     assert cluster["idle_timeout_minutes"] > 0
+
+
+def test_of_ones_own_machines_all_are_used_and_the_head_has_the_learner() -> None:
+    cluster = as_ray_sees(FILES[1])
+    (kind,) = cluster["available_node_types"].values()
+    assert (
+        kind["min_workers"] == kind["max_workers"] == cluster["max_workers"] == len(cluster["provider"]["worker_ips"])
+    )
+    head = shlex.split(ray_starts(cluster)["head"])
+    assert '--resources={"learner":1}' in head
+    assert "RAY_enable_autoscaler_v2=0" in head, "the second one starts no workers there"
+    assert "service.learner_resource=learner" in FILES[1].read_text()
+    assert not any("sudo" in command for command in cluster["setup_commands"])
+
+
+def test_both_kinds_of_cluster_are_set_up_and_started_alike() -> None:
+    aws, own = map(as_ray_sees, FILES)
+    home = {remote.replace("/home/ubuntu/", "~/"): local for remote, local in aws["file_mounts"].items()}
+    assert home == own["file_mounts"]
+    assert [command for command in aws["setup_commands"] if "sudo" not in command] == own["setup_commands"]
+    assert ray_starts(aws)["worker"] == ray_starts(own)["worker"]
 
 
 def test_nothing_is_open_to_the_world(cluster: dict[str, Any]) -> None:
@@ -55,6 +85,7 @@ def test_nothing_is_open_to_the_world(cluster: dict[str, Any]) -> None:
     assert "IpPermissions" not in text, "no ports beside the security group's own"
     options = shlex.split(ray_starts(cluster)["head"])
     assert "--dashboard-host=127.0.0.1" in options
+    assert "--disable-usage-stats" in options
     assert not any(option.startswith("--node-ip-address") for option in options)
 
 
@@ -62,7 +93,9 @@ def test_nothing_is_open_to_the_world(cluster: dict[str, Any]) -> None:
 def test_ray_starts_with_token_authentication(cluster: dict[str, Any], kind: str) -> None:
     before, _, _ = ray_starts(cluster)[kind].partition("ray start")
     assert "RAY_AUTH_MODE=token" in before
-    assert cluster["file_mounts"]["/home/ubuntu/.ray/auth_token"] == "~/.ray/auth_token"
+    (token,) = (remote for remote, local in cluster["file_mounts"].items() if local == "~/.ray/auth_token")
+    assert token in ("/home/ubuntu/.ray/auth_token", "~/.ray/auth_token")
+    assert "chmod 600 ~/.ray/auth_token" in cluster["setup_commands"]
 
 
 @pytest.mark.parametrize("kind", ["head", "worker"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.namespaces import hosts, places_of_actors, ray_environment, start_ray
+from tests.distributed.namespaces import PORT, hosts, places_of_actors, ray_environment, start_ray
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -88,3 +88,31 @@ def test_a_run_goes_on_through_a_network_that_is_cut_and_restored(tmp_path: Path
         assert row["steps/collected"] == sum(counts.values()) + row["steps/in_flight"]
     if mode == "sync":
         assert seen[-1]["steps/collected"] == seen[-1]["steps/trained"] + seen[-1]["steps/refused"]
+
+
+KNOCK = """
+import sys, urllib.error, urllib.request
+for port in (8265, 52365):
+    url = f"http://{sys.argv[1]}:{port}/api/job_agent/jobs/"
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, data=b"{}", method="POST"), timeout=20)
+        print("open")
+    except urllib.error.HTTPError as error:
+        print(error.code)
+    except urllib.error.URLError as error:
+        print(error.reason.strerror)
+"""
+
+
+def test_a_host_without_the_token_gets_nowhere_and_is_told_what_it_may_lack(tmp_path: Path) -> None:
+    with hosts(tmp_path / "hosts", "head", "stranger") as network:
+        head, stranger = network["head"], network["stranger"]
+        start_ray(head, ray_environment(tmp_path))
+        knocked = stranger.run(sys.executable, "-c", KNOCK, head.address).stdout.splitlines()
+        assert knocked == ["Connection refused", "401"], "the dashboard; the node's agent, which takes jobs, too"
+        joined = stranger.run(
+            *TRAIN, f"checkpoint.root={tmp_path}", f"service.address={head.address}:{PORT}", cwd=ROOT, check=False
+        )
+        assert joined.returncode == 1
+        assert "if the cluster asks for a token, set RAY_AUTH_MODE=token" in joined.stderr
+        assert not (tmp_path / "run").exists()
