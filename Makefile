@@ -8,6 +8,7 @@ SHELL := bash
 
 VENV := .venv
 BENCH_VENV := .venv-bench
+AUDIT_VENV := .venv-audit
 PYTHON ?= $(shell for candidate in python3.11 python3.12 python3; do \
 	$$candidate -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
 	&& echo $$candidate && break; done)
@@ -15,7 +16,7 @@ CONFIG ?= configs/delayed_cue.yaml
 ARGS ?=
 PACKAGES := mneme envs controllers rollout_workers learner distributed
 
-.PHONY: help setup train test test-slow lint format suite bench bench-controllers bench-setup dashboard clean
+.PHONY: help setup train test test-slow lint format audit suite bench bench-controllers bench-setup dashboard clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +43,9 @@ lint: $(VENV)/.installed ## Check style, formatting and types
 format: $(VENV)/.installed ## Format the code and mend what ruff can mend
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+audit: $(AUDIT_VENV)/.installed ## Look up known vulnerabilities of the locked packages (asks PyPI)
+	$(AUDIT_VENV)/bin/pip-audit --no-deps --disable-pip --requirement requirements.lock --requirement requirements-linux.lock
 
 suite: $(VENV)/.installed ## Compare every controller on every memory task (hours); ARGS="--controllers gru,lstm"
 	$(VENV)/bin/python -m mneme suite $(ARGS)
@@ -81,6 +85,12 @@ $(VENV)/.installed: requirements.lock requirements-linux.lock pyproject.toml
 
 $(BENCH_VENV)/.installed: benchmarks/requirements.lock
 	$(call install,$(BENCH_VENV),benchmarks/requirements.lock)
+	@touch $@
+
+# The newest one, as it is to know the newest vulnerabilities.
+$(AUDIT_VENV)/.installed:
+	$(PYTHON) -m venv $(AUDIT_VENV)
+	$(AUDIT_VENV)/bin/python -m pip install --disable-pip-version-check pip-audit
 	@touch $@
 
 # A package of requirements-linux.lock with its version.
