@@ -22,6 +22,7 @@ from mneme.distributed.runners import ServiceError
 from mneme.envs import EnvironmentFailure
 from mneme.reporting.tracking.dashboard import serve_dashboard
 from mneme.storage.checkpoint import CheckpointError
+from mneme.storage.fetching import source_of
 from mneme.storage.paths import local_path
 from mneme.storage.run_folder import RunFolder
 from mneme.storage.trust import needs_trust
@@ -154,6 +155,11 @@ def _train(options: argparse.Namespace) -> int:
                 "learner.replicas=N"
             )
         asked = load_config(None, overrides)
+        if options.retries is not None and (source := source_of(options.resume)):
+            raise ConfigError(
+                f"--retries goes on in a folder, and {source.uri} is a mirror; give name={source.name} and its "
+                f"checkpoint.mirror, with the settings of the run, and what is not here is brought home"
+            )
         if options.retries:
             become_supervisor(RunFolder.of(options.resume).path, options.retries, options.words)
         total = asked.train.total_timesteps if "train.total_timesteps" in given else None

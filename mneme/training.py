@@ -31,13 +31,14 @@ from mneme.reporting.tracking.callback import Tracking
 from mneme.reporting.tracking.settings import absolute_uri
 from mneme.rollout_workers import Evaluation
 from mneme.storage.checkpoint import list_checkpoints, set_aside_after
-from mneme.storage.fetching import brought_home, source_of
+from mneme.storage.fetching import brought_home, fetched, source_of
 from mneme.storage.holding import read_state
 from mneme.storage.mirror import Mirror
 from mneme.storage.restoring import checked_state, load_run
 from mneme.storage.retention import Best
 from mneme.storage.run_folder import RunFolder
 from mneme.storage.trust import refuse_foreign_places
+from mneme.storage.uri import below
 
 _log = logging.getLogger(__name__)
 
@@ -94,6 +95,9 @@ def train(
         if go_on:
             folder = RunFolder.named(config)
             folder.discard_beginning()
+            mirror = config.checkpoint.mirror
+            if mirror is not None and not folder.path.exists():
+                fetched(below(mirror, folder.path.name), folder)
             if list_checkpoints(folder.checkpoints):
                 return _go_on(config, folder, local, audience)
         folder = RunFolder.new(config, preset)

@@ -88,6 +88,25 @@ def brought_home(given: Path) -> Path:
         return _found(store, files, source, folder, here)
 
 
+def fetched(uri: str, folder: RunFolder) -> bool:
+    """Bring the newest whole checkpoint of a run's mirror, and its files, into a folder that is not there yet.
+
+    Returns:
+        Whether there is one.
+
+    Raises:
+        CheckpointError: all are damaged.
+        OSError: the mirror cannot be reached, or the folder cannot be written.
+    """
+    store, files = open_store(uri, writing=False)
+    if not whole_checkpoints(files):
+        return False
+    with explained(folder.path):
+        folder.path.parent.mkdir(parents=True, exist_ok=True)
+    _found(store, files, Source(uri, folder.path.name, None), folder, None)
+    return True
+
+
 def _found(store: Store, files: Files, source: Source, folder: RunFolder, here: tuple[Path, Checkpoint] | None) -> Path:
     for _ in range(_ROUNDS):
         whole = whole_checkpoints(files)

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mneme.cli import main
 from mneme.configuration.config import Config, load_config
 from mneme.distributed.config import ConfigError
 from mneme.storage.checkpoint import list_checkpoints, load_checkpoint
@@ -159,6 +161,15 @@ def test_a_run_of_that_name_goes_on_where_it_was_and_is_left_alone_when_complete
     assert any("resuming" in note for note in notes)
 
 
+def test_a_run_whose_folder_is_gone_goes_on_from_its_mirror(tmp_path: Path, notes: list[str]) -> None:
+    mirrored = f"checkpoint.mirror=file://{tmp_path / 'mirror'}"
+    begun = train(config(tmp_path, "train.total_timesteps=448", mirrored), local=True, go_on=True, progress=False)
+    shutil.rmtree(begun.folder)
+    longer = train(config(tmp_path, "train.total_timesteps=896", mirrored), local=True, go_on=True, progress=False)
+    assert (longer.folder, longer.steps) == (begun.folder, 896)
+    assert any(note.endswith("from step 448") for note in notes)
+
+
 def test_a_run_of_that_name_with_other_settings_is_refused(tmp_path: Path) -> None:
     train(config(tmp_path, "train.total_timesteps=448"), local=True, progress=False)
     with pytest.raises(ConfigError, match=r"was begun with learner.learning_rate=.*, not 0.5; go on with it as it is"):
@@ -189,3 +200,8 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, names: list[st
 def test_a_run_without_a_name_cannot_be_found_again(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--retries finds its run again by name; give name=..."):
         train(config(tmp_path, "name=null"), local=True, go_on=True, progress=False)
+
+
+def test_a_mirror_is_no_folder_to_be_started_in_again(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--resume", "s3://bucket/runs/cue", "--retries", "3"]) == 2
+    assert "give name=cue and its checkpoint.mirror" in capsys.readouterr().err
