@@ -81,7 +81,7 @@ def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None
         assert setting.help.split()[0] in text
 
 
-@pytest.mark.parametrize("command", ["", "train", "evaluate", "replay", "check", "suite", "dashboard"])
+@pytest.mark.parametrize("command", ["", "train", "evaluate", "replay", "check", "suite", "status", "dashboard"])
 def test_help_reads_well(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"] if command else ["--help"])
