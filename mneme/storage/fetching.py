@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,7 @@ from mneme.storage.uri import as_uri, split_options
 
 _log = logging.getLogger(__name__)
 
+_BESIDE = ("config.yaml", "metrics.jsonl", "curve.png")
 _ROUNDS = 3  # of looking for a checkpoint, as a run that goes on may remove those that were there
 
 
@@ -142,7 +144,7 @@ def _take(store: Store, files: Files, name: str, folder: RunFolder, here: tuple[
     with explained(folder.path):
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.path.name}-", dir=folder.path.parent))
     try:
-        _download(store, files if newer else {}, name, partial)
+        _download(store, files, name, partial, _BESIDE if newer else ())
         loaded = load_checkpoint(partial / name)
         if here is not None and here[1].run.get("tracking_run") != loaded.run.get("tracking_run"):
             raise _RefusedError(f"{folder.path} holds another run than {store.uri}; move it, or start elsewhere")
@@ -174,14 +176,15 @@ def _same(store: Store, name: str, folder: RunFolder, newest: Path, source: Sour
     return same
 
 
-def _download(store: Store, files: Files, name: str, target: Path) -> None:
+def _download(store: Store, files: Files, name: str, target: Path, beside: Sequence[str]) -> None:
+    """Copy a checkpoint, and files beside it that are there, below a folder."""
     manifest = store.read(f"{name}/{MANIFEST}", MOST_JSON)
     (target / name).mkdir(parents=True)
     (target / name / MANIFEST).write_bytes(manifest)
     for file in parse_json(manifest, MANIFEST):
-        if file != Path(file).name:
-            raise ValueError(f"{name} in {store.uri} names {file}, which is no file of its own")
+        if f"{name}/{file}" not in files or file != Path(file).name:
+            raise ValueError(f"{name} in {store.uri} names {file!r}, which is no file of its own")
         store.fetch(f"{name}/{file}", target / name / file)
-    for file in ("config.yaml", "metrics.jsonl", "curve.png"):
+    for file in beside:
         if file in files:
             store.fetch(file, target / file)

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Event, Thread
-from time import sleep
+from time import monotonic, sleep
 from typing import Any
 
 from mneme.callbacks import Callback, Outcome, Progress, RunStart
@@ -26,7 +26,7 @@ from mneme.storage.uri import below
 
 _log = logging.getLogger(__name__)
 
-_PATIENCE = 60.0  # seconds without a byte after which the end of a run waits no longer
+_PATIENCE = 60.0  # seconds without a byte, or of tries that fail, after which the end of a run waits no longer
 
 Files = Mapping[str, int]
 
@@ -103,8 +103,9 @@ class Mirror(Callback):
         self._ending = True
         self._wake.set()
         moved = -1
-        while not self._done.wait(_PATIENCE) and moved != self._store.moved:
+        while moved != self._store.moved and not self._done.is_set():
             moved = self._store.moved
+            self._done.wait(_PATIENCE)
         if not self._done.is_set():
             self._fault = f"nothing has moved for {_PATIENCE:.0f} s"
         if self._fault:
@@ -118,10 +119,10 @@ class Mirror(Callback):
         while not self._done.is_set():
             self._wake.wait()
             self._wake.clear()
-            ending = self._ending
+            ending, until = self._ending, monotonic() + _PATIENCE
             for pause in (*(PAUSES if ending else ()), 0):
                 self._fault = self._attempt()
-                if not self._fault:
+                if not self._fault or monotonic() > until:
                     break
                 sleep(pause)
             if self._fault and not told:
@@ -140,8 +141,8 @@ class Mirror(Callback):
             self._catch_up(self._newest)
         except FileNotFoundError:
             return ""  # superseded meanwhile: a newer one follows
-        except (OSError, ValueError) as error:
-            return str(error)
+        except Exception as error:  # whatever it is, training goes on and the next checkpoint is tried
+            return str(error) or type(error).__name__
         return ""
 
     def _catch_up(self, newest: Path) -> None:
@@ -152,8 +153,8 @@ class Mirror(Callback):
             if path.exists():
                 self._store.put(path.name, path)
         here = {step_of(path): path for path in list_checkpoints(self._folder.checkpoints)}
-        last = step_of(newest)
-        here |= {last: newest}  # which may have been written elsewhere
+        here |= {step_of(newest): newest}  # which may have been written elsewhere
+        last = max(here)
         for step in sorted(here, reverse=True):
             try:
                 self._copy(here[step], files)

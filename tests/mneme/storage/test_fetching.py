@@ -81,7 +81,9 @@ def test_a_run_comes_home_private_and_whole(there: Path) -> None:
         assert (Path("runs/a") / name).read_bytes() == (there / name).read_bytes()
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "no manifest", "bad manifest", "a name above", "missing"])
+@pytest.mark.parametrize(
+    "damage", ["flip", "cut", "no manifest", "bad manifest", "a name above", "without end", "missing"]
+)
 def test_a_damaged_checkpoint_there_is_passed_over(there: Path, damage: str, notes: list[str]) -> None:
     newest = there / "checkpoints" / "step-000000000128"
     learner, manifest = newest / "learner.safetensors", newest / "manifest.json"
@@ -95,6 +97,9 @@ def test_a_damaged_checkpoint_there_is_passed_over(there: Path, damage: str, not
         manifest.write_text("[" * 100_000)
     elif damage == "a name above":
         manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"../../config.yaml": "0"}))
+    elif damage == "without end":
+        learner.unlink()
+        learner.symlink_to("/dev/zero")
     else:
         learner.unlink()
     brought_home(Path(f"file://{there}"))

@@ -165,6 +165,35 @@ def test_an_outage_costs_one_sentence_and_everything_is_there_in_the_end(
     assert sorted(whole_checkpoints(files)) == [step_of(path) for path in list_checkpoints(run.folder / "checkpoints")]
 
 
+def test_one_that_is_whole_before_it_is_told_of_is_copied_and_one_that_is_gone_is_none_to_copy(tmp_path: Path) -> None:
+    run = train(small(tmp_path / "runs", None), local=True, progress=False)
+    copying = mirror.Mirror(small(tmp_path, f"file://{tmp_path}/there"), RunFolder(run.folder), None)
+    older, newer = list_checkpoints(run.folder / "checkpoints")
+    copying._newest = older
+    assert copying._attempt() == ""
+    there = tmp_path / "there" / "a" / "checkpoints"
+    assert [path.name for path in list_checkpoints(there)] == [older.name, newer.name]
+    shutil.rmtree(older)
+    assert copying._attempt() == ""
+
+
+def test_the_end_of_a_run_waits_for_a_store_only_while_bytes_move(
+    tmp_path: Path, server: S3Server, bucket: str, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror, "_PATIENCE", 0.2)
+    let_go = threading.Event()
+    server.hook = lambda method, path: "step-000000000032/" in path and let_go.wait(60)
+    try:
+        run = train(
+            small(tmp_path / "runs", f"s3://{bucket}/runs{server.options}", "train.total_timesteps=32"),
+            local=True, progress=False,
+        )  # fmt: skip
+        assert run.steps == 32
+        assert [note for note in notes if "lacks the last checkpoint (nothing has moved for" in note]
+    finally:
+        let_go.set()
+
+
 KILLED = """
 import sys, time
 from pathlib import Path
