@@ -8,6 +8,7 @@ without one there is no checkpoint. Training never waits for the store, and no o
 
 import logging
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Event, Thread
 from time import monotonic, sleep
@@ -151,7 +152,8 @@ class Mirror(Callback):
         files = self._store.files()
         for path in (self._folder.config, self._folder.metrics, self._folder.curve):
             if path.exists():
-                self._store.put(path.name, path)
+                with path.open("rb") as file:
+                    self._store.put(path.name, file)
         here = {step_of(path): path for path in list_checkpoints(self._folder.checkpoints)}
         here |= {step_of(newest): newest}  # which may have been written elsewhere
         last = max(here)
@@ -175,5 +177,7 @@ class Mirror(Callback):
             if self._store.read(f"{folder}/{MANIFEST}", MOST_JSON) == manifest:
                 return
             self._store.remove(folder, MANIFEST)  # of the same step, before the run went on from an earlier one
-        for file in sorted(path.iterdir(), key=lambda file: (file.name == MANIFEST, file.name)):
-            self._store.put(f"{folder}/{file.name}", file)
+        with ExitStack() as stack:  # once they are open, they can be read even if they are superseded meanwhile
+            opened = {file.name: stack.enter_context(file.open("rb")) for file in path.iterdir()}
+            for name in sorted(opened, key=lambda name: (name == MANIFEST, name)):
+                self._store.put(f"{folder}/{name}", opened[name])

@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pyarrow as pa
@@ -91,12 +91,12 @@ class Store:
                 file.write(chunk)
                 self.moved += len(chunk)
 
-    def put(self, name: str, source: Path) -> None:
+    def put(self, name: str, source: BinaryIO) -> None:
         """Copy a file there, or replace it. One whose copying breaks off may be there in part."""
-        with source.open("rb") as file, self._explained():
+        with self._explained():
             self._fs.create_dir(self._at(name).rpartition("/")[0], recursive=True)
             with self._fs.open_output_stream(self._at(name)) as target:
-                while chunk := file.read(_CHUNK):
+                while chunk := source.read(_CHUNK):
                     target.write(chunk)
                     self.moved += len(chunk)
 

@@ -17,7 +17,7 @@ from mneme.callbacks import Callback, Progress
 from mneme.configuration.config import Config, load_config
 from mneme.distributed.config import ConfigError
 from mneme.storage import mirror, store
-from mneme.storage.checkpoint import CheckpointError, find_checkpoint, list_checkpoints, step_of
+from mneme.storage.checkpoint import CheckpointError, find_checkpoint, list_checkpoints, load_checkpoint, step_of
 from mneme.storage.mirror import whole_checkpoints
 from mneme.storage.run_folder import RunFolder
 from mneme.storage.store import open_store
@@ -177,6 +177,26 @@ def test_one_that_is_whole_before_it_is_told_of_is_copied_and_one_that_is_gone_i
     assert copying._attempt() == ""
 
 
+def test_one_that_is_superseded_while_it_is_copied_becomes_whole_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a store that is slower than the run would never have any."""
+    run = train(small(tmp_path / "runs", None, "train.total_timesteps=32"), local=True, progress=False)
+    copying = mirror.Mirror(small(tmp_path, f"file://{tmp_path}/there"), RunFolder(run.folder), None)
+    (only,) = list_checkpoints(run.folder / "checkpoints")
+    put = store.Store.put
+
+    def slow(self: store.Store, name: str, source: Any) -> None:
+        if "learner" in name:
+            shutil.rmtree(only)
+        put(self, name, source)
+
+    monkeypatch.setattr(store.Store, "put", slow)
+    copying._newest = only
+    assert copying._attempt() == ""
+    load_checkpoint(tmp_path / "there" / "a" / "checkpoints" / only.name)
+
+
 def test_the_end_of_a_run_waits_for_a_store_only_while_bytes_move(
     tmp_path: Path, server: S3Server, bucket: str, notes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +212,9 @@ def test_the_end_of_a_run_waits_for_a_store_only_while_bytes_move(
         assert [note for note in notes if "lacks the last checkpoint (nothing has moved for" in note]
     finally:
         let_go.set()
+        for thread in threading.enumerate():  # whose requests are none of the next test's
+            if thread.name == "mneme-mirror":
+                thread.join()
 
 
 KILLED = """
