@@ -6,6 +6,7 @@ number, and joins once there is room for it: those that are absent are asked for
 """
 
 import logging
+from itertools import takewhile
 from time import monotonic
 from typing import Any, Literal, NamedTuple
 
@@ -51,7 +52,7 @@ class RolloutFleet:
         self._incarnations = [0] * self._size
         self._failures = [0] * self._size
         self._absent: dict[ray.ObjectRef, int] = {}  # type: ignore[type-arg]  # what is ready once the worker is
-        self._requests: dict[ray.ObjectRef, _Request] = {}  # type: ignore[type-arg]
+        self._requests: dict[ray.ObjectRef, _Request] = {}  # type: ignore[type-arg]  # oldest first
         self._idle_since: dict[int, float] = {}  # worker -> when its last fragment arrived
         self.waits = Waits("workers", "driver_for_workers")
         self.restarts = 0
@@ -69,8 +70,15 @@ class RolloutFleet:
         return [worker for worker in range(self._size) if worker not in absent]
 
     @property
+    def size(self) -> int:
+        """Number of those that are there."""
+        return self._size - len(self._absent)
+
+    @property
     def idle(self) -> list[int]:
         """Workers that are there, without a request in flight."""
+        if len(self._requests) + len(self._absent) >= self._size:  # soon said, as the loops ask after every arrival
+            return []
         busy = {request.worker for request in self._requests.values()}
         return [worker for worker in self.present if worker not in busy]
 
@@ -155,13 +163,13 @@ class RolloutFleet:
             self._failures[request.worker] = 0
             return Arrival(delivery, request.fragment if delivery.nbytes else None)
         self._count_failure(request.worker, delivery.error)
-        _log.warning(f"a fragment was not used: {delivery.error}")
+        _log.warning(f"a fragment was not used: {delivery.error}", extra={"worker": request.worker})
         return Arrival(delivery, None)
 
     def _replace_hung(self) -> None:
-        for request in list(self._requests.values()):
-            if monotonic() - request.started > self._timeout:
-                self._replace(request.worker, f"it did not deliver within {self._timeout:g} seconds")
+        latest = monotonic() - self._timeout
+        for request in list(takewhile(lambda request: request.started < latest, self._requests.values())):
+            self._replace(request.worker, f"it did not deliver within {self._timeout:g} seconds")
 
     def _fail(self, worker: int, error: RayError) -> None:
         if isinstance(error, RayTaskError) and isinstance(error.cause, EnvironmentMisuse):
@@ -170,7 +178,7 @@ class RolloutFleet:
 
     def _replace(self, worker: int, reason: str) -> None:
         self._count_failure(worker, reason)
-        _log.warning(f"rollout actor {worker} was lost ({reason}); a new one takes its place")
+        _log.warning(f"rollout actor {worker} was lost ({reason}); a new one takes its place", extra={"worker": worker})
         self.restarts += 1
         self._begin_anew(worker)
 

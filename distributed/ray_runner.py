@@ -5,6 +5,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from time import monotonic
 from typing import Any
 
 import ray
@@ -25,6 +26,7 @@ from mneme.distributed.runners import (
     ServiceError,
 )
 from mneme.distributed.settings import ServiceSettings
+from mneme.distributed.stragglers import Stragglers
 from mneme.learner import UpdateReport
 from mneme.rollout_workers import Evaluation
 
@@ -101,6 +103,7 @@ class RayRunner:
         self._owns_ray = start_ray(service, blueprint.config.rollout.num_workers)
         self.learner = LastingLearner(blueprint)
         self.fleet = RolloutFleet(blueprint)
+        self._stragglers = Stragglers()
         if self._owns_ray:
             self._check_resources({**self.learner.demand, **self.fleet.demand})
 
@@ -121,7 +124,7 @@ class RayRunner:
 
     def condition(self) -> Condition:
         return Condition(
-            len(self.fleet.present),
+            self.fleet.size,
             self.fleet.restarts,
             self.learner.restarts,
             self.fleet.waits.taken() | self.learner.waits.taken(),
@@ -133,7 +136,7 @@ class RayRunner:
 
     @property
     def workers(self) -> int:
-        return len(self.fleet.present)
+        return self.fleet.size
 
     def request(self, worker: int) -> None:
         self.fleet.request(worker, self.learner.weights, self.level)
@@ -153,8 +156,12 @@ class RayRunner:
         for worker in self.fleet.idle:
             self.request(worker)
         arrivals: list[Arrival] = []
+        began, took = monotonic(), dict[int, float]()
         while self.fleet.busy:
             arrivals += self.fleet.wait()
+            for arrival in arrivals[len(took) :]:
+                took[arrival.delivery.worker] = monotonic() - began
+        self._stragglers.look(took)
         return sorted(arrivals, key=lambda arrival: arrival.delivery.worker)
 
     def learn(self, fragments: Sequence[FragmentRef]) -> UpdateReport:

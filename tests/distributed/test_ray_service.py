@@ -14,7 +14,7 @@ import torch
 
 from mneme.callbacks import Callback, Progress
 from mneme.configuration.config import Config, load_config
-from mneme.distributed import ray_runner
+from mneme.distributed import ray_runner, stragglers
 from mneme.distributed.blueprint import make_blueprint
 from mneme.distributed.ray_runner import RayRunner
 from mneme.distributed.replay import Replay
@@ -158,6 +158,18 @@ def test_the_counting_environment_arrives_in_order(service: RayRunner) -> None:
                     assert (step, number, episode) == (at % (3 + lane), lane, at // (3 + lane))
                     assert bool(resets[k, w]) == (step == 0)
                     assert float(rewards[k, w]) == step
+
+
+def test_the_actor_that_a_synchronous_update_waits_for_is_named(
+    service: RayRunner, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.collect()
+    assert notes == []
+    monkeypatch.setattr(stragglers, "SECONDS", 0.0)
+    monkeypatch.setattr(stragglers, "RATIO", 0.0)
+    slowest = max(service.collect(), key=lambda arrival: service.fleet._idle_since[arrival.delivery.worker])
+    (note,) = notes
+    assert note.startswith(f"the update waits for rollout actor {slowest.delivery.worker}: it delivered after ")
 
 
 def make_blueprint_of(service: RayRunner) -> Any:
