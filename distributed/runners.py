@@ -166,7 +166,9 @@ class LocalRunner:
         arrivals = [Arrival(*worker.collect(self._weights, self.level)) for worker in self._workers]
         for arrival in arrivals:
             if arrival.delivery.error:
-                _log.warning(f"a fragment was not used: {arrival.delivery.error}")
+                _log.warning(
+                    f"a fragment was not used: {arrival.delivery.error}", extra={"worker": arrival.delivery.worker}
+                )
         return arrivals
 
     def learn(self, fragments: Sequence[FragmentRef]) -> UpdateReport:

@@ -30,6 +30,7 @@ class Update(NamedTuple):
     report: UpdateReport
     deliveries: list[Delivery]  # that arrived since the update before
     fragments: ReplayCounts
+    replay_bytes: int  # that wait in the replay
     steps: StepCounts
     condition: Condition
 
@@ -54,7 +55,7 @@ def synchronous(runner: Runner, replay: Replay[FragmentRef], patience: int) -> I
         accounts.begin(fragments)
         report = _ended(accounts, partial(runner.learn, _refs(fragments))) if fragments else None
         if report:
-            yield Update(report, deliveries, replay.fragments, accounts.steps(), runner.condition())
+            yield Update(report, deliveries, replay.fragments, replay.nbytes, accounts.steps(), runner.condition())
             deliveries = []
         wait = not fragments and any(arrival.delivery.error is None for arrival in arrivals)
         barren = 0 if report or wait else barren + 1
@@ -90,7 +91,7 @@ def asynchronous(runner: OverlappingRunner, replay: Replay[FragmentRef]) -> Iter
             accounts.begin(fragments)
             learning = runner.learn_begin(_refs(fragments)) if fragments else None
         if report:
-            yield Update(report, deliveries, replay.fragments, accounts.steps(), runner.condition())
+            yield Update(report, deliveries, replay.fragments, replay.nbytes, accounts.steps(), runner.condition())
             deliveries = []
 
 

@@ -77,7 +77,7 @@ class ActiveRun:
             _log.warning(f"a fragment was refused: {sentence}")
         for delivery in update.deliveries:
             for sentence in delivery.stats.failures if delivery.stats else ():
-                _log.warning(f"an episode was cut short: {sentence}")
+                _log.warning(f"an episode was cut short: {sentence}", extra={"worker": delivery.worker})
         self._note_reach(row["bptt_length"])
         if self.modes.trained(row["return"]):
             self._next_mode("return in training")

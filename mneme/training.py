@@ -27,6 +27,8 @@ from mneme.readiness import check_memory, checked_blueprint
 from mneme.reporting.curves import LearningCurve
 from mneme.reporting.display import Display
 from mneme.reporting.meter import Meter
+from mneme.reporting.ray_export import RayExport
+from mneme.reporting.run_log import RunLog
 from mneme.reporting.tracking.callback import Tracking
 from mneme.reporting.tracking.settings import absolute_uri
 from mneme.rollout_workers import Evaluation
@@ -198,7 +200,9 @@ def _execute(
         folder.write_config(config)
         key = (saved[0]["tracking_run"] if saved else None) or uuid4().hex
         stop = stack.enter_context(stopping_on_signals())
-        told = Callbacks([*callbacks, LearningCurve(), Tracking(), *mirror], stop)
+        log = stack.enter_context(RunLog(folder.log))
+        exported = [] if local else [RayExport()]
+        told = Callbacks([log, *exported, *callbacks, LearningCurve(), Tracking(), *mirror], stop)
         meter, curriculum = Meter(config.rollout.num_workers), Curriculum(config.curriculum)
         run = ActiveRun(blueprint, folder, runner, told, key, meter, curriculum, ModeSchedule(config.learner))
         stack.callback(lambda: told.end(run.progress, outcome))

@@ -16,9 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mneme.callbacks import Callback, Outcome, Progress, RunStart
+from mneme.reporting.listening import Listener
 from mneme.streams import Forgiving
-
-_LOGGER = logging.getLogger("mneme")
 
 NOTHING = "–"
 _WIDTHS = range(20, 1000)  # columns that a terminal may have; what says otherwise is not believed
@@ -181,31 +180,16 @@ class Display(Callback):
         return Group(Text(self._title, style="bold"), self._bar, *tables)
 
 
-class _Sentences(logging.Handler):
-    """Passes on what is logged under "mneme"."""
+class _Sentences(Listener):
+    """Passes on what is logged."""
 
     def __init__(self, display: Display) -> None:
-        super().__init__(logging.INFO)
+        super().__init__()
         self._display = display
-        self._level: int | None = None  # of the logger, before
 
     def emit(self, record: logging.LogRecord) -> None:
         """Show one."""
         self._display.note(record.getMessage())
-
-    def listen(self) -> None:
-        """Begin, unless it has begun."""
-        if self._level is None:
-            self._level = _LOGGER.level
-            _LOGGER.setLevel(min(logging.INFO, _LOGGER.level or logging.INFO))
-            _LOGGER.addHandler(self)
-
-    def stop_listening(self) -> None:
-        """Leave the logger as it was."""
-        if self._level is not None:
-            _LOGGER.removeHandler(self)
-            _LOGGER.setLevel(self._level)
-            self._level = None
 
 
 def _broken(shown: Mapping[str, str], width: int) -> list[dict[str, str]]:

@@ -63,6 +63,7 @@ class Meter:
             "learner_restarts": float(condition.learner_restarts),
             "fragments_refused": float(self._refused),
             "fragments_dropped": float(update.fragments.dropped_stale + update.fragments.dropped_full),
+            "replay_bytes": float(update.replay_bytes),
             **{f"steps/{name}": float(count) for name, count in update.steps._asdict().items()},
             **{f"wait/{name}": seconds for name, seconds in condition.waits.items()},
             **{f"seconds/{key}": value for key, value in spent.items()},

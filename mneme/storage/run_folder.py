@@ -1,6 +1,6 @@
 """A run's folder: its checkpoints, its metrics line by line, its configuration, its picture.
 
-runs/<name>/config.yaml  state.json  metrics.jsonl  curve.png  checkpoints/step-000000500000/
+runs/<name>/config.yaml  state.json  metrics.jsonl  log.jsonl  curve.png  checkpoints/step-000000500000/
 """
 
 import json
@@ -10,10 +10,12 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from mneme.configuration.config import Config
 from mneme.configuration.records import write_yaml
@@ -40,6 +42,17 @@ def new_run_name(config: Config, preset: Path | None) -> str:
     return f"{stem}-{kind}-{datetime.now():%Y%m%d-%H%M%S}-seed{config.seed}-{os.getpid()}{again}"
 
 
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Add a line of JSON to a file. A line that was cut off, by a full disk or a kill, does not spoil the one behind
+    it."""
+    line = json.dumps(record).encode()
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else b"\n" + line
+        file.write(line + b"\n")
+
+
 class RunFolder:
     """The folder in which one run writes.
 
@@ -52,6 +65,7 @@ class RunFolder:
         self.checkpoints = path / CHECKPOINTS
         self.curve = path / "curve.png"
         self.metrics = path / "metrics.jsonl"
+        self.log = path / "log.jsonl"
         self.config = path / "config.yaml"
 
     @classmethod
@@ -105,7 +119,7 @@ class RunFolder:
         """
         if not (self.path / LOCK).exists() or list_checkpoints(self.checkpoints):
             return
-        ours = {path.name for path in (self.checkpoints, self.curve, self.metrics, self.config)} | {STATE}
+        ours = {path.name for path in (self.checkpoints, self.curve, self.metrics, self.log, self.config)} | {STATE}
         if all(path.name in ours or path.name.startswith(".") for path in self.path.iterdir()):
             with explained(self.path):
                 holding = self.lock()
@@ -150,17 +164,9 @@ class RunFolder:
         self._replace(self.config, write_yaml(config.to_dict()))
 
     def append(self, step: int, row: Row) -> None:
-        """Add one line of metrics with the time, in seconds since 1970; values that are not finite are left out.
-
-        A line that was cut off, by a full disk or a kill, does not spoil the one behind it.
-        """
+        """Add one line of metrics with the time, in seconds since 1970; values that are not finite are left out."""
         finite = {key: value for key, value in row.items() if math.isfinite(value)}
-        line = json.dumps({"step": step, "time": round(time.time(), 3), **finite}).encode()
-        with self.metrics.open("ab+") as file:
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                line = line if file.read(1) == b"\n" else b"\n" + line
-            file.write(line + b"\n")
+        append_line(self.metrics, {"step": step, "time": round(time.time(), 3), **finite})
 
     def history(self) -> list[Row]:
         """The metrics so far, oldest first; a line cut off by a crash is passed over."""

@@ -435,16 +435,25 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
         resume(tmp_path, local=True)
 
 
+def test_a_local_run_exports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mneme.training.RayExport", lambda: pytest.fail("it was asked for"))
+    train(small(tmp_path, "train.total_timesteps=64"), local=True)
+
+
 def test_the_local_result_is_complete(finished: Run) -> None:
     assert {p.name for p in finished.folder.iterdir()} == {
         ".lock",
         "checkpoints",
         "config.yaml",
         "curve.png",
+        "log.jsonl",
         "metrics.jsonl",
         "state.json",
     }
     row = json.loads((finished.folder / "metrics.jsonl").read_text().splitlines()[-2])  # before the result's
     assert row["step"] == finished.steps == 448
+    said = [json.loads(line) for line in (finished.folder / "log.jsonl").read_text().splitlines()]
+    assert said[0]["message"].startswith("observed: ")
+    assert said[-1]["message"].startswith("result at step 448: ") and said[-1]["step"] == 448
     parts = ("env", "inference", "transport", "windows", "forward", "backward")
     assert {f"seconds/{part}" for part in parts} <= row.keys()
