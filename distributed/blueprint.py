@@ -252,7 +252,8 @@ def _try_out(controller: Controller, kind: str) -> None:
 def _check_replay(blueprint: Blueprint, policy: Policy) -> None:
     """Refuse a replay that cannot hold what one update takes."""
     given, workers = blueprint.config.service.replay_bytes, blueprint.config.rollout.num_workers
-    nbytes = blueprint.fragment_bytes(policy)
+    # Of whole episodes a fragment has as many rows as are ready, in the beginning twice as many as lanes.
+    nbytes = blueprint.fragment_bytes(policy) * (2 if blueprint.packs_episodes else 1)
     if nbytes * workers > given:
         largest = max(blueprint.spec.observations.items(), key=lambda item: prod(item[1].shape))
         raise ValueError(

@@ -47,7 +47,7 @@ class LastingLearner:
         self._idle_since = math.inf  # when its last update ended
         self._in_a_row = self._updates = 0
         self._redone: dict[_Asked, UpdateReport | None] = {}  # since the last loss; None: lost with its fragments
-        self._known: State = {}
+        self._known: State = {}  # what a learner goes on from; empty before the first
         self._coming: tuple[Any, int] | None = None  # a reference to a later state, and how much of `_since` is in it
         self._since: list[_Asked] = []  # what has been asked since `_known`
 
@@ -65,10 +65,22 @@ class LastingLearner:
         """Wait until it is there.
 
         Raises:
-            ServiceError: it is not, after `service.wait_for_resources`, or it was lost.
+            ServiceError: it is not, after `service.wait_for_resources`, or was lost more often in a row than
+                `service.max_restarts`.
         """
+        try:
+            self._begin()
+        except LearnerLost as error:
+            self._begin_anew(error)
+
+    def _begin(self) -> None:
+        """Wait for a learner that has just been made, and let it take up the last state, if there is one."""
         self._learners.wait(self._limit)
-        self._known = self._learners.known(self._learners.state())
+        if self._known:
+            self._take_up(self._known)
+        else:
+            self.weights = self._learners.weights
+            self._known = self._learners.known(self._learners.state())
 
     def begin(self, fragments: Sequence[FragmentRef]) -> PendingUpdate:
         """Start an update."""
@@ -139,8 +151,7 @@ class LastingLearner:
             self._learners.close()
             self._learners = Learners(self._blueprint)
             try:
-                self._learners.wait(self._limit)
-                self._take_up(self._known)
+                self._begin()
                 self._since = [asked for asked in self._since if self._do_again(asked)]
             except LearnerLost as again:
                 error = again

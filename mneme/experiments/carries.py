@@ -1,6 +1,6 @@
 """The carries of a run: how they change from step to step, and drift from those of newer weights once stored."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from mneme.learner import Learner, LearnerSettings
 from mneme.learner.anchor import anchor_pass
 from mneme.learner.batch import SequenceBatch
 from mneme.learner.staleness import Staleness, measure_staleness
-from mneme.rollout_workers import Collector
+from mneme.rollout_workers import Collector, Fragment, Packer, stride_to_collect
 
 _WATCHED = 8  # parallel environments in which every step's carry is kept
 _PROBES = 4  # carries stored a sequence, where the mode stores fewer
@@ -39,10 +39,37 @@ def collector_of(loaded: LoadedPolicy, seed: int, num_envs: int, carry_stride: i
         yield collector
 
 
+@contextmanager
+def batches_of(
+    loaded: LoadedPolicy, seed: int, num_envs: int, carry_stride: int
+) -> Iterator[Callable[[int], Fragment]]:
+    """What gives a run's next fragment under the newest weights, of a version: sequences, or rows of whole episodes."""
+    packs = loaded.blueprint.packs_episodes
+    collected = stride_to_collect(loaded.blueprint.length, carry_stride) if packs else carry_stride
+    with collector_of(loaded, seed, num_envs, collected) as collector:
+        packer = Packer(collector.blank(), carry_stride) if packs else None
+
+        def next_fragment(version: int) -> Fragment:
+            while True:
+                fragment, _ = collector.collect(version)
+                ready = fragment if packer is None else packer.add(fragment)
+                if ready is not None:
+                    return ready
+
+        yield next_fragment
+
+
 def learner_of(loaded: LoadedPolicy, settings: LearnerSettings, seed: int) -> Learner:
     """A run's learner as its checkpoint has it, with a policy of its own."""
-    train = loaded.blueprint.config.train
-    learner = Learner(loaded.blueprint.policy(), settings, seed=seed, total_timesteps=train.total_timesteps)
+    blueprint, config = loaded.blueprint, loaded.blueprint.config
+    learner = Learner(
+        blueprint.policy(),
+        settings,
+        seed=seed,
+        total_timesteps=config.train.total_timesteps,
+        asynchronous=config.service.mode == "async",
+        packed=blueprint.packs_episodes,
+    )
     learner.set_state(loaded.learner)
     return learner
 
@@ -65,10 +92,10 @@ def ageing(loaded: LoadedPolicy, *, lags: int, seed: int, num_envs: int) -> Agei
     learner = learner_of(loaded, settings, seed)
     by_epoch: list[Staleness] = []
     by_lag: list[Staleness] = []
-    with collector_of(loaded, seed, num_envs, stride) as collector:
+    with batches_of(loaded, seed, num_envs, stride) as next_fragment:
         first: SequenceBatch | None = None
         for _ in range(lags):
-            fragment, _stats = collector.collect(learner.version)
+            fragment = next_fragment(learner.version)
             first = first or SequenceBatch.from_fragments([fragment], learner.device)
             for _epoch in range(epochs):
                 learner.update([fragment.to_arrow()])

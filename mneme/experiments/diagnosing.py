@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mneme.agent import LoadedPolicy, load_policy
-from mneme.experiments.carries import Ageing, ageing, collector_of, learner_of, turnover
+from mneme.experiments.carries import Ageing, ageing, batches_of, learner_of, turnover
 from mneme.learner import LearnerSettings
 from mneme.learner.fidelity import Fidelity
 from mneme.reporting.curves import BLUE, GREY, use_style
@@ -119,8 +119,8 @@ def diagnose(path: Path, *, seed: int = 0, num_envs: int | None = None, trust: b
     loaded = load_policy(path, trust)
     blueprint, config = loaded.blueprint, loaded.blueprint.config
     count = num_envs or min(64, config.rollout.num_envs)
-    with collector_of(loaded, seed, count, blueprint.carry_stride) as collector:
-        fragment, _ = collector.collect(loaded.version)
+    with batches_of(loaded, seed, count, blueprint.carry_stride) as next_fragment:
+        fragment = next_fragment(loaded.version)
     learner = learner_of(loaded, config.learner, seed)
     fidelity, reach = learner.diagnose([fragment.to_arrow()])
     present = learner.present_settings

@@ -12,8 +12,10 @@ from mneme.cli import main
 from mneme.configuration.config import load_config
 from mneme.experiments.carries import Ageing, turnover
 from mneme.experiments.diagnosing import Diagnosis, diagnose, distances
+from mneme.learner import Learner
 from mneme.learner.fidelity import Fidelity
 from mneme.learner.staleness import Staleness
+from mneme.rollout_workers import Fragment
 from mneme.training import train
 
 ALIKE = Fidelity(1.0, 1.0, 1.0, 1.0)
@@ -39,6 +41,31 @@ def test_a_run_is_diagnosed_and_left_alone(run: Path, tmp_path: Path, capsys: py
     assert "no gradient reaches further than 3 steps, the task remembers 9: raise learner.bptt_length above 9" in said
     assert (tmp_path / "reach.png").read_bytes().startswith(b"\x89PNG")
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_of_whole_episodes_is_diagnosed_on_whole_episodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = [
+        f"checkpoint.root={tmp_path}", "name=packed", "env.kwargs={horizon: 9, shortest_horizon: 2}",
+        "rollout.num_envs=8", "rollout.batching=episodes", "rollout.unroll_length=24",
+        "policy.controller.hidden_size=8", "learner.num_minibatches=2", "train.total_timesteps=384",
+        "train.evaluation_episodes=8", "tracking.enabled=false",
+    ]  # fmt: skip
+    folder = train(load_config(None, overrides), local=True, progress=False).folder
+    seen: list[Any] = []
+    learn = Learner.diagnose
+
+    def watched(self: Learner, batches: Any) -> Any:
+        seen.extend(batches)
+        return learn(self, batches)
+
+    monkeypatch.setattr(Learner, "diagnose", watched)
+    found = diagnose(folder)
+    (fragment,) = map(Fragment.from_arrow, seen)
+    assert fragment.resets[:, 24].all()  # no row ends in the middle of an episode
+    assert found.fidelity.cosine == pytest.approx(1.0, abs=1e-5)
+    assert len(found.ageing.by_epoch) == 4
 
 
 def test_the_same_seed_gives_the_same_figures(run: Path) -> None:
