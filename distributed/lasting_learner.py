@@ -182,7 +182,7 @@ class LastingLearner:
             except LearnerLost as error:
                 self._begin_anew(error)
             else:
-                self._since, self._coming = [], None
+                self._since, self._coming, self._in_a_row = [], None, 0
                 return self._known
 
     def set_state(self, state: State) -> None:

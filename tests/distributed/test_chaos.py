@@ -5,8 +5,8 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -14,6 +14,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from mneme.callbacks import Callback, Outcome, Progress, RunStart
 from mneme.configuration.config import load_config
 from mneme.distributed.blueprint import make_blueprint
 from mneme.distributed.ray_runner import RayRunner
@@ -23,34 +24,42 @@ from mneme.training import train
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-EVERY = 5.0  # seconds from one deed to the next
+EVERY = 3.0  # seconds from one deed to the next, at least: there is an update in between
 DEEDS = [(signal.SIGKILL, "RolloutWorker")] * 3 + [
     (signal.SIGKILL, "LearnerReplica"),
     (signal.SIGSTOP, "RolloutWorker"),
 ]
 
 
-@contextmanager
-def chaos(seed: int) -> Iterator[list[str]]:
-    """Do something to one of this process's actors every few seconds; yields what was done so far."""
-    over, done, rng = threading.Event(), list[str](), random.Random(seed)
+class Chaos(Callback):
+    """Does something to one of this process's actors again and again, until the run ends."""
 
-    def go_on() -> None:
-        while not over.wait(EVERY):
-            deed, kind = rng.choice(DEEDS)
+    def __init__(self, seed: int) -> None:
+        self.done: list[str] = []
+        self._rng, self._over, self._updated = random.Random(seed), threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._go_on)
+
+    def on_start(self, run: RunStart) -> None:
+        self._thread.start()
+
+    def on_update(self, progress: Progress, metrics: Mapping[str, float]) -> None:
+        self._updated.set()
+
+    def on_end(self, progress: Progress, outcome: Outcome) -> None:
+        self._over.set()
+        self._updated.set()
+        self._thread.join()
+
+    def _go_on(self) -> None:
+        while not self._over.wait(EVERY):
+            deed, kind = self._rng.choice(DEEDS)
             victims = [process for process in psutil.Process().children(recursive=True) if is_a(kind, process)]
             if victims:
                 with suppress(ProcessLookupError):
-                    os.kill(rng.choice(victims).pid, deed)
-                    done.append(f"{deed.name} {kind}")
-
-    thread = threading.Thread(target=go_on)
-    thread.start()
-    try:
-        yield done
-    finally:
-        over.set()
-        thread.join()
+                    os.kill(self._rng.choice(victims).pid, deed)
+                    self.done.append(f"{deed.name} {kind}")
+            self._updated.clear()
+            self._updated.wait()
 
 
 def is_a(kind: str, process: psutil.Process) -> bool:
@@ -73,8 +82,9 @@ def test_a_run_learns_its_task_whatever_dies(tmp_path: Path, mode: str) -> None:
             "service.worker_cpus=0.1", "checkpoint.every=50000",
         ],
     )  # fmt: skip
-    with chaos(seed=0) as done:
-        run = train(config)
+    chaos = Chaos(seed=0)
+    run = train(config, callbacks=[chaos])
+    done = chaos.done
     assert len(done) >= 8, done
     assert {deed.split()[1] for deed in done} == {"RolloutWorker", "LearnerReplica"}
     assert run.evaluation is not None

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,6 @@ from mneme.storage.checkpoint import list_checkpoints, load_checkpoint
 from mneme.training import train
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("undrawn", "cluster")]
-
-ALONE = ["rollout.num_workers=1"]  # an actor takes seconds to start
 
 
 def config(tmp_path: Path, *overrides: str) -> Config:
@@ -98,36 +96,43 @@ def test_asynchronous_service_survives_its_learner(tmp_path: Path) -> None:
     assert any(row["wait/learner"] > 0 for row in kills.rows)
 
 
-def test_a_learner_that_keeps_dying_ends_the_run_with_a_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notes: list[str]
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> Iterator[RayRunner]:
+    """What the tests below use one after the other, the last to its end."""
+    overrides = ["service.mode=async", "learner.mode_schedule=constant", "service.max_restarts=1"]
+    made = RayRunner(make_blueprint(config(tmp_path_factory.mktemp("service"), *overrides)))
+    made.start()
+    yield made
+    for actor in made.fleet._actors:
+        ray.kill(actor)
+    made.close()
+
+
+def test_a_small_replay_throws_nothing_away(service: RayRunner) -> None:
+    """Workers are asked for no more than there is room for."""
+    nbytes = max(arrival.delivery.nbytes for arrival in service.collect())
+    replay: Replay[Any] = Replay(2 * nbytes + nbytes // 2, max_lag=4)
+    updates = asynchronous(service, replay)
+    for _ in range(8):
+        update = next(updates)
+        assert replay.nbytes <= replay.max_bytes
+    assert update.fragments.dropped_full == 0
+    assert update.steps.dropped_stale == 0
+    while service.fleet.busy:
+        service.fleet.wait()
+
+
+def test_an_update_whose_fragments_are_gone_too_is_left_out(
+    service: RayRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runner = RayRunner(make_blueprint(config(tmp_path, "service.max_restarts=1", *ALONE)))
-    runner.start()
-    fragments = [arrival.fragment for arrival in runner.collect()]
-    take_up = LastingLearner._take_up
-
-    def dies_again(self: LastingLearner, state: Any) -> None:
-        ray.kill(self.actors[0])
-        take_up(self, state)
-
-    monkeypatch.setattr(LastingLearner, "_take_up", dies_again)
-    ray.kill(runner.learner.actors[0])
-    with pytest.raises(ServiceError, match=r"the learner was lost 2 times in a row: .*last checkpoint.*--resume"):
-        runner.learn(fragments)
-    assert sum("it begins anew from its last state" in note for note in notes) == 1
-    runner.close()
-
-
-def test_an_update_whose_fragments_are_gone_too_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And a state that is asked for while the learner is away is that of the learner that comes."""
-    runner = RayRunner(make_blueprint(config(tmp_path, *ALONE)))
-    runner.start()
-    first, second = ([arrival.fragment for arrival in runner.collect()] for _ in range(2))
-    runner.learn(first)
-    ray.kill(runner.learner.actors[0])
-    assert int(runner.state().learner["version"]) == 1
-    pending = runner.learn_begin(second)
-    ray.kill(runner.learner.actors[0])
+    first, second = ([arrival.fragment for arrival in service.collect()] for _ in range(2))
+    service.learn(first)
+    ray.kill(service.learner.actors[0])
+    version = service.version
+    assert int(service.state().learner["version"]) == version
+    pending = service.learn_begin(second)
+    ray.kill(service.learner.actors[0])
     begin = Learners.begin
 
     def lost(self: Learners, fragments: list[Any]) -> Any:
@@ -137,23 +142,23 @@ def test_an_update_whose_fragments_are_gone_too_is_left_out(tmp_path: Path, monk
 
     monkeypatch.setattr(Learners, "begin", lost)
     with pytest.raises(FragmentsLost):
-        runner.learn_end(pending)
-    assert runner.version == 1
-    assert runner.learn([arrival.fragment for arrival in runner.collect()]).version == 2
-    runner.close()
+        service.learn_end(pending)
+    assert service.version == version
+    assert service.learn([arrival.fragment for arrival in service.collect()]).version == version + 1
 
 
-def test_a_small_replay_throws_nothing_away(tmp_path: Path) -> None:
-    """Workers are asked for no more than there is room for."""
-    blueprint = make_blueprint(config(tmp_path, "service.mode=async", "learner.mode_schedule=constant"))
-    runner = RayRunner(blueprint)
-    runner.start()
-    nbytes = max(arrival.delivery.nbytes for arrival in runner.collect())
-    replay: Replay[Any] = Replay(2 * nbytes + nbytes // 2, max_lag=4)
-    updates = asynchronous(runner, replay)
-    for _ in range(8):
-        update = next(updates)
-        assert replay.nbytes <= replay.max_bytes
-    assert update.fragments.dropped_full == 0
-    assert update.steps.dropped_stale == 0
-    runner.close()
+def test_a_learner_that_keeps_dying_ends_the_run_with_a_sentence(
+    service: RayRunner, monkeypatch: pytest.MonkeyPatch, notes: list[str]
+) -> None:
+    fragments = [arrival.fragment for arrival in service.collect()]
+    take_up = LastingLearner._take_up
+
+    def dies_again(self: LastingLearner, state: Any) -> None:
+        ray.kill(self.actors[0])
+        take_up(self, state)
+
+    monkeypatch.setattr(LastingLearner, "_take_up", dies_again)
+    ray.kill(service.learner.actors[0])
+    with pytest.raises(ServiceError, match=r"the learner was lost 2 times in a row: .*last checkpoint.*--resume"):
+        service.learn(fragments)
+    assert sum("it begins anew from its last state" in note for note in notes) == 1
