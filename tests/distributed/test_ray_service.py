@@ -192,6 +192,17 @@ def test_a_killed_actor_costs_what_it_had_in_flight(service: RayRunner, notes: l
     assert any("rollout actor 0 was lost" in note for note in notes)
 
 
+@pytest.mark.parametrize("service", [["service.collect_timeout=8"]], indirect=True)
+def test_an_actor_that_is_stopped_is_replaced(service: RayRunner, notes: list[str]) -> None:
+    pid = ray.get(service.fleet._actors[1].__ray_call__.remote(lambda _: psutil.Process().pid))
+    service.collect()
+    psutil.Process(pid).suspend()
+    assert [arrival.delivery.worker for arrival in service.collect()] == [0]
+    assert any("rollout actor 1 was lost (it did not deliver within 8 seconds)" in note for note in notes)
+    service.fleet.muster(all_of_them=True)
+    assert [arrival.delivery.worker for arrival in service.collect()] == [0, 1]
+
+
 class KillsAnActor(Callback):
     """After the first update it kills a rollout actor's process, as the kernel or a colleague might."""
 
