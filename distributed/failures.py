@@ -1,6 +1,11 @@
 """Ray's errors in words."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+from mneme.distributed.runners import ServiceLost
 
 _REASON_CHARACTERS = 300
 
@@ -21,3 +26,21 @@ def failure_reason(error: RayError) -> str:
 def never_ran(error: RayError) -> bool:
     """True if an actor was lost before its process had begun, as when it was placed on a node that had just died."""
     return "never ran" in str(error)
+
+
+@contextmanager
+def loss_of_ray() -> Iterator[None]:
+    """Say of an error by which Ray itself is gone that it is.
+
+    Raises:
+        ServiceLost: in its place; the error of a task is left as it is.
+    """
+    try:
+        yield
+    except (RayError, ConnectionError) as error:
+        if isinstance(error, RayTaskError):
+            raise
+        reason = failure_reason(error) if isinstance(error, RayError) and str(error).strip() else repr(error)
+        raise ServiceLost(
+            f"Ray was lost ({reason}); continue from the last checkpoint, if there is one: --resume"
+        ) from error

@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 
 from mneme.distributed.blueprint import Blueprint
 from mneme.distributed.learners import GO_ON, LearnerLost, Learners
-from mneme.distributed.runners import FragmentRef, FragmentsLost, PendingUpdate, ServiceError
+from mneme.distributed.runners import FragmentRef, FragmentsLost, PendingUpdate, ServiceLost
 from mneme.distributed.waiting import Waits
 from mneme.distributed.workers import State
 from mneme.learner import UpdateReport
@@ -100,7 +100,7 @@ class LastingLearner:
         Raises:
             FragmentsLost: it did not take place.
             ValueError, FloatingPointError: what the learner said.
-            ServiceError: it was lost more often in a row than `service.max_restarts`.
+            ServiceLost: it was lost more often in a row than `service.max_restarts`.
         """
         try:
             with self.waits("driver_for_learner"):
@@ -144,7 +144,7 @@ class LastingLearner:
         while True:
             self._in_a_row += 1
             if self._in_a_row > self._most_in_a_row:
-                raise ServiceError(f"the learner was lost {self._in_a_row} times in a row: {error}; {GO_ON}")
+                raise ServiceLost(f"the learner was lost {self._in_a_row} times in a row: {error}; {GO_ON}")
             _log.warning(f"{error}; it begins anew from its last state")
             self.restarts += 1
             self._coming = None

@@ -22,6 +22,10 @@ class ServiceError(RuntimeError):
     """The service cannot start or go on; the message is for the user."""
 
 
+class ServiceLost(ServiceError):
+    """Ray itself, or the learner, is gone; another try may go on."""
+
+
 class FragmentsLost(ServiceError):
     """Fragments vanished with their node before the learner could read them; the learner itself is as it was."""
 

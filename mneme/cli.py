@@ -18,7 +18,7 @@ from mneme.arguments import hint_of, make_parser
 from mneme.configuration.config import load_config, settings, suggest
 from mneme.configuration.presets import find_preset, preset_names
 from mneme.distributed.config import ConfigError
-from mneme.distributed.runners import ServiceError
+from mneme.distributed.runners import ServiceError, ServiceLost
 from mneme.envs import EnvironmentFailure
 from mneme.reporting.tracking.dashboard import serve_dashboard
 from mneme.storage.checkpoint import CheckpointError
@@ -61,7 +61,8 @@ def _run(options: argparse.Namespace) -> int:
     except ValueError as error:
         return _fail(error, _RUN_ERROR if options.command in ("train", "suite") else _USAGE_ERROR)
     except ServiceError as error:
-        return _fail(error, _RUN_ERROR if getattr(options, "retries", None) is None else LOST)
+        again = isinstance(error, ServiceLost) and getattr(options, "retries", None) is not None
+        return _fail(error, LOST if again else _RUN_ERROR)
     except (EnvironmentFailure, FloatingPointError, OSError) as error:
         return _fail(error, _RUN_ERROR)
     except KeyboardInterrupt:

@@ -57,7 +57,7 @@ def supervise(folder: Path, retries: int, command: Sequence[str]) -> int:
             break
         before, newest = newest, _newest_checkpoint(folder)
         failures = failures + 1 if newest == before else 1
-        how = f"was killed ({_name(-status)})" if status < 0 else "lost Ray"
+        how = f"was killed ({_name(-status)})" if status < 0 else "lost Ray or its learner"
         if failures > retries:
             _say(f"the process that trains {how}, {failures} times in a row without a new checkpoint; see what it says")
             break

@@ -207,6 +207,10 @@ def _execute(
         run = ActiveRun(blueprint, folder, runner, told, key, meter, curriculum, ModeSchedule(config.learner))
         stack.callback(lambda: told.end(run.progress, outcome))
         stack.callback(run.close)
+        if not local:
+            from mneme.distributed.failures import loss_of_ray
+
+            stack.enter_context(loss_of_ray())
         # What is told may work in the background, and so do the runner's parts, which start meanwhile.
         told.start(RunStart(folder.path, blueprint, key, saved is not None))
         _log.info(f"observed: {'; '.join(blueprint.observed)}")

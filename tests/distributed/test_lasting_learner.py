@@ -18,7 +18,7 @@ from mneme.distributed.lasting_learner import LastingLearner
 from mneme.distributed.learners import Learners
 from mneme.distributed.ray_runner import RayRunner
 from mneme.distributed.replay import Replay
-from mneme.distributed.runners import FragmentsLost, ServiceError
+from mneme.distributed.runners import FragmentsLost, ServiceLost
 from mneme.distributed.service import asynchronous
 from mneme.storage.checkpoint import list_checkpoints, load_checkpoint
 from mneme.training import train
@@ -159,6 +159,6 @@ def test_a_learner_that_keeps_dying_ends_the_run_with_a_sentence(
 
     monkeypatch.setattr(LastingLearner, "_take_up", dies_again)
     ray.kill(service.learner.actors[0])
-    with pytest.raises(ServiceError, match=r"the learner was lost 2 times in a row: .*last checkpoint.*--resume"):
+    with pytest.raises(ServiceLost, match=r"the learner was lost 2 times in a row: .*last checkpoint.*--resume"):
         service.learn(fragments)
     assert sum("it begins anew from its last state" in note for note in notes) == 1

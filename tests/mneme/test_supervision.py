@@ -9,13 +9,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from ray.exceptions import RaySystemError, RayTaskError
 
 from mneme.cli import main
 from mneme.configuration.config import Config, load_config
 from mneme.distributed.config import ConfigError
+from mneme.distributed.failures import loss_of_ray
+from mneme.distributed.runners import ServiceError, ServiceLost
 from mneme.storage.checkpoint import list_checkpoints, load_checkpoint
 from mneme.storage.holding import read_state
 from mneme.supervision import LOST
@@ -107,6 +111,28 @@ def test_one_that_is_lost_without_progress_is_started_again_so_often(
     assert said.count(how) == 3
     assert "from the beginning in 0.0 s (try 2 of 2)" in said
     assert "3 times in a row without a new checkpoint" in said
+
+
+@pytest.mark.parametrize(("error", "status"), [(ServiceLost, LOST), (ServiceError, 1)])
+def test_only_the_loss_of_ray_or_of_the_learner_asks_for_another_try(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: type[ServiceError], status: int
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise error("the run asks for 5 GPU and Ray has 0")
+
+    monkeypatch.setattr("mneme.training.train", fails)
+    assert main(["train", "name=run", "--retries", "0"]) == status
+    assert main(["train", "name=run"]) == 1
+    assert "asks for 5 GPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [RaySystemError("the GCS is gone"), ConnectionResetError("by peer")])
+def test_an_error_of_a_ray_that_is_gone_is_its_loss(error: Exception) -> None:
+    with pytest.raises(ServiceLost, match=r"^Ray was lost \(.*(gone|peer).*\); .*--resume$"), loss_of_ray():
+        raise error
+    task = RayTaskError("update", "Traceback", ValueError("it is of ours"))
+    with pytest.raises(RayTaskError), loss_of_ray():
+        raise task
 
 
 def test_a_new_checkpoint_earns_new_tries(tmp_path: Path) -> None:
