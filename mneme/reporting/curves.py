@@ -65,6 +65,8 @@ class LearningCurve(Callback):
         )
         title = f"{config.env.id}, {config.policy.controller.kind}, {config.learner.mode}"
         try:
+            if folder.curve.is_symlink():  # which would be drawn over what it leads to
+                folder.curve.unlink()
             draw_learning_curve(folder.history(), folder.curve, title, references)
         except OSError as error:
             _log.warning(f"the learning curve could not be drawn: {error}")

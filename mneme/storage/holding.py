@@ -18,6 +18,8 @@ from types import TracebackType
 from typing import IO, Literal, Self, get_args
 
 from mneme.distributed.config import ConfigError
+from mneme.storage.files import opened
+from mneme.storage.files import replace as replace_file
 from mneme.storage.paths import UNSUPPORTED, explained
 
 _log = logging.getLogger(__name__)
@@ -75,7 +77,7 @@ def held(folder: Path) -> bool:
     if state is not None and state.elsewhere and state.alive(time.time()):
         return True
     try:
-        with (folder / LOCK).open() as file:
+        with os.fdopen(opened(folder / LOCK, os.O_RDONLY)) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -101,7 +103,7 @@ class Holding:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         with explained(folder):
-            self._lock: IO[str] = (folder / LOCK).open("w")
+            self._lock: IO[str] = os.fdopen(opened(folder / LOCK, os.O_RDWR | os.O_CREAT), "r+")
         try:
             locked = self._take()
             self._refuse_another(locked)
@@ -168,10 +170,8 @@ class Holding:
     def _write(self) -> None:
         """Write the state whole or not at all; a disk that is full costs what others see of the run, not the run."""
         self._held = replace(self._held, seen=time.time())
-        part = self._folder / f".{STATE}.{os.getpid()}"
         try:
-            part.write_text(json.dumps(asdict(self._held), indent=2) + "\n")
-            os.replace(part, self._folder / STATE)
+            replace_file(self._folder / STATE, json.dumps(asdict(self._held), indent=2) + "\n")
         except OSError as error:
             if not self._unwritten:
                 _log.warning(

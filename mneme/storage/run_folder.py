@@ -21,6 +21,7 @@ from mneme.configuration.config import Config
 from mneme.configuration.records import write_yaml
 from mneme.distributed.config import ConfigError
 from mneme.storage.checkpoint import list_checkpoints
+from mneme.storage.files import opened, replace
 from mneme.storage.holding import LOCK, STATE, Holding
 from mneme.storage.paths import CHECKPOINTS, checked_name, explained, local_path, locate
 
@@ -46,7 +47,7 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
     """Add a line of JSON to a file. A line that was cut off, by a full disk or a kill, does not spoil the one behind
     it."""
     line = json.dumps(record).encode()
-    with path.open("ab+") as file:
+    with os.fdopen(opened(path, os.O_RDWR | os.O_APPEND | os.O_CREAT), "ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             line = line if file.read(1) == b"\n" else b"\n" + line
@@ -188,10 +189,8 @@ class RunFolder:
 
     def _replace(self, target: Path, text: str) -> None:
         """Write a file whole or not at all."""
-        part = target.with_name(f".{target.name}.part")
         with explained(self.path):
-            part.write_text(text)
-            os.replace(part, target)
+            replace(target, text)
 
     @classmethod
     def of(cls, path: Path) -> "RunFolder":

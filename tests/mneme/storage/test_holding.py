@@ -131,7 +131,7 @@ def test_a_full_disk_costs_the_state_alone(tmp_path: Path, monkeypatch: pytest.M
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr("mneme.storage.files.opened", full)
     with Holding(tmp_path):
         pass
     assert len(notes) == 1

@@ -192,7 +192,7 @@ def test_a_rewind_that_finds_no_room_loses_nothing(tmp_path: Path, monkeypatch: 
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "write_text", full)
+        patched.setattr("mneme.storage.files.opened", full)
         with pytest.raises(OSError, match="its disk is full"):
             folder.rewind(1)
     assert [row["step"] for row in folder.history()] == [1, 2, 3]
