@@ -18,12 +18,14 @@ from rich.text import Text
 from mneme.configuration.records import read_yaml
 from mneme.reporting.display import NOTHING, clock
 from mneme.storage.checkpoint import list_checkpoints, step_of
+from mneme.storage.files import opened, read_text
 from mneme.storage.holding import Held, held, read_state
 from mneme.storage.run_folder import Row, RunFolder
 
 _TAIL = 1 << 20  # bytes of metrics.jsonl that are read, from its end
 _LOG_LINES = 5
 _RECENT = 100  # updates over which the rate is taken
+_MOST = 1e18  # in metrics; a number beyond is none that a run has written
 _WIDTH = 160  # columns where the output is no terminal
 _HEADINGS = ("name", "task", "controller", "step", "success", "state", "last seen")
 
@@ -59,7 +61,7 @@ class RunStatus:
     def total(self) -> int | None:
         """Environment steps after which it ends."""
         total = self.setting("train", "total_timesteps")
-        return total if type(total) is int else None
+        return total if type(total) is int and _plain(total) else None
 
     @property
     def rate(self) -> float | None:
@@ -97,7 +99,7 @@ def run_status(path: Path) -> RunStatus:
     folder = RunFolder(path)
     state = read_state(path)
     try:
-        settings = read_yaml(folder.config.read_text()) if folder.config.exists() else {}
+        settings = read_yaml(read_text(folder.config)) if folder.config.exists() else {}
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         settings = {}
     checkpoints = list_checkpoints(folder.checkpoints)
@@ -185,7 +187,7 @@ def _show_lines(lines: Iterable[tuple[str, str]], console: Console | None) -> No
 
 
 def _cells(run: RunStatus) -> Iterator[str]:
-    yield run.path.name
+    yield _text(run.path.name)
     yield _text(run.setting("env", "id"))
     yield _text(run.setting("policy", "controller", "kind"))
     yield _steps(run)
@@ -233,7 +235,7 @@ def _evaluation(run: RunStatus) -> str:
 def _last_rows(metrics: Path) -> tuple[list[Row], float | None]:
     """The rows at the end of a file of metrics, and when it was written."""
     try:
-        with metrics.open("rb") as file:
+        with os.fdopen(opened(metrics, os.O_RDONLY), "rb") as file:
             status = os.fstat(file.fileno())
             file.seek(max(0, status.st_size - _TAIL))
             lines = file.read().splitlines()
@@ -242,12 +244,17 @@ def _last_rows(metrics: Path) -> tuple[list[Row], float | None]:
     rows = []
     for line in lines:  # the first may be a part of one
         try:
-            row = {key: value for key, value in json.loads(line).items() if isinstance(value, int | float)}
-        except (ValueError, AttributeError):
+            row = {key: value for key, value in json.loads(line).items() if _plain(value)}
+        except (ValueError, AttributeError, RecursionError):
             continue
         if type(row.get("step")) is int and "time" in row:
             rows.append(row)
     return rows, status.st_mtime
+
+
+def _plain(value: Any) -> bool:
+    """True of numbers that can be reckoned with; neither those without end nor NaN are."""
+    return isinstance(value, int | float) and abs(value) < _MOST
 
 
 def _steps(run: RunStatus) -> str:

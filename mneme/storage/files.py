@@ -25,6 +25,12 @@ def opened(path: Path, flags: int) -> int:
     return descriptor
 
 
+def read_text(path: Path) -> str:
+    """What a file holds; raises as `opened` does."""
+    with os.fdopen(opened(path, os.O_RDONLY), encoding="utf-8") as file:
+        return file.read()
+
+
 def replace(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     part = path.with_name(f".{path.name}.part")

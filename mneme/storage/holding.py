@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import IO, Literal, Self, get_args
 
 from mneme.distributed.config import ConfigError
-from mneme.storage.files import opened
+from mneme.storage.files import opened, read_text
 from mneme.storage.files import replace as replace_file
 from mneme.storage.paths import UNSUPPORTED, explained
 
@@ -30,6 +30,7 @@ LOCK, STATE = ".lock", "state.json"
 RENEWAL = 15.0  # seconds
 STALE = 120.0  # seconds without a renewal after which a process on another host is taken to be gone
 _READERS = (0.0, 0.05, 0.2)  # seconds after which to try again, as `held` takes the lock for a moment
+_MOST_PID, _MOST_TIME = 1 << 31, 1e11  # the latter is in the year 5138
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -62,12 +63,13 @@ class Held:
 def read_state(folder: Path) -> Held | None:
     """The state of the run in a folder; None if there is none that can be read."""
     try:
-        state = Held(**json.loads((folder / STATE).read_text()))
-    except (OSError, ValueError, TypeError):
+        state = Held(**json.loads(read_text(folder / STATE)))
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
     texts = (state.state, state.host, state.boot, state.reason or "")
     plain = all(isinstance(text, str) and text.isprintable() for text in texts)
-    plain = plain and type(state.pid) is int and all(isinstance(t, int | float) for t in (state.began, state.seen))
+    plain = plain and type(state.pid) is int and 0 < state.pid < _MOST_PID
+    plain = plain and all(type(t) in (int, float) and 0 <= t < _MOST_TIME for t in (state.began, state.seen))
     return state if plain and state.state in get_args(State) else None
 
 

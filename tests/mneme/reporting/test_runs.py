@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -121,9 +122,42 @@ def test_only_the_end_of_long_metrics_is_read(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_stranger_cannot_steer_the_terminal(tmp_path: Path) -> None:
-    path = a_run(tmp_path / "one")
+    path = a_run(tmp_path / "one\x1b[31m\n\x9b")
     (path / "config.yaml").write_text('env: {id: "a\\e]0;b[red]"}')
-    assert shown(show_runs, tmp_path)[1][1] == "a]0;b[red]"
+    assert shown(show_runs, tmp_path)[1][:2] == ["one[31m", "a]0;b[red]"]
+    assert shown(show_status, path)[0] == ["run", f"{tmp_path}/one[31m"]
+
+
+@pytest.mark.parametrize("number", [10**400, 1e300, math.inf, math.nan, -1e18, -1, True])
+@pytest.mark.parametrize("name", ["seen", "began", "pid"])
+def test_a_state_that_cannot_be_is_none(tmp_path: Path, name: str, number: float) -> None:
+    path = a_run(tmp_path / "one") / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: number}))
+    assert shown(show_runs, tmp_path)[1][5] == "–"
+    assert dict(line for line in shown(show_status, path.parent) if len(line) == 2)["state"] == "–"
+
+
+@pytest.mark.parametrize("number", [10**400, 1e300, math.inf, math.nan])
+def test_a_number_without_measure_is_none(tmp_path: Path, number: float) -> None:
+    path = a_run(tmp_path / "one", state=None, success=number, steps_per_second=number)
+    (path / "config.yaml").write_text(CONFIG.replace("4000", hex(10**5000)))
+    with (path / "metrics.jsonl").open("a") as file:
+        row = {"step": 3000, "time": time.time(), "evaluation/return": 1, "evaluation/success": number}
+        file.write(f"{json.dumps(row)}\n{json.dumps({'step': 10**400, 'time': number})}\n{'[' * 100_000}\n")
+    with Holding(path):
+        assert shown(show_runs, tmp_path)[1][3:6] == ["3,000 / –", "75.0 %", "training"]
+        lines = dict(line for line in shown(show_status, path) if len(line) == 2)
+    assert (lines["success"], lines["evaluation"]) == ("–", "return 1.000 at step 3,000")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", ["metrics.jsonl", "state.json", "config.yaml", ".lock"])
+def test_a_pipe_in_a_files_place_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    path = a_run(tmp_path / "one") / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    assert shown(show_runs, tmp_path)[1][0] == "one"
+    shown(show_status, path.parent)
 
 
 def test_a_job_is_told_with_its_newest_progress(monkeypatch: pytest.MonkeyPatch) -> None:
