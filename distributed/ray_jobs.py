@@ -1,7 +1,10 @@
 """A Ray job as its cluster's job server knows it, asked from anywhere that reaches the server."""
 
 import socket
-from typing import NamedTuple
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import requests
@@ -10,7 +13,10 @@ from ray.job_submission import JobSubmissionClient
 
 from mneme.distributed.runners import ServiceError
 
+T = TypeVar("T")
+
 _CONNECT_SECONDS = 10.0
+_ANSWER_SECONDS, _LOG_SECONDS = 20.0, 120.0  # a log may be long, and its tunnel slow
 
 
 class JobState(NamedTuple):
@@ -40,15 +46,41 @@ def job_state(job: str, address: str) -> JobState:
     try:
         port = url.port or (443 if url.scheme == "https" else 80)
         socket.create_connection((url.hostname, port), timeout=_CONNECT_SECONDS).close()  # Ray would wait without end
-        client = JobSubmissionClient(address)
-        info = client.get_job_info(job)
-        log = client.get_job_logs(job)
-    except (AuthenticationError, requests.RequestException, OSError, RuntimeError, ValueError) as error:
+        client = _in_time(lambda: JobSubmissionClient(address), _ANSWER_SECONDS)
+        info = _in_time(lambda: client.get_job_info(job), _ANSWER_SECONDS)
+        log = _in_time(lambda: client.get_job_logs(job), _LOG_SECONDS)
+    except (
+        AuthenticationError, requests.RequestException, OSError, RuntimeError, ValueError, TypeError, LookupError,
+    ) as error:  # fmt: skip
         raise ServiceError(f"the job {job} cannot be asked for at {address}: {_reason(error)}") from None
     return JobState(
         str(info.status), info.message or "", info.entrypoint, _seconds(info.start_time), _seconds(info.end_time),
         log.splitlines(),
     )  # fmt: skip
+
+
+def _in_time(call: Callable[[], T], seconds: float) -> T:
+    """What a call answers; Ray's wait without end, so one that is late is left to itself.
+
+    Raises:
+        TimeoutError: it is late.
+    """
+    answers: SimpleQueue[tuple[T, None] | tuple[None, BaseException]] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put((call(), None))
+        except BaseException as error:
+            answers.put((None, error))
+
+    Thread(target=run, name="mneme-job", daemon=True).start()
+    try:
+        answer, error = answers.get(timeout=seconds)
+    except Empty:
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
+    if error is not None:
+        raise error
+    return answer  # type: ignore[return-value]
 
 
 def _reason(error: Exception) -> str:
@@ -58,11 +90,21 @@ def _reason(error: Exception) -> str:
             "its job server wants Ray's token; set RAY_AUTH_MODE=token, with the cluster's token in ~/.ray/auth_token "
             "or in the file that RAY_AUTH_TOKEN_PATH names"
         )
-    if "404" in text:
+    if _foreign(error):
+        return "what answers there is no Ray job server; give the address of one, such as http://127.0.0.1:8265"
+    if text.startswith("Request failed with status code 404:"):
         return "there is no such job; list them with: ray job list"
     if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
         return f"nothing answers there ({error.strerror or text}); is its tunnel or its head up?"
     return " ".join(text.split())[:300]
+
+
+def _foreign(error: Exception) -> bool:
+    """True if what answers is something else than a Ray: it refuses to tell its version, or tells no JSON of Ray's."""
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return 400 <= error.response.status_code < 500
+    unread = isinstance(error, requests.exceptions.JSONDecodeError | TypeError | LookupError)
+    return unread or str(error).startswith("Version check returned 404")
 
 
 def _seconds(milliseconds: int | None) -> float | None:
