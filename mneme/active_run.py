@@ -33,6 +33,13 @@ _log = logging.getLogger(__name__)
 _ENDLESS = 1000  # steps of each lane after which an environment of which no episode has ended is suspicious
 
 
+def result_recorded(folder: RunFolder, steps: int) -> bool:
+    """True if the newest metrics of a run whose training ended at a step are of its result, as a process that was
+    killed after that may have left them."""
+    newest = folder.history()[-1:]
+    return any(row["step"] == steps and any(key.startswith("evaluation/") for key in row) for row in newest)
+
+
 @dataclass
 class ActiveRun:
     """The parts of a run, and how far it is."""
@@ -54,6 +61,7 @@ class ActiveRun:
     rows_lost: bool = False
     endless: bool = False  # whether it was said that no episode ends
     evaluation_due: bool = False  # after the newest update
+    ended: bool = False  # whether training has, so that only the result is missing
     reach: float | None = None  # steps that gradients went back in the newest update
 
     @property
@@ -134,7 +142,7 @@ class ActiveRun:
                 self.checkpoint()
             self.settle()
         reached = self._reached(Look.EVALUATION) and self._reached(Look.CONFIRMATION)
-        self.evaluation_due = False
+        self.evaluation_due, self.ended = False, reached
         if self.config.checkpoint.keep_best and self.best is not None and self.best.step == self.steps:
             self.settle()
             if self.saved_at != self.steps:
@@ -160,7 +168,8 @@ class ActiveRun:
             return None
         finally:
             self.meter.skip_pause()
-        self._record(evaluation_row(evaluation, "confirmation/" if look is Look.CONFIRMATION else "evaluation/"))
+        if look is not Look.RESULT or not result_recorded(self.folder, self.steps):
+            self._record(evaluation_row(evaluation, "confirmation/" if look is Look.CONFIRMATION else "evaluation/"))
         _log.info(f"{name} at step {self.steps:,}: {describe_evaluation(evaluation)}")
         self.callbacks.evaluation(self.progress, evaluation, look)
         if look is Look.EVALUATION:
@@ -243,6 +252,7 @@ class ActiveRun:
             "curriculum": self.curriculum.state(),
             "mode_schedule": self.modes.state(),
             "evaluation_due": self.evaluation_due,
+            "ended": self.ended,
             "best": None if self.best is None else self.best._asdict(),
             "waiting_episodes": self.episodes.state(),
             "config": to_json(self.config.to_dict()),

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from mneme.active_run import ActiveRun
+from mneme.active_run import ActiveRun, result_recorded
 from mneme.callbacks import Callback, Callbacks, Look, Outcome, RunStart, checked
 from mneme.configuration.config import Config, difference
 from mneme.controllers.compilation import compile_ahead
@@ -119,11 +119,23 @@ def _go_on(config: Config, folder: RunFolder, local: bool, audience: list[Callba
             f"another name=..."
         )
     state = read_state(folder.path)
+    run = saved.run | {"ended": _lacks_result_alone(folder, saved.run, recorded, total)}
     done = state is not None and state.state == "complete" and total == recorded.train.total_timesteps
-    if done or saved.run["steps"] >= total:
+    if done or (saved.run["steps"] >= total and not run["ended"]):
         _log.info(f"{folder.path} is complete")
         return Run(folder.path.absolute(), saved.run["steps"], None, interrupted=False)
-    return _execute(blueprint, folder, (saved.run, checked_state(path, saved, blueprint)), local, audience)
+    return _execute(blueprint, folder, (run, checked_state(path, saved, blueprint)), local, audience)
+
+
+def _lacks_result_alone(folder: RunFolder, run: dict[str, Any], config: Config, total: int) -> bool:
+    """True if training has ended at a checkpoint, nobody asks for more steps, and its process was lost before it was
+    done with the result."""
+    if not run["ended"] or total > config.train.total_timesteps:
+        return False
+    state = read_state(folder.path)
+    if state is None:  # brought home from a mirror, which has none
+        return not result_recorded(folder, run["steps"])
+    return state.state != "complete"
 
 
 def resume(
@@ -159,16 +171,17 @@ def resume(
             config = config.changed("learner", replicas=replicas, num_threads=None)
         if not trust:
             refuse_foreign_places(config, path, folder.path, local, source and source.uri)
-        if total_timesteps is not None:
-            config = config.changed("train", total_timesteps=total_timesteps)
-        if saved.run["steps"] >= config.train.total_timesteps:
+        total = config.train.total_timesteps if total_timesteps is None else total_timesteps
+        run = saved.run | {"ended": _lacks_result_alone(folder, saved.run, config, total)}
+        config = config.changed("train", total_timesteps=total)
+        if not run["ended"] and saved.run["steps"] >= config.train.total_timesteps:
             raise ConfigError(
                 f"{path} is complete at step {saved.run['steps']}; to train for longer, give train.total_timesteps=N "
                 f"above that"
             )
         blueprint = checked_blueprint(config, local)
         state = checked_state(path, saved, blueprint)
-        return _execute(blueprint, folder, (saved.run, state), local, audience)
+        return _execute(blueprint, folder, (run, state), local, audience)
 
 
 @contextmanager
@@ -239,7 +252,7 @@ def _loop(run: ActiveRun, stop: StopRequest) -> bool:
     train, every = run.config.train, run.config.checkpoint.every
     next_checkpoint = _next_multiple(run.steps, every)
     next_evaluation = _next_multiple(run.steps, train.evaluate_every)
-    if run.evaluation_due and run.solved():
+    if run.ended or (run.evaluation_due and run.solved()):
         return True
     for update in _updates(run):
         episodes, row = run.count(update)
@@ -247,7 +260,8 @@ def _loop(run: ActiveRun, stop: StopRequest) -> bool:
         run.seems_endless()
         if run.curriculum.advance(episodes):  # before any return, as the last checkpoint holds its counts
             run.enter_level()
-        if run.steps >= train.total_timesteps:
+        run.ended = run.steps >= train.total_timesteps
+        if run.ended:
             return True
         promising = math.inf if train.stop_success is None else train.stop_success - _EXPLORATION
         seems_solved = run.curriculum.complete and row["success"] >= promising
@@ -289,7 +303,7 @@ def _restore(run: ActiveRun, saved: dict[str, Any], state: RunState) -> None:
     run.meter.episodes = saved["episodes"]
     run.curriculum.set_state(saved["curriculum"])
     run.modes.set_state(saved["mode_schedule"])
-    run.evaluation_due = saved["evaluation_due"]
+    run.evaluation_due, run.ended = saved["evaluation_due"], saved["ended"]
     run.best = None if saved["best"] is None else Best(**saved["best"])
     run.episodes.set_state(saved["waiting_episodes"])
     run.runner.level = run.curriculum.level

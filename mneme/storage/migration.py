@@ -8,7 +8,9 @@ from mneme.configuration.records import from_json
 from mneme.configuration.renamed import under_new_names
 from mneme.storage.checkpoint import Checkpoint
 
-_LATER_RUN: dict[str, Any] = {"mode_schedule": {"stage": 0, "returns": []}, "evaluation_due": False, "best": None}
+_LATER_RUN: dict[str, Any] = {
+    "mode_schedule": {"stage": 0, "returns": []}, "evaluation_due": False, "ended": False, "best": None,
+}  # fmt: skip
 _LATER_LEARNER = {"nonfinite_in_a_row": np.array(0)}
 """What checkpoints did not hold at first, with the values that a run then had."""
 

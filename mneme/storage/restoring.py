@@ -122,8 +122,9 @@ def _check_record(path: Path, run: Mapping[str, Any], config: Config) -> None:
         raise _strange(path, "curriculum", curriculum)
     if not ModeSchedule(config.learner).fits(run["mode_schedule"]):
         raise _strange(path, "mode_schedule", run["mode_schedule"])
-    if not isinstance(run["evaluation_due"], bool):
-        raise _strange(path, "evaluation_due", run["evaluation_due"])
+    for name in ("evaluation_due", "ended"):
+        if not isinstance(run[name], bool):
+            raise _strange(path, name, run[name])
     if run["best"] is not None and not Best.fits(run["best"]):
         raise _strange(path, "best", run["best"])
     waiting: Any = run.get("waiting_episodes")

@@ -10,8 +10,8 @@ def test_a_checkpoint_of_before_gets_what_it_lacks() -> None:
     old = Checkpoint({"steps": 3, "config": {"rollout": {"lanes": 4}}}, {"learner": {"version": np.array(7)}})
     new = migrated(old)
     assert new.run == {
-        "steps": 3, "config": {"rollout": {"num_envs": 4}}, "evaluation_due": False, "best": None,
-        "mode_schedule": {"stage": 0, "returns": []},
+        "steps": 3, "config": {"rollout": {"num_envs": 4}}, "evaluation_due": False, "ended": False,
+        "best": None, "mode_schedule": {"stage": 0, "returns": []},
     }  # fmt: skip
     assert {name: int(array) for name, array in new.arrays["learner"].items()} == {
         "version": 7,
@@ -22,7 +22,7 @@ def test_a_checkpoint_of_before_gets_what_it_lacks() -> None:
 def test_one_of_today_is_left_as_it_is() -> None:
     run = {
         "config": {"rollout": {"num_envs": 4}}, "evaluation_due": True, "best": {"step": 1, "score": [1.0, 2.0]},
-        "mode_schedule": {"stage": 1, "returns": [0.5]},
+        "mode_schedule": {"stage": 1, "returns": [0.5]}, "ended": True,
     }  # fmt: skip
     learner = {"nonfinite_in_a_row": np.array(2)}
     assert migrated(Checkpoint(run, {"learner": learner})) == Checkpoint(run, {"learner": learner})

@@ -237,6 +237,7 @@ def test_evaluate_and_resume_refuse_alike_and_leave_the_run_as_it_was(saved: Che
                     {"level": 0, "recent": None}, {"level": 0, "recent": [True] * 9999}, {"level": True, "recent": []},
                 ),
                 "tracking_run": (3, [], {}), "resumes_exactly": (None, 1), "evaluation_due": (0, None),
+                "ended": (0, None, "no"),
                 "mode_schedule": (None, {"stage": 9, "returns": []}),
                 "best": ({}, 3, {"step": -1, "score": [0.0, 1.0]}, {"step": 1, "score": [1, None]}),
                 "waiting_episodes": (None, 3, [3], [{}], [{"worker": 0, "incarnation": 0, "waiting": [[1]]}]),
