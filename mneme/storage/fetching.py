@@ -19,7 +19,7 @@ from mneme.storage.checkpoint import (
     put,
     step_of,
 )
-from mneme.storage.mirror import Files, whole_checkpoints
+from mneme.storage.mirror import BESIDE, Files, whole_checkpoints
 from mneme.storage.paths import CHECKPOINT_PREFIX, CHECKPOINTS, MANIFEST, checked_name, explained
 from mneme.storage.run_folder import RunFolder
 from mneme.storage.settings import CheckpointSettings
@@ -28,7 +28,6 @@ from mneme.storage.uri import as_uri, split_options
 
 _log = logging.getLogger(__name__)
 
-_BESIDE = ("config.yaml", "metrics.jsonl", "curve.png")
 _ROUNDS = 3  # of looking for a checkpoint, as a run that goes on may remove those that were there
 
 
@@ -144,7 +143,7 @@ def _take(store: Store, files: Files, name: str, folder: RunFolder, here: tuple[
     with explained(folder.path):
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.path.name}-", dir=folder.path.parent))
     try:
-        _download(store, files, name, partial, _BESIDE if newer else ())
+        _download(store, files, name, partial, BESIDE if newer else ())
         loaded = load_checkpoint(partial / name)
         if here is not None and here[1].run.get("tracking_run") != loaded.run.get("tracking_run"):
             raise _RefusedError(f"{folder.path} holds another run than {store.uri}; move it, or start elsewhere")

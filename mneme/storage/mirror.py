@@ -29,6 +29,9 @@ _log = logging.getLogger(__name__)
 
 _PATIENCE = 60.0  # seconds without a byte, or of tries that fail, after which the end of a run waits no longer
 
+BESIDE = ("config.yaml", "metrics.jsonl", "curve.png")
+"""The files beside the checkpoints."""
+
 Files = Mapping[str, int]
 
 
@@ -42,6 +45,11 @@ def checkpoints_in(files: Files) -> dict[int, str]:
 def whole_checkpoints(files: Files) -> dict[int, str]:
     """Those with a manifest: step -> folder."""
     return {step: folder for step, folder in checkpoints_in(files).items() if f"{folder}/{MANIFEST}" in files}
+
+
+def _of_a_beginning(name: str) -> bool:
+    """True of what a run leaves that ended before its first checkpoint was copied."""
+    return name in (*BESIDE, ".probe") or name.startswith(f"{CHECKPOINTS}/{CHECKPOINT_PREFIX}")
 
 
 def _known(folder: RunFolder) -> set[int]:
@@ -71,7 +79,7 @@ class Mirror(Callback):
             record = newest and parse_json(self._store.read(f"{newest[1]}/{RUN}", MOST_JSON), RUN)
         except (OSError, ValueError) as error:
             raise ConfigError(f"checkpoint.mirror: {error}; mend that, or leave checkpoint.mirror unset") from None
-        if saved is None and files:
+        if saved is None and (newest or not all(map(_of_a_beginning, files))):
             raise ConfigError(
                 f"{self.uri} exists already; choose another name=..., or go on with it: --resume {self.uri}"
             )
@@ -148,10 +156,10 @@ class Mirror(Callback):
 
     def _catch_up(self, newest: Path) -> None:
         """Copy what the store lacks, the newest checkpoint first, and remove there what is superseded."""
-        best = best_of(newest)
+        best = best_of(newest) if self._settings.keep_best else None
         files = self._store.files()
         for path in (self._folder.config, self._folder.metrics, self._folder.curve):
-            if path.exists():
+            if path.is_file() and not path.is_symlink():
                 with path.open("rb") as file:
                     self._store.put(path.name, file)
         here = {step_of(path): path for path in list_checkpoints(self._folder.checkpoints)}
@@ -178,6 +186,8 @@ class Mirror(Callback):
                 return
             self._store.remove(folder, MANIFEST)  # of the same step, before the run went on from an earlier one
         with ExitStack() as stack:  # once they are open, they can be read even if they are superseded meanwhile
-            opened = {file.name: stack.enter_context(file.open("rb")) for file in path.iterdir()}
+            opened = {
+                file.name: stack.enter_context(file.open("rb")) for file in path.iterdir() if not file.is_symlink()
+            }
             for name in sorted(opened, key=lambda name: (name == MANIFEST, name)):
                 self._store.put(f"{folder}/{name}", opened[name])

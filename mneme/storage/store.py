@@ -110,6 +110,8 @@ class Store:
     def try_out(self) -> None:
         """Write a file and remove it."""
         with self._explained():
+            if isinstance(self._fs, fs.LocalFileSystem):
+                Path(self._root).mkdir(0o700, parents=True, exist_ok=True)  # its owner's alone, as a run's folder is
             self._fs.create_dir(self._root, recursive=True)
             with self._fs.open_output_stream(self._at(".probe")) as probe:
                 probe.write(b"mneme")
