@@ -3,12 +3,13 @@
 It is a program of its own, which imports Python's own modules alone, so that the memory that runs out is not its own.
 """
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -16,6 +17,7 @@ from typing import NoReturn
 LOST = 75  # the status with which a process asks to be started again; to sysexits.h, too, it says: try again
 _PAUSES = (1, 5, 15, 60)  # seconds before the first try, the second, ...
 _TICK = 0.1
+_PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
 
 
 def become_supervisor(folder: Path, retries: int, words: Sequence[str]) -> NoReturn:
@@ -48,16 +50,21 @@ def supervise(folder: Path, retries: int, command: Sequence[str]) -> int:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, pass_on)
     failures, newest = 0, _newest_checkpoint(folder)
+    bind = _dying_with_this_process()
     while True:
-        child = subprocess.Popen(command)
-        if asked:  # before there was anybody to tell
-            child.send_signal(asked[-1])
-        status = child.wait()
+        try:
+            child = subprocess.Popen(command, preexec_fn=bind)
+        except OSError as error:
+            status, how = LOST, f"could not be started ({error.strerror})"
+        else:
+            if asked:  # before there was anybody to tell
+                child.send_signal(asked[-1])
+            status = child.wait()
+            how = f"was killed ({_name(-status)})" if status < 0 else "lost Ray or its learner"
         if asked or (status >= 0 and status != LOST):
             break
         before, newest = newest, _newest_checkpoint(folder)
         failures = failures + 1 if newest == before else 1
-        how = f"was killed ({_name(-status)})" if status < 0 else "lost Ray or its learner"
         if failures > retries:
             _say(f"the process that trains {how}, {failures} times in a row without a new checkpoint; see what it says")
             break
@@ -69,6 +76,20 @@ def supervise(folder: Path, retries: int, command: Sequence[str]) -> int:
         if asked:
             return 128 + asked[-1]
     return status if status >= 0 else 128 - status
+
+
+def _dying_with_this_process() -> Callable[[], None] | None:
+    """What a child calls on its way to have SIGTERM, and so to stop with a checkpoint, once this process is gone."""
+    if sys.platform != "linux":
+        return None
+    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
+
+    def bind() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it was gone before
+            os._exit(128 + signal.SIGTERM)
+
+    return bind
 
 
 def _newest_checkpoint(folder: Path) -> str | None:

@@ -1,6 +1,7 @@
 """A training process that is killed is started again, and comes to the same result; one that ends is not."""
 
 import ast
+import errno
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from ray.exceptions import RaySystemError, RayTaskError
 
+from mneme import supervision
 from mneme.cli import main
 from mneme.configuration.config import Config, load_config
 from mneme.distributed.config import ConfigError
@@ -166,6 +168,34 @@ def test_a_wish_to_stop_counts_between_two_tries_and_where_the_process_dies_of_i
     tried.terminate()
     assert tried.wait(50) == 128 + signal.SIGTERM
     assert starts(tmp_path) == 1
+
+
+def test_a_process_whose_parent_is_killed_is_told_to_stop(tmp_path: Path) -> None:
+    code = "import signal, sys, time; signal.signal(15, lambda *_: (open('told', 'w'), sys.exit())); "
+    code += "open('up', 'w'); time.sleep(60)"
+    tried = parent(tmp_path, 3, code)
+    until((tmp_path / "up").exists)
+    tried.kill()
+    tried.wait(50)
+    end = time.monotonic() + 20
+    until(lambda: (tmp_path / "told").exists() or time.monotonic() > end)
+    assert (tmp_path / "told").exists()
+    assert starts(tmp_path) == 1
+
+
+def test_a_process_that_cannot_be_started_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(subprocess, "Popen", full)
+    monkeypatch.setattr(supervision, "_PAUSES", (0.0,))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert supervision.supervise(tmp_path, 2, ["mneme"]) == LOST
+    said = capfd.readouterr().err
+    assert said.count("could not be started (Cannot allocate memory)") == 3
+    assert "3 times in a row without a new checkpoint" in said
 
 
 def test_the_parent_needs_no_library() -> None:
