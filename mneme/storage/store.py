@@ -110,9 +110,10 @@ class Store:
     def try_out(self) -> None:
         """Write a file and remove it."""
         with self._explained():
-            if isinstance(self._fs, fs.LocalFileSystem):
-                Path(self._root).mkdir(0o700, parents=True, exist_ok=True)  # its owner's alone, as a run's folder is
+            new = isinstance(self._fs, fs.LocalFileSystem) and not os.path.exists(self._root)
             self._fs.create_dir(self._root, recursive=True)
+            if new:  # its owner's alone, as a run's folder is
+                os.chmod(self._root, 0o700)
             with self._fs.open_output_stream(self._at(".probe")) as probe:
                 probe.write(b"mneme")
             self._fs.delete_file(self._at(".probe"))
