@@ -318,8 +318,14 @@ def _restore(run: ActiveRun, saved: dict[str, Any], state: RunState) -> None:
             f"train.total_timesteps was {saved['config']['train']['total_timesteps']:,}: under {' and '.join(falling)} "
             f"the value of the last update falls to zero at step {total:,}"
         )
-    if None in state.workers:
+    absent = [worker for worker, known in enumerate(state.workers) if known is None]
+    if len(absent) == len(state.workers):
         _log.info("this run resumes with new episodes: the state of its environment cannot be read")
+    elif absent:
+        _log.info(
+            f"this run resumes with new episodes of {len(absent)} of its {len(state.workers)} rollout actors, which "
+            f"were not there at the checkpoint"
+        )
     elif run.config.train.evaluation_environments == "training":
         _log.info(
             "this run resumes with the episodes at the checkpoint, which an evaluation after it may have broken off: "
