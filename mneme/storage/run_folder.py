@@ -148,8 +148,11 @@ class RunFolder:
                 ) from None
 
     def lock(self) -> Holding:
-        """Hold the folder for this process; see `Holding`."""
-        return Holding(self.path)
+        """Hold the folder for this process, without the half of a checkpoint that a kill has left; see `Holding`."""
+        holding = Holding(self.path)
+        for half in self.checkpoints.glob(".partial-*-*"):
+            shutil.rmtree(half, ignore_errors=True)
+        return holding
 
     def refuse_if_in_use(self) -> None:
         """Refuse what `lock` would refuse, before anything has started; makes nothing where no run has been.

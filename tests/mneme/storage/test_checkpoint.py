@@ -2,12 +2,14 @@
 
 import json
 import pickle
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors import SafetensorError
 
+from mneme.distributed.config import ConfigError
 from mneme.storage import checkpoint as module
 from mneme.storage.checkpoint import (
     CheckpointError,
@@ -16,6 +18,7 @@ from mneme.storage.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from mneme.storage.run_folder import RunFolder
 
 PARTS = {
     "learner": {
@@ -127,6 +130,12 @@ def test_a_kill_while_writing_leaves_the_ones_before(tmp_path: Path) -> None:
     half.mkdir()
     (half / "learner.safetensors").write_bytes(b"half")
     assert find_checkpoint(tmp_path)[0] == good
+    with closing(RunFolder(tmp_path).lock()):
+        assert not half.exists()
+        half.mkdir()
+        with pytest.raises(ConfigError, match="another process"):
+            RunFolder(tmp_path).lock()
+        assert half.exists(), "it is another's, who writes it"
 
 
 def test_loading_never_runs_code(tmp_path: Path) -> None:
