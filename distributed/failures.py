@@ -13,7 +13,7 @@ _REASON_CHARACTERS = 300
 def failure_reason(error: RayError) -> str:
     """The heart of a Ray error in one line, without its remote traceback."""
     if isinstance(error, RayTaskError):
-        return f"{type(error.cause).__name__}: {error.cause}"
+        return f"{type(error.cause).__name__}: {error.cause}".partition("\n")[0]
     if isinstance(error, GetTimeoutError):
         return "it did not answer in time"
     if "node has died" in str(error) or "node was terminated" in str(error):

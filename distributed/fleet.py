@@ -176,7 +176,10 @@ class RolloutFleet:
             raise error.cause from None
         self._replace(worker, failure_reason(error))
 
-    def _replace(self, worker: int, reason: str) -> None:
+    def _replace(self, worker: int, reason: str, lost: Any = None) -> None:
+        """Put another one in a worker's place, unless that was done since it was this actor that was lost."""
+        if lost is not None and lost is not self._actors[worker]:
+            return
         self._count_failure(worker, reason)
         _log.warning(f"rollout actor {worker} was lost ({reason}); a new one takes its place", extra={"worker": worker})
         self.restarts += 1
@@ -211,35 +214,36 @@ class RolloutFleet:
         workers = self.present
         share = episode_shares(episodes, len(workers))
         parts: list[Evaluation | EvaluationError] = []
-        asked = [self._evaluation(worker, weights, share, seed, part) for part, worker in enumerate(workers)]
+        asked = [(worker, *self._evaluation(worker, weights, share, seed, part)) for part, worker in enumerate(workers)]
         deadline = monotonic() + self._evaluation_timeout + self._timeout
-        for part, (worker, ref) in enumerate(zip(workers, asked, strict=True)):
-            found = self._evaluated(worker, ref, deadline)
+        for part, (worker, actor, ref) in enumerate(asked):
+            found = self._evaluated(worker, actor, ref, deadline)
             if found is None:
                 self.muster()
                 another = self.present[0]
                 again = self._evaluation(another, weights, share, seed, part)
-                found = self._evaluated(another, again, monotonic() + self._evaluation_timeout + self._timeout)
+                found = self._evaluated(another, *again, monotonic() + self._evaluation_timeout + self._timeout)
             parts.append(found or EvaluationError("two rollout actors were lost, one after the other"))
         for found in parts:  # only now, so that no actor is still busy with it
             if isinstance(found, EvaluationError):
                 raise found
         return Evaluation.joined([found for found in parts if isinstance(found, Evaluation)])
 
-    def _evaluation(self, worker: int, weights: Any, share: int, seed: int, part: int) -> Any:
-        return self._actors[worker].evaluate.remote(weights, share, seed, self._evaluation_timeout, part)
+    def _evaluation(self, worker: int, weights: Any, share: int, seed: int, part: int) -> tuple[Any, Any]:
+        actor = self._actors[worker]
+        return actor, actor.evaluate.remote(weights, share, seed, self._evaluation_timeout, part)
 
-    def _evaluated(self, worker: int, ref: Any, deadline: float) -> "Evaluation | EvaluationError | None":
+    def _evaluated(self, worker: int, actor: Any, ref: Any, deadline: float) -> "Evaluation | EvaluationError | None":
         """A share of an evaluation, why there is none, or None if its actor was lost and is being replaced."""
         try:
             evaluation: Evaluation = ray.get(ref, timeout=max(0.0, deadline - monotonic()))
         except RayTaskError as error:
             return EvaluationError(str(error.cause))
         except GetTimeoutError as error:
-            self._replace(worker, failure_reason(error))
+            self._replace(worker, failure_reason(error), actor)
             return EvaluationError(f"rollout actor {worker} did not answer within {self._evaluation_timeout:g} seconds")
         except RayError as error:
-            self._replace(worker, failure_reason(error))
+            self._replace(worker, failure_reason(error), actor)
             return None
         return evaluation
 

@@ -28,8 +28,9 @@ _Asked = tuple[FragmentRef, ...] | None  # the fragments of an update; None: to 
 class LastingLearner:
     """One learner to the rest of the run, through the lives of its actors.
 
-    Its last state lies in this process; `service.learner_snapshot_every` says how often it is taken. The fragments of
-    the updates since then, one more than that at most, are kept in the object store.
+    Its last state and its newest weights lie in this process, as its node may die with it, and
+    `service.learner_snapshot_every` says how often the state is taken. The fragments of the updates since then, two
+    more than that at most, are kept in the object store.
 
     Args:
         blueprint: what it is built from.
@@ -42,10 +43,11 @@ class LastingLearner:
         self._learners = Learners(blueprint)
         self.weights: Any = self._learners.weights  # a reference to the newest
         self.version = 0  # of these
+        self._held: Any = None  # the weights themselves: while they are held, another node can have them from this one
         self.restarts = 0
         self.waits = Waits("learner", "driver_for_learner")
         self._idle_since = math.inf  # when its last update ended
-        self._in_a_row = self._updates = 0
+        self._in_a_row = 0
         self._redone: dict[_Asked, UpdateReport | None] = {}  # since the last loss; None: lost with its fragments
         self._known: State = {}  # what a learner goes on from; empty before the first
         self._coming: tuple[Any, int] | None = None  # a reference to a later state, and how much of `_since` is in it
@@ -79,8 +81,8 @@ class LastingLearner:
         if self._known:
             self._take_up(self._known)
         else:
-            self.weights = self._learners.weights
-            self._known = self._learners.known(self._learners.state())
+            self._hold(self._learners.weights)
+            self._known = self._learners.fetched(self._learners.state())
 
     def begin(self, fragments: Sequence[FragmentRef]) -> PendingUpdate:
         """Start an update."""
@@ -89,6 +91,10 @@ class LastingLearner:
         self._redone = {}
         self._since.append(tuple(fragments))
         return self._learners.begin(fragments)
+
+    def pending(self, update: PendingUpdate) -> list[Any]:
+        """See `Learners.pending`."""
+        return self._learners.pending(update)
 
     def ready(self, update: PendingUpdate) -> bool:
         """True if `end` would return, or begin anew, at once."""
@@ -116,14 +122,14 @@ class LastingLearner:
                 raise FragmentsLost("an update was lost with its fragments and the learner") from None
             report = redone
         self._in_a_row = 0
-        self._updates += 1
-        if self._coming is None and self._updates % self._every == 0:
+        if self._coming is None and len(self._since) >= self._every:
             self._coming = self._learners.state(), len(self._since)
         return report
 
     def _ended(self, update: PendingUpdate) -> UpdateReport:
         report = self._learners.end(update)
-        self.weights, self.version, self._idle_since = update.weights, report.version, monotonic()
+        self._hold(update.weights)
+        self._idle_since = monotonic()
         return report
 
     def _take_snapshot(self) -> None:
@@ -178,7 +184,7 @@ class LastingLearner:
         """See `Learner.state`."""
         while True:
             try:
-                self._known = self._learners.known(self._learners.state())
+                self._known = self._learners.fetched(self._learners.state())
             except LearnerLost as error:
                 self._begin_anew(error)
             else:
@@ -188,11 +194,17 @@ class LastingLearner:
     def set_state(self, state: State) -> None:
         """Go on from a state."""
         self._known, self._since, self._coming = state, [], None
-        self._take_up(state)
+        try:
+            self._take_up(state)
+        except LearnerLost as error:
+            self._begin_anew(error)
 
     def _take_up(self, state: State) -> None:
-        self.weights = self._learners.set_state(state)
-        self.version = int(ray.get(self.weights).version)
+        self._hold(self._learners.set_state(state))
+
+    def _hold(self, weights: Any) -> None:
+        self._held = self._learners.fetched(weights)
+        self.weights, self.version = weights, int(self._held.version)
 
     def close(self) -> None:
         """Let it go, with what was reserved for it."""

@@ -109,6 +109,11 @@ class Learners:
         following = [each.follow.remote(own) for each, own in zip(self.actors[1:], others, strict=True)]
         return PendingUpdate(report, weights, tuple(following), tuple(fragments), monotonic() + self._patience)
 
+    def pending(self, update: PendingUpdate) -> list[Any]:
+        """What to wait for until an update is done, at least one reference."""
+        refs = [update.report, *update.following]
+        return ray.wait(refs, num_returns=len(refs), timeout=0)[1] or refs
+
     def ready(self, update: PendingUpdate) -> bool:
         """True if `end` would return, or raise, at once."""
         refs = [update.report, *update.following]
@@ -139,11 +144,13 @@ class Learners:
         """A reference to their state after what they have been asked so far; see `Learner.state`. The same on all."""
         return self.actors[0].state.remote()
 
-    def known(self, state: Any) -> State:
-        """The state that a reference stands for. Raises as `end` does."""
-        self._all([state])
-        found: State = ray.get(state)
-        return found
+    def fetched(self, ref: Any) -> Any:
+        """What a reference to something of theirs stands for. Raises as `end` does."""
+        self._all([ref])
+        try:
+            return ray.get(ref)
+        except RayError as error:
+            raise _explained(error) from None
 
     def set_state(self, state: State) -> Any:
         """Give all of them the state of one; a reference to its weights."""

@@ -144,7 +144,7 @@ class RayRunner:
     def wait(self, update: PendingUpdate | None) -> list[Arrival]:
         if update is None:
             self.fleet.muster()
-        return self.fleet.wait(*[update.report] if update else [])
+        return self.fleet.wait(*self.learner.pending(update) if update else [])
 
     def start(self) -> None:
         with saying_that_it_goes_on("starting the actors"):

@@ -61,7 +61,8 @@ def synchronous(runner: Runner, replay: Replay[FragmentRef], patience: int) -> I
         barren = 0 if report or wait else barren + 1
         if barren > patience:
             reasons = {arrival.delivery.error for arrival in arrivals if arrival.delivery.error}
-            raise ServiceError(f"{barren} rounds in a row brought no fragment: {'; '.join(sorted(reasons))}")
+            reason = "; ".join(sorted(reasons)) or "no rollout actor answered"
+            raise ServiceError(f"{barren} rounds in a row brought no fragment: {reason}")
 
 
 def asynchronous(runner: OverlappingRunner, replay: Replay[FragmentRef]) -> Iterator[Update]:

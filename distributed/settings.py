@@ -82,7 +82,7 @@ class ServiceSettings(Settings, section="service"):
     """Seconds after which a learner that has not answered, or whose replicas wait for each other, is lost."""
     learner_snapshot_every: int = 1
     """Updates after which the learner's state is taken. A learner that is lost begins anew from the last one, and makes
-    the updates since then again."""
+    the updates since then again, whose fragments are kept in the object store meanwhile."""
     worker_placement: Literal["packed", "spread"] = "spread"
     """Nodes of the rollout actors: on as many as have room for them (spread), or on few (packed)."""
     worker_cpus: float = 1.0

@@ -84,6 +84,27 @@ def test_a_run_goes_on_with_those_that_are_left_and_others_join(cluster: Cluster
     assert taken.collected == sum(taken[1:])
 
 
+def test_a_learner_whose_node_dies_begins_anew_on_another(cluster: Cluster, notes: list[str]) -> None:
+    """Its newest weights were on that node; no rollout actor is to blame."""
+
+    def learner_node() -> Any:
+        return cluster.add_node(num_cpus=0, object_store_memory=MEMORY, resources={"apart": 1})
+
+    add_node(cluster), add_node(cluster)
+    node = learner_node()
+    runner = joined(cluster, "service.learner_resource=apart", "policy.controller.hidden_size=256")
+    runner.start()
+    updates = synchronous(runner, Replay(10**9, 0), patience=3)
+    assert next(updates).report.version == 1
+    cluster.remove_node(node, allow_graceful=False)
+    learner_node()
+    update = next(updates)
+    assert update.report.version == 2
+    assert (update.condition.restarts, update.condition.learner_restarts) == (0, 1)
+    assert update.steps.trained == update.steps.collected
+    assert any("it begins anew from its last state" in note for note in notes)
+
+
 def until(updates: Iterator[Update], workers: int) -> Update:
     """The first update with so many workers, and fragments of all of them."""
     for update in updates:
