@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from mneme.distributed.blueprint import Blueprint
 from mneme.distributed.failures import failure_reason
 from mneme.distributed.learner_replica import LearnerReplica
-from mneme.distributed.runners import FragmentRef, FragmentsLost, PendingUpdate, ServiceError
+from mneme.distributed.runners import FragmentRef, FragmentsLost, PendingUpdate, ServiceError, ServiceLost
 from mneme.distributed.waiting import Waiting
 from mneme.distributed.workers import State
 from mneme.learner import FailedUpdate, GroupError, GroupLost, NonfiniteGradient, UpdateReport
@@ -30,7 +30,7 @@ GO_ON = "continue from the last checkpoint, if there is one: --resume"
 _GRACE = 5.0  # seconds in which the other replicas may say why, once one has failed
 
 
-class LearnerLost(ServiceError):
+class LearnerLost(ServiceLost):
     """A learner actor is gone, or does not answer: another may go on from its last state."""
 
 

@@ -24,6 +24,7 @@ from mneme.distributed.runners import (
     PendingUpdate,
     RunState,
     ServiceError,
+    ServiceLost,
 )
 from mneme.distributed.settings import ServiceSettings
 from mneme.distributed.stragglers import Stragglers
@@ -44,7 +45,8 @@ def start_ray(service: ServiceSettings, workers: int) -> bool:
         Whether a Ray was started here, which `RayRunner.close` then stops.
 
     Raises:
-        ServiceError: no such cluster, or Ray did not start.
+        ServiceLost: nothing answers there, or Ray took too long to start.
+        ServiceError: that is no address, or Ray cannot be started.
     """
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if os.getcwd() not in map(os.path.abspath, sys.path):
@@ -78,7 +80,9 @@ def start_ray(service: ServiceSettings, workers: int) -> bool:
         where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
         reason = " ".join(str(error).split()) or type(error).__name__
         remedy = _remedy(error) if not address else _TOKEN if reached and not mode_given else ""
-        raise ServiceError(f"cannot {where}: {reason}{remedy}; or train without Ray: --local") from None
+        away = not isinstance(error, ValueError) if address else "timed out" in str(error).lower()
+        kind = ServiceLost if away else ServiceError
+        raise kind(f"cannot {where}: {reason}{remedy}; or train without Ray: --local") from None
 
 
 def _remedy(error: Exception) -> str:
