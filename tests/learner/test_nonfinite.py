@@ -94,15 +94,6 @@ def test_none_are_let_pass_if_none_may_be(counting_collector: Callable[..., Coll
         make_learner(collector, settings).update([spoilt(collector.collect()[0])])
 
 
-def test_a_state_of_before_begins_to_count_at_none(counting_collector: Callable[..., Collector]) -> None:
-    collector = counting_collector()
-    state = make_learner(collector, LearnerSettings()).state()
-    del state["nonfinite_in_a_row"]
-    learner = make_learner(collector, LearnerSettings())
-    learner.set_state(state)
-    assert learner.state()["nonfinite_in_a_row"] == 0
-
-
 def test_what_an_update_began_with_leaves_the_device_only_if_it_fails(
     counting_collector: Callable[..., Collector], monkeypatch: pytest.MonkeyPatch
 ) -> None:
