@@ -192,6 +192,7 @@ def test_a_killed_actor_costs_what_it_had_in_flight(service: RayRunner, notes: l
     assert any("rollout actor 0 was lost" in note for note in notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("service", [["service.collect_timeout=8"]], indirect=True)
 def test_an_actor_that_is_stopped_is_replaced(service: RayRunner, notes: list[str]) -> None:
     pid = ray.get(service.fleet._actors[1].__ray_call__.remote(lambda _: psutil.Process().pid))
@@ -317,6 +318,7 @@ def test_asynchronous_service_overlaps_under_the_lag_bound(tmp_path: Path, max_l
     assert all(row["staleness_kl"] >= 0 for row in seen)
 
 
+@pytest.mark.slow
 def test_asynchronous_service_of_whole_episodes(tmp_path: Path) -> None:
     overrides = ["service.mode=async", "rollout.batching=episodes", "train.total_timesteps=4600"]
     result = train(config(tmp_path, *overrides, "env.kwargs={shortest: 20, spread: 9}"))
