@@ -133,9 +133,9 @@ def _lacks_result_alone(folder: RunFolder, run: dict[str, Any], config: Config, 
     if not run["ended"] or total > config.train.total_timesteps:
         return False
     state = read_state(folder.path)
-    if state is None:  # brought home from a mirror, which has none
-        return not result_recorded(folder, run["steps"])
-    return state.state != "complete"
+    if state is not None and state.state in ("training", "complete"):  # of a process that is lost, or that was done
+        return state.state == "training"
+    return not result_recorded(folder, run["steps"])
 
 
 def resume(
