@@ -7,6 +7,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from mneme.distributed.runners import ServiceLost
 
+GO_ON = "continue from the last checkpoint, if there is one: --resume"
 _REASON_CHARACTERS = 300
 
 
@@ -41,6 +42,4 @@ def loss_of_ray() -> Iterator[None]:
         if isinstance(error, RayTaskError):
             raise
         reason = failure_reason(error) if isinstance(error, RayError) and str(error).strip() else repr(error)
-        raise ServiceLost(
-            f"Ray was lost ({reason}); continue from the last checkpoint, if there is one: --resume"
-        ) from error
+        raise ServiceLost(f"Ray was lost ({reason}); {GO_ON}") from error

@@ -99,10 +99,10 @@ class RolloutFleet:
         least = self._least or (self._size if all_of_them else 1)
         waiting = Waiting(self._limit)
         self._welcome(0.0)
-        while len(self.present) < least:
+        while self.size < least:
             self._welcome(1.0)
             waiting.go_on(
-                f"{least - len(self.present)} of the {least} rollout actors that the run waits for",
+                f"{least - self.size} of the {least} rollout actors that the run waits for",
                 self._each,
                 "add nodes, or lower rollout.num_workers, rollout.min_workers or service.worker_cpus",
             )

@@ -14,7 +14,8 @@ import ray
 from ray.exceptions import RayError
 
 from mneme.distributed.blueprint import Blueprint
-from mneme.distributed.learners import GO_ON, LearnerLost, Learners
+from mneme.distributed.failures import GO_ON
+from mneme.distributed.learners import LearnerLost, Learners
 from mneme.distributed.runners import FragmentRef, FragmentsLost, PendingUpdate, ServiceLost
 from mneme.distributed.waiting import Waits
 from mneme.distributed.workers import State

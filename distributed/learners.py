@@ -17,7 +17,7 @@ from ray.util import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mneme.distributed.blueprint import Blueprint
-from mneme.distributed.failures import failure_reason
+from mneme.distributed.failures import GO_ON, failure_reason
 from mneme.distributed.learner_replica import LearnerReplica
 from mneme.distributed.runners import FragmentRef, FragmentsLost, PendingUpdate, ServiceError, ServiceLost
 from mneme.distributed.waiting import Waiting
@@ -26,7 +26,6 @@ from mneme.learner import FailedUpdate, GroupError, GroupLost, NonfiniteGradient
 
 _STRATEGIES = {"packed": "PACK", "spread": "SPREAD"}
 _LEAST = {"memory": 1.0}  # bytes, as Ray places no bundle that reserves nothing, and on a CPU learners reserve no more
-GO_ON = "continue from the last checkpoint, if there is one: --resume"
 _GRACE = 5.0  # seconds in which the other replicas may say why, once one has failed
 
 

@@ -1,19 +1,15 @@
 """A Ray job as its cluster's job server knows it, asked from anywhere that reaches the server."""
 
 import socket
-from collections.abc import Callable
-from queue import Empty, SimpleQueue
-from threading import Thread
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
+from mneme.distributed.in_time import in_time
 from mneme.distributed.runners import ServiceError
-
-T = TypeVar("T")
 
 _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS, _LOG_SECONDS = 20.0, 120.0  # a log may be long, and its tunnel slow
@@ -46,9 +42,9 @@ def job_state(job: str, address: str) -> JobState:
     try:
         port = url.port or (443 if url.scheme == "https" else 80)
         socket.create_connection((url.hostname, port), timeout=_CONNECT_SECONDS).close()  # Ray would wait without end
-        client = _in_time(lambda: JobSubmissionClient(address), _ANSWER_SECONDS)
-        info = _in_time(lambda: client.get_job_info(job), _ANSWER_SECONDS)
-        log = _in_time(lambda: client.get_job_logs(job), _LOG_SECONDS)
+        client = in_time(lambda: JobSubmissionClient(address), _ANSWER_SECONDS)
+        info = in_time(lambda: client.get_job_info(job), _ANSWER_SECONDS)
+        log = in_time(lambda: client.get_job_logs(job), _LOG_SECONDS)
     except (
         AuthenticationError, requests.RequestException, OSError, RuntimeError, ValueError, TypeError, LookupError,
     ) as error:  # fmt: skip
@@ -57,30 +53,6 @@ def job_state(job: str, address: str) -> JobState:
         str(info.status), info.message or "", info.entrypoint, _seconds(info.start_time), _seconds(info.end_time),
         log.splitlines(),
     )  # fmt: skip
-
-
-def _in_time(call: Callable[[], T], seconds: float) -> T:
-    """What a call answers; Ray's wait without end, so one that is late is left to itself.
-
-    Raises:
-        TimeoutError: it is late.
-    """
-    answers: SimpleQueue[tuple[T, None] | tuple[None, BaseException]] = SimpleQueue()
-
-    def run() -> None:
-        try:
-            answers.put((call(), None))
-        except BaseException as error:
-            answers.put((None, error))
-
-    Thread(target=run, name="mneme-job", daemon=True).start()
-    try:
-        answer, error = answers.get(timeout=seconds)
-    except Empty:
-        raise TimeoutError(f"no answer within {seconds:g} s") from None
-    if error is not None:
-        raise error
-    return answer  # type: ignore[return-value]
 
 
 def _reason(error: Exception) -> str:

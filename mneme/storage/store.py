@@ -4,21 +4,18 @@ Whatever goes wrong is a StoreError with a sentence, within a bounded time.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from threading import Thread
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
 
+from mneme.distributed.in_time import in_time
 from mneme.storage.uri import fault_of, split_options
-
-T = TypeVar("T")
 
 _CONNECT, _REQUEST, _ATTEMPTS = 3.0, 10.0, 3  # seconds, seconds, and tries of one request
 _ANSWER = 20.0  # seconds in which a store must show that it can be used
@@ -53,7 +50,10 @@ def open_store(uri: str, *, writing: bool) -> tuple["Store", dict[str, int]]:
             store.try_out()
         return store, store.files()
 
-    return _in_time(opened, uri)
+    try:
+        return in_time(opened, _ANSWER)
+    except TimeoutError as error:
+        raise StoreError(f"{split_options(uri)[0]} cannot be used ({error})") from None
 
 
 class Store:
@@ -148,23 +148,3 @@ def _open(uri: str) -> tuple[Any, str]:
         return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=_REQUEST), **options), folder
     found, folder = fs.FileSystem.from_uri(uri)
     return found, folder.rstrip("/")
-
-
-def _in_time(call: Callable[[], T], uri: str) -> T:
-    """The result of a call that may take long, if it comes in time; a call that does not is left to itself."""
-    results: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
-
-    def run() -> None:
-        try:
-            results.put((call(), None))
-        except BaseException as error:
-            results.put((None, error))
-
-    Thread(target=run, name="mneme-store", daemon=True).start()
-    try:
-        result, error = results.get(timeout=_ANSWER)
-    except Empty:
-        raise StoreError(f"{split_options(uri)[0]} cannot be used (no answer within {_ANSWER:.0f} s)") from None
-    if error is not None:
-        raise error
-    return result  # type: ignore[return-value]
