@@ -28,7 +28,6 @@ RUN = "run.json"
 MOST_JSON = 64 << 20  # bytes of one JSON file
 ABANDONED = "abandoned-"  # before the name of a checkpoint that lies after the one that the run has gone on from
 
-logger = logging.getLogger("mneme")
 _unflushed: list[Path] = []  # the first path that could not be flushed, for which it was said
 
 Arrays = Mapping[str, np.ndarray]
@@ -236,8 +235,8 @@ def _flush(path: Path) -> None:
             raise
         if not _unflushed:
             _unflushed.append(path)
-            logger.warning(
-                "the file system of %s does not flush %s to the disk (%s): after a power cut the newest checkpoint may "
-                "be damaged, and the one before it is then used",
-                path, "folders" if path.is_dir() else "files", error.strerror,
-            )  # fmt: skip
+            what = "folders" if path.is_dir() else "files"
+            _log.warning(
+                f"the file system of {path} does not flush {what} to the disk ({error.strerror}): after a power cut "
+                f"the newest checkpoint may be damaged, and the one before it is then used"
+            )
