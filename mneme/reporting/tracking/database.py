@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import quote
 
 from mneme.reporting.tracking.settings import absolute_uri
+from mneme.storage.files import opened
 
 LOCK_SECONDS = 120.0  # making a store takes some seconds, on a loaded machine tens of them
 _POLL_SECONDS = 0.1
@@ -69,8 +70,9 @@ def one_at_a_time(lock: Path, seconds: float = LOCK_SECONDS) -> Iterator[None]:
 
     Raises:
         TimeoutError: another process held it for `seconds`.
+        OSError: it is a link, or cannot be made.
     """
-    with lock.open("w") as file:
+    with os.fdopen(opened(lock, os.O_RDWR | os.O_CREAT), "r+") as file:
         deadline, folder = time.monotonic() + seconds, lock.with_suffix(".held")
         while True:
             try:

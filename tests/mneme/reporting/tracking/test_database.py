@@ -119,6 +119,14 @@ def test_a_file_that_is_not_mlflows_is_refused_and_left_alone(tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gone.db", "notes.db", "other.db"]
 
 
+def test_a_lock_that_is_a_link_is_refused_and_its_target_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / ".mlflow.db.lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match=r"\.mlflow\.db\.lock is a link, which may lead anywhere; remove it$"):
+        database.prepare(tmp_path / "mlflow.db")
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
 @pytest.mark.parametrize("flock", [True, False])
 def test_one_process_at_a_time_holds_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flock: bool) -> None:
     if not flock:
