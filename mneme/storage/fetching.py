@@ -1,11 +1,13 @@
 """Runs that are named by the URI of their mirror: brought home into `runs/NAME`, and used there as any other."""
 
+import fcntl
+import glob
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +30,7 @@ from mneme.storage.uri import as_uri, split_options
 
 _log = logging.getLogger(__name__)
 
+_RANDOM, _PART = "?" * 8, ".part"  # of the name of a folder for what comes: tempfile's own characters, and its end
 _ROUNDS = 3  # of looking for a checkpoint, as a run that goes on may remove those that were there
 
 
@@ -140,9 +143,7 @@ def _take(store: Store, files: Files, name: str, folder: RunFolder, here: tuple[
     """Take one checkpoint, and the files of its run where it is newer than what is here, into the run's folder."""
     final = folder.path / name
     newer = here is None or step_of(final) > step_of(here[0])
-    with explained(folder.path):
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.path.name}-", dir=folder.path.parent))
-    try:
+    with _beside(folder) as partial:
         _download(store, files, name, partial, BESIDE if newer else ())
         loaded = load_checkpoint(partial / name)
         if here is not None and here[1].run.get("tracking_run") != loaded.run.get("tracking_run"):
@@ -155,9 +156,40 @@ def _take(store: Store, files: Files, name: str, folder: RunFolder, here: tuple[
                     if file.is_file():
                         os.replace(file, folder.path / file.name)
                 put(partial / name, final)
+    _log.info(f"{store.uri}: {final.name} is now in {folder.path}")
+
+
+@contextmanager
+def _beside(folder: RunFolder) -> Iterator[Path]:
+    """A new folder beside a run's, locked as long as it is in use; those that a kill has left are taken away."""
+    name, parent = folder.path.name, folder.path.parent
+    for left in parent.glob(f".{glob.escape(name)}-{_RANDOM}{_PART}"):
+        with suppress(OSError), _locked(left):
+            shutil.rmtree(left, ignore_errors=True)
+    with explained(folder.path):
+        partial = Path(tempfile.mkdtemp(prefix=f".{name}-", suffix=_PART, dir=parent))
+    try:
+        with ExitStack() as stack:
+            with suppress(OSError):  # a file system without locks, on which what is left stays
+                stack.enter_context(_locked(partial))
+            yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    _log.info(f"{store.uri}: {final.name} is now in {folder.path}")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder itself.
+
+    Raises:
+        OSError: another process holds it, or it is none, or its file system has no locks.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _same(store: Store, name: str, folder: RunFolder, newest: Path, source: Source) -> bool:

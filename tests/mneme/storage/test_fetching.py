@@ -81,6 +81,32 @@ def test_a_run_comes_home_private_and_whole(there: Path) -> None:
         assert (Path("runs/a") / name).read_bytes() == (there / name).read_bytes()
 
 
+def test_what_a_kill_has_left_of_another_try_is_taken_away(there: Path) -> None:
+    """Unless another process is at it, or it is another run's."""
+    left, held, others = (
+        Path("runs") / name for name in (".a-12345678.part", ".a-abcd_fgh.part", ".a-b-12345678.part")
+    )
+    for folder in (left, held, others):
+        (folder / "checkpoints").mkdir(parents=True)
+    with fetching._locked(held):
+        brought_home(Path(f"file://{there}"))
+    assert {path.name for path in Path("runs").iterdir()} == {"a", held.name, others.name}
+
+
+def test_what_is_under_way_is_held_until_it_is_home(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch, seen = Store.fetch, list[Path]()
+
+    def watched(self: Store, name: str, target: Path) -> None:
+        seen.extend(Path("runs").iterdir())
+        with pytest.raises(BlockingIOError), fetching._locked(seen[-1]):
+            pytest.fail("two hold it")
+        fetch(self, name, target)
+
+    monkeypatch.setattr(Store, "fetch", watched)
+    brought_home(Path(f"file://{there}"))
+    assert all(path.match(f".a-{fetching._RANDOM}{fetching._PART}") for path in seen)
+
+
 @pytest.mark.parametrize(
     "damage", ["flip", "cut", "no manifest", "bad manifest", "a name above", "without end", "missing"]
 )
