@@ -118,24 +118,33 @@ def _go_on(config: Config, folder: RunFolder, local: bool, audience: list[Callba
             f"{folder.path} was begun with {different}; go on with it as it is: --resume {folder.path}, or choose "
             f"another name=..."
         )
-    state = read_state(folder.path)
-    run = saved.run | {"ended": _lacks_result_alone(folder, saved.run, recorded, total)}
-    done = state is not None and state.state == "complete" and total == recorded.train.total_timesteps
-    if done or (saved.run["steps"] >= total and not run["ended"]):
+    run = _left_to_do(folder, saved.run, recorded, total, asked=total != recorded.train.total_timesteps)
+    if run is None:
         _log.info(f"{folder.path} is complete")
         return Run(folder.path.absolute(), saved.run["steps"], None, interrupted=False)
     return _execute(blueprint, folder, (run, checked_state(path, saved, blueprint)), local, audience)
 
 
-def _lacks_result_alone(folder: RunFolder, run: dict[str, Any], config: Config, total: int) -> bool:
-    """True if training has ended at a checkpoint, nobody asks for more steps, and its process was lost before it was
-    done with the result."""
-    if not run["ended"] or total > config.train.total_timesteps:
-        return False
+def _left_to_do(
+    folder: RunFolder, run: dict[str, Any], config: Config, total: int, *, asked: bool
+) -> dict[str, Any] | None:
+    """What a checkpoint records of its run, to go on from; `ended` where nothing but the result is missing, as its
+    process was lost before it was done with that. None if nothing is left to do.
+
+    Args:
+        folder: the run's.
+        run: what the checkpoint records.
+        config: the run's own.
+        total: steps to train for.
+        asked: whether a run that has ended by itself before that many is to train on.
+    """
     state = read_state(folder.path)
-    if state is not None and state.state in ("training", "complete"):  # of a process that is lost, or that was done
-        return state.state == "training"
-    return not result_recorded(folder, run["steps"])
+    complete = state is not None and state.state == "complete"
+    lost = state is not None and state.state == "training"
+    ended = run["ended"] and total <= config.train.total_timesteps and not complete
+    ended = ended and (lost or not result_recorded(folder, run["steps"]))
+    done = (complete and not asked) or (run["steps"] >= total and not ended)
+    return None if done else run | {"ended": ended}
 
 
 def resume(
@@ -172,9 +181,9 @@ def resume(
         if not trust:
             refuse_foreign_places(config, path, folder.path, local, source and source.uri)
         total = config.train.total_timesteps if total_timesteps is None else total_timesteps
-        run = saved.run | {"ended": _lacks_result_alone(folder, saved.run, config, total)}
+        run = _left_to_do(folder, saved.run, config, total, asked=True)
         config = config.changed("train", total_timesteps=total)
-        if not run["ended"] and saved.run["steps"] >= config.train.total_timesteps:
+        if run is None:
             raise ConfigError(
                 f"{path} is complete at step {saved.run['steps']}; to train for longer, give train.total_timesteps=N "
                 f"above that"
