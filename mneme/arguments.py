@@ -5,11 +5,13 @@ import difflib
 import re
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from textwrap import fill
 
 from mneme.configuration.config import settings, suggest
-from mneme.configuration.presets import described_presets
+from mneme.configuration.presets import described_presets, find_preset, preset_names
+from mneme.distributed.config import ConfigError
 from mneme.reporting.tracking.settings import TrackingSettings
 from mneme.storage.paths import local_path
 from mneme.storage.settings import CheckpointSettings
@@ -241,3 +243,32 @@ def hint_of(arguments: Sequence[str], unknown: Sequence[str], options: argparse.
         behind = [*arguments[arguments.index(option) + 1 :], "-"][0]
         value = "" if behind.startswith("-") or "=" in behind else behind
     return f"; settings are written without dashes: {near[0]}={value or 'VALUE'}"
+
+
+def preset_and_settings(words: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The preset among the words of a command, if there is one, and the settings, which are the words with a `=`.
+
+    Raises:
+        ConfigError: there are several presets, or it is none.
+    """
+    files, overrides = [word for word in words if "=" not in word], [word for word in words if "=" in word]
+    if len(files) > 1:
+        hint = _as_one_word(words) or "; give one, and settings as key=value"
+        raise ConfigError(f"got {len(files)} presets ({', '.join(files)}){hint}")
+    try:
+        return find_preset(files[0]) if files else None, overrides
+    except ConfigError as error:
+        hint = _as_one_word(words)
+        raise ConfigError(f"{files[0]} is no file and no preset{hint}" if hint else str(error)) from None
+
+
+def _as_one_word(words: Sequence[str]) -> str:
+    """A hint to write a setting's name and value as one word, where they were given as two; empty if they were not."""
+    known = {setting.key for setting in settings()}
+    apart = [word.strip("=") for word in words if word.strip("=")]
+    for name, value in pairwise([*apart, ""]):
+        near = [name] if name in known else [] if "=" in name or name in preset_names() else suggest(name)
+        if near:
+            value = "VALUE" if not value or "=" in value or value in known else value
+            return f"; a setting and its value are one word: {near[0]}={value}"
+    return ""

@@ -11,12 +11,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mneme.arguments import hint_of, make_parser
-from mneme.configuration.config import load_config, settings, suggest
-from mneme.configuration.presets import find_preset, preset_names
+from mneme.arguments import hint_of, make_parser, preset_and_settings
+from mneme.configuration.config import load_config
 from mneme.distributed.config import ConfigError
 from mneme.distributed.runners import ServiceError, ServiceLost
 from mneme.envs import EnvironmentFailure
@@ -28,6 +27,9 @@ from mneme.storage.run_folder import RunFolder
 from mneme.storage.trust import needs_trust
 from mneme.streams import forgiving_output
 from mneme.supervision import LOST, become_supervisor
+
+if TYPE_CHECKING:
+    from mneme.training import Run
 
 _USAGE_ERROR, _RUN_ERROR, _INTERRUPTED = 2, 1, 130
 
@@ -113,70 +115,55 @@ def _uses_own_code(options: argparse.Namespace) -> bool:
     return own or getattr(options, "trust", False)
 
 
-def _as_one_word(words: Sequence[str]) -> str:
-    """A hint to write a setting's name and value as one word, where they were given as two; empty if they were not."""
-    known = {setting.key for setting in settings()}
-    apart = [word.strip("=") for word in words if word.strip("=")]
-    for name, value in pairwise([*apart, ""]):
-        near = [name] if name in known else [] if "=" in name or name in preset_names() else suggest(name)
-        if near:
-            value = "VALUE" if not value or "=" in value or value in known else value
-            return f"; a setting and its value are one word: {near[0]}={value}"
-    return ""
-
-
 def _fail(reason: object, status: int) -> int:
     print(f"mneme: {reason}", file=sys.stderr)
     return status
 
 
 def _train(options: argparse.Namespace) -> int:
-    from mneme.training import resume, train  # torch and its friends load only when there is work to do
-
-    words = [word for word in (options.preset, *options.settings) if word is not None]
-    files, overrides = [w for w in words if "=" not in w], [w for w in words if "=" in w]
-    if len(files) > 1:
-        hint = _as_one_word(words) or "; give one, and settings as key=value"
-        raise ConfigError(f"got {len(files)} presets ({', '.join(files)}){hint}")
-    try:
-        preset = find_preset(files[0]) if files else None
-    except ConfigError as error:
-        hint = _as_one_word(words)
-        raise ConfigError(f"{files[0]} is no file and no preset{hint}" if hint else str(error)) from None
-    if options.resume is None:
-        config = load_config(preset, overrides)
-        if options.retries:
-            become_supervisor(RunFolder.named(config).path, options.retries, options.words)
-        result = train(config, preset=preset, local=options.local, go_on=options.retries is not None)
-    else:
-        given = {override.partition("=")[0] for override in overrides}
-        if preset or given - {"train.total_timesteps", "learner.replicas"}:
-            raise ConfigError(
-                "--resume goes on with the run's own settings; besides it, give only train.total_timesteps=N or "
-                "learner.replicas=N"
-            )
-        asked = load_config(None, overrides)
-        if options.retries is not None and (source := source_of(options.resume)):
-            raise ConfigError(
-                f"--retries goes on in a folder, and {source.uri} is a mirror; give name={source.name} and its "
-                f"checkpoint.mirror, with the settings of the run, and what is not here is brought home"
-            )
-        if options.retries:
-            become_supervisor(RunFolder.of(options.resume).path, options.retries, options.words)
-        total = asked.train.total_timesteps if "train.total_timesteps" in given else None
-        replicas = asked.learner.replicas if "learner.replicas" in given else None
-        result = resume(
-            options.resume, total_timesteps=total, replicas=replicas, local=options.local, trust=options.trust
-        )
-    folder = RunFolder(_as_seen_from_here(result.folder))
-    if result.interrupted:
-        trust = " --trust" if needs_trust(load_config(folder.config), folder.path, local=options.local) else ""
+    given = preset_and_settings([word for word in (options.preset, *options.settings) if word is not None])
+    run = _begun(options, *given) if options.resume is None else _resumed(options, *given)
+    folder = RunFolder(_as_seen_from_here(run.folder))
+    config = load_config(folder.config)
+    if run.interrupted:
         local = " --local" if options.local else ""
-        print(f"interrupted at step {result.steps:,}; go on with: mneme train --resume {folder.path}{local}{trust}")
+        trust = " --trust" if needs_trust(config, folder.path, local=options.local) else ""
+        print(f"interrupted at step {run.steps:,}; go on with: mneme train --resume {folder.path}{local}{trust}")
         return _INTERRUPTED
-    trust = " --trust" if needs_trust(load_config(folder.config), folder.path, local=None) else ""
-    print(f"done at step {result.steps:,}; evaluate with: mneme evaluate {folder.path}{trust}")
+    trust = " --trust" if needs_trust(config, folder.path, local=None) else ""
+    print(f"done at step {run.steps:,}; evaluate with: mneme evaluate {folder.path}{trust}")
     return 0
+
+
+def _begun(options: argparse.Namespace, preset: Path | None, overrides: list[str]) -> "Run":
+    from mneme.training import train  # torch and its friends load only when there is work to do
+
+    config = load_config(preset, overrides)
+    if options.retries:
+        become_supervisor(RunFolder.named(config).path, options.retries, options.words)
+    return train(config, preset=preset, local=options.local, go_on=options.retries is not None)
+
+
+def _resumed(options: argparse.Namespace, preset: Path | None, overrides: list[str]) -> "Run":
+    from mneme.training import resume
+
+    given = {override.partition("=")[0] for override in overrides}
+    if preset or given - {"train.total_timesteps", "learner.replicas"}:
+        raise ConfigError(
+            "--resume goes on with the run's own settings; besides it, give only train.total_timesteps=N or "
+            "learner.replicas=N"
+        )
+    if options.retries is not None and (source := source_of(options.resume)):
+        raise ConfigError(
+            f"--retries goes on in a folder, and {source.uri} is a mirror; give name={source.name} and its "
+            f"checkpoint.mirror, with the settings of the run, and what is not here is brought home"
+        )
+    asked = load_config(None, overrides)
+    if options.retries:
+        become_supervisor(RunFolder.of(options.resume).path, options.retries, options.words)
+    total = asked.train.total_timesteps if "train.total_timesteps" in given else None
+    replicas = asked.learner.replicas if "learner.replicas" in given else None
+    return resume(options.resume, total_timesteps=total, replicas=replicas, local=options.local, trust=options.trust)
 
 
 def _as_seen_from_here(path: Path) -> Path:
