@@ -29,7 +29,10 @@ class Summary:
     peer: bool
     speeds: list[float]  # trained environment steps per second, one for each round
     speed: float  # their median
-    ratio_to_better_peer: float | None  # of medians
+    ratio_to_better_peer: float | None  # in the same round, their median
+    thrifts: list[float]  # trained environment steps per second of the processor, one for each round
+    thrift: float  # their median
+    thrift_ratio_to_better_peer: float | None  # the same, to the thriftiest peer
     mean_return: float
     shares: dict[str, float]  # of the measured time, by activity; they add up to 1
     steps: int  # timed in each round
@@ -40,16 +43,20 @@ class Summary:
 def summarise(rounds: Mapping[Contestant, Sequence[m.Measurement]]) -> list[Summary]:
     """The contestants that were measured at least once, in their order."""
     measured = {contestant: results for contestant, results in rounds.items() if results}
-    medians = {contestant: median(r.speed for r in results) for contestant, results in measured.items()}
-    better_peer = max((speed for contestant, speed in medians.items() if contestant.peer), default=None)
+    speeds = {contestant: [result.speed for result in results] for contestant, results in measured.items()}
+    thrifts = {contestant: [result.thrift for result in results] for contestant, results in measured.items()}
+    fastest, thriftiest = _better_peer(speeds), _better_peer(thrifts)
     return [
         Summary(
             key=contestant.key,
             name=contestant.name,
             peer=contestant.peer,
-            speeds=[result.speed for result in results],
-            speed=medians[contestant],
-            ratio_to_better_peer=medians[contestant] / better_peer if better_peer else None,
+            speeds=speeds[contestant],
+            speed=median(speeds[contestant]),
+            ratio_to_better_peer=ratio_in_turn(speeds[contestant], fastest) if fastest else None,
+            thrifts=thrifts[contestant],
+            thrift=median(thrifts[contestant]),
+            thrift_ratio_to_better_peer=ratio_in_turn(thrifts[contestant], thriftiest) if thriftiest else None,
             mean_return=fmean(result.mean_return for result in results),
             shares=_shares(results),
             steps=results[0].steps,
@@ -58,6 +65,16 @@ def summarise(rounds: Mapping[Contestant, Sequence[m.Measurement]]) -> list[Summ
         )
         for contestant, results in measured.items()
     ]
+
+
+def _better_peer(found: Mapping[Contestant, list[float]]) -> list[float] | None:
+    """The figures, by round, of the peer whose median is highest."""
+    return max((values for contestant, values in found.items() if contestant.peer), key=median, default=None)
+
+
+def ratio_in_turn(mine: Sequence[float], others: Sequence[float]) -> float:
+    """The median of the rounds' ratios; a round that only one of the two finished does not count."""
+    return median(a / b for a, b in zip(mine, others, strict=False))
 
 
 def _shares(results: Sequence[m.Measurement]) -> dict[str, float]:
@@ -92,18 +109,23 @@ def _speed_table(summaries: Sequence[Summary]) -> Table:
     table = Table(
         title=f"Trained environment steps per second: delayed cue, horizon {m.HORIZON}, hidden size {m.HIDDEN}, "
         f"{m.EPOCHS} epochs of {m.MINIBATCHES} minibatches of {m.LANES // m.MINIBATCHES} episodes",
-        caption=f"Return: of the episodes seen; {m.CHANCE} is chance, 1 is solved.",
+        caption="× better peer: in the same round, the median; one peer by the clock, and one by the seconds of the "
+        f"processor. Return: of the episodes seen; {m.CHANCE} is chance, 1 is solved.",
     )
     table.add_column("")
-    for heading in ("median", "min", "max", "× better peer", "return"):
+    for heading in ("median", "min", "max", "× better peer", "per CPU s", "× better peer", "return"):
         table.add_column(heading, justify="right")
     for s in summaries:
-        ratio = "–" if s.ratio_to_better_peer is None else f"{s.ratio_to_better_peer:.2f}"
         table.add_row(
-            s.name, f"{s.speed:,.0f}", f"{min(s.speeds):,.0f}", f"{max(s.speeds):,.0f}", ratio, f"{s.mean_return:.2f}",
-            style=None if s.peer else "bold",
+            s.name, f"{s.speed:,.0f}", f"{min(s.speeds):,.0f}", f"{max(s.speeds):,.0f}",
+            _ratio(s.ratio_to_better_peer), f"{s.thrift:,.0f}", _ratio(s.thrift_ratio_to_better_peer),
+            f"{s.mean_return:.2f}", style=None if s.peer else "bold",
         )  # fmt: skip
     return table
+
+
+def _ratio(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 def _share_table(summaries: Sequence[Summary]) -> Table:

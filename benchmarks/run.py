@@ -40,7 +40,10 @@ def main() -> int:
                     failed.add(contestant)
                     continue
             rounds[contestant].append(result)
-            console.print(f"round {number + 1}/{args.rounds}  {contestant.name}: {result.speed:,.0f} steps/s")
+            console.print(
+                f"round {number + 1}/{args.rounds}  {contestant.name}: {result.speed:,.0f} steps/s, "
+                f"{result.thrift:,.0f} per CPU s"
+            )
     if summaries := summarise(rounds):
         show(summaries, console)
         path = RESULTS / f"{args.name}.json"
