@@ -1,1 +1,1 @@
-"""Benchmarks of Mneme: trained environment steps per second, beside sb3-contrib, RLlib and our own bare loop."""
+"""Benchmarks of Mneme: trained environment steps per second, beside sb3-contrib, RLlib, JAX and our own bare loop."""

@@ -80,6 +80,17 @@ CONTESTANTS = (
         module="benchmarks.peers.rllib_ppo",
         peer=True,
     ),
+    *(
+        Contestant(
+            key=f"jax-{kind}",
+            name=f"JAX, one compiled update ({kind.upper()} {HIDDEN})",
+            module="benchmarks.peers.jax_ppo",
+            arguments=("--controller", kind),
+            peer=True,
+            steps_factor=2,
+        )
+        for kind in ("gru", "lstm")
+    ),
     Contestant(
         key="bare-gru",
         name=f"mneme, bare loop (GRU {HIDDEN})",
