@@ -125,4 +125,14 @@ CONTESTANTS = (
         arguments=("--controller", "lstm"),
         steps_factor=2,
     ),
+    *(
+        Contestant(
+            key=f"floor-{kind}",
+            name=f"the matrix products alone ({kind.upper()} {HIDDEN})",
+            module="benchmarks.products_alone",
+            arguments=("--controller", kind),
+            steps_factor=8,
+        )
+        for kind in ("gru", "lstm")
+    ),
 )

@@ -38,7 +38,7 @@ class Measurement:
     steps: int  # environment steps collected and trained on in it
     seconds: float  # wall clock
     processor_seconds: float  # of all cores, see `processor_seconds`
-    mean_return: float  # of the episodes that ended in it: about CHANCE for an agent that has not learned yet
+    mean_return: float | None  # of the episodes that ended in it, if any: about CHANCE before anything is learned
     configuration: dict[str, Any]
     versions: dict[str, str]
     spent: dict[str, float] = field(default_factory=dict)  # seconds by activity, where the contestant measures them
@@ -106,7 +106,9 @@ class Stopwatch:
     _returns: float = 0.0
     _spent: dict[str, float] = field(default_factory=dict)
 
-    def update(self, steps: int, episodes: float, mean_return: float, spent: Mapping[str, float] | None = None) -> None:
+    def update(
+        self, steps: int, episodes: float = 0.0, mean_return: float = 0.0, spent: Mapping[str, float] | None = None
+    ) -> None:
         """To be called at the end of every update.
 
         Args:
@@ -146,7 +148,7 @@ class Stopwatch:
             steps=self._steps,
             seconds=seconds,
             processor_seconds=of_processor,
-            mean_return=self._returns / self._episodes,
+            mean_return=self._returns / self._episodes if self._episodes else None,
             configuration=configuration,
             versions=versions(*packages),
             spent=self._spent,

@@ -33,7 +33,7 @@ class Summary:
     thrifts: list[float]  # trained environment steps per second of the processor, one for each round
     thrift: float  # their median
     thrift_ratio_to_better_peer: float | None  # the same, to the thriftiest peer
-    mean_return: float
+    mean_return: float | None  # of the rounds in which episodes ended
     shares: dict[str, float]  # of the measured time, by activity; they add up to 1
     steps: int  # timed in each round
     configuration: dict[str, Any]
@@ -57,7 +57,7 @@ def summarise(rounds: Mapping[Contestant, Sequence[m.Measurement]]) -> list[Summ
             thrifts=thrifts[contestant],
             thrift=median(thrifts[contestant]),
             thrift_ratio_to_better_peer=ratio_in_turn(thrifts[contestant], thriftiest) if thriftiest else None,
-            mean_return=fmean(result.mean_return for result in results),
+            mean_return=_mean([result.mean_return for result in results]),
             shares=_shares(results),
             steps=results[0].steps,
             configuration=results[0].configuration,
@@ -75,6 +75,11 @@ def _better_peer(found: Mapping[Contestant, list[float]]) -> list[float] | None:
 def ratio_in_turn(mine: Sequence[float], others: Sequence[float]) -> float:
     """The median of the rounds' ratios; a round that only one of the two finished does not count."""
     return median(a / b for a, b in zip(mine, others, strict=False))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return fmean(present) if present else None
 
 
 def _shares(results: Sequence[m.Measurement]) -> dict[str, float]:
@@ -118,13 +123,13 @@ def _speed_table(summaries: Sequence[Summary]) -> Table:
     for s in summaries:
         table.add_row(
             s.name, f"{s.speed:,.0f}", f"{min(s.speeds):,.0f}", f"{max(s.speeds):,.0f}",
-            _ratio(s.ratio_to_better_peer), f"{s.thrift:,.0f}", _ratio(s.thrift_ratio_to_better_peer),
-            f"{s.mean_return:.2f}", style=None if s.peer else "bold",
+            _two_digits(s.ratio_to_better_peer), f"{s.thrift:,.0f}", _two_digits(s.thrift_ratio_to_better_peer),
+            _two_digits(s.mean_return), style=None if s.peer else "bold",
         )  # fmt: skip
     return table
 
 
-def _ratio(value: float | None) -> str:
+def _two_digits(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
