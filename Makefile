@@ -16,7 +16,7 @@ CONFIG ?= configs/delayed_cue.yaml
 ARGS ?=
 PACKAGES := mneme envs controllers rollout_workers learner distributed
 
-.PHONY: help setup train test test-slow lint format audit suite bench bench-controllers bench-setup dashboard clean
+.PHONY: help setup train test test-slow lint format audit suite bench bench-check bench-controllers bench-setup dashboard clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ bench: $(VENV)/.installed $(BENCH_VENV)/.installed ## Measure speed side by side
 	$(VENV)/bin/python -m benchmarks.floor
 	$(VENV)/bin/python -m benchmarks.lengths
 	$(VENV)/bin/python -m benchmarks.run $(ARGS)
+
+bench-check: $(VENV)/.installed ## Say what got slower since ARGS="--keep", beside the matrix products alone
+	$(VENV)/bin/python -m benchmarks.check $(ARGS)
 
 bench-controllers: $(VENV)/.installed $(BENCH_VENV)/.installed ## Measure every controller beside its loop, a GRU and sb3-contrib
 	$(VENV)/bin/python -m benchmarks.controllers $(ARGS)

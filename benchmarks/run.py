@@ -6,6 +6,7 @@ medians over the rounds, with the extremes beside them.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 
 from rich.console import Console
@@ -26,30 +27,38 @@ def main() -> int:
     machine = describe_machine()
     if machine["load_before"] > _BUSY * machine["cores"]:
         console.print(f"[yellow]The machine is busy (load {machine['load_before']:.1f}): timings will be noisy.[/]")
-    rounds: dict[Contestant, list[m.Measurement]] = {contestant: [] for contestant in chosen}
-    failed: set[Contestant] = set()
-    for number in range(args.rounds):
-        for contestant in chosen:
-            if contestant in failed:
-                continue
-            with console.status(f"round {number + 1} of {args.rounds}: {contestant.name}"):
-                try:
-                    result = contestant.measure(args.steps, seed=number)
-                except ContestantError as error:
-                    console.print(f"[red]{error}[/]")
-                    failed.add(contestant)
-                    continue
-            rounds[contestant].append(result)
-            console.print(
-                f"round {number + 1}/{args.rounds}  {contestant.name}: {result.speed:,.0f} steps/s, "
-                f"{result.thrift:,.0f} per CPU s"
-            )
+    rounds, failed = measure_in_turn(chosen, args.rounds, args.steps, console)
     if summaries := summarise(rounds):
         show(summaries, console)
         path = RESULTS / f"{args.name}.json"
         store(summaries, path, machine, {"rounds": args.rounds, "steps": args.steps})
         console.print(f"Stored in {path}")
     return 1 if failed else 0
+
+
+def measure_in_turn(
+    chosen: Sequence[Contestant], rounds: int, steps: int, console: Console
+) -> tuple[dict[Contestant, list[m.Measurement]], set[Contestant]]:
+    """The measurements of each contestant, and those that failed and so have missed rounds."""
+    results: dict[Contestant, list[m.Measurement]] = {contestant: [] for contestant in chosen}
+    failed: set[Contestant] = set()
+    for number in range(rounds):
+        for contestant in chosen:
+            if contestant in failed:
+                continue
+            with console.status(f"round {number + 1} of {rounds}: {contestant.name}"):
+                try:
+                    result = contestant.measure(steps, seed=number)
+                except ContestantError as error:
+                    console.print(f"[red]{error}[/]")
+                    failed.add(contestant)
+                    continue
+            results[contestant].append(result)
+            console.print(
+                f"round {number + 1}/{rounds}  {contestant.name}: {result.speed:,.0f} steps/s, "
+                f"{result.thrift:,.0f} per CPU s"
+            )
+    return results, failed
 
 
 def _arguments() -> argparse.Namespace:
