@@ -1,7 +1,5 @@
 """Processes are killed and stopped at random while a run learns its task, until it has."""
 
-import json
-import os
 import random
 import signal
 import threading
@@ -15,8 +13,9 @@ import pytest
 from mneme.callbacks import Callback, Outcome, Progress, RunStart
 from mneme.configuration.config import load_config
 from mneme.training import train
+from tests.distributed.runs import actors, assert_accounted, updates
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 EVERY = 3.0  # seconds from one deed to the next, at least: there is an update in between
 KILLED, STOPPED = signal.SIGKILL, signal.SIGSTOP
@@ -45,20 +44,13 @@ class Chaos(Callback):
     def _go_on(self) -> None:
         while not self._over.wait(EVERY):
             deed, kind = self._rng.choice(DEEDS)
-            victims = [process for process in psutil.Process().children(recursive=True) if is_a(kind, process)]
+            victims = actors(kind)
             if victims:
-                with suppress(ProcessLookupError):
-                    os.kill(self._rng.choice(victims).pid, deed)
+                with suppress(psutil.NoSuchProcess):
+                    self._rng.choice(victims).send_signal(deed)
                     self.done.append(f"{deed.name} {kind}")
             self._updated.clear()
             self._updated.wait()
-
-
-def is_a(kind: str, process: psutil.Process) -> bool:
-    try:
-        return f"ray::{kind}" in " ".join(process.cmdline()) and process.status() != psutil.STATUS_STOPPED
-    except psutil.Error:
-        return False
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
@@ -79,15 +71,13 @@ def test_a_run_learns_its_task_whatever_dies(tmp_path: Path, mode: str) -> None:
     done = chaos.done
     assert len(done) >= 8, done
     assert {deed.split()[1] for deed in done} == {"RolloutWorker", "LearnerReplica"}
-    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    updates = [row for row in rows if "workers" in row]
-    assert max(row.get("success", 0) for row in updates) >= 0.99
-    assert updates[-1]["learner_restarts"] >= 1
-    assert updates[-1]["worker_restarts"] >= 3
-    assert [row["weights_version"] for row in updates] == list(range(1, len(updates) + 1))
-    for row in updates:
-        gone = sum(row[f"steps/{name}"] for name in ("trained", "refused", "dropped_stale", "dropped_full"))
-        assert row["steps/collected"] == gone + row["steps/in_flight"]
-    assert updates[-1]["steps/trained"] == run.steps
+    rows = updates(run.folder)
+    assert max(row.get("success", 0) for row in rows) >= 0.99
+    assert rows[-1]["learner_restarts"] >= 1
+    assert rows[-1]["worker_restarts"] >= 3
+    assert [row["weights_version"] for row in rows] == list(range(1, len(rows) + 1))
+    for row in rows:
+        assert_accounted(row)
+    assert rows[-1]["steps/trained"] == run.steps
     if mode == "sync":  # every step exactly once
-        assert updates[-1]["steps/collected"] == run.steps + updates[-1]["steps/refused"]
+        assert rows[-1]["steps/collected"] == run.steps + rows[-1]["steps/refused"]

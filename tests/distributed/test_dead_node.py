@@ -14,7 +14,7 @@ from mneme.distributed.replay import Replay
 from mneme.distributed.runners import FragmentsLost, ServiceError
 from mneme.distributed.service import Update, asynchronous, synchronous
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 MEMORY = 200_000_000  # bytes of object store on each node
 

@@ -1,27 +1,23 @@
 """The learner dies, and the run goes on with the bits that it would have had."""
 
-import os
-import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import psutil
 import pytest
 import ray
 
 from mneme.callbacks import Callback, Progress
 from mneme.configuration.config import Config, load_config
-from mneme.distributed.blueprint import make_blueprint
 from mneme.distributed.lasting_learner import LastingLearner
 from mneme.distributed.learners import Learners
 from mneme.distributed.ray_runner import RayRunner
 from mneme.distributed.replay import Replay
 from mneme.distributed.runners import FragmentsLost, ServiceLost
 from mneme.distributed.service import asynchronous
-from mneme.storage.checkpoint import list_checkpoints, load_checkpoint
 from mneme.training import train
+from tests.distributed.runs import actors, assert_accounted, started
+from tests.last_arrays import assert_same_bits, last_arrays
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("undrawn", "cluster")]
 
@@ -37,11 +33,6 @@ def config(tmp_path: Path, *overrides: str) -> Config:
     return load_config(None, [*base, *overrides])
 
 
-def last_arrays(folder: Path) -> dict[str, np.ndarray]:
-    loaded = load_checkpoint(list_checkpoints(folder / "checkpoints")[-1])
-    return {f"{part}/{name}": array for part, arrays in loaded.arrays.items() for name, array in arrays.items()}
-
-
 class Kills(Callback):
     """Kills the learner's process after some updates, as the kernel or a colleague might."""
 
@@ -53,29 +44,19 @@ class Kills(Callback):
         self.rows.append(metrics)
         if progress.update in self._left:
             self._left.remove(progress.update)
-            (victim,) = [p for p in psutil.Process().children(recursive=True) if is_learner(p)]
-            os.kill(victim.pid, signal.SIGKILL)
-
-
-def is_learner(process: psutil.Process) -> bool:
-    try:
-        return "LearnerReplica" in " ".join(process.cmdline())
-    except psutil.Error:
-        return False
+            (victim,) = actors("LearnerReplica")
+            victim.kill()
 
 
 def test_a_run_whose_learner_is_killed_has_the_bits_of_one_that_is_left_alone(tmp_path: Path) -> None:
     """Right after a snapshot and between two, and with a change of the mode since; in the last update, too."""
-    straight = last_arrays(train(config(tmp_path / "straight")).folder)
+    straight = last_arrays(train(config(tmp_path / "straight"), local=True).folder)
     kills = Kills(2, 4, 5)
     run = train(config(tmp_path / "killed", "service.learner_snapshot_every=3"), callbacks=[kills])
     assert [row["learner_restarts"] for row in kills.rows] == [0, 0, 1, 1, 2, 3]
     modes = {row["bptt_length"] for row in kills.rows}
     assert len(modes) > 1
-    found = last_arrays(run.folder)
-    assert found.keys() == straight.keys()
-    for name, array in straight.items():
-        np.testing.assert_array_equal(array, found[name], err_msg=name)
+    assert_same_bits(last_arrays(run.folder), straight)
 
 
 def test_asynchronous_service_survives_its_learner(tmp_path: Path) -> None:
@@ -88,9 +69,7 @@ def test_asynchronous_service_survives_its_learner(tmp_path: Path) -> None:
     last = kills.rows[-1]
     assert last["steps/trained"] == run.steps
     for row in kills.rows:
-        assert row["steps/collected"] == sum(
-            row[f"steps/{name}"] for name in ("trained", "refused", "dropped_stale", "dropped_full", "in_flight")
-        )
+        assert_accounted(row)
         assert row["workers"] == 2
         assert all(row[f"wait/{who}"] >= 0 for who in ("workers", "driver_for_workers", "driver_for_learner"))
     assert any(row["wait/learner"] > 0 for row in kills.rows)
@@ -100,12 +79,8 @@ def test_asynchronous_service_survives_its_learner(tmp_path: Path) -> None:
 def service(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> Iterator[RayRunner]:
     """What the tests below use one after the other, the last to its end."""
     overrides = ["service.mode=async", "learner.mode_schedule=constant", "service.max_restarts=1"]
-    made = RayRunner(make_blueprint(config(tmp_path_factory.mktemp("service"), *overrides)))
-    made.start()
-    yield made
-    for actor in made.fleet._actors:
-        ray.kill(actor)
-    made.close()
+    with started(config(tmp_path_factory.mktemp("service"), *overrides)) as runner:
+        yield runner
 
 
 def test_a_small_replay_throws_nothing_away(service: RayRunner) -> None:

@@ -1,6 +1,5 @@
 """Several learner actors on a real Ray: one learner to the rest of the run, and none waits for another for ever."""
 
-import json
 import re
 import time
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ import ray
 
 from mneme.cli import main
 from mneme.configuration.config import Config, load_config
-from mneme.distributed.blueprint import make_blueprint
 from mneme.distributed.config import ConfigError
 from mneme.distributed.learners import _share_of
 from mneme.distributed.ray_runner import RayRunner
@@ -25,8 +23,10 @@ from mneme.distributed.service import asynchronous
 from mneme.distributed.workers import LearnerWorker
 from mneme.learner import NonfiniteGradient, default_num_threads
 from mneme.rollout_workers import Fragment
-from mneme.storage.checkpoint import list_checkpoints, load_checkpoint
+from mneme.storage.checkpoint import list_checkpoints
 from mneme.training import train
+from tests.distributed.runs import started, updates
+from tests.last_arrays import assert_same_bits, last_arrays
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 over_ray = pytest.mark.ray
@@ -47,22 +47,12 @@ def config(tmp_path: Path, *overrides: str) -> Config:
 def service(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> Iterator[RayRunner]:
     """Two replicas, which the tests use one after the other, the last to their ends."""
     overrides = ["learner.replicas=2", "learner.max_nonfinite=0", "learner.normalize_advantages=none"]
-    made = RayRunner(make_blueprint(config(tmp_path_factory.mktemp("service"), *overrides)))
-    made.start()
-    yield made
-    for actor in [*made.fleet._actors, *made.learner.actors]:
-        ray.kill(actor)
-    made.learner.close()
+    with started(config(tmp_path_factory.mktemp("service"), *overrides)) as runner:
+        yield runner
 
 
 def weights(folder: Path) -> dict[str, np.ndarray]:
-    arrays = load_checkpoint(list_checkpoints(folder / "checkpoints")[-1]).arrays["learner"]
-    return {name: array for name, array in arrays.items() if name.startswith("policy.")}
-
-
-def rows(folder: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if "policy_loss" in line]
+    return {name: array for name, array in last_arrays(folder).items() if name.startswith("learner/policy.")}
 
 
 def assert_alike(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
@@ -77,7 +67,7 @@ def test_two_replicas_learn_what_one_does_and_a_run_goes_from_one_to_two_and_bac
     two = train(config(tmp_path / "two", "learner.replicas=2", "service.learner_placement=spread"))
     one = train(config(tmp_path / "one"), local=True)
     assert_alike(weights(two.folder), weights(one.folder))
-    for a, b in zip(rows(two.folder), rows(one.folder), strict=True):
+    for a, b in zip(updates(two.folder), updates(one.folder), strict=True):
         assert a["step"] == b["step"]
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-2)
         assert a["seconds/synchronize"] > 0
@@ -190,21 +180,18 @@ def test_replicas_begin_anew_when_one_died(service: RayRunner, notes: list[str])
     found = service.state()
     assert service.condition().learner_restarts == 1
     assert any(re.match(r"the learner actor was lost \(.*\); it begins anew from its last state", n) for n in notes)
-    for name, array in expected.learner.items():
-        np.testing.assert_array_equal(array, found.learner[name], err_msg=name)
+    assert_same_bits(found.learner, expected.learner)
 
 
 @over_ray
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_a_replica_that_hangs_is_replaced(tmp_path: Path) -> None:
-    runner = RayRunner(make_blueprint(config(tmp_path, "learner.replicas=2", "service.learner_timeout=5")))
-    runner.start()
-    fragments = [arrival.fragment for arrival in runner.collect()]
-    runner.learner.actors[1].__ray_call__.remote(lambda _: time.sleep(60))
-    assert runner.learn(fragments).version == 1
-    assert runner.condition().learner_restarts >= 1
-    runner.close()
+    with started(config(tmp_path, "learner.replicas=2", "service.learner_timeout=5")) as runner:
+        fragments = [arrival.fragment for arrival in runner.collect()]
+        runner.learner.actors[1].__ray_call__.remote(lambda _: time.sleep(60))
+        assert runner.learn(fragments).version == 1
+        assert runner.condition().learner_restarts >= 1
 
 
 @pytest.mark.parametrize("local", [True, False])

@@ -7,8 +7,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from mneme.configuration.config import load_config
-from mneme.distributed.blueprint import make_blueprint
-from mneme.distributed.ray_runner import RayRunner
+from tests.distributed.runs import started
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -29,15 +28,11 @@ def cluster() -> Iterator[None]:
 def test_replicas_lie_where_the_settings_say_and_leave_nothing_behind() -> None:
     for placement, nodes in (("spread", 2), ("packed", 1)):
         overrides = ["learner.replicas=2", f"service.learner_placement={placement}", "env.kwargs.horizon=8"]
-        runner = RayRunner(make_blueprint(load_config(None, overrides)))
-        runner.start()
-        actors = runner.learner.actors
-        places = [each.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id()) for each in actors]
-        assert len(set(ray.get(places))) == nodes
-        fragments = [arrival.fragment for arrival in runner.collect()]
-        assert runner.learn(fragments).version == 1
-        runner.close()
+        with started(load_config(None, overrides)) as runner:
+            actors = runner.learner.actors
+            places = [each.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id()) for each in actors]
+            assert len(set(ray.get(places))) == nodes
+            fragments = [arrival.fragment for arrival in runner.collect()]
+            assert runner.learn(fragments).version == 1
         table = ray.util.placement_group_table(runner.learner._learners._placement)
         assert table["state"] == "REMOVED"
-        for actor in runner.fleet._actors:
-            ray.kill(actor)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.namespaces import PORT, hosts, places_of_actors, ray_environment, start_ray
+from tests.distributed.runs import assert_accounted
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
 TRAIN = [
@@ -84,8 +85,7 @@ def test_a_run_goes_on_through_a_network_that_is_cut_and_restored(tmp_path: Path
     seen = rows(folder)
     assert seen[-1]["worker_restarts"] == (seconds > 60)
     for row in seen:
-        counts = {name: row[f"steps/{name}"] for name in ("trained", "refused", "dropped_stale", "dropped_full")}
-        assert row["steps/collected"] == sum(counts.values()) + row["steps/in_flight"]
+        assert_accounted(row)
     if mode == "sync":
         assert seen[-1]["steps/collected"] == seen[-1]["steps/trained"] + seen[-1]["steps/refused"]
 

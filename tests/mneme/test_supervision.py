@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from ray.exceptions import RaySystemError, RayTaskError
 
@@ -26,6 +25,7 @@ from mneme.storage.checkpoint import list_checkpoints, load_checkpoint
 from mneme.storage.holding import read_state
 from mneme.supervision import LOST
 from mneme.training import train
+from tests.last_arrays import assert_same_bits, last_arrays
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -90,10 +90,7 @@ def test_a_killed_run_completes_with_the_same_bits(tmp_path: Path) -> None:
     ours, theirs = load_checkpoint(last), load_checkpoint(list_checkpoints(whole.folder / "checkpoints")[-1])
     assert ours.run["tracking_run"] == load_checkpoint(first).run["tracking_run"], "one run for MLflow"
     assert ours.run["steps"] == theirs.run["steps"] == 3360
-    assert ours.arrays.keys() == theirs.arrays.keys()
-    for part, arrays in ours.arrays.items():
-        for name, array in arrays.items():
-            np.testing.assert_array_equal(array, theirs.arrays[part][name], err_msg=f"{part}/{name}")
+    assert_same_bits(last_arrays(run), last_arrays(whole.folder))
 
 
 @pytest.mark.parametrize("status", [0, 1, 2, 130])

@@ -22,6 +22,7 @@ from mneme.evaluation import evaluate_checkpoint
 from mneme.storage.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint
 from mneme.storage.run_folder import RunFolder
 from mneme.training import Run, resume, train
+from tests.last_arrays import assert_same_bits, last_arrays
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -47,18 +48,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def copied(finished: Run, tmp_path: Path) -> Path:
     """A copy of its folder, to be changed."""
     return shutil.copytree(finished.folder, tmp_path / "run")
-
-
-def digest(folder: Path) -> dict[str, Any]:
-    """Every array of the last checkpoint."""
-    loaded = load_checkpoint(list_checkpoints(folder / "checkpoints")[-1])
-    return {f"{part}/{name}": array for part, arrays in loaded.arrays.items() for name, array in arrays.items()}
-
-
-def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
-    assert a.keys() == b.keys()
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
 def counted(folder: Path) -> list[tuple[float, ...]]:
@@ -124,13 +113,13 @@ def test_same_seed_same_bits_and_resume_equals_the_uninterrupted_run(tmp_path: P
             overrides += ["learner.anchor=always", "rollout.warm_up=10"]
     straight = train(small(tmp_path / "a", *overrides), local=True)
     again = train(small(tmp_path / "b", *overrides), local=True)
-    assert_same(digest(straight.folder), digest(again.folder))
+    assert_same_bits(last_arrays(straight.folder), last_arrays(again.folder))
 
     checkpoints = list_checkpoints(again.folder / "checkpoints")
     assert len(checkpoints) == 4
     resumed = resume(checkpoints[1], local=True)
     assert resumed.folder == again.folder
-    assert_same(digest(straight.folder), digest(resumed.folder))
+    assert_same_bits(last_arrays(straight.folder), last_arrays(resumed.folder))
     # What was written after the checkpoint was forgotten, then written again, of the same episodes.
     assert counted(straight.folder) == counted(resumed.folder)
 
@@ -138,7 +127,7 @@ def test_same_seed_same_bits_and_resume_equals_the_uninterrupted_run(tmp_path: P
 def test_another_seed_gives_other_bits(tmp_path: Path, finished: Run) -> None:
     other = train(small(tmp_path, "seed=1"), local=True)
     name = "learner/policy.policy_head.weight"
-    assert not np.array_equal(digest(finished.folder)[name], digest(other.folder)[name])
+    assert not np.array_equal(last_arrays(finished.folder)[name], last_arrays(other.folder)[name])
 
 
 def test_one_worker_and_two_give_the_same_batch_and_first_update(tmp_path: Path) -> None:
@@ -156,7 +145,7 @@ def test_resume_can_train_for_longer(tmp_path: Path, finished: Run) -> None:
     short = train(small(tmp_path, "train.total_timesteps=224"), local=True)
     longer = resume(short.folder, total_timesteps=448, local=True)
     assert longer.steps == 448
-    assert_same(digest(finished.folder), digest(longer.folder))
+    assert_same_bits(last_arrays(finished.folder), last_arrays(longer.folder))
 
 
 def test_resume_falls_back_to_the_checkpoint_before_a_damaged_one(finished: Run, copied: Path, capsys: Any) -> None:
@@ -164,7 +153,7 @@ def test_resume_falls_back_to_the_checkpoint_before_a_damaged_one(finished: Run,
     (newest / "learner.safetensors").write_bytes(b"garbage")
     resumed = resume(copied, local=True)
     assert "damaged" in capsys.readouterr().out
-    assert_same(digest(finished.folder), digest(resumed.folder))
+    assert_same_bits(last_arrays(finished.folder), last_arrays(resumed.folder))
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_a_resumable_run(
@@ -183,7 +172,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_a_resumable_run(
     assert stopped.evaluation is None
     assert stopped.steps == 224
     monkeypatch.undo()
-    assert_same(digest(finished.folder), digest(resume(stopped.folder, local=True).folder))
+    assert_same_bits(last_arrays(finished.folder), last_arrays(resume(stopped.folder, local=True).folder))
 
 
 def test_a_full_disk_costs_a_checkpoint_not_the_run(
@@ -239,7 +228,7 @@ def test_a_value_that_is_not_finite_costs_a_fragment_not_the_run(
     assert result.steps == 448
     out = capsys.readouterr().out
     assert f"a fragment was not used: column {what}" in out
-    assert all(np.isfinite(a).all() for name, a in digest(result.folder).items() if "policy." in name)
+    assert all(np.isfinite(a).all() for name, a in last_arrays(result.folder).items() if "policy." in name)
 
 
 def test_an_environment_that_only_returns_nonsense_ends_the_run_with_a_sentence(tmp_path: Path, faulty: str) -> None:
