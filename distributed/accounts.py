@@ -11,7 +11,7 @@ class StepCounts(NamedTuple):
 
     collected: int  # in fragments that arrived
     trained: int
-    refused: int  # in fragments that the learner could not use, as they were malformed or gone with their node
+    refused: int  # in fragments that were malformed, or went with their node, which may have undone their update
     dropped_stale: int  # thrown away because they fell behind the lag bound
     dropped_full: int  # thrown away because newer ones needed their bytes
     in_flight: int  # in the replay, or with the learner
@@ -38,9 +38,7 @@ class Accounts:
         self._refused += self._learning - trained
         self._learning = 0
 
-    def steps(self) -> StepCounts:
-        """The counts now."""
-        of = self._replay.steps
-        return StepCounts(
-            of.added, self._trained, self._refused, of.dropped_stale, of.dropped_full, of.waiting + self._learning
-        )
+    def steps(self, unlearned: int) -> StepCounts:
+        """The counts now, where so many steps that were trained on have been lost again; see `Condition`."""
+        of, trained, refused = self._replay.steps, self._trained - unlearned, self._refused + unlearned
+        return StepCounts(of.added, trained, refused, of.dropped_stale, of.dropped_full, of.waiting + self._learning)

@@ -7,6 +7,7 @@ comes to the bits that it would have come to.
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
@@ -16,14 +17,20 @@ from ray.exceptions import RayError
 from mneme.distributed.blueprint import Blueprint
 from mneme.distributed.failures import GO_ON
 from mneme.distributed.learners import LearnerLost, Learners
-from mneme.distributed.runners import FragmentRef, FragmentsLost, PendingUpdate, ServiceLost
+from mneme.distributed.runners import FRAGMENTS_LOST, FragmentRef, FragmentsLost, PendingUpdate, ServiceLost
 from mneme.distributed.waiting import Waits
 from mneme.distributed.workers import State
 from mneme.learner import UpdateReport
 
 _log = logging.getLogger(__name__)
 
-_Asked = tuple[FragmentRef, ...] | None  # the fragments of an update; None: to enter the next mode
+
+@dataclass(eq=False)
+class _Asked:
+    """Something that was asked of the learner, and will be asked again of the one that takes its place."""
+
+    fragments: tuple[FragmentRef, ...] | None  # of an update; None: to enter the next mode
+    steps: int | None = None  # that the update has trained on, once that was reported
 
 
 class LastingLearner:
@@ -49,10 +56,14 @@ class LastingLearner:
         self.waits = Waits("learner", "driver_for_learner")
         self._idle_since = math.inf  # when its last update ended
         self._in_a_row = 0
-        self._redone: dict[_Asked, UpdateReport | None] = {}  # since the last loss; None: lost with its fragments
+        self.unlearned = 0  # steps of updates that were reported, and lost with the learner and their fragments
+        self._redone: dict[
+            tuple[FragmentRef, ...], UpdateReport | None
+        ] = {}  # since the last loss; None: fragments lost
         self._known: State = {}  # what a learner goes on from; empty before the first
         self._coming: tuple[Any, int] | None = None  # a reference to a later state, and how much of `_since` is in it
         self._since: list[_Asked] = []  # what has been asked since `_known`
+        self._learning = _Asked(())  # the newest update
 
     @property
     def actors(self) -> list[Any]:
@@ -89,8 +100,8 @@ class LastingLearner:
         """Start an update."""
         self._take_snapshot()
         self.waits.add("learner", max(0.0, monotonic() - self._idle_since))
-        self._redone = {}
-        self._since.append(tuple(fragments))
+        self._redone, self._learning = {}, _Asked(tuple(fragments))
+        self._since.append(self._learning)
         return self._learners.begin(fragments)
 
     def pending(self, update: PendingUpdate) -> list[Any]:
@@ -112,17 +123,18 @@ class LastingLearner:
         try:
             with self.waits("driver_for_learner"):
                 report = self._ended(update)
-        except FragmentsLost:
-            self._since.remove(update.fragments)
+        except FragmentsLost as error:
+            self._since.remove(self._learning)
+            _say_lost(error)
             raise
         except LearnerLost as error:
             if update.fragments not in self._redone:
                 self._begin_anew(error)
             redone = self._redone.get(update.fragments)
             if redone is None:
-                raise FragmentsLost("an update was lost with its fragments and the learner") from None
+                raise FragmentsLost(FRAGMENTS_LOST) from None
             report = redone
-        self._in_a_row = 0
+        self._learning.steps, self._in_a_row = report.steps, 0
         if self._coming is None and len(self._since) >= self._every:
             self._coming = self._learners.state(), len(self._since)
         return report
@@ -166,19 +178,28 @@ class LastingLearner:
                 return
 
     def _do_again(self, asked: _Asked) -> bool:
-        """False if it was an update whose fragments are lost, too."""
-        if asked is None:
+        """False if it was an update that was never reported, and whose fragments are lost, too."""
+        if asked.fragments is None:
             self._learners.next_mode()
             return True
+        report = None
         try:
-            self._redone[asked] = self._ended(self._learners.begin(asked))
-        except FragmentsLost:
-            self._redone[asked] = None
-        return self._redone[asked] is not None
+            report = self._ended(self._learners.begin(asked.fragments))
+        except FragmentsLost as error:
+            _say_lost(error)
+            if asked.steps is not None:  # rollout actors have acted under its weights
+                self._hold(self._learners.skip())
+        self._redone[asked.fragments] = report
+        if asked.steps is None:
+            return report is not None
+        again = report.steps if report else 0
+        self.unlearned += asked.steps - again
+        asked.steps = again
+        return True
 
     def next_mode(self) -> None:
         """Let it enter the next mode, before whatever is asked of it next."""
-        self._since.append(None)
+        self._since.append(_Asked(None))
         self._learners.next_mode()
 
     def state(self) -> State:
@@ -210,3 +231,7 @@ class LastingLearner:
     def close(self) -> None:
         """Let it go, with what was reserved for it."""
         self._learners.close()
+
+
+def _say_lost(error: FragmentsLost) -> None:
+    _log.warning(f"{error}; training goes on")

@@ -11,12 +11,10 @@ from ray.exceptions import ObjectLostError
 
 from mneme.controllers import Weights
 from mneme.distributed.blueprint import Blueprint
-from mneme.distributed.runners import FragmentRef, FragmentsLost
+from mneme.distributed.runners import FRAGMENTS_LOST, FragmentRef, FragmentsLost
 from mneme.distributed.workers import LearnerWorker, State
 from mneme.learner import TorchGroup, UpdateReport, join_store, open_store, resolve_device
 from mneme.rollout_workers import FragmentError
-
-_LOST = "fragments were lost with their node before the learner could read them"
 
 
 class LearnerReplica:
@@ -78,7 +76,7 @@ class LearnerReplica:
             return *self._worker.update(*batches), lost
         except FragmentError:
             if lost:
-                raise FragmentsLost(_LOST) from None
+                raise FragmentsLost(FRAGMENTS_LOST) from None
             raise
 
     def weights(self) -> Weights:
@@ -92,6 +90,10 @@ class LearnerReplica:
     def set_state(self, state: State) -> Weights:
         """See `LearnerWorker.set_state`."""
         return self._worker.set_state(state)
+
+    def skip(self) -> Weights:
+        """See `LearnerWorker.skip`."""
+        return self._worker.skip()
 
     def next_mode(self) -> None:
         """See `LearnerWorker.next_mode`."""
@@ -116,6 +118,6 @@ def _fetched(fragments: Sequence[FragmentRef]) -> tuple[list[pa.RecordBatch], li
         return ray.get(list(fragments)), []
     except ObjectLostError:
         if len(fragments) == 1:
-            return [], [_LOST]
+            return [], [FRAGMENTS_LOST]
     parts = [_fetched([fragment]) for fragment in fragments]
     return [batch for found, _ in parts for batch in found], [said for _, lost in parts for said in lost]

@@ -100,6 +100,11 @@ class Learners:
         for each in self.actors:
             each.next_mode.remote()
 
+    def skip(self) -> Any:
+        """Let all count an update that is not made; a reference to the weights, whose version is then the next."""
+        first, *_ = [each.skip.remote() for each in self.actors]
+        return first
+
     def begin(self, fragments: Sequence[FragmentRef]) -> PendingUpdate:
         """Start an update, each replica with its share of the fragments, in their order."""
         bounds = [len(fragments) * rank // self._size for rank in range(self._size + 1)]

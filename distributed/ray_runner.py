@@ -20,7 +20,6 @@ from mneme.distributed.runners import (
     Arrival,
     Condition,
     FragmentRef,
-    FragmentsLost,
     PendingUpdate,
     RunState,
     ServiceError,
@@ -33,9 +32,6 @@ from mneme.rollout_workers import Evaluation
 
 LOOPBACK = "127.0.0.1"
 _TOKEN = "; if the cluster asks for a token, set RAY_AUTH_MODE=token, with its token in ~/.ray/auth_token"
-
-
-_log = logging.getLogger(__name__)
 
 
 def start_ray(service: ServiceSettings, workers: int) -> bool:
@@ -131,6 +127,7 @@ class RayRunner:
             self.fleet.size,
             self.fleet.restarts,
             self.learner.restarts,
+            self.learner.unlearned,
             self.fleet.waits.taken() | self.learner.waits.taken(),
         )
 
@@ -178,11 +175,7 @@ class RayRunner:
         return self.learner.ready(update)
 
     def learn_end(self, update: PendingUpdate) -> UpdateReport:
-        try:
-            return self.learner.end(update)
-        except FragmentsLost:
-            _log.warning("fragments were lost with their node before the learner could read them; training goes on")
-            raise
+        return self.learner.end(update)
 
     def next_mode(self) -> None:
         self.learner.next_mode()

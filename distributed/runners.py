@@ -15,6 +15,7 @@ from mneme.rollout_workers import Evaluation
 _log = logging.getLogger(__name__)
 
 WAITS = ("workers", "learner", "driver_for_workers", "driver_for_learner")
+FRAGMENTS_LOST = "fragments were lost with their node before the learner could read them"
 FragmentRef = Any  # a Ray ObjectRef, or the record batch itself
 
 
@@ -53,6 +54,7 @@ class Condition(NamedTuple):
     workers: int  # that are there
     restarts: int  # of workers that were lost, since the process began
     learner_restarts: int
+    unlearned: int  # steps of updates that took place, and were lost with the learner and their fragments
     waits: Mapping[str, float]  # seconds since the last one was asked for, by which of WAITS; NaN: not measured
 
 
@@ -161,7 +163,7 @@ class LocalRunner:
         return self._weights.version
 
     def condition(self) -> Condition:
-        return Condition(len(self._workers), 0, 0, dict.fromkeys(WAITS, math.nan))  # nothing here is lost, or waits
+        return Condition(len(self._workers), 0, 0, 0, dict.fromkeys(WAITS, math.nan))  # nothing here is lost, or waits
 
     def start(self) -> None:
         pass

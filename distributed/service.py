@@ -55,7 +55,7 @@ def synchronous(runner: Runner, replay: Replay[FragmentRef], patience: int) -> I
         accounts.begin(fragments)
         report = _ended(accounts, partial(runner.learn, _refs(fragments))) if fragments else None
         if report:
-            yield Update(report, deliveries, replay.fragments, replay.nbytes, accounts.steps(), runner.condition())
+            yield _update(report, deliveries, replay, accounts, runner.condition())
             deliveries = []
         wait = not fragments and any(arrival.delivery.error is None for arrival in arrivals)
         barren = 0 if report or wait else barren + 1
@@ -92,8 +92,19 @@ def asynchronous(runner: OverlappingRunner, replay: Replay[FragmentRef]) -> Iter
             accounts.begin(fragments)
             learning = runner.learn_begin(_refs(fragments)) if fragments else None
         if report:
-            yield Update(report, deliveries, replay.fragments, replay.nbytes, accounts.steps(), runner.condition())
+            yield _update(report, deliveries, replay, accounts, runner.condition())
             deliveries = []
+
+
+def _update(
+    report: UpdateReport,
+    deliveries: list[Delivery],
+    replay: Replay[FragmentRef],
+    accounts: Accounts,
+    condition: Condition,
+) -> Update:
+    steps = accounts.steps(condition.unlearned)
+    return Update(report, deliveries, replay.fragments, replay.nbytes, steps, condition)
 
 
 def _refs(fragments: Sequence[Held[FragmentRef]]) -> list[FragmentRef]:

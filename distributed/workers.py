@@ -244,6 +244,11 @@ class LearnerWorker:
             weights = self._learner.weights()
         return report._replace(seconds=report.seconds | watch.seconds), weights
 
+    def skip(self) -> Weights:
+        """Count an update that is not made, as fragments may name its weights; the same weights, with that number."""
+        self._learner.version += 1
+        return self._learner.weights()
+
     def next_mode(self) -> None:
         """See `Learner.next_mode`."""
         self._learner.next_mode()

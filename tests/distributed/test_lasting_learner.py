@@ -13,8 +13,8 @@ from mneme.distributed.lasting_learner import LastingLearner
 from mneme.distributed.learners import Learners
 from mneme.distributed.ray_runner import RayRunner
 from mneme.distributed.replay import Replay
-from mneme.distributed.runners import FragmentsLost, ServiceLost
-from mneme.distributed.service import asynchronous
+from mneme.distributed.runners import FRAGMENTS_LOST, FragmentsLost, ServiceLost
+from mneme.distributed.service import asynchronous, synchronous
 from mneme.training import train
 from tests.distributed.runs import actors, assert_accounted, started
 from tests.last_arrays import assert_same_bits, last_arrays
@@ -79,6 +79,7 @@ def test_asynchronous_service_survives_its_learner(tmp_path: Path) -> None:
 def service(tmp_path_factory: pytest.TempPathFactory, cluster: None) -> Iterator[RayRunner]:
     """What the tests below use one after the other, the last to its end."""
     overrides = ["service.mode=async", "learner.mode_schedule=constant", "service.max_restarts=1"]
+    overrides += ["service.learner_snapshot_every=2"]
     with started(config(tmp_path_factory.mktemp("service"), *overrides)) as runner:
         yield runner
 
@@ -98,7 +99,7 @@ def test_a_small_replay_throws_nothing_away(service: RayRunner) -> None:
 
 
 def test_an_update_whose_fragments_are_gone_too_is_left_out(
-    service: RayRunner, monkeypatch: pytest.MonkeyPatch
+    service: RayRunner, monkeypatch: pytest.MonkeyPatch, notes: list[str]
 ) -> None:
     """And a state that is asked for while the learner is away is that of the learner that comes."""
     first, second = ([arrival.fragment for arrival in service.collect()] for _ in range(2))
@@ -112,14 +113,41 @@ def test_an_update_whose_fragments_are_gone_too_is_left_out(
 
     def lost(self: Learners, fragments: list[Any]) -> Any:
         if list(fragments) == second:
-            raise FragmentsLost
+            raise FragmentsLost(FRAGMENTS_LOST)
         return begin(self, fragments)
 
     monkeypatch.setattr(Learners, "begin", lost)
     with pytest.raises(FragmentsLost):
         service.learn_end(pending)
+    assert notes[-1] == f"{FRAGMENTS_LOST}; training goes on"
     assert service.version == version
     assert service.learn([arrival.fragment for arrival in service.collect()]).version == version + 1
+
+
+def test_an_update_that_is_lost_after_it_was_counted_is_counted_as_refused(
+    service: RayRunner, monkeypatch: pytest.MonkeyPatch, notes: list[str]
+) -> None:
+    """Fragments that were collected under its weights are as good as before."""
+    service.state()  # from which a learner begins anew
+    begin, asked = Learners.begin, list[Any]()
+
+    def gone_when_asked_again(self: Learners, fragments: list[Any]) -> Any:
+        asked.append(tuple(fragments))
+        if asked[0] in asked[1:] and asked[-1] == asked[0]:
+            raise FragmentsLost(FRAGMENTS_LOST)
+        return begin(self, fragments)
+
+    monkeypatch.setattr(Learners, "begin", gone_when_asked_again)
+    updates = synchronous(service, Replay(10**9, max_lag=0), patience=0)
+    first = next(updates)
+    ray.kill(service.learner.actors[0])
+    second = next(updates)
+    assert second.report.version == first.report.version + 1
+    assert (first.steps.trained, first.steps.refused) == (230, 0)
+    assert (second.steps.trained, second.steps.refused) == (230, 230)
+    assert second.steps.collected == sum(second.steps[1:]) == 460
+    assert notes.count(f"{FRAGMENTS_LOST}; training goes on") == 1
+    assert next(updates).steps.trained == 460
 
 
 def test_a_learner_that_keeps_dying_ends_the_run_with_a_sentence(

@@ -18,7 +18,7 @@ from mneme.distributed.config import ConfigError
 from mneme.distributed.learners import _share_of
 from mneme.distributed.ray_runner import RayRunner
 from mneme.distributed.replay import Replay
-from mneme.distributed.runners import FragmentsLost, ServiceError
+from mneme.distributed.runners import FRAGMENTS_LOST, FragmentsLost, ServiceError
 from mneme.distributed.service import asynchronous
 from mneme.distributed.workers import LearnerWorker
 from mneme.learner import NonfiniteGradient, default_num_threads
@@ -125,7 +125,7 @@ def test_fragments_that_are_gone_cost_their_replica_alone(service: RayRunner, no
     def lose(replica: Any) -> None:
         import mneme.distributed.learner_replica as learners
 
-        learners._fetched = lambda given: ([], [learners._LOST for _ in given])
+        learners._fetched = lambda given: ([], [learners.FRAGMENTS_LOST for _ in given])
 
     def find(replica: Any) -> None:
         import mneme.distributed.learner_replica as learners
@@ -136,7 +136,7 @@ def test_fragments_that_are_gone_cost_their_replica_alone(service: RayRunner, no
     ray.get(second.__ray_call__.remote(lose))
     report = service.learn(fragments)
     assert report.steps == 5 * 23
-    assert report.refused == ("fragments were lost with their node before the learner could read them",)
+    assert report.refused == (FRAGMENTS_LOST,)
     ray.get(first.__ray_call__.remote(lose))
     with pytest.raises(FragmentsLost):
         service.learn(fragments)
