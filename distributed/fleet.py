@@ -16,7 +16,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from mneme.distributed.blueprint import Blueprint
 from mneme.distributed.failures import failure_reason, never_ran
 from mneme.distributed.runners import Arrival, ServiceError, episode_shares
-from mneme.distributed.waiting import Waiting, Waits
+from mneme.distributed.waiting import Waiting, Waits, has_process
 from mneme.distributed.workers import RolloutWorker, State
 from mneme.envs import EnvironmentMisuse
 from mneme.rollout_workers import Evaluation, EvaluationError
@@ -30,6 +30,12 @@ class _Request(NamedTuple):
     worker: int
     fragment: ray.ObjectRef  # type: ignore[type-arg]
     started: float
+
+
+class _Absent(NamedTuple):
+    worker: int
+    since: float  # when this was looked at last
+    placed: bool  # whether it had a process then
 
 
 class RolloutFleet:
@@ -48,36 +54,38 @@ class RolloutFleet:
         self._timeout, self._max_restarts = service.collect_timeout, service.max_restarts
         self._limit, self._each = service.wait_for_resources, {"CPU": service.worker_cpus}
         self._evaluation_timeout = blueprint.config.train.evaluation_timeout
-        self._size, self._least = rollout.num_workers, rollout.min_workers
-        self._incarnations = [0] * self._size
-        self._failures = [0] * self._size
-        self._absent: dict[ray.ObjectRef, int] = {}  # type: ignore[type-arg]  # what is ready once the worker is
+        self._num_workers, self._least = rollout.num_workers, rollout.min_workers
+        self._incarnations = [0] * self._num_workers
+        self._failures = [0] * self._num_workers
+        self._absent: dict[ray.ObjectRef, _Absent] = {}  # type: ignore[type-arg]  # by what is ready once the worker is
         self._requests: dict[ray.ObjectRef, _Request] = {}  # type: ignore[type-arg]  # oldest first
         self._idle_since: dict[int, float] = {}  # worker -> when its last fragment arrived
         self.waits = Waits("workers", "driver_for_workers")
         self.restarts = 0
-        self._actors = [self._spawn(worker) for worker in range(self._size)]
+        self._actors = [self._spawn(worker) for worker in range(self._num_workers)]
 
     @property
     def demand(self) -> dict[str, float]:
         """Resources that all of them ask for."""
-        return {name: self._size * amount for name, amount in self._each.items()}
+        return {name: self._num_workers * amount for name, amount in self._each.items()}
 
     @property
     def present(self) -> list[int]:
         """Workers that are there."""
-        absent = set(self._absent.values())
-        return [worker for worker in range(self._size) if worker not in absent]
+        absent = {absent.worker for absent in self._absent.values()}
+        return [worker for worker in range(self._num_workers) if worker not in absent]
 
     @property
-    def size(self) -> int:
-        """Number of those that are there."""
-        return self._size - len(self._absent)
+    def num_present(self) -> int:
+        """Number of workers that are there."""
+        return self._num_workers - len(self._absent)
 
     @property
     def idle(self) -> list[int]:
         """Workers that are there, without a request in flight."""
-        if len(self._requests) + len(self._absent) >= self._size:  # soon said, as the loops ask after every arrival
+        if (
+            len(self._requests) + len(self._absent) >= self._num_workers
+        ):  # soon said, as the loops ask after every arrival
             return []
         busy = {request.worker for request in self._requests.values()}
         return [worker for worker in self.present if worker not in busy]
@@ -96,13 +104,13 @@ class RolloutFleet:
         Raises:
             ServiceError: they are not, after `service.wait_for_resources`.
         """
-        least = self._least or (self._size if all_of_them else 1)
+        least = self._least or (self._num_workers if all_of_them else 1)
         waiting = Waiting(self._limit)
         self._welcome(0.0)
-        while self.size < least:
+        while self.num_present < least:
             self._welcome(1.0)
             waiting.go_on(
-                f"{least - self.size} of the {least} rollout actors that the run waits for",
+                f"{least - self.num_present} of the {least} rollout actors that the run waits for",
                 self._each,
                 "add nodes, or lower rollout.num_workers, rollout.min_workers or service.worker_cpus",
             )
@@ -113,7 +121,7 @@ class RolloutFleet:
             return
         ray.wait(list(self._absent), num_returns=1, timeout=timeout, fetch_local=False)
         for ref in ray.wait(list(self._absent), num_returns=len(self._absent), timeout=0, fetch_local=False)[0]:
-            worker = self._absent.pop(ref)
+            worker = self._absent.pop(ref).worker
             try:
                 ray.get(ref)
             except RayError as error:
@@ -121,12 +129,25 @@ class RolloutFleet:
                     self._begin_anew(worker)
                 else:
                     self._fail(worker, error)
+        self._replace_unready()
+
+    def _replace_unready(self) -> None:
+        """Replace workers that have a process and do not get ready; others wait for room, however long that takes."""
+        now = monotonic()
+        for ref, absent in list(self._absent.items()):
+            if now - absent.since < self._timeout:
+                continue
+            if absent.placed:
+                self._replace(absent.worker, f"it did not get ready within {self._timeout:g} seconds")
+            else:
+                placed = has_process(self._actors[absent.worker])
+                self._absent[ref] = absent._replace(since=now, placed=placed)
 
     def request(self, worker: int, weights: Any, level: int) -> None:
         """Ask one worker for a fragment under the weights that the reference names, at a level of the curriculum."""
         delivery, fragment = self._actors[worker].collect.options(num_returns=2).remote(weights, level)
         now = monotonic()
-        self.waits.add("workers", (now - self._idle_since.pop(worker, now)) / self._size)
+        self.waits.add("workers", (now - self._idle_since.pop(worker, now)) / self._num_workers)
         self._requests[delivery] = _Request(worker, fragment, now)
 
     def wait(self, *others: Any, timeout: float = 1.0) -> list[Arrival]:
@@ -188,7 +209,7 @@ class RolloutFleet:
     def _begin_anew(self, worker: int) -> None:
         ray.kill(self._actors[worker])
         self._requests = {ref: request for ref, request in self._requests.items() if request.worker != worker}
-        self._absent = {ref: absent for ref, absent in self._absent.items() if absent != worker}
+        self._forget_absent(worker)
         self._idle_since.pop(worker, None)
         self._incarnations[worker] += 1
         self._actors[worker] = self._spawn(worker)
@@ -200,8 +221,11 @@ class RolloutFleet:
 
     def _spawn(self, worker: int) -> Any:
         actor = self._actor_class.remote(self._blueprint, worker, self._incarnations[worker])
-        self._absent[actor.ready.remote()] = worker
+        self._absent[actor.ready.remote()] = _Absent(worker, monotonic(), placed=False)
         return actor
+
+    def _forget_absent(self, worker: int) -> None:
+        self._absent = {ref: absent for ref, absent in self._absent.items() if absent.worker != worker}
 
     def evaluate(self, weights: Any, episodes: int, seed: int) -> Evaluation:
         """Greedy complete episodes, shared out over the actors that are there; the share of one that is lost is given
@@ -249,7 +273,7 @@ class RolloutFleet:
 
     def states(self) -> list[State | None]:
         """The workers' states, after what they have in flight; None for those that are not there."""
-        states: list[State | None] = [None] * self._size
+        states: list[State | None] = [None] * self._num_workers
         for worker, ref in [(worker, self._actors[worker].state.remote()) for worker in self.present]:
             try:
                 states[worker] = ray.get(ref, timeout=self._timeout)
@@ -264,5 +288,6 @@ class RolloutFleet:
         for worker, (state, incarnation) in enumerate(zip(states, self._incarnations, strict=True)):
             actor = self._actors[worker]
             done = actor.restart.remote(incarnation) if state is None else actor.set_state.remote(state)
-            self._absent = {ref: absent for ref, absent in self._absent.items() if absent != worker} | {done: worker}
+            self._forget_absent(worker)
+            self._absent[done] = _Absent(worker, monotonic(), placed=False)
         self.muster(all_of_them=True)

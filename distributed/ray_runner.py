@@ -124,7 +124,7 @@ class RayRunner:
 
     def condition(self) -> Condition:
         return Condition(
-            self.fleet.size,
+            self.fleet.num_present,
             self.fleet.restarts,
             self.learner.restarts,
             self.learner.unlearned,
@@ -137,7 +137,7 @@ class RayRunner:
 
     @property
     def workers(self) -> int:
-        return self.fleet.size
+        return self.fleet.num_present
 
     def request(self, worker: int) -> None:
         self.fleet.request(worker, self.learner.weights, self.level)

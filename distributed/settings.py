@@ -88,7 +88,7 @@ class ServiceSettings(Settings, section="service"):
     worker_cpus: float = 1.0
     """CPUs reserved for each rollout actor; less than 1 lets actors share a core."""
     collect_timeout: float = 600.0
-    """Seconds after which a rollout actor that has not delivered is replaced."""
+    """Seconds after which a rollout actor that has not delivered is replaced; likewise one that is being built."""
     max_restarts: int = 5
     """Failures in a row after which a rollout actor, or the learner, ends the run."""
     wait_for_resources: float = 1800.0

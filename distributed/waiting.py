@@ -4,8 +4,11 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
+from typing import Any
 
 import ray
+from ray._private import state
+from ray.util import client
 
 from mneme.distributed.runners import ServiceError
 
@@ -56,6 +59,13 @@ def _shortage(each: Mapping[str, float]) -> str:
         if amount
     ]
     return " and ".join(parts) or "they reserve nothing, so they are being started"
+
+
+def has_process(actor: Any) -> bool:
+    """True if an actor has a process, in which it may still be being built; through Ray's client nobody knows."""
+    if client.ray.is_connected():
+        return False
+    return bool(state.actors(actor._actor_id.hex()).get("Pid"))
 
 
 class Waits:

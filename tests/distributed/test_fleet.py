@@ -1,5 +1,6 @@
 """Rollout actors on a real Ray: what they deliver arrives in order, and they are replaced where they die or hang."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mneme.distributed.ray_runner import RayRunner
 from mneme.distributed.replay import Replay
 from mneme.distributed.runners import ServiceError
 from mneme.distributed.service import asynchronous, synchronous
+from mneme.distributed.waiting import has_process
 from mneme.learner.batch import SequenceBatch
 from mneme.learner.windows import cut
 from mneme.rollout_workers import EvaluationError, Fragment
@@ -120,6 +122,45 @@ def test_an_actor_that_is_stopped_is_replaced(
     monkeypatch.undo()
     service.fleet.muster(all_of_them=True)
     assert [arrival.delivery.worker for arrival in service.collect()] == [0, 1]
+
+
+def test_an_actor_that_hangs_as_it_is_built_is_replaced_and_one_that_finds_no_room_is_not(
+    service: RayRunner, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hangs:
+        def __init__(self, *_: Any) -> None:
+            time.sleep(600)
+
+        def ready(self) -> None:
+            pass
+
+    def become(actor_class: Any) -> Any:
+        """The actor that takes the place of the second one, which is killed."""
+        with monkeypatch.context() as patch:
+            patch.setattr(fleet, "_actor_class", actor_class)
+            fleet._begin_anew(1)
+        return fleet._actors[1]
+
+    def look() -> None:
+        """As if it were long after."""
+        with monkeypatch.context() as patch:
+            patch.setattr(fleet, "_timeout", 0.0)
+            fleet.wait(timeout=0)
+
+    fleet = service.fleet
+    homeless = become(ray.remote(num_cpus=1000)(Hangs))
+    look(), look(), look()
+    assert fleet._actors[1] is homeless
+    hanging = become(ray.remote(num_cpus=0)(Hangs))
+    while not has_process(hanging):
+        time.sleep(0.1)
+    look()
+    assert fleet.present == [0]
+    assert notes == []
+    look()
+    assert notes == ["rollout actor 1 was lost (it did not get ready within 0 seconds); a new one takes its place"]
+    assert [arrival.delivery.worker for arrival in service.collect()] == [0]
+    fleet.muster(all_of_them=True)
 
 
 def test_an_evaluation_that_fails_for_certain_is_not_asked_for_again(
