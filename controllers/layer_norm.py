@@ -66,7 +66,7 @@ class _LayerNorm(torch.autograd.Function):
 
 def _damps(inverse: Tensor) -> bool:
     """True if the damping of a row shows in this precision; assumed off the CPU, where checking is slow."""
-    if inverse.device.type != "cpu" or not inverse.numel():
+    if inverse.device.type != "cpu" or not inverse.numel() or torch.compiler.is_exporting():
         return True
     shows = 2 * (EPSILON * float(inverse.max()) ** 2) ** 2 > torch.finfo(inverse.dtype).eps
     return shows or bool(inverse.isnan().any())  # a row that is none must not speak for the others

@@ -160,7 +160,7 @@ class Policy(nn.Module):
 
         With `donate` the carry may be overwritten, as in `Controller.step`.
         """
-        parameters_BA, value_B, carry = self._step(observations, reset_B, carry, donate)
+        parameters_BA, value_B, carry = self.step(observations, reset_B, carry, donate)
         distribution = self.action_distribution
         action_B = distribution.mode(parameters_BA) if greedy else distribution.sample(parameters_BA, uniform_BN)
         return Act(action_B, distribution.log_prob(parameters_BA, action_B), value_B, carry)
@@ -168,7 +168,7 @@ class Policy(nn.Module):
     @torch.no_grad()
     def value(self, observations: Observation, reset_B: Tensor, carry: Carry) -> Tensor:
         """Expected discounted return [B] of observations that are looked at but not acted on."""
-        return self._step(observations, reset_B, carry)[1]
+        return self.step(observations, reset_B, carry)[1]
 
     def lacks_statistics(self) -> bool:
         """True if observations are to be normalised and there are no statistics yet: they go in raw, only clipped."""
@@ -185,10 +185,10 @@ class Policy(nn.Module):
         """
         self.observations.update_statistics(observations, valid_BT, stacked)
 
-    def _step(
+    def step(
         self, observations: Observation, reset_B: Tensor, carry: Carry, donate: bool = False
     ) -> tuple[Tensor, Tensor, Carry]:
-        """One step of the controller: parameters [B, A], values [B], and the carry."""
+        """`scan` with T = 1, as in `Controller.step`: parameters [B, A], values [B], and the carry."""
         observations = {name: x.unsqueeze(0) for name, x in observations.items()}
         x_TBD = self._encoded(observations, reset_B.unsqueeze(0))
         y_BH, carry = self.controller.step(x_TBD[0], reset_B, carry, donate)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mneme.agent import Agent, AgentCarry, Session
-    from mneme.api import evaluate, load, resume, train
+    from mneme.api import evaluate, export, load, resume, train
     from mneme.callbacks import Callback, Look, Outcome, Progress, RunStart
     from mneme.configuration.config import Config
     from mneme.controllers import Carry, Controller, ControllerSettings
@@ -41,6 +41,7 @@ __all__ = [
     "ServiceError",
     "Session",
     "evaluate",
+    "export",
     "load",
     "resume",
     "train",
@@ -48,7 +49,7 @@ __all__ = [
 
 _MODULES = {
     "agent": ("Agent", "AgentCarry", "Session"),
-    "api": ("evaluate", "load", "resume", "train"),
+    "api": ("evaluate", "export", "load", "resume", "train"),
     "callbacks": ("Callback", "Look", "Outcome", "Progress", "RunStart"),
     "configuration.config": ("Config",),
     "controllers": ("Carry", "Controller", "ControllerSettings"),

@@ -1,4 +1,4 @@
-"""The functions that `import mneme` offers: train, resume, evaluate and load, each in one call."""
+"""The functions that `import mneme` offers: train, resume, evaluate, load and export, each in one call."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mneme import training
-from mneme.agent import Agent, load_agent
+from mneme.agent import Agent, load_agent, load_policy
 from mneme.callbacks import Callback
 from mneme.configuration.config import Config, load_config, override
 from mneme.configuration.presets import find_preset
@@ -18,6 +18,7 @@ from mneme.controllers.given import importable, kind_of
 from mneme.distributed.config import ConfigError
 from mneme.envs import HERE, id_of
 from mneme.evaluation import evaluate_checkpoint
+from mneme.exporting import export_policy
 from mneme.rollout_workers import Evaluation
 from mneme.training import Run
 
@@ -156,6 +157,21 @@ def load(run: Run | Path | str, *, trust: bool = False) -> Agent:
         CheckpointError, ConfigError: there is no usable one; the message says why.
     """
     return load_agent(_path(run), trust)
+
+
+def export(agent: Agent | Run | Path | str, file: Path | str, *, trust: bool = False) -> None:
+    """Write one step of an agent as ONNX, or as a program of torch.export, as the file's ending says: .onnx or .pt2.
+
+    Args:
+        agent: an agent, a run, or the path of a run or a checkpoint.
+        file: to be written.
+        trust: import what the run names, whoever wrote it.
+
+    Raises:
+        CheckpointError, ConfigError, ValueError, OSError: one sentence each.
+    """
+    policy = agent.policy if isinstance(agent, Agent) else load_policy(_path(agent), trust).policy
+    export_policy(policy, Path(file))
 
 
 @contextmanager

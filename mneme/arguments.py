@@ -93,6 +93,17 @@ def make_parser() -> argparse.ArgumentParser:
     diagnose.add_argument("--trust", action="store_true", help=_TRUST)
     diagnose.set_defaults(command="diagnose")
 
+    export = commands.add_parser(
+        "export",
+        help="write a trained agent's step for other runtimes",
+        description="Write one step of a trained agent, memory in and memory out, as ONNX or as a program of "
+        "torch.export: docs/deployment.md has its inputs and outputs.",
+    )
+    export.add_argument("checkpoint", type=_run, help=_A_RUN)
+    export.add_argument("file", type=_path, help="to be written; it ends in .onnx or .pt2, which decides what it is")
+    export.add_argument("--trust", action="store_true", help=_TRUST)
+    export.set_defaults(command="export")
+
     replay = commands.add_parser(
         "replay",
         help="show recorded episodes",

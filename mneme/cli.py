@@ -1,5 +1,5 @@
-"""The command line: `mneme train`, `evaluate`, `diagnose`, `replay`, `reproduce`, `check`, `suite`, `runs`, `status`,
-`dashboard`.
+"""The command line: `mneme train`, `evaluate`, `diagnose`, `export`, `replay`, `reproduce`, `check`, `suite`, `runs`,
+`status`, `dashboard`.
 
 Every failure is one sentence on stderr and a non-zero status.
 """
@@ -213,6 +213,15 @@ def _diagnose(options: argparse.Namespace) -> int:
     return 0
 
 
+def _export(options: argparse.Namespace) -> int:
+    from mneme.agent import load_policy
+    from mneme.exporting import export_policy
+
+    inputs = export_policy(load_policy(options.checkpoint, options.trust).policy, options.file)
+    print(f"wrote {options.file}, {options.file.stat().st_size:,} bytes; it takes {', '.join(inputs)}")
+    return 0
+
+
 def _replay(options: argparse.Namespace) -> int:
     from mneme.reporting.episode_plot import draw_episode
     from mneme.reporting.replaying import Recording, show
@@ -289,6 +298,7 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "train": _train,
     "evaluate": _evaluate,
     "diagnose": _diagnose,
+    "export": _export,
     "replay": _replay,
     "reproduce": _reproduce,
     "check": _check,

@@ -17,6 +17,7 @@ COMMANDS = {
         "--video-episodes", "--trust", "--json",
     },
     "diagnose": {"--num-envs", "--seed", "--plot", "--trust"},
+    "export": {"--trust"},
     "replay": {"--episode", "--plot"},
     "reproduce": {"--trust"},
     "check": set(),

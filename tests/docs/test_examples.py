@@ -27,20 +27,24 @@ def test_the_loop_over_the_parts_learns() -> None:
     assert example("train_loop").train(20_000, horizon=2) > 0.9
 
 
-def test_a_trained_agent_plays(tmp_path: Path) -> None:
+def test_a_trained_agent_plays_here_and_in_onnxruntime(tmp_path: Path) -> None:
     run = mneme.train(
         "delayed_cue", f"checkpoint.root={tmp_path}", "tracking.enabled=false", "train.total_timesteps=1",
         "train.evaluation_episodes=1", local=True, progress=False,
     )  # fmt: skip
-    assert 0 <= example("act").play(str(run.folder), episodes=2) <= 1
+    mean_return = example("act").play(str(run.folder), episodes=8)
+    assert 0 <= mean_return <= 1
+    mneme.export(run, tmp_path / "agent.onnx")
+    assert example("act_onnx").play(str(tmp_path / "agent.onnx"), episodes=8) == mean_return
 
 
 def blocks(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
 
 
-def test_the_pages_show_the_example_as_it_is() -> None:
-    assert (EXAMPLES / "train_loop.py").read_text() in blocks("docs/python.md")
+@pytest.mark.parametrize(("page", "name"), [("python", "train_loop"), ("deployment", "act_onnx")])
+def test_the_pages_show_the_examples_as_they_are(page: str, name: str) -> None:
+    assert (EXAMPLES / f"{name}.py").read_text() in blocks(f"docs/{page}.md")
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
