@@ -75,7 +75,7 @@ def _targets(module: str) -> set[str]:
 @pytest.mark.parametrize(
     ("library", "where"),
     [
-        ("ray", {"mneme.distributed"}),
+        ("ray", {"mneme.distributed", "mneme.rllib"}),
         ("mlflow", {"mneme.reporting"}),
         ("pydantic", {"mneme.distributed", "mneme.configuration"}),
     ],

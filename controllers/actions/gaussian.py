@@ -50,23 +50,23 @@ class Gaussian(ActionDistribution):
 
     def sample(self, parameters: Tensor, uniform: Tensor) -> Tensor:
         """The quantile at the noise, which is kept off 0 and 1: within 5.5 standard deviations of the mean."""
-        mean_BA, log_std_BA = _mean_log_std(parameters)
+        mean_BA, log_std_BA = mean_log_std(parameters)
         return mean_BA + log_std_BA.exp() * torch.special.ndtri(uniform.clamp(2.0**-25, BELOW_ONE))
 
     def mode(self, parameters: Tensor) -> Tensor:
         """The mean; of a squashed action it is the median."""
-        return _mean_log_std(parameters)[0]
+        return mean_log_std(parameters)[0]
 
     def log_prob(self, parameters: Tensor, action: Tensor) -> Tensor:
         """Haarnoja et al. 2018, appendix C, equation 21, with `_log_derivative` for the logarithm of 1 - tanh²."""
-        mean_BA, log_std_BA = _mean_log_std(parameters)
+        mean_BA, log_std_BA = mean_log_std(parameters)
         z_BA = (action - mean_BA) * (-log_std_BA).exp()
         log_p_BA = -0.5 * (z_BA.square() + math.log(2 * math.pi)) - log_std_BA
         return (log_p_BA - _log_derivative(action) if self.squash else log_p_BA).sum(-1)
 
     def entropy(self, parameters: Tensor) -> Tensor:
         """In closed form; squashed, right to 1e-6 nats a number in double precision, whatever mean and deviation."""
-        mean_BA, log_std_BA = _mean_log_std(parameters)
+        mean_BA, log_std_BA = mean_log_std(parameters)
         entropy_BA = 0.5 * (1 + math.log(2 * math.pi)) + log_std_BA
         if self.squash:
             entropy_BA = entropy_BA - 2 * _mean_log_cosh(mean_BA, log_std_BA.exp())
@@ -74,7 +74,7 @@ class Gaussian(ActionDistribution):
 
     def kl(self, p: Tensor, q: Tensor) -> Tensor:
         """KL(p || q): [B, 2A], [B, 2A] -> [B], in nats; squashing both does not change it."""
-        (p_mean, p_log_std), (q_mean, q_log_std) = _mean_log_std(p), _mean_log_std(q)
+        (p_mean, p_log_std), (q_mean, q_log_std) = mean_log_std(p), mean_log_std(q)
         log_ratio_BA = p_log_std - q_log_std
         distance_BA = (p_mean - q_mean) * (-q_log_std).exp()
         return (0.5 * ((2 * log_ratio_BA).exp() + distance_BA.square() - 1) - log_ratio_BA).sum(-1)
@@ -84,7 +84,8 @@ class Gaussian(ActionDistribution):
         return action.tanh() if self.squash else action
 
 
-def _mean_log_std(parameters: Tensor) -> tuple[Tensor, Tensor]:
+def mean_log_std(parameters: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, 2A] -> mean and log standard deviation, each [B, A]."""
     mean_BA, x_BA = parameters.chunk(2, -1)
     least, most = LOG_STD_RANGE
     c_BA = x_BA.clamp(least + BEND, most - BEND)
