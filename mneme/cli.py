@@ -65,6 +65,8 @@ def _run(options: argparse.Namespace) -> int:
     except ServiceError as error:
         again = isinstance(error, ServiceLost) and getattr(options, "retries", None) is not None
         return _fail(error, LOST if again else _RUN_ERROR)
+    except ModuleNotFoundError as error:
+        return _fail(f"this needs {error.name}, which is not installed: pip install mneme-rl[train]", _USAGE_ERROR)
     except (EnvironmentFailure, FloatingPointError, OSError) as error:
         return _fail(error, _RUN_ERROR)
     except KeyboardInterrupt:

@@ -42,7 +42,9 @@ def blocks(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
 
 
-@pytest.mark.parametrize(("page", "name"), [("python", "train_loop"), ("deployment", "act_onnx")])
+@pytest.mark.parametrize(
+    ("page", "name"), [("python", "train_loop"), ("deployment", "act_onnx"), ("deployment", "rllib_ppo")]
+)
 def test_the_pages_show_the_examples_as_they_are(page: str, name: str) -> None:
     assert (EXAMPLES / f"{name}.py").read_text() in blocks(f"docs/{page}.md")
 

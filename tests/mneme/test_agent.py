@@ -1,6 +1,10 @@
 """Agents in loops of one's own act as they do in evaluations."""
 
 import pickle
+import re
+import subprocess
+import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +24,20 @@ from mneme.envs import EnvSettings, make_vector_env
 from mneme.rollout_workers import Collector, Fragment, SpaceSettings, adapter_of
 
 LANES, STEPS = 3, 40
+ROOT = Path(__file__).parents[2]
+ACT = """
+import sys
+for package in {packages}:
+    sys.modules[package] = None
+import gymnasium, mneme, mneme.cli
+session = mneme.load({run!r}).session()
+env = gymnasium.make("mneme/DelayedCue-v0", horizon=8)
+action = session.reset(*env.reset(seed=0))
+while action is not None:
+    action = session.predict(*env.step(action))
+assert mneme.evaluate({run!r}, episodes=8).episodes == 8
+raise SystemExit(mneme.cli.main(["train", "delayed_cue", "name=other"]))
+"""
 
 
 class Everything(gym.Env[Any, Any]):
@@ -302,3 +320,18 @@ def test_a_runs_agent_is_loaded_with_its_weights(tmp_path: Path) -> None:
         session = agent.session()
         action = session.reset(*env.reset(seed=0))
         assert env.action_space.contains(action)
+
+
+def test_who_only_acts_needs_nothing_that_trains(tmp_path: Path) -> None:
+    """A fresh interpreter without Ray, MLflow and the rest of the extra `train`, which `mneme train` then names."""
+    run = mneme.train(
+        "delayed_cue", f"checkpoint.root={tmp_path}", "train.total_timesteps=1", "env.kwargs.horizon=8",
+        "tracking.enabled=false", "train.evaluation_episodes=1", local=True, progress=False, name="run",
+    )  # fmt: skip
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["train"]
+    packages = [re.split(r"[^\w-]", package)[0].replace("pillow", "PIL") for package in extra]
+    assert {"ray", "mlflow"} < set(packages)
+    code = ACT.format(packages=packages, run=str(run.folder))
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert "mneme: this needs ray, which is not installed: pip install mneme-rl[train]" in done.stderr
