@@ -65,7 +65,8 @@ class _LayerNorm(torch.autograd.Function):
 
 
 def _damps(inverse: Tensor) -> bool:
-    """True if the damping of a row shows in this precision; assumed off the CPU, where checking is slow."""
+    """True if the damping of a row shows in this precision; assumed off the CPU, where checking is slow, and
+    in what is exported, which cannot check."""
     if inverse.device.type != "cpu" or not inverse.numel() or torch.compiler.is_exporting():
         return True
     shows = 2 * (EPSILON * float(inverse.max()) ** 2) ** 2 > torch.finfo(inverse.dtype).eps

@@ -72,11 +72,14 @@ def export_policy(policy: Policy, path: Path) -> Sequence[str]:
         raise ValueError(f"{path.parent} is no folder, so {path.name} cannot be written there; make it first")
     step = Step(policy)
     observation, _, carry = step.example()
-    inputs = _unique([*observation, "reset", *(f"carry.{name}" for name in carry)])
+    inputs = [*observation, "reset", *(f"carry.{name}" for name in carry)]
+    outputs = ["action", "parameters", *(f"next_carry.{name}" for name in carry)]
+    if taken := [name for name in observation if [*inputs, *outputs].count(name) > 1]:
+        raise ValueError(f"a part of the observation is named {taken[0]!r}, as something else is; rename the part")
     program = _traced(step)
     try:
         if path.suffix == ".onnx":
-            _save_as_onnx(program, inputs, step, part)
+            _save_as_onnx(program, inputs, outputs, step, part)
         else:
             torch.export.save(program, part)
         os.replace(part, path)
@@ -100,7 +103,9 @@ def _traced(step: Step) -> torch.export.ExportedProgram:
         ) from error
 
 
-def _save_as_onnx(program: torch.export.ExportedProgram, inputs: Sequence[str], step: Step, path: Path) -> None:
+def _save_as_onnx(
+    program: torch.export.ExportedProgram, inputs: Sequence[str], outputs: Sequence[str], step: Step, path: Path
+) -> None:
     try:
         from onnxscript import optimizer
     except ImportError as error:
@@ -108,14 +113,12 @@ def _save_as_onnx(program: torch.export.ExportedProgram, inputs: Sequence[str], 
             f"ONNX needs the package {error.name}, which is not installed: pip install mneme-rl[export]; a file that "
             f"ends in .pt2 needs none"
         ) from None
-    carried = [f"next_{name}" for name in inputs if name.startswith("carry.")]
     try:
         with _quiet():
             # Not rewritten: onnxscript 0.7 gives two clips of one value one name, and runtimes fuse by themselves.
             onnx = torch.onnx.export(
-                program, dynamo=True, optimize=False, verbose=False, input_names=inputs,
-                output_names=["action", "parameters", *carried],
-            )  # fmt: skip
+                program, dynamo=True, optimize=False, verbose=False, input_names=inputs, output_names=outputs
+            )
             assert onnx is not None
             onnx.rename_axes({onnx.model.graph.inputs[0].shape[0]: _BATCH})
             optimizer.inline(onnx.model)
@@ -129,17 +132,10 @@ def _save_as_onnx(program: torch.export.ExportedProgram, inputs: Sequence[str], 
     onnx.save(path)
 
 
-def _unique(names: Sequence[str]) -> Sequence[str]:
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(
-                f"a part of the observation is named {name!r}, as an input of the step is; rename the part"
-            )
-    return names
-
-
-def _first_line(error: Exception) -> str:
-    """What an error says first; exporters explain themselves over pages."""
+def _first_line(error: BaseException) -> str:
+    """What the cause of an error says first; exporters explain themselves over pages."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     said = str(error).strip().splitlines()
     return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
 
