@@ -28,12 +28,12 @@ from benchmarks.report import RESULTS
 from mneme.controllers import CONTROLLERS, ControllerSettings, Policy, PolicySettings, build_policy
 from mneme.envs import EnvSettings, make_vector_env
 from mneme.experiments.machine import describe_machine, versions
-from mneme.learner import Learner, LearnerSettings, ppo
+from mneme.learner import Learner, LearnerSettings, objective
 from mneme.rollout_workers import Collector, policy_spec
 
 STEPS, SEQUENCES, EPOCHS = 64, 64, 4
 CONTESTANTS = ("float32", "bf16", "compiled", "torch", "torch-compiled")
-LOSSES = ("clipped_policy_loss", "value_loss")  # of `learner.ppo`
+LOSSES = ("clipped_policy_loss", "value_loss")  # of `learner.objective`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def _update_of(name: str, kind: str, hidden: int, batch: pa.RecordBatch) -> Call
     )
     policy = _policy(kind, hidden, "torch" if name.startswith("torch") else "auto")
     learner = Learner(policy, settings, seed=0, total_timesteps=10**9)
-    losses = {loss: getattr(ppo, loss) for loss in LOSSES}
+    losses = {loss: getattr(objective, loss) for loss in LOSSES}
     if name.endswith("compiled"):
         losses = {loss: _compiled(function) for loss, function in losses.items()}
         vars(policy).update(_encoded=_compiled(policy._encoded), _heads=_compiled(policy._heads))
@@ -110,7 +110,7 @@ def _update_of(name: str, kind: str, hidden: int, batch: pa.RecordBatch) -> Call
             vars(policy.controller).update(fast_scan=_compiled(policy.controller.fast_scan))
 
     def update() -> None:
-        with patch.multiple(ppo, **losses):
+        with patch.multiple(objective, **losses):
             learner.update([batch])
 
     return update

@@ -123,10 +123,16 @@ class Policy(nn.Module):
         Raises:
             ValueError: an observation's name, shape or dtype, or one of the other arguments, does not fit.
         """
+        y_TBH, carry, signals = self.features(observations, reset_TB, carry, cut_TB)
+        return PolicyOutput(*self.heads(y_TBH, observations), carry, signals)
+
+    def features(
+        self, observations: Observation, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None
+    ) -> tuple[Tensor, Carry, dict[str, Tensor]]:
+        """`scan` before the heads: the controller's outputs [T, B, H], the carry, and the controller's signals."""
         with autocast(reset_TB.device, enabled=True) if self.mixed_precision else nullcontext():
             x_TBF = self._encoded(observations, reset_TB)
-            y_TBH, carry, signals = self.controller.scan_with_signals(wide(x_TBF), reset_TB, carry, cut_TB)
-        return PolicyOutput(*self._heads(y_TBH, observations), carry, signals)
+            return self.controller.scan_with_signals(wide(x_TBF), reset_TB, carry, cut_TB)
 
     def _encoded(self, observations: Observation, reset_TB: Tensor) -> Tensor:
         """The inputs of the controller, [T, B, D]."""
@@ -138,7 +144,7 @@ class Policy(nn.Module):
         x_TBD: Tensor = self.encoder(features[0] if len(features) == 1 else torch.cat(features, -1))
         return x_TBD
 
-    def _heads(self, y_TBH: Tensor, observations: Observation) -> tuple[Tensor, Tensor]:
+    def heads(self, y_TBH: Tensor, observations: Observation) -> tuple[Tensor, Tensor]:
         """Parameters of the action distribution [T, B, A], and the value head's outputs [T, B, V]."""
         normed_TBH = self.norm(y_TBH)
         parameters_TBA = self.policy_head(normed_TBH)
@@ -192,7 +198,7 @@ class Policy(nn.Module):
         observations = {name: x.unsqueeze(0) for name, x in observations.items()}
         x_TBD = self._encoded(observations, reset_B.unsqueeze(0))
         y_BH, carry = self.controller.step(x_TBD[0], reset_B, carry, donate)
-        parameters_TBA, values_TBV = self._heads(y_BH.unsqueeze(0), observations)
+        parameters_TBA, values_TBV = self.heads(y_BH.unsqueeze(0), observations)
         return parameters_TBA[0], _scalar(values_TBV)[0], carry
 
     def _check(self, observations: Observation, leading: Size) -> None:

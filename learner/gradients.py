@@ -18,7 +18,8 @@ from mneme.controllers import Carry, Policy
 from mneme.learner.auxiliary_loss import AuxiliaryLoss, SignalSums
 from mneme.learner.batch import SequenceBatch
 from mneme.learner.losses import clipped_policy_loss, masked_sum
-from mneme.learner.ppo import Steps, loss_of, steps_of, units
+from mneme.learner.objective import Steps
+from mneme.learner.ppo import loss_of, steps_of, units
 from mneme.learner.returns import Returns
 from mneme.learner.settings import LearnerSettings, WindowPlan
 from mneme.learner.windows import Piece, pieces, taken, windows_of

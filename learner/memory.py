@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mneme.controllers import Policy
-from mneme.learner.ppo import Steps, loss_of
+from mneme.learner.objective import Steps
+from mneme.learner.ppo import loss_of
 from mneme.learner.settings import LearnerSettings
 
 _PROBED = 256  # steps of a sequence whose activations are counted; beyond, they grow in proportion

@@ -1,0 +1,293 @@
+"""`learner.objective` compiled by numba for CPUs: LayerNorm, heads, softmax, loss, and the gradient of all of it, one
+step after the other while it lies in the cache.
+
+In torch these are some eighty operations forward and back, which together take longer than the recurrence of a GRU.
+Backward through the damped norm of `controllers.layer_norm`, y = n s(i) gain + shift with n = (x - mean) i, it computes,
+with g = dy gain,
+
+    dx = i s (g - mean(g)) + n (s' - i s) sum(g n) / H
+
+A step's own numbers are in double precision, whatever the arrays are. Legend: R steps of all windows, H features, A
+actions.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from mneme.controllers import Policy
+from mneme.controllers.actions import Categorical
+from mneme.controllers.layer_norm import EPSILON, LayerNorm
+from mneme.controllers.scans.machine_code import (
+    add,
+    add_product,
+    arrays,
+    compiled,
+    copy,
+    dot,
+    fma,
+    kernel,
+    scratch,
+    sums,
+)
+from mneme.learner.objective import OBJECTIVE_SUMS, Objective, Steps
+from mneme.learner.settings import LearnerSettings
+
+MOST_ACTIONS = 64
+"""With more, torch's matrix products make heads faster than a loop over actions."""
+
+
+class _Heads(NamedTuple):
+    """Parameters, or their gradients."""
+
+    gain: Any  # [H], or empty without a norm
+    shift: Any  # [H], likewise
+    policy: Any  # [A, H]
+    policy_bias: Any  # [A]
+    value: Any  # [1, H]
+    value_bias: Any  # [1]
+
+
+class _Given(NamedTuple):
+    """What the steps' losses depend on besides the controller's outputs, [R] each."""
+
+    mask: Any
+    actions: Any
+    old_log_probs: Any
+    old_values: Any
+    advantages: Any
+    targets: Any
+
+
+class _Weighing(NamedTuple):
+    """The learner's settings; a bound that is not set is infinite."""
+
+    clip: float
+    dual_clip: float
+    value_clip: float
+    huber: float  # error from which the value loss grows in a line
+    value: float
+    entropy: float
+
+
+def fits(policy: Policy, s: LearnerSettings, y: Tensor) -> bool:
+    """Whether the loss of these outputs, on a CPU, can be computed here: of one choice of a few, without masks."""
+    distribution = policy.action_distribution
+    return (
+        isinstance(distribution, Categorical)
+        and distribution.actions <= MOST_ACTIONS
+        and not policy.spec.masked
+        and s.value_loss != "two_hot"
+        and y.dtype == policy.value_head.weight.dtype
+    )
+
+
+def compiled_objective(policy: Policy, s: LearnerSettings, steps: Steps, y_KWH: Tensor) -> Objective:
+    """`learner.objective.plain_objective`, where it `fits`."""
+    given = (steps.mask, steps.actions, steps.old_log_probs, steps.old_values, steps.advantages, steps.targets)
+    weighing = _Weighing(
+        clip=s.clip_range,
+        dual_clip=np.inf if s.dual_clip is None else s.dual_clip,
+        value_clip=np.inf if s.clip_range_vf is None else s.clip_range_vf,
+        huber=1.0 if s.value_loss == "huber" else np.inf,
+        value=s.vf_coef,
+        entropy=s.ent_coef,
+    )
+    norm = y_KWH.new_empty(2, 0).unbind() if isinstance(policy.norm, nn.Identity) else policy.norm.parameters()
+    heads = (*norm, *policy.policy_head.parameters(), *policy.value_head.parameters())
+    total, found = _Objective.apply(_Given(*arrays(*(x.flatten() for x in given))), weighing, y_KWH, *heads)
+    *summed, ratio_error = found.unbind()
+    return Objective(total, dict(zip(OBJECTIVE_SUMS, summed, strict=True)), ratio_error)
+
+
+class _Objective(torch.autograd.Function):
+    """The loss is one number, so that its gradient is made with it, and scaled on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, given: _Given, weighing: _Weighing, y_KWH: Tensor, *heads: Tensor) -> tuple[Tensor, Tensor]:
+        y_RH = y_KWH.flatten(0, 1)
+        dy_KWH, d_heads = y_KWH.new_empty(y_KWH.shape), [x.new_zeros(x.shape) for x in heads]
+        found = np.zeros(len(OBJECTIVE_SUMS) + 1)
+        _objective(
+            *arrays(y_RH), given, _Heads(*arrays(*heads)), weighing,
+            *arrays(dy_KWH.flatten(0, 1)), _Heads(*arrays(*d_heads)), found,
+            *scratch(y_KWH, (3, y_RH.shape[1]), (3, len(heads[2]))),
+        )  # fmt: skip
+        policy_loss, value_loss, entropy = found[:3]
+        total = y_KWH.new_tensor(policy_loss + weighing.value * value_loss - weighing.entropy * entropy)
+        found_tensor = torch.from_numpy(found).to(y_KWH.dtype)
+        ctx.mark_non_differentiable(found_tensor)
+        ctx.save_for_backward(dy_KWH, *d_heads)
+        return total, found_tensor
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dtotal: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(gradient.mul_(dtotal) for gradient in ctx.saved_tensors)
+
+
+@kernel
+def _objective(y, given, heads, weighing, dy, d, found, wide, narrow):
+    (R, H), A, normed, number = y.shape, len(heads.policy), len(heads.gain) > 0, y.dtype.type
+    n, out, d_out = wide[0], wide[1], wide[2]
+    log_p, p, d_logits = narrow[0], narrow[1], narrow[2]
+    mean, inverse, scale, rest = 0.0, 1.0, 1.0, 0.0
+    for r in range(R):
+        if not given.mask[r]:
+            dy[r] = number(0)
+            continue
+        if normed:
+            mean = _sum(y[r]) / H
+            inverse = 1 / np.sqrt(_squares(y[r], number(mean)) / H + EPSILON)
+            rest = EPSILON * inverse * inverse
+            scale = np.sqrt(1 - (1 - EPSILON) * (rest * rest))
+            _normalise(y[r], number(mean), number(inverse), n)
+            _scale_and_shift(n, number(scale), heads.gain, heads.shift, out)
+        else:
+            copy(out, y[r])
+        for a in range(A):
+            log_p[a] = dot(out, heads.policy[a]) + heads.policy_bias[a]
+        value = np.float64(dot(out, heads.value[0]) + heads.value_bias[0])
+        _log_softmax(log_p, p)
+        d_value = number(_step(r, given, weighing, log_p, p, value, d_logits, found))
+        _add_scaled(d.value[0], d_value, out)
+        d.value_bias[0] += d_value
+        _scale(d_out, d_value, heads.value[0])
+        for a in range(A):
+            _add_scaled(d.policy[a], d_logits[a], out)
+            d.policy_bias[a] += d_logits[a]
+            _add_scaled(d_out, d_logits[a], heads.policy[a])
+        if normed:
+            add(d.shift, d_out)
+            _scale(out, number(scale), n)
+            add_product(d.gain, d_out, out)
+            _times(d_out, heads.gain)
+            of_scale = (1 - EPSILON) * rest / scale * 2 * EPSILON * (inverse * inverse * inverse)
+            of_n = (of_scale - inverse * scale) * dot(d_out, n) / H
+            _through_norm(d_out, number(inverse * scale), number(_sum(d_out) / H), n, number(of_n), dy[r])
+        else:
+            copy(dy[r], d_out)
+
+
+@compiled
+def _log_softmax(logits, p):
+    """Replace logits [A] by log-probabilities, and fill in probabilities."""
+    most, total = logits[0], 0.0
+    for a in range(1, len(logits)):
+        most = logits[a] if logits[a] > most else most
+    for a in range(len(logits)):
+        total += np.exp(np.float64(logits[a] - most))
+    shift = most + np.log(total)
+    for a in range(len(logits)):
+        log_p = logits[a] - shift
+        logits[a], p[a] = log_p, np.exp(log_p)
+
+
+@compiled
+def _step(r, given, weighing, log_p, p, value, d_logits, found):
+    """Add one step's terms to `found` and fill in the gradient of the logits; returns that of the value."""
+    advantage, target, old_value = (
+        np.float64(given.advantages[r]), np.float64(given.targets[r]), np.float64(given.old_values[r]),
+    )  # fmt: skip
+    action = given.actions[r]
+    log_ratio = np.float64(log_p[action]) - np.float64(given.old_log_probs[r])
+    ratio = np.exp(log_ratio)
+    within = min(max(ratio, 1 - weighing.clip), 1 + weighing.clip)
+    loss, slope = -ratio * advantage, -ratio * advantage  # slope: in the log-probability of the action
+    if -within * advantage > loss:
+        loss, slope = -within * advantage, 0.0
+    if advantage < 0 and loss > -weighing.dual_clip * advantage:
+        loss, slope = -weighing.dual_clip * advantage, 0.0
+    entropy = 0.0
+    for a in range(len(p)):
+        if p[a] != 0:
+            entropy -= np.float64(p[a]) * log_p[a]
+    for a in range(len(p)):
+        of_entropy = p[a] * (log_p[a] + entropy) if p[a] != 0 else 0.0
+        d_logits[a] = fma(weighing.entropy, of_entropy, -slope * p[a])
+    d_logits[action] += slope
+    error, change = value - target, value - old_value
+    value_loss, d_value = _value_loss(error, weighing.huber)
+    bounded = min(max(change, -weighing.value_clip), weighing.value_clip)
+    if abs(change) > weighing.value_clip:
+        clipped, _ = _value_loss(old_value + bounded - target, weighing.huber)
+        if clipped > value_loss:
+            value_loss, d_value = clipped, 0.0
+    off = abs(ratio - 1)
+    found[0] += loss
+    found[1] += value_loss
+    found[2] += entropy
+    found[3] += ratio - 1 - log_ratio
+    found[4] += 1.0 if off > weighing.clip else 0.0
+    found[5] += ratio
+    found[6] += ratio * ratio
+    if off > found[7] or off != off:
+        found[7] = off
+    return weighing.value * d_value
+
+
+@compiled
+def _value_loss(error, huber):
+    """Half the error's square, or from `huber` on a line; and its derivative."""
+    size = abs(error)
+    if size > huber:
+        return huber * (size - 0.5 * huber), np.copysign(huber, error)
+    return 0.5 * error * error, error
+
+
+@sums
+def _sum(x):
+    """The sum of [H]."""
+    total = x.dtype.type(0)
+    for i in range(len(x)):
+        total += x[i]
+    return total
+
+
+@sums
+def _squares(x, mean):
+    """The sum of the squared deviations of [H] from their mean."""
+    total = x.dtype.type(0)
+    for i in range(len(x)):
+        off = x[i] - mean
+        total += off * off
+    return total
+
+
+@compiled
+def _normalise(x, mean, inverse, n):
+    for i in range(len(x)):
+        n[i] = (x[i] - mean) * inverse
+
+
+@compiled
+def _scale_and_shift(n, scale, gain, shift, out):
+    for i in range(len(n)):
+        out[i] = n[i] * scale * gain[i] + shift[i]
+
+
+@compiled
+def _scale(out, factor, x):
+    for i in range(len(out)):
+        out[i] = factor * x[i]
+
+
+@compiled
+def _add_scaled(to, factor, x):
+    for i in range(len(to)):
+        to[i] += factor * x[i]
+
+
+@compiled
+def _times(to, x):
+    for i in range(len(to)):
+        to[i] *= x[i]
+
+
+@compiled
+def _through_norm(g, along_g, mean, n, along_n, dx):
+    for i in range(len(g)):
+        dx[i] = fma(along_n, n[i], along_g * (g[i] - mean))
