@@ -13,8 +13,8 @@ import torch
 from mneme.controllers import Policy
 from mneme.learner.batch import SequenceBatch
 from mneme.learner.diagnosis import NonfiniteGradient, suspects
-from mneme.learner.optimizer import Optimizer
 from mneme.learner.objective import RATIO, RATIO_SQUARED
+from mneme.learner.optimizer import Optimizer
 from mneme.learner.returns import Returns, normalized_over
 from mneme.learner.settings import LearnerSettings
 from mneme.learner.whole_batch import WholeBatch

@@ -4,12 +4,17 @@ A tile of the result, of four rows and 64 bytes of columns, stays in registers w
 by itself, which makes the update of a GRU take 1.13 times as long, and of an LSTM 1.3 times. The right factor is laid
 out in panels, whose rows are as wide as a tile, so that it is read in order.
 
+Weights of several gates are laid out gate by gate, each with panels of its own, so that the gates' sums begin at panels
+whatever their size. Gradients of weights are products too, of states and inputs turned on their side with the gradients
+of the gates in panels, which are added up a few steps at a time while both are in the cache.
+
 Axis letters: B rows of the left factor, M its columns, N columns of the right factor, P panels, W width of a panel.
 """
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from llvmlite import ir
 from numba import types
@@ -20,39 +25,83 @@ from torch import Tensor
 from mneme.controllers.scans.machine_code import compiled
 
 _BYTES = 64
+WIDTH = {torch.float32: _BYTES // 4, torch.float64: _BYTES // 8}
+"""W."""
 _ROWS = 4
 
 
-def panels(right_MN: Tensor) -> Tensor:
-    """The right factor as [P, M, W], with zeros for the columns that the last panel has left over."""
+def panels(right_MN: Tensor, gates: int = 1) -> Tensor:
+    """The right factor as [P, M, W], with zeros for the columns that a gate's last panel has left over."""
     M, N = right_MN.shape
-    width = _BYTES // right_MN.element_size()
-    return F.pad(right_MN.detach(), (0, -N % width)).view(M, -1, width).transpose(0, 1).contiguous()
+    width, size = WIDTH[right_MN.dtype], N // gates
+    right_MGN = right_MN.detach().reshape(M, gates, size)
+    return F.pad(right_MGN, (0, padded(size, right_MN.dtype) - size)).view(M, -1, width).transpose(0, 1).contiguous()
+
+
+def padded(size: int, dtype: torch.dtype) -> int:
+    """The columns that a gate of this size takes in panels."""
+    return -(-size // WIDTH[dtype]) * WIDTH[dtype]
 
 
 @compiled
-def multiply(left, right, out):
-    """out [B, P W] = left [B, M] @ right [P, M, W]; the columns of `out` from N on become 0."""
+def multiply(left, first, depth, right, panel, stop, out, column, adds):
+    """out[:, column:] = left[:, first : first + depth] @ right[panel:stop, :depth], or added to what it holds.
+
+    Offsets instead of slices, so that all calls have the same types and are compiled once. The columns of `out` that a
+    panel has left over become 0, or keep what they hold.
+
+    Args:
+        left: [B, M].
+        first: column of it.
+        depth: columns of it, and rows of the panels, that are multiplied.
+        right: [P, M, W].
+        panel: the first of them.
+        stop: the panel after the last.
+        out: [B, N].
+        column: of it, to which the first panel belongs.
+        adds: whether it is added to.
+    """
     B, W = len(left), right.shape[2]
-    for p in range(len(right)):
-        for b in range(0, B - _ROWS + 1, _ROWS):
-            _four_rows(left, b, right[p], out, p * W)
-        for b in range(B // _ROWS * _ROWS, B):
-            _one_row(left, b, right[p], out, p * W)
+    whole = B // _ROWS * _ROWS
+    for p in range(panel, stop):
+        for b in range(0, whole, _ROWS):
+            _four_rows(left, b, first, depth, right[p], out, column, adds)
+        for b in range(whole, B):
+            _one_row(left, b, first, depth, right[p], out, column, adds)
+        column += W
+
+
+@compiled
+def put_column(to, row, column, x):
+    """Write x down a column of `to`, from a row on."""
+    for i in range(len(x)):
+        to[row + i, column] = x[i]
+
+
+@compiled
+def put_row(to, row, gates, size):
+    """Write gates, of `size` each, along a row of the panels `to`."""
+    W, p = to.shape[2], 0
+    for start in range(0, len(gates), size):
+        for first in range(start, start + size, W):
+            for i in range(min(W, start + size - first)):
+                to[p, row, i] = gates[first + i]
+            p += 1
 
 
 def _tile(rows: int) -> Callable[..., Any]:
-    """A function for kernels: out[row : row + rows, column : column + W] = left[row : row + rows] @ panel [M, W]."""
+    """A function for kernels, with a slice of rows and one of `depth` columns of the left factor from `first` on:
+    out[rows, column : column + W] = left[rows, columns] @ panel[:depth], or added to what is there."""
 
     @intrinsic
-    def tile(typing, left, row, panel, out, column):
+    def tile(typing, left, row, first, depth, panel, out, column, adds):
         def generate(context, builder, sig, args):
             width = _BYTES * 8 // panel.dtype.bitwidth
             vector = ir.VectorType(context.get_value_type(panel.dtype), width)
             everywhere = ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width)
             left_array, panel_array, out_array = (
                 context.make_array(kind)(context, builder, value)
-                for kind, value in ((left, args[0]), (panel, args[2]), (out, args[3]))
+                for kind, value in ((left, args[0]), (panel, args[4]), (out, args[5]))
             )
 
             def pointer(kind, array, index_row, index_column, to):
@@ -63,20 +112,24 @@ def _tile(rows: int) -> Callable[..., Any]:
                 return builder.add(args[1], ir.Constant(args[1].type, r))
 
             align, zero = panel.dtype.bitwidth // 8, ir.Constant(args[1].type, 0)
-            sums = [cgutils.alloca_once_value(builder, ir.Constant(vector, None)) for _ in range(rows)]  # in registers
-            with cgutils.for_range(builder, cgutils.unpack_tuple(builder, panel_array.shape)[0]) as loop:
+            places = [pointer(out, out_array, down(r), args[6], vector) for r in range(rows)]
+            nothing, adds = ir.Constant(vector, None), builder.trunc(args[7], ir.IntType(1))
+            begin = [builder.select(adds, builder.load(place, align=align), nothing) for place in places]
+            sums = [cgutils.alloca_once_value(builder, value) for value in begin]  # in registers
+            with cgutils.for_range(builder, args[3]) as loop:
                 of_right = builder.load(pointer(panel, panel_array, loop.index, zero, vector), align=align)
+                of_row = builder.add(args[2], loop.index)
                 for r, total in enumerate(sums):
-                    number = builder.load(pointer(left, left_array, down(r), loop.index, vector.element))
+                    number = builder.load(pointer(left, left_array, down(r), of_row, vector.element))
                     single = builder.insert_element(ir.Constant(vector, ir.Undefined), number, ir.IntType(32)(0))
                     of_left = builder.shuffle_vector(single, single, everywhere)
                     added = builder.fmul(of_left, of_right, flags=("contract",))
                     builder.store(builder.fadd(builder.load(total), added, flags=("contract",)), total)
-            for r, total in enumerate(sums):
-                builder.store(builder.load(total), pointer(out, out_array, down(r), args[4], vector), align=align)
+            for place, total in zip(places, sums, strict=True):
+                builder.store(builder.load(total), place, align=align)
             return context.get_dummy_value()
 
-        return types.none(left, types.intp, panel, out, types.intp), generate
+        return types.none(left, types.intp, types.intp, types.intp, panel, out, types.intp, types.boolean), generate
 
     return tile
 

@@ -1,16 +1,14 @@
 """The GRU over time on CPUs, compiled by numba; `scans.gru.cell` has the equations.
 
-An update of the preset for delayed cue, collecting and learning, is 1.32 times as fast with it as with
-`scans.gru.torch` (`python -m benchmarks.backends`, two threads of a Zen 3).
-
-The products of the inputs and of the weights' gradients with all steps of a block are torch's; the kernels have the
-loop over its steps. Backward, with h' - n = z (h - n), it computes
+One kernel has the whole scan, and another the way back with the gradients of the weights, so that Python's lock is free
+for as long. The four sums of a step lie side by side in the order m = U_n h + c_n, r, z, n: states contribute to the
+first three, inputs to the last three. Backward, with h' - n = z (h - n), it computes
 
     dn = dh' (1 - z) (1 - n^2)     dm = r dn     dr = dn m r (1 - r)     dz = dh' (h' - n) (1 - z)
     dh = z dh' + U_r^T dr + U_z^T dz + U_n^T dm
 
-Axis letters: T steps (K of one block, S = T + 1 states), B environments, D input features, H hidden units,
-G = 3H gates.
+Axis letters: T steps (K of one span, S at once), B environments, D input features, H hidden units, G = 4H sums, or the
+3H that inputs or states contribute to.
 """
 
 from typing import Any, NamedTuple
@@ -19,38 +17,34 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mneme.controllers.precision import wide
-from mneme.controllers.scans.blocks import blocks
+from mneme.controllers.scans.gated import WeightSums, add_weight_gradients, inputs_apart
 from mneme.controllers.scans.gru.cell import GruParameters
 from mneme.controllers.scans.machine_code import add, arrays, compiled, copy, kernel, scratch, sigmoid
-from mneme.controllers.scans.products import multiply, panels
+from mneme.controllers.scans.products import multiply, padded, panels
 from mneme.controllers.scans.resets import gradient_stops
-from mneme.controllers.scans.weight_gradients import WeightGradients
 
 
 class _Weights(NamedTuple):
     """Weights that all steps of the forward kernel share."""
 
     initial: Any  # [H]
-    recurrent: Any  # [P, H, W] panels of [H, G]
-    bias: Any  # [G] b_r, b_z, b_n
-    bias_m: Any  # [H]
+    recurrent: Any  # panels of [H, G] for m, r, z
+    of_input: Any  # panels of [D, G] for r, z, n
+    bias: Any  # [G]
 
 
 class _Trace(NamedTuple):
-    """Values of a block that the forward kernel keeps for the backward kernel."""
+    """Values that the forward kernel keeps for the backward kernel."""
 
-    gates: Any  # [K, B, G] the input's contribution before the kernel, r, z and n after it
-    m: Any  # [K, B, H] or empty, if nothing is to be kept
-    h: Any  # [K + 1, B, H] states, the one before the block first
+    sums: Any  # [K, B, G] m, r, z and n, or empty if nothing is to be kept
+    h: Any  # [K + 1, B, H] states, the one before the span first
 
 
 class _Gradients(NamedTuple):
     """Gradients that the backward kernel writes, replaces or adds to."""
 
-    from_x: Any  # [K, B, G] of the sums r, z, n as what the inputs contribute to
-    from_h: Any  # [K, B, G] of the sums r, z, m as what the states contribute to
-    h: Any  # [B, H] of the state after the block, replaced by that before it
+    sums: Any  # [S, B, G] of m, r, z, n before their nonlinearities
+    h: Any  # [B, H] of the state after the span, replaced by that before it
     initial: Any  # [H] added to
 
 
@@ -67,24 +61,23 @@ def numba_gru_scan(
 
 def _run(
     x_TBD: Tensor, reset_TB: Tensor, h_BH: Tensor, initial_H: Tensor, p: GruParameters, keep: bool
-) -> tuple[Tensor, list[Tensor]]:
-    """States [T + 1, B, H], the incoming one first; if `keep`, r, z, n [K, B, G] and m [K, B, H] of each block."""
-    T, B, D = x_TBD.shape
-    H = h_BH.shape[1]
-    bias_G = torch.cat([p.b_ih[: 2 * H] + p.b_hh[: 2 * H], p.b_ih[2 * H :]])
-    w_ih = p.w_ih.to(x_TBD.dtype)
-    weights = _Weights(*arrays(initial_H, panels(p.w_hh.t()), bias_G, p.b_hh[2 * H :]))
-    h_SBH, kept = h_BH.new_empty(T + 1, B, H), []
+) -> tuple[Tensor, Tensor]:
+    """States [T + 1, B, H], the incoming one first; if `keep`, the sums [T, B, G] past their nonlinearities."""
+    (T, B), H = reset_TB.shape, h_BH.shape[1]
+    b_ih, b_hh = p.b_ih.split(H), p.b_hh.split(H)
+    bias_G = torch.cat([b_hh[2], b_ih[0] + b_hh[0], b_ih[1] + b_hh[1], b_ih[2]])
+    weights = _Weights(*arrays(initial_H, panels(_in_order(p.w_hh).t(), 3), panels(p.w_ih.t(), 3), bias_G))
+    h_SBH, sums_TBG = h_BH.new_empty(T + 1, B, H), h_BH.new_empty(T if keep else 0, B, 4 * H)
     h_SBH[0] = h_BH
-    P, _, W = weights.recurrent.shape
-    room = scratch(h_BH, (B, P * W), (B, H), (H,))
-    for start, stop in blocks(T, B):
-        gates_KBG = wide(x_TBD[start:stop].reshape(-1, D) @ w_ih.t()).view(-1, B, 3 * H)
-        m_KBH = h_BH.new_empty(len(gates_KBG) if keep else 0, B, H)
-        (reset,) = arrays(reset_TB[start:stop])
-        _forward(reset, weights, _Trace(*arrays(gates_KBG, m_KBH, h_SBH[start : stop + 1])), *room)
-        kept += [gates_KBG, m_KBH] if keep else []
-    return h_SBH, kept
+    room = scratch(h_BH, (B, 4 * padded(H, h_BH.dtype)), (B, H), (4 * H,))
+    inputs = arrays(*inputs_apart(x_TBD, p.w_ih, h_BH))
+    _forward(*inputs, *arrays(reset_TB), weights, _Trace(*arrays(sums_TBG, h_SBH)), *room)
+    return h_SBH, sums_TBG
+
+
+def _in_order(w_hh: Tensor) -> Tensor:
+    """The rows of r, z, n as those of m, r, z."""
+    return w_hh.roll(len(w_hh) // 3, 0)
 
 
 class _GruScan(torch.autograd.Function):
@@ -92,67 +85,83 @@ class _GruScan(torch.autograd.Function):
     def forward(
         ctx: Any, x_TBD: Tensor, reset_TB: Tensor, stop_TB: Tensor, h_BH: Tensor, initial_H: Tensor, *p: Tensor
     ) -> tuple[Tensor, Tensor]:
-        h_SBH, kept = _run(x_TBD, reset_TB, h_BH, initial_H, GruParameters(*p), keep=True)
-        ctx.save_for_backward(x_TBD, reset_TB, stop_TB, initial_H, *p[:2], h_SBH, *kept)
+        h_SBH, sums_TBG = _run(x_TBD, reset_TB, h_BH, initial_H, GruParameters(*p), keep=True)
+        ctx.save_for_backward(x_TBD, reset_TB, stop_TB, initial_H, *p[:2], h_SBH, sums_TBG)
         return h_SBH[1:], h_SBH[-1].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_TBH: Tensor, dlast_BH: Tensor) -> tuple[Tensor | None, ...]:
-        x_TBD, reset_TB, stop_TB, initial_H, w_ih, w_hh, h_SBH, *kept = ctx.saved_tensors
-        _, B, H = h_SBH.shape
-        spans = blocks(*reset_TB.shape)
-        shared = WeightGradients(x_TBD, reset_TB, initial_H, w_ih, w_hh, ctx.needs_input_grad[0])
-        from_x_KBG, from_h_KBG = w_hh.new_empty(2, spans[0][1], B, 3 * H)
+        x_TBD, reset_TB, stop_TB, initial_H, w_ih, w_hh, h_SBH, sums_TBG = ctx.saved_tensors
+        weights = WeightSums(x_TBD, reset_TB, initial_H, w_ih, sums=4, of_h=3, with_dx=ctx.needs_input_grad[0])
         dh_BH, dinitial_H = dlast_BH.clone(memory_format=torch.contiguous_format), torch.zeros_like(initial_H)
-        (recurrent,) = arrays(panels(w_hh))
-        (through_gates,) = scratch(w_hh, (B, recurrent.shape[0] * recurrent.shape[2]))
-        for (start, stop), gates_KBG, m_KBH in reversed(list(zip(spans, kept[::2], kept[1::2], strict=True))):
-            d_x_KBG, d_h_KBG = from_x_KBG[: stop - start], from_h_KBG[: stop - start]
-            reset, stops, dy = arrays(reset_TB[start:stop], stop_TB[start:stop], dy_TBH[start:stop])
-            trace = _Trace(*arrays(gates_KBG, m_KBH, h_SBH[start : stop + 1]))
-            d = _Gradients(*arrays(d_x_KBG, d_h_KBG, dh_BH, dinitial_H))
-            _backward(reset, stops, recurrent, trace, dy, d, through_gates)
-            shared.add(start, stop, h_SBH[start:stop], d_x_KBG, d_h_KBG)
-        return shared.dx_TBD, None, None, dh_BH, dinitial_H, *shared.of_parameters()
+        d_SBG = w_hh.new_empty(weights.at_once, *sums_TBG.shape[1:])
+        d = _Gradients(*arrays(d_SBG, dh_BH, dinitial_H))
+        initial, recurrent = arrays(initial_H, panels(_in_order(w_hh)))
+        (through_gates,) = scratch(w_hh, (len(dh_BH), recurrent.shape[0] * recurrent.shape[2]))
+        for start, stop in reversed(weights.spans):
+            flags = arrays(reset_TB[start:stop], stop_TB[start:stop])
+            sums, h, dy = arrays(sums_TBG[start:stop], h_SBH[start : stop + 1], dy_TBH[start:stop])
+            _backward(*flags, initial, recurrent, _Trace(sums, h), dy, d, weights.arrays, through_gates)
+            weights.add_apart(start, stop, h_SBH[start:stop], d_SBG[: stop - start])
+        (dw_ih, db_ih), (dw_hh, db_hh) = weights.of_inputs(), weights.of_states()
+        H = len(initial_H)
+        return weights.dx_TBD, None, None, dh_BH, dinitial_H, dw_ih, dw_hh.roll(-H, 0), db_ih, db_hh.roll(-H)
 
 
 @kernel
-def _forward(reset, weights, trace, from_h, before, unkept):
-    (K, B, _), keep = trace.gates.shape, len(trace.m) > 0
-    for t in range(K):
+def _forward(x, given, reset, weights, trace, sums, before, unkept):
+    (T, B), H, D, keep = reset.shape, len(weights.initial), x.shape[2], len(trace.sums) > 0
+    P = len(weights.recurrent) // 3  # panels of a gate
+    row = P * weights.recurrent.shape[2]
+    for t in range(T):
         for b in range(B):
             copy(before[b], weights.initial if reset[t, b] else trace.h[t, b])
-        multiply(before, weights.recurrent, from_h)
+        multiply(before, 0, H, weights.recurrent, 0, 3 * P, sums, 0, False)
+        if D:
+            multiply(x[t], 0, D, weights.of_input, 0, 2 * P, sums, row, True)
+            multiply(x[t], 0, D, weights.of_input, 2 * P, 3 * P, sums, 3 * row, False)
         for b in range(B):
-            m = trace.m[t, b] if keep else unkept
-            _update(before[b], from_h[b], weights.bias, weights.bias_m, trace.gates[t, b], m, trace.h[t + 1, b])
+            if not D:
+                _add_given(given[t, b], row, sums[b])
+            _update(before[b], sums[b], row, weights.bias, trace.sums[t, b] if keep else unkept, trace.h[t + 1, b])
 
 
 @compiled
-def _update(before, from_h, bias, bias_m, gates, m, after):
-    """One environment's step: `gates` [G] is the input's contribution, and becomes r, z, n."""
+def _add_given(given, row, sums):
+    """What inputs contribute to r, z, n, [G], to one environment's sums."""
+    H = len(given) // 3
+    for i in range(H):
+        sums[row + i] += given[i]
+        sums[2 * row + i] += given[H + i]
+        sums[3 * row + i] = given[2 * H + i]
+
+
+@compiled
+def _update(before, sums, row, bias, kept, after):
+    """One environment's step, from the products of its state and input, which lie `row` apart from gate to gate."""
     H = len(before)
     one, two = before.dtype.type(1), before.dtype.type(2)
     for i in range(H):
-        r = sigmoid(gates[i] + bias[i] + from_h[i])
-        z = sigmoid(gates[H + i] + bias[H + i] + from_h[H + i])
-        m_i = from_h[2 * H + i] + bias_m[i]
-        n = two * sigmoid(two * (gates[2 * H + i] + bias[2 * H + i] + r * m_i)) - one
-        gates[i], gates[H + i], gates[2 * H + i] = r, z, n
-        m[i] = m_i
+        m = sums[i] + bias[i]
+        r = sigmoid(sums[row + i] + bias[H + i])
+        z = sigmoid(sums[2 * row + i] + bias[2 * H + i])
+        n = two * sigmoid(two * (sums[3 * row + i] + bias[3 * H + i] + r * m)) - one
+        kept[i], kept[H + i], kept[2 * H + i], kept[3 * H + i] = m, r, z, n
         after[i] = n + z * (before[i] - n)
 
 
 @kernel
-def _backward(reset, stop, recurrent, trace, dy, d, through_gates):
-    K, B, _ = trace.gates.shape
+def _backward(reset, stop, initial, recurrent, trace, dy, d, adding, through_gates):
+    (K, B), S, D = reset.shape, len(d.sums), adding.x.shape[2]
+    P, G, _ = recurrent.shape
     for t in range(K - 1, -1, -1):
+        d_sums = d.sums[t % S]
         for b in range(B):
             add(d.h[b], dy[t, b])
-            _update_back(d.h[b], trace.gates[t, b], trace.m[t, b], trace.h[t + 1, b], d.from_x[t, b], d.from_h[t, b])
+            _update_back(d.h[b], trace.sums[t, b], trace.h[t + 1, b], d_sums[b])
         if not stop[t].all() or reset[t].any():
-            multiply(d.from_h[t], recurrent, through_gates)
+            multiply(d_sums, 0, G, recurrent, 0, P, through_gates, 0, False)
         for b in range(B):
             if reset[t, b] or not stop[t, b]:
                 add(d.h[b], through_gates[b])
@@ -160,19 +169,19 @@ def _backward(reset, stop, recurrent, trace, dy, d, through_gates):
                 add(d.initial, d.h[b])
             if stop[t, b]:
                 d.h[b] = d.h.dtype.type(0)
+        if D and t % S == 0:
+            add_weight_gradients(t, min(t + S, K), reset, initial, trace.h, d.sums, adding)
 
 
 @compiled
-def _update_back(dh, gates, m, after, from_x, from_h):
+def _update_back(dh, sums, after, d):
     """Back through one environment's step: dh [H] is the gradient of h', and becomes that of h past the gates."""
     H = len(dh)
     one = dh.dtype.type(1)
     for i in range(H):
-        r, z, n = gates[i], gates[H + i], gates[2 * H + i]
+        m, r, z, n = sums[i], sums[H + i], sums[2 * H + i], sums[3 * H + i]
         fresh = one - z
         d_n = dh[i] * fresh * (one - n * n)
-        d_r = d_n * m[i] * r * (one - r)
-        d_z = dh[i] * (after[i] - n) * fresh
-        from_x[i], from_x[H + i], from_x[2 * H + i] = d_r, d_z, d_n
-        from_h[i], from_h[H + i], from_h[2 * H + i] = d_r, d_z, d_n * r
+        d[i], d[H + i] = d_n * r, d_n * m * r * (one - r)
+        d[2 * H + i], d[3 * H + i] = dh[i] * (after[i] - n) * fresh, d_n
         dh[i] *= z

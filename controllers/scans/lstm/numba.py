@@ -1,17 +1,13 @@
 """The LSTM over time on CPUs, compiled by numba; `scans.lstm.cell` has the equations.
 
-An update of the preset for delayed cue, collecting and learning, is 1.35 times as fast with it as with
-`scans.lstm.torch` (`python -m benchmarks.backends`, two threads of a Zen 3).
-
-As in `scans.gru.numba`, torch has the products with all steps of a block, and the kernels have the loop over its steps.
-Backward, that loop computes
+As in `scans.gru.numba`, one kernel has the whole scan and another the way back with the gradients of the weights, which
+computes
 
     do = dh' tanh(c') o (1 - o)     dc' += dh' o (1 - tanh(c')^2)
     di = dc' g i (1 - i)     df = dc' c f (1 - f)     dg = dc' i (1 - g^2)
     dh = U^T (di, df, dg, do)     dc = f dc'
 
-Axis letters: T steps (K of one block, S = T + 1 states), B environments, D input features, H hidden units,
-G = 4H gates.
+Axis letters: T steps (K of one span, S at once), B environments, D input features, H hidden units, G = 4H gates.
 """
 
 from typing import Any, NamedTuple
@@ -20,29 +16,28 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mneme.controllers.precision import wide
-from mneme.controllers.scans.blocks import blocks
+from mneme.controllers.scans.gated import WeightSums, add_weight_gradients, inputs_apart
 from mneme.controllers.scans.lstm.cell import LstmParameters, LstmState
 from mneme.controllers.scans.machine_code import add, arrays, compiled, copy, fma, in_arrays, kernel, scratch, sigmoid
-from mneme.controllers.scans.products import multiply, panels
+from mneme.controllers.scans.products import multiply, padded, panels
 from mneme.controllers.scans.resets import gradient_stops
-from mneme.controllers.scans.weight_gradients import WeightGradients
 
 
 class _Weights(NamedTuple):
     """Weights that all steps of the forward kernel share."""
 
     initial: LstmState  # [H] each
-    recurrent: Any  # [P, H, W] panels of [H, G]
+    recurrent: Any  # panels of [H, G]
+    of_input: Any  # panels of [D, G]
     bias: Any  # [G]
 
 
 class _Trace(NamedTuple):
-    """Values of a block that the forward kernel keeps for the backward kernel."""
+    """Values that the forward kernel keeps for the backward kernel."""
 
-    gates: Any  # [K, B, G] the input's contribution before the kernel, i, f, g and o after it
-    tanh_c: Any  # [K, B, H] or empty, if nothing is to be kept
-    states: LstmState  # [K + 1, B, H] each, the one before the block first
+    gates: Any  # [K, B, G] i, f, g and o, or empty if nothing is to be kept
+    tanh_c: Any  # [K, B, H] likewise
+    states: LstmState  # [K + 1, B, H] each, the one before the span first
 
 
 def numba_lstm_scan(
@@ -57,36 +52,25 @@ def numba_lstm_scan(
     if torch.is_grad_enabled():
         y_TBH, h_BH, c_BH = _LstmScan.apply(x_TBD, reset_TB, gradient_stops(reset_TB, cut_TB), *state, *initial, *p)
         return y_TBH, LstmState(h_BH, c_BH)
-    states, _ = _run(x_TBD, reset_TB, state, initial, p, keep=False)
+    states, _, _ = _run(x_TBD, reset_TB, state, initial, p, keep=False)
     return states.h[1:], LstmState(states.h[-1].clone(), states.c[-1].clone())
 
 
 def _run(
     x_TBD: Tensor, reset_TB: Tensor, state: LstmState, initial: LstmState, p: LstmParameters, keep: bool
-) -> tuple[LstmState, list[Tensor]]:
-    """States [T + 1, B, H], the incoming one first; if `keep`, i, f, g, o [K, B, G] and tanh(c') [K, B, H] of each
-    block."""
-    T, B, D = x_TBD.shape
-    H = state.h.shape[1]
-    w_ih = p.w_ih.to(x_TBD.dtype)
-    weights = _Weights(in_arrays(initial), *arrays(panels(p.w_hh.t()), p.b_ih + p.b_hh))
-    states, kept = LstmState(*state.h.new_empty(2, T + 1, B, H)), []
+) -> tuple[LstmState, Tensor, Tensor]:
+    """States [T + 1, B, H], the incoming one first; if `keep`, i, f, g, o [T, B, G] and tanh(c') [T, B, H]."""
+    (T, B), H, new = reset_TB.shape, state.h.shape[1], state.h.new_empty
+    weights = _Weights(in_arrays(initial), *arrays(panels(p.w_hh.t(), 4), panels(p.w_ih.t(), 4), p.b_ih + p.b_hh))
+    states, kept = LstmState(*new(2, T + 1, B, H)), T if keep else 0
     for all_steps, first in zip(states, state, strict=True):
         all_steps[0] = first
-    P, _, W = weights.recurrent.shape
-    room = scratch(state.h, (B, P * W), (B, H), (H,))
-    for start, stop in blocks(T, B):
-        gates_KBG = wide(x_TBD[start:stop].reshape(-1, D) @ w_ih.t()).view(-1, B, 4 * H)
-        tanh_c_KBH = state.h.new_empty(len(gates_KBG) if keep else 0, B, H)
-        (reset,) = arrays(reset_TB[start:stop])
-        _forward(reset, weights, _trace(gates_KBG, tanh_c_KBH, states, start, stop), *room)
-        kept += [gates_KBG, tanh_c_KBH] if keep else []
-    return states, kept
-
-
-def _trace(gates_KBG: Tensor, tanh_c_KBH: Tensor, states: LstmState, start: int, stop: int) -> _Trace:
-    gates, tanh_c = arrays(gates_KBG, tanh_c_KBH)
-    return _Trace(gates, tanh_c, in_arrays(LstmState(*(value[start : stop + 1] for value in states))))
+    gates_TBG, tanh_c_TBH = new(kept, B, 4 * H), new(kept, B, H)
+    room = scratch(state.h, (B, 4 * padded(H, state.h.dtype)), (B, H), (4 * H,), (H,))
+    inputs = arrays(*inputs_apart(x_TBD, p.w_ih, state.h))
+    reset, gates, tanh_c = arrays(reset_TB, gates_TBG, tanh_c_TBH)
+    _forward(*inputs, reset, weights, _Trace(gates, tanh_c, in_arrays(states)), *room)
+    return states, gates_TBG, tanh_c_TBH
 
 
 class _LstmScan(torch.autograd.Function):
@@ -95,54 +79,61 @@ class _LstmScan(torch.autograd.Function):
         ctx: Any, x_TBD: Tensor, reset_TB: Tensor, stop_TB: Tensor, *rest: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         state, initial, p = LstmState(*rest[:2]), LstmState(*rest[2:4]), LstmParameters(*rest[4:])
-        states, kept = _run(x_TBD, reset_TB, state, initial, p, keep=True)
-        ctx.save_for_backward(x_TBD, reset_TB, stop_TB, *initial, p.w_ih, p.w_hh, *states, *kept)
+        states, gates_TBG, tanh_c_TBH = _run(x_TBD, reset_TB, state, initial, p, keep=True)
+        ctx.save_for_backward(x_TBD, reset_TB, stop_TB, *initial, p.w_ih, p.w_hh, *states, gates_TBG, tanh_c_TBH)
         return states.h[1:], states.h[-1].clone(), states.c[-1].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_TBH: Tensor, dh_BH: Tensor, dc_BH: Tensor) -> tuple[Tensor | None, ...]:
         x_TBD, reset_TB, stop_TB, initial_h, initial_c, w_ih, w_hh, h_SBH, c_SBH, *kept = ctx.saved_tensors
-        states, spans = LstmState(h_SBH, c_SBH), blocks(*reset_TB.shape)
-        shared = WeightGradients(x_TBD, reset_TB, initial_h, w_ih, w_hh, ctx.needs_input_grad[0])
-        scratch_KBG = w_hh.new_empty(spans[0][1], reset_TB.shape[1], len(w_hh))
+        weights = WeightSums(x_TBD, reset_TB, initial_h, w_ih, sums=4, of_h=4, with_dx=ctx.needs_input_grad[0])
+        d_SBG = w_hh.new_empty(weights.at_once, *kept[0].shape[1:])
         dstate = LstmState(*(value.clone(memory_format=torch.contiguous_format) for value in (dh_BH, dc_BH)))
         dinitial = LstmState(torch.zeros_like(initial_h), torch.zeros_like(initial_c))
+        initial, (recurrent, d) = in_arrays(LstmState(initial_h, initial_c)), arrays(panels(w_hh), d_SBG)
+        (room,) = scratch(w_hh, (len(dh_BH), recurrent.shape[0] * recurrent.shape[2]))
         gradients = in_arrays(dstate), in_arrays(dinitial)
-        given = arrays(initial_c, panels(w_hh))
-        room = scratch(w_hh, (reset_TB.shape[1], given[1].shape[0] * given[1].shape[2]))
-        for (start, stop), gates_KBG, tanh_c_KBH in reversed(list(zip(spans, kept[::2], kept[1::2], strict=True))):
-            d_KBG = scratch_KBG[: stop - start]
+        for start, stop in reversed(weights.spans):
             flags = arrays(reset_TB[start:stop], stop_TB[start:stop])
-            dy, d = arrays(dy_TBH[start:stop], d_KBG)
-            _backward(*flags, *given, _trace(gates_KBG, tanh_c_KBH, states, start, stop), dy, d, *gradients, *room)
-            shared.add(start, stop, h_SBH[start:stop], d_KBG, d_KBG)
-        return shared.dx_TBD, None, None, *dstate, *dinitial, *shared.of_parameters()
+            gates, tanh_c, dy = arrays(*(x[start:stop] for x in (*kept, dy_TBH)))
+            trace = _Trace(gates, tanh_c, in_arrays(LstmState(h_SBH[start : stop + 1], c_SBH[start : stop + 1])))
+            _backward(*flags, initial, recurrent, trace, dy, d, *gradients, weights.arrays, room)
+            weights.add_apart(start, stop, h_SBH[start:stop], d_SBG[: stop - start])
+        (dw_ih, db), (dw_hh, _) = weights.of_inputs(), weights.of_states()
+        return weights.dx_TBD, None, None, *dstate, *dinitial, dw_ih, dw_hh, db, db
 
 
 @kernel
-def _forward(reset, weights, trace, from_h, before, unkept):
-    (K, B, _), keep, h, c = trace.gates.shape, len(trace.tanh_c) > 0, trace.states.h, trace.states.c
-    for t in range(K):
+def _forward(x, given, reset, weights, trace, sums, before, unkept, unkept_tanh):
+    (T, B), H, D, keep = reset.shape, before.shape[1], x.shape[2], len(trace.gates) > 0
+    h, c, P = trace.states.h, trace.states.c, len(weights.recurrent)
+    row = P // 4 * weights.recurrent.shape[2]
+    for t in range(T):
         for b in range(B):
             copy(before[b], weights.initial.h if reset[t, b] else h[t, b])
-        multiply(before, weights.recurrent, from_h)
+        multiply(before, 0, H, weights.recurrent, 0, P, sums, 0, False)
+        if D:
+            multiply(x[t], 0, D, weights.of_input, 0, P, sums, 0, True)
         for b in range(B):
+            if not D:
+                for gate in range(4):
+                    add(sums[b, gate * row : gate * row + H], given[t, b, gate * H : gate * H + H])
             c_before = weights.initial.c if reset[t, b] else c[t, b]
-            tanh_c = trace.tanh_c[t, b] if keep else unkept
-            _update(c_before, from_h[b], weights.bias, trace.gates[t, b], tanh_c, h[t + 1, b], c[t + 1, b])
+            gates, tanh_c = (trace.gates[t, b], trace.tanh_c[t, b]) if keep else (unkept, unkept_tanh)
+            _update(c_before, sums[b], row, weights.bias, gates, tanh_c, h[t + 1, b], c[t + 1, b])
 
 
 @compiled
-def _update(c, from_h, bias, gates, tanh_c, h_after, c_after):
-    """One environment's step: `gates` [G] is the input's contribution, and becomes i, f, g, o."""
+def _update(c, sums, row, bias, gates, tanh_c, h_after, c_after):
+    """One environment's step, from the products of its state and input, which lie `row` apart from gate to gate."""
     H = len(c)
     one, two = c.dtype.type(1), c.dtype.type(2)
     for j in range(H):
-        i = sigmoid(gates[j] + bias[j] + from_h[j])
-        f = sigmoid(gates[H + j] + bias[H + j] + from_h[H + j])
-        g = two * sigmoid(two * (gates[2 * H + j] + bias[2 * H + j] + from_h[2 * H + j])) - one
-        o = sigmoid(gates[3 * H + j] + bias[3 * H + j] + from_h[3 * H + j])
+        i = sigmoid(sums[j] + bias[j])
+        f = sigmoid(sums[row + j] + bias[H + j])
+        g = two * sigmoid(two * (sums[2 * row + j] + bias[2 * H + j])) - one
+        o = sigmoid(sums[3 * row + j] + bias[3 * H + j])
         gates[j], gates[H + j], gates[2 * H + j], gates[3 * H + j] = i, f, g, o
         new = fma(f, c[j], i * g)
         tanh = two * sigmoid(two * new) - one
@@ -150,24 +141,28 @@ def _update(c, from_h, bias, gates, tanh_c, h_after, c_after):
 
 
 @kernel
-def _backward(reset, stop, initial_c, recurrent, trace, dy, d, dstate, dinitial, through_gates):
-    """Fill d [K, B, G], the gradients of the gates' sums; `dstate` goes from after the block to before it."""
-    (K, B, _), zero, dh, dc = trace.gates.shape, d.dtype.type(0), dstate.h, dstate.c
+def _backward(reset, stop, initial, recurrent, trace, dy, d, dstate, dinitial, adding, through_gates):
+    """`dstate` goes from after the span to before it; d [S, B, G] are the gradients of the gates' sums."""
+    (K, B), S, D, (P, G, _), zero = reset.shape, len(d), adding.x.shape[2], recurrent.shape, d.dtype.type(0)
+    dh, dc, H = dstate.h, dstate.c, dstate.h.shape[1]
     for t in range(K - 1, -1, -1):
+        d_sums = d[t % S]
         for b in range(B):
             add(dh[b], dy[t, b])
-            c_before = initial_c if reset[t, b] else trace.states.c[t, b]
-            _update_back(dh[b], dc[b], trace.gates[t, b], trace.tanh_c[t, b], c_before, d[t, b])
+            c_before = initial.c if reset[t, b] else trace.states.c[t, b]
+            _update_back(dh[b], dc[b], trace.gates[t, b], trace.tanh_c[t, b], c_before, d_sums[b])
         if not stop[t].all() or reset[t].any():
-            multiply(d[t], recurrent, through_gates)
+            multiply(d_sums, 0, G, recurrent, 0, P, through_gates, 0, False)
         for b in range(B):
             if reset[t, b] or not stop[t, b]:
-                copy(dh[b], through_gates[b, : dh.shape[1]])
+                copy(dh[b], through_gates[b, :H])
             if reset[t, b]:
                 add(dinitial.h, dh[b])
                 add(dinitial.c, dc[b])
             if stop[t, b]:
                 dh[b], dc[b] = zero, zero
+        if D and t % S == 0:
+            add_weight_gradients(t, min(t + S, K), reset, initial.h, trace.states.h, d, adding)
 
 
 @compiled

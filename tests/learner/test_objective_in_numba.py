@@ -7,10 +7,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from mneme.controllers import Categorical, Gaussian, GruSettings, Policy, PolicySettings, PolicySpec, Vector, build_policy
+from mneme.controllers import (
+    Categorical,
+    Gaussian,
+    GruSettings,
+    Policy,
+    PolicySettings,
+    PolicySpec,
+    Vector,
+    build_policy,
+)
 from mneme.learner import LearnerSettings
-from mneme.learner.compiled_objective import MOST_ACTIONS, compiled_objective, fits
 from mneme.learner.objective import Objective, Steps, plain_objective
+from mneme.learner.objective.numba import MOST_ACTIONS, compiled_objective, fits
 
 K, W, H = 7, 5, 24
 

@@ -49,7 +49,7 @@ class Objective(NamedTuple):
 def objective(policy: Policy, s: LearnerSettings, steps: Steps, y_KWH: Tensor) -> Objective:
     """The loss of the steps in which the controller gave `y_KWH`; see docs/learner.md. Compiled where it can be."""
     if obstacle("numba", y_KWH.device, y_KWH.dtype, forced=False) is None:
-        from mneme.learner.compiled_objective import compiled_objective, fits  # here, as numba may be missing
+        from mneme.learner.objective.numba import compiled_objective, fits  # here, as numba may be missing
 
         if fits(policy, s, y_KWH):
             return compiled_objective(policy, s, steps, y_KWH)

@@ -1,9 +1,9 @@
-"""`learner.objective` compiled by numba for CPUs: LayerNorm, heads, softmax, loss, and the gradient of all of it, one
+"""The objective compiled by numba for CPUs: LayerNorm, heads, softmax, loss, and the gradient of all of it, one
 step after the other while it lies in the cache.
 
 In torch these are some eighty operations forward and back, which together take longer than the recurrence of a GRU.
-Backward through the damped norm of `controllers.layer_norm`, y = n s(i) gain + shift with n = (x - mean) i, it computes,
-with g = dy gain,
+Backward through the damped norm of `controllers.layer_norm`, y = n s(i) gain + shift with n = (x - mean) i, it
+computes, with g = dy gain,
 
     dx = i s (g - mean(g)) + n (s' - i s) sum(g n) / H
 
@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from mneme.controllers import Policy
 from mneme.controllers.actions import Categorical
-from mneme.controllers.layer_norm import EPSILON, LayerNorm
+from mneme.controllers.layer_norm import EPSILON
 from mneme.controllers.scans.machine_code import (
     add,
     add_product,
@@ -33,7 +33,7 @@ from mneme.controllers.scans.machine_code import (
     scratch,
     sums,
 )
-from mneme.learner.objective import OBJECTIVE_SUMS, Objective, Steps
+from mneme.learner.objective.objective import OBJECTIVE_SUMS, Objective, Steps
 from mneme.learner.settings import LearnerSettings
 
 MOST_ACTIONS = 64
@@ -86,7 +86,7 @@ def fits(policy: Policy, s: LearnerSettings, y: Tensor) -> bool:
 
 
 def compiled_objective(policy: Policy, s: LearnerSettings, steps: Steps, y_KWH: Tensor) -> Objective:
-    """`learner.objective.plain_objective`, where it `fits`."""
+    """`plain_objective`, where it `fits`."""
     given = (steps.mask, steps.actions, steps.old_log_probs, steps.old_values, steps.advantages, steps.targets)
     weighing = _Weighing(
         clip=s.clip_range,

@@ -1,0 +1,158 @@
+"""What the compiled scans of GRU and LSTM share: gradients of weights, added up a few steps at a time on the way back.
+
+Inside the kernel, turned on their side, the states before some steps, ones for the biases and the steps' inputs are the
+left factor; the gradients of the sums before the nonlinearities, in panels, are the right one. Inputs in bfloat16 are
+left to torch: their products with all steps of a block, and those of the weights' gradients.
+
+Axis letters: T steps, S of them at once, B environments, R = S B rows, D input features, H hidden units, G sums of all
+gates, P panels of width W.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mneme.controllers.precision import wide
+from mneme.controllers.scans.blocks import blocks
+from mneme.controllers.scans.machine_code import arrays, compiled, copy, scratch
+from mneme.controllers.scans.products import WIDTH, multiply, padded, panels, put_column, put_row
+from mneme.controllers.scans.resets import with_rows
+
+_ROWS = 128  # at once; their gradients, turned states and the sums of both fit half a megabyte at hidden size 128
+
+
+def inputs_apart(x_TBD: Tensor, w_ih_GD: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The inputs whose products the kernel makes, [T, B, D], and those that are made already, [T, B, G]; the other is
+    empty."""
+    T, B, D = x_TBD.shape
+    if x_TBD.dtype == like.dtype:
+        return x_TBD, like.new_empty(T, B, 0)
+    return like.new_empty(T, B, 0), wide(x_TBD.reshape(-1, D) @ w_ih_GD.to(x_TBD.dtype).t()).view(T, B, -1)
+
+
+class Adding(NamedTuple):
+    """Arrays of `add_weight_gradients`."""
+
+    x: Any  # [T, B, D], or with D = 0 if nothing is to be added up
+    of_h: int  # panels of the sums that the states contribute to, which come first
+    before_x: int  # panels before those of the sums that the inputs contribute to, which come last
+    h: Any  # [H + 1, R] states and ones
+    ones_x: Any  # [1 + D, R] ones and inputs
+    right: Any  # [P, R, W]
+    dh: Any  # [H + 1, W of_h] gradients of the states' weights, and of the biases of these sums
+    dx: Any  # [1 + D, W (P - before_x)] of the biases of the other sums, and of the inputs' weights
+    through: Any  # panels of [G, D], the weights through which the inputs' gradients come, or none
+    from_x: Any  # [B, W P'] room for a step of them
+    inputs: Any  # [T, B, D] the inputs' gradients, or empty
+
+
+class WeightSums:
+    """Gradients of the weights of a gated recurrence.
+
+    Args:
+        x_TBD: the inputs.
+        reset_TB: the flags.
+        initial_H: the state at the start of an episode.
+        w_ih_GD: the inputs' weights, in the order of the sums.
+        sums: G / H; states contribute to the first of them, and inputs to the last.
+        of_h: number of those that states contribute to.
+        with_dx: whether the inputs have gradients too.
+    """
+
+    def __init__(
+        self, x_TBD: Tensor, reset_TB: Tensor, initial_H: Tensor, w_ih_GD: Tensor, sums: int, of_h: int, with_dx: bool
+    ) -> None:
+        T, B, D = x_TBD.shape
+        H = len(initial_H)
+        self._x_TBD, self._reset_TB, self._initial_H, self._w_ih_GD = x_TBD, reset_TB, initial_H, w_ih_GD
+        self._apart, self._with_dx = x_TBD.dtype != w_ih_GD.dtype, with_dx
+        self.spans = blocks(T, B) if self._apart else [(0, T)]
+        """Steps from and to which the kernel is to be called, in order."""
+        self.at_once = self.spans[0][1] if self._apart else min(T, max(1, _ROWS // max(B, 1)))
+        """S."""
+        new, width = w_ih_GD.new_zeros, WIDTH[w_ih_GD.dtype]
+        self._a_gate = H if self._apart else padded(H, w_ih_GD.dtype)
+        self._dh_MG = new(H + 1, of_h * self._a_gate)
+        self._dx_MG = new(1 + D, len(w_ih_GD) // H * self._a_gate)
+        self.dx_TBD = torch.empty_like(x_TBD, memory_format=torch.contiguous_format) if with_dx else None
+        rows, own = (0, x_TBD[..., :0].to(w_ih_GD.dtype)) if self._apart else (self.at_once * B, x_TBD)
+        weights = panels(w_ih_GD) if with_dx and not self._apart else new(0, 0, width)
+        inputs = new(0, 0, 0) if self._apart or self.dx_TBD is None else self.dx_TBD
+        right = new(sums * self._a_gate // width, rows, width)
+        h, ones_x, of_right, dh, dx, through, of_inputs, x = arrays(
+            new(H + 1, rows).fill_(1), new(1 + D, rows).fill_(1), right,
+            self._dh_MG, self._dx_MG, weights, inputs, own,
+        )  # fmt: skip
+        (from_x,) = scratch(w_ih_GD, (B, len(weights) * width))
+        self.arrays = Adding(
+            x, self._dh_MG.shape[1] // width, len(right) - self._dx_MG.shape[1] // width,
+            h, ones_x, of_right, dh, dx, through, from_x, of_inputs,
+        )  # fmt: skip
+
+    def add_apart(self, start: int, stop: int, h_KBH: Tensor, d_KBG: Tensor) -> None:
+        """Add the gradients of a span's steps, where the kernel has not.
+
+        Args:
+            start: first step.
+            stop: the step after the last.
+            h_KBH: the states before each step, resets not applied.
+            d_KBG: gradients of the sums.
+        """
+        if not self._apart:
+            return
+        resets = self._reset_TB[start:stop].flatten().nonzero()[:, 0]
+        x_RD, h_RH = self._x_TBD[start:stop].flatten(0, 1), with_rows(h_KBH.flatten(0, 1), resets, self._initial_H)
+        d_RG = d_KBG.flatten(0, 1)
+        d_h_RG, d_x_RG = d_RG[:, : self._dh_MG.shape[1]], d_RG[:, -self._dx_MG.shape[1] :]
+        self._dh_MG[:-1] += h_RH.to(x_RD.dtype).t() @ d_h_RG.to(x_RD.dtype)
+        self._dh_MG[-1] += d_h_RG.sum(0)
+        self._dx_MG[1:] += x_RD.t() @ d_x_RG.to(x_RD.dtype)
+        self._dx_MG[0] += d_x_RG.sum(0)
+        if self.dx_TBD is not None:
+            dx_RD = d_x_RG.to(x_RD.dtype) @ self._w_ih_GD.to(x_RD.dtype)
+            self.dx_TBD[start:stop] = dx_RD.view_as(self.dx_TBD[start:stop])
+
+    def of_states(self) -> tuple[Tensor, Tensor]:
+        """Gradients of the states' weights [G', H] and biases [G'], in the order of the sums."""
+        gradients_MG = self._unpadded(self._dh_MG)
+        return gradients_MG[:-1].t(), gradients_MG[-1]
+
+    def of_inputs(self) -> tuple[Tensor, Tensor]:
+        """Gradients of the inputs' weights [G', D] and biases [G'], likewise."""
+        gradients_MG = self._unpadded(self._dx_MG)
+        return gradients_MG[1:].t(), gradients_MG[0]
+
+    def _unpadded(self, x_MG: Tensor) -> Tensor:
+        return x_MG.view(len(x_MG), -1, self._a_gate)[..., : len(self._initial_H)].flatten(1)
+
+
+@compiled
+def add_weight_gradients(start, stop, reset, initial, h, d, to):
+    """Add the gradients of the steps from `start` to `stop`.
+
+    Args:
+        start: first step.
+        stop: the step after the last.
+        reset: [T, B].
+        initial: [H].
+        h: [T + 1, B, H] states, those before each step first.
+        d: [S, B, G] gradients of the sums of these steps.
+        to: see `Adding`.
+    """
+    B, H, P, R = reset.shape[1], len(initial), len(to.right), (stop - start) * reset.shape[1]
+    for t in range(start, stop):
+        for b in range(B):
+            row = (t - start) * B + b
+            put_column(to.h, 0, row, initial if reset[t, b] else h[t, b])
+            put_column(to.ones_x, 1, row, to.x[t, b])
+            put_row(to.right, row, d[t - start, b], H)
+    multiply(to.h, 0, R, to.right, 0, to.of_h, to.dh, 0, True)
+    multiply(to.ones_x, 0, R, to.right, to.before_x, P, to.dx, 0, True)
+    if len(to.inputs):
+        weights = to.through
+        first = d.shape[2] - weights.shape[1]
+        for t in range(start, stop):
+            multiply(d[t - start], first, weights.shape[1], weights, 0, len(weights), to.from_x, 0, False)
+            for b in range(B):
+                copy(to.inputs[t, b], to.from_x[b, : to.x.shape[2]])
