@@ -4,8 +4,8 @@ A batch of 64 sequences of 64 steps of delayed cue, a layer of as many features 
 epochs of one minibatch, one thread, and in bf16 the anchor pass, which that needs. Seconds are of the processor. The
 contestants take turns, update after update; the first is what the others are held against, and ratios are of medians.
 
-`compiled` has encoders, heads and losses by torch.compile, `torch` the scans in PyTorch, and `torch-compiled` all of it
-compiled, scans included. Needs no Ray; compiling needs a C++ compiler, and takes minutes.
+`plain` has heads and losses in PyTorch, `compiled` these and encoders by torch.compile, `torch` the scans in PyTorch too,
+and `torch-compiled` all of it compiled, scans included. Needs no Ray; compiling needs a C++ compiler, and takes minutes.
 """
 
 import argparse
@@ -28,12 +28,13 @@ from benchmarks.report import RESULTS
 from mneme.controllers import CONTROLLERS, ControllerSettings, Policy, PolicySettings, build_policy
 from mneme.envs import EnvSettings, make_vector_env
 from mneme.experiments.machine import describe_machine, versions
-from mneme.learner import Learner, LearnerSettings, objective
+from mneme.learner import Learner, LearnerSettings, ppo
+from mneme.learner.objective import plain, plain_objective
 from mneme.rollout_workers import Collector, policy_spec
 
 STEPS, SEQUENCES, EPOCHS = 64, 64, 4
-CONTESTANTS = ("float32", "bf16", "compiled", "torch", "torch-compiled")
-LOSSES = ("clipped_policy_loss", "value_loss")  # of `learner.objective`
+CONTESTANTS = ("float32", "bf16", "plain", "compiled", "torch", "torch-compiled")
+LOSSES = ("clipped_policy_loss", "value_loss")  # of the plain objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,15 +103,16 @@ def _update_of(name: str, kind: str, hidden: int, batch: pa.RecordBatch) -> Call
     )
     policy = _policy(kind, hidden, "torch" if name.startswith("torch") else "auto")
     learner = Learner(policy, settings, seed=0, total_timesteps=10**9)
-    losses = {loss: getattr(objective, loss) for loss in LOSSES}
+    in_use = ppo.objective if name in ("float32", "bf16") else plain_objective
+    losses = {loss: getattr(plain, loss) for loss in LOSSES}
     if name.endswith("compiled"):
         losses = {loss: _compiled(function) for loss, function in losses.items()}
-        vars(policy).update(_encoded=_compiled(policy._encoded), _heads=_compiled(policy._heads))
+        vars(policy).update(_encoded=_compiled(policy._encoded), heads=_compiled(policy.heads))
         if name == "torch-compiled":
             vars(policy.controller).update(fast_scan=_compiled(policy.controller.fast_scan))
 
     def update() -> None:
-        with patch.multiple(objective, **losses):
+        with patch.multiple(plain, **losses), patch.object(ppo, "objective", in_use):
             learner.update([batch])
 
     return update

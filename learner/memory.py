@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from mneme.controllers import Policy
-from mneme.learner.objective import Steps
+from mneme.learner.objective import Steps, compiles
 from mneme.learner.ppo import loss_of
 from mneme.learner.settings import LearnerSettings
 
 _PROBED = 256  # steps of a sequence whose activations are counted; beyond, they grow in proportion
 _PASSING = 5  # arrays of a controller's outputs that come and go in the backward pass, beside what is kept for it
+_PASSING_COMPILED = 1  # likewise, where the objective is compiled
 _STORED = 0.7  # of the activations, where carries are stored: windows are worked on in pieces
 _OF_WEIGHTS = 5  # arrays of their size: themselves, Adam's two moments, the sum of gradients, the state before
 
@@ -51,7 +52,8 @@ def update_memory(
     steps = min(plan.chunk if plan.window == length else length, length)
     probed = min(steps, _PROBED)
     of_one, of_two = (_kept(policy, s, probed, B) for B in (1, 2))
-    passing = _PASSING * policy.controller.output_size * policy.value_head.weight.element_size()
+    arrays = _PASSING_COMPILED if compiles(policy, s, policy.value_head.weight) else _PASSING
+    passing = arrays * policy.controller.output_size * policy.value_head.weight.element_size()
     activations = at_once * steps * ((of_two - of_one) / probed + passing)
     weights = sum(p.numel() * p.element_size() for p in policy.parameters()) * (_OF_WEIGHTS + threads) * copies
     if plan.window < length:  # stored carries are most of a fragment, and are left where they lie

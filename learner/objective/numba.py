@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mneme.controllers import Policy
-from mneme.controllers.actions import Categorical
 from mneme.controllers.layer_norm import EPSILON
 from mneme.controllers.scans.machine_code import (
     add,
@@ -33,11 +32,8 @@ from mneme.controllers.scans.machine_code import (
     scratch,
     sums,
 )
-from mneme.learner.objective.objective import OBJECTIVE_SUMS, Objective, Steps
+from mneme.learner.objective.plain import OBJECTIVE_SUMS, Objective, Steps
 from mneme.learner.settings import LearnerSettings
-
-MOST_ACTIONS = 64
-"""With more, torch's matrix products make heads faster than a loop over actions."""
 
 
 class _Heads(NamedTuple):
@@ -73,20 +69,8 @@ class _Weighing(NamedTuple):
     entropy: float
 
 
-def fits(policy: Policy, s: LearnerSettings, y: Tensor) -> bool:
-    """Whether the loss of these outputs, on a CPU, can be computed here: of one choice of a few, without masks."""
-    distribution = policy.action_distribution
-    return (
-        isinstance(distribution, Categorical)
-        and distribution.actions <= MOST_ACTIONS
-        and not policy.spec.masked
-        and s.value_loss != "two_hot"
-        and y.dtype == policy.value_head.weight.dtype
-    )
-
-
 def compiled_objective(policy: Policy, s: LearnerSettings, steps: Steps, y_KWH: Tensor) -> Objective:
-    """`plain_objective`, where it `fits`."""
+    """`plain_objective`, where it `compiles`."""
     given = (steps.mask, steps.actions, steps.old_log_probs, steps.old_values, steps.advantages, steps.targets)
     weighing = _Weighing(
         clip=s.clip_range,

@@ -18,8 +18,8 @@ from mneme.controllers import (
     build_policy,
 )
 from mneme.learner import LearnerSettings
-from mneme.learner.objective import Objective, Steps, plain_objective
-from mneme.learner.objective.numba import MOST_ACTIONS, compiled_objective, fits
+from mneme.learner.objective import MOST_ACTIONS, Objective, Steps, compiles, plain_objective
+from mneme.learner.objective.numba import compiled_objective
 
 K, W, H = 7, 5, 24
 
@@ -141,11 +141,11 @@ def test_steps_that_do_not_count_may_hold_anything() -> None:
 
 def test_it_takes_one_choice_of_a_few() -> None:
     y, s = outputs(), LearnerSettings()
-    assert fits(policy_of(), s, y)
-    assert not fits(policy_of(masked=True), s, y)
-    assert not fits(policy_of(), s, y.float())
-    assert not fits(policy_of(MOST_ACTIONS + 1), s, y)
-    assert not fits(policy_of(value_bins=255), LearnerSettings(value_loss="two_hot"), y)
+    assert compiles(policy_of(), s, y)
+    assert not compiles(policy_of(masked=True), s, y)
+    assert not compiles(policy_of(), s, y.float())
+    assert not compiles(policy_of(MOST_ACTIONS + 1), s, y)
+    assert not compiles(policy_of(value_bins=255), LearnerSettings(value_loss="two_hot"), y)
     gaussian = policy_of()
     gaussian.action_distribution = Gaussian(2)
-    assert not fits(gaussian, s, y)
+    assert not compiles(gaussian, s, y)

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 import mneme.controllers.scans
+import mneme.learner
 from mneme.controllers.scans.machine_code import copy, dot
 
 FOLDER = Path(mneme.controllers.scans.__file__).parent
-SOURCES = [FOLDER / "machine_code.py", *sorted(FOLDER.rglob("numba.py"))]
+NUMBA = [path for folder in (FOLDER, Path(mneme.learner.__file__).parent) for path in sorted(folder.rglob("numba.py"))]
+SOURCES = [FOLDER / "machine_code.py", FOLDER / "gated.py", FOLDER / "products.py", *NUMBA]
 
 
 def decorated(source: str, name: str) -> list[ast.FunctionDef]:

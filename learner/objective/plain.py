@@ -1,4 +1,4 @@
-"""PPO's loss from the controller's outputs on: heads, ratio, clip, value, entropy.
+"""The objective in torch: heads, ratio, clip, value, entropy.
 
 Legend: K steps, W windows of B sequences; a window is a whole sequence unless carries are stored in between.
 """
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from mneme.controllers import Observation, Policy
-from mneme.controllers.scans.backends import obstacle
 from mneme.learner.losses import clipped_policy_loss, masked_sum, two_hot_loss, value_loss
 from mneme.learner.settings import LearnerSettings
 
@@ -46,18 +45,8 @@ class Objective(NamedTuple):
     ratio_error: Tensor  # max |ratio - 1|
 
 
-def objective(policy: Policy, s: LearnerSettings, steps: Steps, y_KWH: Tensor) -> Objective:
-    """The loss of the steps in which the controller gave `y_KWH`; see docs/learner.md. Compiled where it can be."""
-    if obstacle("numba", y_KWH.device, y_KWH.dtype, forced=False) is None:
-        from mneme.learner.objective.numba import compiled_objective, fits  # here, as numba may be missing
-
-        if fits(policy, s, y_KWH):
-            return compiled_objective(policy, s, steps, y_KWH)
-    return plain_objective(policy, s, steps, y_KWH)
-
-
 def plain_objective(policy: Policy, s: LearnerSettings, steps: Steps, y_KWH: Tensor) -> Objective:
-    """`objective` in torch."""
+    """The loss of the steps in which the controller gave `y_KWH`; see docs/learner.md."""
     parameters, values = policy.heads(y_KWH, steps.observations)
     log_probs = policy.action_distribution.log_prob(parameters, steps.actions)
     surrogate = clipped_policy_loss(log_probs, steps.old_log_probs, steps.advantages, s.clip_range, s.dual_clip)
