@@ -4,8 +4,9 @@ A batch of 64 sequences of 64 steps of delayed cue, a layer of as many features 
 epochs of one minibatch, one thread, and in bf16 the anchor pass, which that needs. Seconds are of the processor. The
 contestants take turns, update after update; the first is what the others are held against, and ratios are of medians.
 
-`plain` has heads and losses in PyTorch, `compiled` these and encoders by torch.compile, `torch` the scans in PyTorch too,
-and `torch-compiled` all of it compiled, scans included. Needs no Ray; compiling needs a C++ compiler, and takes minutes.
+`plain` has heads and losses in PyTorch, `compiled` these and encoders by torch.compile, `torch` the scans in PyTorch
+too, and `torch-compiled` all of it compiled, scans included. Needs no Ray; compiling needs a C++ compiler, and takes
+minutes.
 """
 
 import argparse
