@@ -1,7 +1,7 @@
 """Measure how near the learner is to its floor, and what cached mode can save: `python -m benchmarks.floor`.
 
 The floor of an update is its matrix products alone, on as many threads: those that torch makes are recorded, and those
-that the compiled GRU and LSTM make step by step are added. They are repeated on buffers that stay in the cache, so the
+that the compiled GRU and LSTM make are added. They are repeated on buffers that stay in the cache, so the
 floor is one that no learner can reach. Learner and floor take turns; figures are medians of the rounds, in seconds of
 the processor. The bound of cached mode is the work of its products over that of full's: what it
 saves are the recurrent ones that carry the gradient from step to step.
@@ -17,6 +17,7 @@ from math import prod
 from statistics import median
 from time import process_time
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from rich.console import Console
@@ -27,15 +28,16 @@ from benchmarks.report import RESULTS
 from mneme.controllers import CONTROLLERS
 from mneme.experiments.machine import cores, describe_machine, versions
 from mneme.experiments.update_cost import Trial, make_trial
-from mneme.learner import LearnerSettings
+from mneme.learner import LearnerSettings, ppo
 from mneme.learner.batch import SequenceBatch
 from mneme.learner.gradients import shard_gradients
+from mneme.learner.objective import plain_objective
 from mneme.learner.returns import gae
 from mneme.rollout_workers import Fragment
 
 STEPS = 16_640  # of a batch, about: 256 episodes of delayed cue 64
 MINIBATCHES = 4
-GATES = {"gru": 3, "lstm": 4}  # whose recurrent products are made in compiled code
+GATES = {"gru": 3, "lstm": 4}  # whose products are made in compiled code
 Operand = tuple[tuple[int, ...], tuple[int, ...]]  # shape and strides
 
 
@@ -83,10 +85,14 @@ def products_of(kind: str, mode: str, length: int, hidden: int) -> Counter[Produ
     returns = gae(batch.rewards, batch.values, *ends, gamma=0.99, lam=0.95)
     recorder = _Recorder()
     for rows in torch.arange(batch.sequences).tensor_split(MINIBATCHES):
-        with recorder:
+        with recorder, patch.object(ppo, "objective", plain_objective):  # whose products are torch's
             shard_gradients(learner.policy, learner.settings, batch, returns, rows, batch.steps // MINIBATCHES)
         if kind in GATES:
-            b, gates = len(rows), GATES[kind] * hidden
+            b, gates, inputs = len(rows), GATES[kind] * hidden, learner.policy.controller.input_size
+            d = (b * length, gates), (gates, 1)
+            recorder.products[Product(((b * length, inputs), (inputs, 1)), ((inputs, gates), (1, inputs)))] += 1
+            for size in (inputs, hidden):  # gradients of the weights
+                recorder.products[Product(((size, b * length), (1, size)), d)] += 1
             recorder.products[Product(((b, hidden), (hidden, 1)), ((hidden, gates), (1, hidden)))] += length
             if mode != "cached":
                 recorder.products[Product(((b, gates), (gates, 1)), ((gates, hidden), (hidden, 1)))] += length

@@ -60,7 +60,7 @@ LONG = ("env.kwargs.horizon=2047", "rollout.num_envs=64", "rollout.num_workers=1
         (0.9, (), {"gradient_accumulation"}),
         (0.4, (), {"gradient_accumulation"}),
         (0.9, ("learner.num_minibatches=64",), {"activation_checkpointing"}),
-        (0.5, ("learner.num_minibatches=16",), {"activation_checkpointing", "gradient_accumulation"}),
+        (0.63, ("learner.num_minibatches=16",), {"activation_checkpointing", "gradient_accumulation"}),
         (0.001, (), set()),
     ],
 )
