@@ -1,10 +1,10 @@
 """Measure how near the learner is to its floor, and what cached mode can save: `python -m benchmarks.floor`.
 
 The floor of an update is its matrix products alone, on as many threads: those that torch makes are recorded, and those
-that the compiled GRU and LSTM make are added. They are repeated on buffers that stay in the cache, so the
-floor is one that no learner can reach. Learner and floor take turns; figures are medians of the rounds, in seconds of
-the processor. The bound of cached mode is the work of its products over that of full's: what it
-saves are the recurrent ones that carry the gradient from step to step.
+that the compiled GRU and LSTM make are added. They are repeated on buffers that stay in the cache, so the floor is one
+that no learner can reach. Learner and floor take turns; figures are medians of the rounds, in seconds of the processor.
+The bound of cached mode is the work of its products over that of full's: what it saves are the recurrent ones that
+carry the gradient from step to step.
 """
 
 import argparse

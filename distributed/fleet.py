@@ -83,9 +83,8 @@ class RolloutFleet:
     @property
     def idle(self) -> list[int]:
         """Workers that are there, without a request in flight."""
-        if (
-            len(self._requests) + len(self._absent) >= self._num_workers
-        ):  # soon said, as the loops ask after every arrival
+        # soon said, as the loops ask after every arrival
+        if len(self._requests) + len(self._absent) >= self._num_workers:
             return []
         busy = {request.worker for request in self._requests.values()}
         return [worker for worker in self.present if worker not in busy]

@@ -57,9 +57,8 @@ class LastingLearner:
         self._idle_since = math.inf  # when its last update ended
         self._in_a_row = 0
         self.unlearned = 0  # steps of updates that were reported, and lost with the learner and their fragments
-        self._redone: dict[
-            tuple[FragmentRef, ...], UpdateReport | None
-        ] = {}  # since the last loss; None: fragments lost
+        # since the last loss, by the fragments of the update; None: these are lost
+        self._redone: dict[tuple[FragmentRef, ...], UpdateReport | None] = {}
         self._known: State = {}  # what a learner goes on from; empty before the first
         self._coming: tuple[Any, int] | None = None  # a reference to a later state, and how much of `_since` is in it
         self._since: list[_Asked] = []  # what has been asked since `_known`

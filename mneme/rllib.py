@@ -78,9 +78,8 @@ class MnemeRLModule(TorchRLModule, ValueFunctionAPI):
             Columns.ACTION_DIST_INPUTS: self._outwards(
                 parameters_TBA if self._discrete else torch.cat(mean_log_std(parameters_TBA), -1)
             ),
-            Columns.EMBEDDINGS: self._outwards(
-                output.value_TB
-            ),  # comes back to `compute_values`, which so needs no scan
+            # comes back to `compute_values`, which so needs no scan
+            Columns.EMBEDDINGS: self._outwards(output.value_TB),
         }
         return said | ({Columns.STATE_OUT: output.carry} if self.is_stateful() else {})
 

@@ -17,7 +17,7 @@ from mneme.controllers.precision import wide
 from mneme.controllers.scans.blocks import blocks
 from mneme.controllers.scans.machine_code import arrays, compiled, copy, scratch
 from mneme.controllers.scans.products import WIDTH, multiply, padded, panels, put_column, put_row
-from mneme.controllers.scans.resets import with_rows
+from mneme.controllers.scans.weight_gradients import WeightGradients
 
 _ROWS = 128  # at once; their gradients, turned states and the sums of both fit half a megabyte at hidden size 128
 
@@ -48,46 +48,56 @@ class Adding(NamedTuple):
 
 
 class WeightSums:
-    """Gradients of the weights of a gated recurrence.
+    """Gradients of the weights of a gated recurrence, as `WeightGradients` has them, in the order of the sums.
 
     Args:
         x_TBD: the inputs.
         reset_TB: the flags.
         initial_H: the state at the start of an episode.
         w_ih_GD: the inputs' weights, in the order of the sums.
-        sums: G / H; states contribute to the first of them, and inputs to the last.
-        of_h: number of those that states contribute to.
+        w_hh_GH: the states' weights, likewise.
+        sums: G / H of all; states contribute to the first of them, and inputs to the last.
         with_dx: whether the inputs have gradients too.
     """
 
     def __init__(
-        self, x_TBD: Tensor, reset_TB: Tensor, initial_H: Tensor, w_ih_GD: Tensor, sums: int, of_h: int, with_dx: bool
+        self,
+        x_TBD: Tensor,
+        reset_TB: Tensor,
+        initial_H: Tensor,
+        w_ih_GD: Tensor,
+        w_hh_GH: Tensor,
+        *,
+        sums: int,
+        with_dx: bool,
     ) -> None:
-        T, B, D = x_TBD.shape
-        H = len(initial_H)
-        self._x_TBD, self._reset_TB, self._initial_H, self._w_ih_GD = x_TBD, reset_TB, initial_H, w_ih_GD
-        self._apart, self._with_dx = x_TBD.dtype != w_ih_GD.dtype, with_dx
-        self.spans = blocks(T, B) if self._apart else [(0, T)]
+        (T, B), (G_x, D), (G_h, H) = reset_TB.shape, w_ih_GD.shape, w_hh_GH.shape
+        new, dtype = w_hh_GH.new_zeros, w_hh_GH.dtype
+        self._hidden, self._of_h, self._of_x = H, G_h, G_x
+        width, a_gate = WIDTH[dtype], padded(H, dtype)
+        self._apart: WeightGradients | None = None
+        self.spans = [(0, T)]
         """Steps from and to which the kernel is to be called, in order."""
-        self.at_once = self.spans[0][1] if self._apart else min(T, max(1, _ROWS // max(B, 1)))
+        self.at_once = min(T, max(1, _ROWS // max(B, 1)))
         """S."""
-        new, width = w_ih_GD.new_zeros, WIDTH[w_ih_GD.dtype]
-        self._a_gate = H if self._apart else padded(H, w_ih_GD.dtype)
-        self._dh_MG = new(H + 1, of_h * self._a_gate)
-        self._dx_MG = new(1 + D, len(w_ih_GD) // H * self._a_gate)
-        self.dx_TBD = torch.empty_like(x_TBD, memory_format=torch.contiguous_format) if with_dx else None
-        rows, own = (0, x_TBD[..., :0].to(w_ih_GD.dtype)) if self._apart else (self.at_once * B, x_TBD)
-        weights = panels(w_ih_GD) if with_dx and not self._apart else new(0, 0, width)
-        inputs = new(0, 0, 0) if self._apart or self.dx_TBD is None else self.dx_TBD
-        right = new(sums * self._a_gate // width, rows, width)
-        h, ones_x, of_right, dh, dx, through, of_inputs, x = arrays(
-            new(H + 1, rows).fill_(1), new(1 + D, rows).fill_(1), right,
-            self._dh_MG, self._dx_MG, weights, inputs, own,
+        if x_TBD.dtype != dtype:
+            self._apart = WeightGradients(x_TBD, reset_TB, initial_H, w_ih_GD, w_hh_GH, with_dx)
+            self.spans = blocks(T, B)
+            self.at_once = self.spans[0][1]
+            x_TBD, with_dx = new(T, B, 0), False
+        rows = 0 if self._apart else self.at_once * B
+        self._dh_MG, self._dx_MG = new(H + 1, G_h // H * a_gate), new(1 + D, G_x // H * a_gate)
+        self._inputs = torch.empty_like(x_TBD, memory_format=torch.contiguous_format) if with_dx else None
+        weights = panels(w_ih_GD) if with_dx else new(0, 0, width)
+        right = new(sums * a_gate // width, rows, width)
+        x, h, ones_x, of_right, dh, dx, through, inputs = arrays(
+            x_TBD, new(H + 1, rows).fill_(1), new(1 + D, rows).fill_(1), right, self._dh_MG, self._dx_MG, weights,
+            new(0, 0, 0) if self._inputs is None else self._inputs,
         )  # fmt: skip
-        (from_x,) = scratch(w_ih_GD, (B, len(weights) * width))
+        (from_x,) = scratch(w_hh_GH, (B, len(weights) * width))
         self.arrays = Adding(
             x, self._dh_MG.shape[1] // width, len(right) - self._dx_MG.shape[1] // width,
-            h, ones_x, of_right, dh, dx, through, from_x, of_inputs,
+            h, ones_x, of_right, dh, dx, through, from_x, inputs,
         )  # fmt: skip
 
     def add_apart(self, start: int, stop: int, h_KBH: Tensor, d_KBG: Tensor) -> None:
@@ -99,32 +109,26 @@ class WeightSums:
             h_KBH: the states before each step, resets not applied.
             d_KBG: gradients of the sums.
         """
-        if not self._apart:
+        if self._apart is None:
             return
-        resets = self._reset_TB[start:stop].flatten().nonzero()[:, 0]
-        x_RD, h_RH = self._x_TBD[start:stop].flatten(0, 1), with_rows(h_KBH.flatten(0, 1), resets, self._initial_H)
-        d_RG = d_KBG.flatten(0, 1)
-        d_h_RG, d_x_RG = d_RG[:, : self._dh_MG.shape[1]], d_RG[:, -self._dx_MG.shape[1] :]
-        self._dh_MG[:-1] += h_RH.to(x_RD.dtype).t() @ d_h_RG.to(x_RD.dtype)
-        self._dh_MG[-1] += d_h_RG.sum(0)
-        self._dx_MG[1:] += x_RD.t() @ d_x_RG.to(x_RD.dtype)
-        self._dx_MG[0] += d_x_RG.sum(0)
-        if self.dx_TBD is not None:
-            dx_RD = d_x_RG.to(x_RD.dtype) @ self._w_ih_GD.to(x_RD.dtype)
-            self.dx_TBD[start:stop] = dx_RD.view_as(self.dx_TBD[start:stop])
+        G, of_h, of_x = d_KBG.shape[2], self._of_h, self._of_x
+        d_x_KBG = d_KBG[..., G - of_x :]
+        self._apart.add(start, stop, h_KBH, d_x_KBG, d_x_KBG if of_h == of_x == G else d_KBG[..., :of_h])
 
-    def of_states(self) -> tuple[Tensor, Tensor]:
-        """Gradients of the states' weights [G', H] and biases [G'], in the order of the sums."""
-        gradients_MG = self._unpadded(self._dh_MG)
-        return gradients_MG[:-1].t(), gradients_MG[-1]
+    @property
+    def dx_TBD(self) -> Tensor | None:
+        """The inputs' gradients, if they have any."""
+        return self._apart.dx_TBD if self._apart else self._inputs
 
-    def of_inputs(self) -> tuple[Tensor, Tensor]:
-        """Gradients of the inputs' weights [G', D] and biases [G'], likewise."""
-        gradients_MG = self._unpadded(self._dx_MG)
-        return gradients_MG[1:].t(), gradients_MG[0]
+    def of_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As `WeightGradients.of_parameters`."""
+        if self._apart:
+            return self._apart.of_parameters()
+        dh_MG, dx_MG = self._unpadded(self._dh_MG), self._unpadded(self._dx_MG)
+        return dx_MG[1:].t(), dh_MG[:-1].t(), dx_MG[0], dh_MG[-1]
 
     def _unpadded(self, x_MG: Tensor) -> Tensor:
-        return x_MG.view(len(x_MG), -1, self._a_gate)[..., : len(self._initial_H)].flatten(1)
+        return x_MG.view(len(x_MG), -1, padded(self._hidden, x_MG.dtype))[..., : self._hidden].flatten(1)
 
 
 @compiled

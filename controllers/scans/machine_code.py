@@ -227,6 +227,15 @@ def dot(x, y):
     return total
 
 
+@sums
+def sum_of(x):
+    """The sum of [I]."""
+    total = x.dtype.type(0)
+    for i in range(len(x)):
+        total += x[i]
+    return total
+
+
 @compiled
 def copy(to, source):
     """Copy an array into another of the same shape; faster to compile and to run than numba's assignment."""
@@ -244,6 +253,13 @@ def add(to, source):
     """Add one array to another, [I] each."""
     for i in range(len(to)):
         to[i] += source[i]
+
+
+@compiled
+def times(to, factor):
+    """Multiply one array by another, [I] each."""
+    for i in range(len(to)):
+        to[i] *= factor[i]
 
 
 @compiled

@@ -30,7 +30,9 @@ from mneme.controllers.scans.machine_code import (
     fma,
     kernel,
     scratch,
+    sum_of,
     sums,
+    times,
 )
 from mneme.learner.objective.plain import OBJECTIVE_SUMS, Objective, Steps
 from mneme.learner.settings import LearnerSettings
@@ -124,7 +126,7 @@ def _objective(y, given, heads, weighing, dy, d, found, wide, narrow):
             dy[r] = number(0)
             continue
         if normed:
-            mean = _sum(y[r]) / H
+            mean = sum_of(y[r]) / H
             inverse = 1 / np.sqrt(_squares(y[r], number(mean)) / H + EPSILON)
             rest = EPSILON * inverse * inverse
             scale = np.sqrt(1 - (1 - EPSILON) * (rest * rest))
@@ -148,10 +150,10 @@ def _objective(y, given, heads, weighing, dy, d, found, wide, narrow):
             add(d.shift, d_out)
             _scale(out, number(scale), n)
             add_product(d.gain, d_out, out)
-            _times(d_out, heads.gain)
+            times(d_out, heads.gain)
             of_scale = (1 - EPSILON) * rest / scale * 2 * EPSILON * (inverse * inverse * inverse)
             of_n = (of_scale - inverse * scale) * dot(d_out, n) / H
-            _through_norm(d_out, number(inverse * scale), number(_sum(d_out) / H), n, number(of_n), dy[r])
+            _through_norm(d_out, number(inverse * scale), number(sum_of(d_out) / H), n, number(of_n), dy[r])
         else:
             copy(dy[r], d_out)
 
@@ -195,9 +197,8 @@ def _step(r, given, weighing, log_p, p, value, d_logits, found):
     d_logits[action] += slope
     error, change = value - target, value - old_value
     value_loss, d_value = _value_loss(error, weighing.huber)
-    bounded = min(max(change, -weighing.value_clip), weighing.value_clip)
     if abs(change) > weighing.value_clip:
-        clipped, _ = _value_loss(old_value + bounded - target, weighing.huber)
+        clipped, _ = _value_loss(old_value + np.copysign(weighing.value_clip, change) - target, weighing.huber)
         if clipped > value_loss:
             value_loss, d_value = clipped, 0.0
     off = abs(ratio - 1)
@@ -220,15 +221,6 @@ def _value_loss(error, huber):
     if size > huber:
         return huber * (size - 0.5 * huber), np.copysign(huber, error)
     return 0.5 * error * error, error
-
-
-@sums
-def _sum(x):
-    """The sum of [H]."""
-    total = x.dtype.type(0)
-    for i in range(len(x)):
-        total += x[i]
-    return total
 
 
 @sums
@@ -263,12 +255,6 @@ def _scale(out, factor, x):
 def _add_scaled(to, factor, x):
     for i in range(len(to)):
         to[i] += factor * x[i]
-
-
-@compiled
-def _times(to, x):
-    for i in range(len(to)):
-        to[i] *= x[i]
 
 
 @compiled

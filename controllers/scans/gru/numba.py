@@ -93,7 +93,7 @@ class _GruScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy_TBH: Tensor, dlast_BH: Tensor) -> tuple[Tensor | None, ...]:
         x_TBD, reset_TB, stop_TB, initial_H, w_ih, w_hh, h_SBH, sums_TBG = ctx.saved_tensors
-        weights = WeightSums(x_TBD, reset_TB, initial_H, w_ih, sums=4, of_h=3, with_dx=ctx.needs_input_grad[0])
+        weights = WeightSums(x_TBD, reset_TB, initial_H, w_ih, w_hh, sums=4, with_dx=ctx.needs_input_grad[0])
         dh_BH, dinitial_H = dlast_BH.clone(memory_format=torch.contiguous_format), torch.zeros_like(initial_H)
         d_SBG = w_hh.new_empty(weights.at_once, *sums_TBG.shape[1:])
         d = _Gradients(*arrays(d_SBG, dh_BH, dinitial_H))
@@ -104,7 +104,7 @@ class _GruScan(torch.autograd.Function):
             sums, h, dy = arrays(sums_TBG[start:stop], h_SBH[start : stop + 1], dy_TBH[start:stop])
             _backward(*flags, initial, recurrent, _Trace(sums, h), dy, d, weights.arrays, through_gates)
             weights.add_apart(start, stop, h_SBH[start:stop], d_SBG[: stop - start])
-        (dw_ih, db_ih), (dw_hh, db_hh) = weights.of_inputs(), weights.of_states()
+        dw_ih, dw_hh, db_ih, db_hh = weights.of_parameters()
         H = len(initial_H)
         return weights.dx_TBD, None, None, dh_BH, dinitial_H, dw_ih, dw_hh.roll(-H, 0), db_ih, db_hh.roll(-H)
 

@@ -87,7 +87,7 @@ class _LstmScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy_TBH: Tensor, dh_BH: Tensor, dc_BH: Tensor) -> tuple[Tensor | None, ...]:
         x_TBD, reset_TB, stop_TB, initial_h, initial_c, w_ih, w_hh, h_SBH, c_SBH, *kept = ctx.saved_tensors
-        weights = WeightSums(x_TBD, reset_TB, initial_h, w_ih, sums=4, of_h=4, with_dx=ctx.needs_input_grad[0])
+        weights = WeightSums(x_TBD, reset_TB, initial_h, w_ih, w_hh, sums=4, with_dx=ctx.needs_input_grad[0])
         d_SBG = w_hh.new_empty(weights.at_once, *kept[0].shape[1:])
         dstate = LstmState(*(value.clone(memory_format=torch.contiguous_format) for value in (dh_BH, dc_BH)))
         dinitial = LstmState(torch.zeros_like(initial_h), torch.zeros_like(initial_c))
@@ -100,7 +100,7 @@ class _LstmScan(torch.autograd.Function):
             trace = _Trace(gates, tanh_c, in_arrays(LstmState(h_SBH[start : stop + 1], c_SBH[start : stop + 1])))
             _backward(*flags, initial, recurrent, trace, dy, d, *gradients, weights.arrays, room)
             weights.add_apart(start, stop, h_SBH[start:stop], d_SBG[: stop - start])
-        (dw_ih, db), (dw_hh, _) = weights.of_inputs(), weights.of_states()
+        dw_ih, dw_hh, db, _ = weights.of_parameters()
         return weights.dx_TBD, None, None, *dstate, *dinitial, dw_ih, dw_hh, db, db
 
 

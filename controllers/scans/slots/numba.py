@@ -30,7 +30,7 @@ from mneme.controllers.scans.machine_code import (
     kernel,
     scratch,
     sigmoid,
-    sums,
+    sum_of,
 )
 from mneme.controllers.scans.resets import gradient_stops
 from mneme.controllers.scans.slots.cell import SHUT, Slots
@@ -123,14 +123,6 @@ def _copy(to, i, source, j):
     copy(to.age[i], source.age[j])
 
 
-@sums
-def _total(values):
-    total = values.dtype.type(0)
-    for i in range(len(values)):
-        total += values[i]
-    return total
-
-
 @compiled
 def _attend(query, slots, usage, recent, unweighed, attention):
     """Fill the attention [K], and what it would be for weights of 1 with the same divisor."""
@@ -149,7 +141,7 @@ def _attend(query, slots, usage, recent, unweighed, attention):
         else:
             unweighed[k] = zero
         attention[k] = weight * unweighed[k]
-    total = _total(attention)
+    total = sum_of(attention)
     if total > zero:
         for k in range(K):
             unweighed[k] /= total

@@ -35,7 +35,9 @@ from mneme.controllers.scans.machine_code import (
     in_arrays,
     kernel,
     scratch,
+    sum_of,
     sums,
+    times,
 )
 from mneme.controllers.scans.resets import gradient_stops
 
@@ -219,7 +221,7 @@ def _backward(x, reset, stop, initial, p, y, before, dy, d, decay, written, dwri
                     read, write = x.xbc[t, b, I + N + n], x.xbc[t, b, I + n]
                     _step_back(dh, dy[t, b], read, write, dwritten[k])
                     d.x.xbc[t, b, I + n] = dot(dh, written[k])
-                    _decay_back(dh, decay[k])
+                    times(dh, decay[k])
                     if reset[t, b]:
                         for i in range(I):
                             d.initial[n, i] += dh[i]
@@ -254,25 +256,11 @@ def _step_back(dh, dy, read, write, dwritten):
 
 
 @compiled
-def _decay_back(dh, decay):
-    for i in range(len(dh)):
-        dh[i] *= decay[i]
-
-
-@compiled
 def _sum_heads(x, of_head):
     H = len(of_head)
     P = len(x) // H
     for head in range(H):
-        of_head[head] = _total(x[head * P : (head + 1) * P])
-
-
-@sums
-def _total(x):
-    total = x.dtype.type(0)
-    for i in range(len(x)):
-        total += x[i]
-    return total
+        of_head[head] = sum_of(x[head * P : (head + 1) * P])
 
 
 @sums
