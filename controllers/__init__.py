@@ -1,5 +1,6 @@
 """The agent's network: sequence models behind one contract, and the policy around them."""
 
+from mneme.controllers.acting import Actor
 from mneme.controllers.actions import ActionDistribution, Bernoulli, Categorical, Gaussian, Joint
 from mneme.controllers.controller import Carry, Controller, reset_carry
 from mneme.controllers.observations import Image, Observation, ObservationPart, OneHot, Vector
@@ -34,6 +35,7 @@ __all__ = [
     "VALUE_BINS",
     "Act",
     "ActionDistribution",
+    "Actor",
     "Bernoulli",
     "Carry",
     "Categorical",

@@ -4,7 +4,7 @@ Axis letters: T time, B environments, D input features, H output features.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -17,6 +17,9 @@ from mneme.controllers.settings import ControllerSettings
 
 Carry = dict[str, Tensor]
 """Recurrent state: one [B, ...] tensor a name. Empty for a model without memory."""
+
+Step = Callable[[Tensor, Tensor, Carry], tuple[Tensor, Carry]]
+"""Inputs [B, D], reset flags bool [B] and the carry to outputs [B, H] and the next carry."""
 
 
 def reset_carry(reset_B: Tensor, initial: Mapping[str, Tensor], carry: Carry) -> Carry:
@@ -207,13 +210,22 @@ class Controller(nn.Module, ABC):
         Raises:
             ValueError: as for `scan`.
         """
-        x_TBD, reset_TB = x_BD.unsqueeze(0), reset_B.unsqueeze(0)
-        self._check(x_TBD, reset_TB, carry)
-        if torch.is_grad_enabled() or self.backend == REFERENCE:
-            y_TBH, carry = self.run(x_TBD, reset_TB, carry)
-            return y_TBH[0], carry
-        if not donate:
+        self._check(x_BD.unsqueeze(0), reset_B.unsqueeze(0), carry)
+        if not donate and not torch.is_grad_enabled():
             carry = {name: value.clone() for name, value in carry.items()}
+        return self._reset_and_step(x_BD, reset_B, carry)
+
+    def stepper(self) -> Step:
+        """`step` for many steps without autograd, with the weights as they are now: it may lay them out once.
+
+        It checks nothing, may overwrite the carry, and what it returns is good until the next call.
+        """
+        return self._reset_and_step
+
+    def _reset_and_step(self, x_BD: Tensor, reset_B: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        if torch.is_grad_enabled() or self.backend == REFERENCE:
+            y_TBH, carry = self.run(x_BD.unsqueeze(0), reset_B.unsqueeze(0), carry)
+            return y_TBH[0], carry
         if len(lanes := reset_B.nonzero()[:, 0]):
             for name, start in self.initial().items():
                 carry[name].index_copy_(0, lanes, start.expand(len(lanes), *start.shape))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor, nn
 
-from mneme.controllers.controller import Carry, Controller
+from mneme.controllers.controller import Carry, Controller, Step
 from mneme.controllers.initialisation import chrono_bias, gate_weights
 from mneme.controllers.scans.cell_norm import GruNorm, normed_gru_cell, normed_gru_scan
 from mneme.controllers.scans.gru.cell import GruParameters, gru_cell
@@ -66,3 +66,16 @@ class GruController(Controller):
         norm = self.gru_norm()
         h_BH = gru_step(*arguments) if norm is None else normed_gru_cell(*arguments, norm)
         return h_BH, {"h": h_BH.clone()}
+
+    def stepper(self) -> Step:
+        if self.backend_on(self.weight_hh.device) != "numba":
+            return super().stepper()
+        from mneme.controllers.scans.gru.numba import GruStepper  # here, as numba may be missing
+
+        stepped = GruStepper(self.initial_h, self.gru_parameters())
+
+        def step(x_BD: Tensor, reset_B: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+            h_BH = stepped(x_BD, reset_B, carry["h"])
+            return h_BH, {"h": h_BH}
+
+        return step

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor, nn
 
-from mneme.controllers.controller import Carry, Controller
+from mneme.controllers.controller import Carry, Controller, Step
 from mneme.controllers.initialisation import chrono_bias, gate_weights
 from mneme.controllers.scans.cell_norm import LstmNorm, normed_lstm_cell, normed_lstm_scan
 from mneme.controllers.scans.lstm.cell import LstmParameters, LstmState, lstm_cell
@@ -73,3 +73,16 @@ class LstmController(Controller):
         norm = self.lstm_norm()
         state = lstm_step(*arguments) if norm is None else normed_lstm_cell(*arguments, norm)
         return state.h, {"h": state.h.clone(), "c": state.c}
+
+    def stepper(self) -> Step:
+        if self.backend_on(self.weight_hh.device) != "numba":
+            return super().stepper()
+        from mneme.controllers.scans.lstm.numba import LstmStepper  # here, as numba may be missing
+
+        stepped = LstmStepper(LstmState(self.initial_h, self.initial_c), self.lstm_parameters())
+
+        def step(x_BD: Tensor, reset_B: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+            state = stepped(x_BD, reset_B, LstmState(carry["h"], carry["c"]))
+            return state.h, state._asdict()
+
+        return step

@@ -145,7 +145,7 @@ class Policy(nn.Module):
         return x_TBD
 
     def heads(self, y_TBH: Tensor, observations: Observation) -> tuple[Tensor, Tensor]:
-        """Parameters of the action distribution [T, B, A], and the value head's outputs [T, B, V]."""
+        """Parameters of the action distribution [..., A], and the value head's outputs [..., V]; for one step too."""
         normed_TBH = self.norm(y_TBH)
         parameters_TBA = self.policy_head(normed_TBH)
         if self.spec.masked:
@@ -166,10 +166,17 @@ class Policy(nn.Module):
 
         With `donate` the carry may be overwritten, as in `Controller.step`.
         """
-        parameters_BA, value_B, carry = self.step(observations, reset_B, carry, donate)
+        y_BH, carry = self.controller.step(self.encoded(observations, reset_B), reset_B, carry, donate)
+        return Act(*self.choice(y_BH, observations, uniform_BN, greedy), carry)
+
+    def choice(
+        self, y_BH: Tensor, observations: Observation, uniform_BN: Tensor, greedy: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`Act` without its carry, from the controller's outputs."""
+        parameters_BA, values_BV = self.heads(y_BH, observations)
         distribution = self.action_distribution
         action_B = distribution.mode(parameters_BA) if greedy else distribution.sample(parameters_BA, uniform_BN)
-        return Act(action_B, distribution.log_prob(parameters_BA, action_B), value_B, carry)
+        return action_B, distribution.log_prob(parameters_BA, action_B), _scalar(values_BV)
 
     @torch.no_grad()
     def value(self, observations: Observation, reset_B: Tensor, carry: Carry) -> Tensor:
@@ -195,11 +202,13 @@ class Policy(nn.Module):
         self, observations: Observation, reset_B: Tensor, carry: Carry, donate: bool = False
     ) -> tuple[Tensor, Tensor, Carry]:
         """`scan` with T = 1, as in `Controller.step`: parameters [B, A], values [B], and the carry."""
-        observations = {name: x.unsqueeze(0) for name, x in observations.items()}
-        x_TBD = self._encoded(observations, reset_B.unsqueeze(0))
-        y_BH, carry = self.controller.step(x_TBD[0], reset_B, carry, donate)
-        parameters_TBA, values_TBV = self.heads(y_BH.unsqueeze(0), observations)
-        return parameters_TBA[0], _scalar(values_TBV)[0], carry
+        y_BH, carry = self.controller.step(self.encoded(observations, reset_B), reset_B, carry, donate)
+        parameters_BA, values_BV = self.heads(y_BH, observations)
+        return parameters_BA, _scalar(values_BV), carry
+
+    def encoded(self, observations: Observation, reset_B: Tensor) -> Tensor:
+        """The controller's inputs of one step, [B, D]."""
+        return self._encoded({name: x.unsqueeze(0) for name, x in observations.items()}, reset_B.unsqueeze(0))[0]
 
     def _check(self, observations: Observation, leading: Size) -> None:
         """Compare names, shapes and types only, never values: cheap enough for the step path."""
@@ -216,9 +225,9 @@ class Policy(nn.Module):
                 )
 
 
-def _scalar(values_TBV: Tensor) -> Tensor:
-    """The value [T, B] that the value head's outputs say."""
-    return values_TBV.squeeze(-1) if values_TBV.shape[-1] == 1 else expectation(values_TBV)
+def _scalar(values_V: Tensor) -> Tensor:
+    """The value [...] that the value head's outputs [..., V] say."""
+    return values_V.squeeze(-1) if values_V.shape[-1] == 1 else expectation(values_V)
 
 
 def build_policy(spec: PolicySpec, settings: PolicySettings, horizon: int, seed: int) -> Policy:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
-from mneme.controllers import PREVIOUS_ACTION, Act, Carry, Policy
+from mneme.controllers import PREVIOUS_ACTION, Act, Actor, Carry, Policy
 from mneme.envs import (
     MemoryVectorEnv,
     facts_of,
@@ -109,13 +109,13 @@ class Collector:
         failures: list[str] = []
         with watch("recording"):
             draft, past = self._draft(weights_version), self._history.past() if self._history else None
-            noise_TBN = self._noise(T)
+            noise_TBN, actor = self._noise(T), Actor(self.policy, self.greedy)
             for t in range(T):
                 draft.state(t, lanes.observation, lanes.reset_B, self._carry)
                 if self._history and t == self._history.due:
                     self._history.keep(self._carry)
                 with watch("inference"):
-                    act = self._act(noise_TBN[t])
+                    act = self._act(actor, noise_TBN[t])
                 self._carry = act.carry
                 draft.act(t, act)
                 step = lanes.step(act.action_B.numpy(), self._step + t, watch)
@@ -137,20 +137,14 @@ class Collector:
     def _noise(self, steps: int) -> torch.Tensor:
         """The uniform noise from which the next actions are sampled, float32 [T, B, N] in [0, 1)."""
         noise = lane_noise(self._noise_keys, self._step, steps, self.policy.action_distribution.noise_size)
-        return torch.from_numpy(noise.astype(np.float32).swapaxes(0, 1))
+        return torch.from_numpy(np.ascontiguousarray(noise.swapaxes(0, 1), np.float32))
 
-    def _act(self, noise_BN: torch.Tensor) -> Act:
+    def _act(self, actor: Actor, noise_BN: torch.Tensor) -> Act:
         reset_B = self._lanes.reset_B
         if self.reset_carry_at is not None:
             reset_B = reset_B | (self._episodes.step_B == self.reset_carry_at)
-        return self.policy.act(
-            _tensors(self._lanes.observation),
-            torch.from_numpy(reset_B),
-            self._carry,
-            noise_BN,
-            greedy=self.greedy,
-            donate=True,  # what is to be kept of the carry has been recorded
-        )
+        # What is to be kept of the carry has been recorded.
+        return actor.act(_tensors(self._lanes.observation), torch.from_numpy(reset_B), self._carry, noise_BN)
 
     def _value_now(self) -> np.ndarray:
         observation, reset_B = _tensors(self._lanes.observation), torch.from_numpy(self._lanes.reset_B)

@@ -2,8 +2,8 @@
 step after the other while it lies in the cache.
 
 In torch these are some eighty operations forward and back, which together take longer than the recurrence of a GRU.
-Backward through the damped norm of `controllers.layer_norm`, y = n s(i) gain + shift with n = (x - mean) i, it
-computes, with g = dy gain,
+`controllers.scans.heads` has the way forward to log-probabilities and value. Backward through its norm,
+y = n s(i) gain + shift with n = (x - mean) i, it computes, with g = dy gain,
 
     dx = i s (g - mean(g)) + n (s' - i s) sum(g n) / H
 
@@ -15,11 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mneme.controllers import Policy
+from mneme.controllers.acting import head_parameters
 from mneme.controllers.layer_norm import EPSILON
+from mneme.controllers.scans.heads import Heads, normalised, read
 from mneme.controllers.scans.machine_code import (
     add,
     add_product,
@@ -31,22 +33,10 @@ from mneme.controllers.scans.machine_code import (
     kernel,
     scratch,
     sum_of,
-    sums,
     times,
 )
 from mneme.learner.objective.plain import OBJECTIVE_SUMS, Objective, Steps
 from mneme.learner.settings import LearnerSettings
-
-
-class _Heads(NamedTuple):
-    """Parameters, or their gradients."""
-
-    gain: Any  # [H], or empty without a norm
-    shift: Any  # [H], likewise
-    policy: Any  # [A, H]
-    policy_bias: Any  # [A]
-    value: Any  # [1, H]
-    value_bias: Any  # [1]
 
 
 class _Given(NamedTuple):
@@ -82,9 +72,8 @@ def compiled_objective(policy: Policy, s: LearnerSettings, steps: Steps, y_KWH: 
         value=s.vf_coef,
         entropy=s.ent_coef,
     )
-    norm = y_KWH.new_empty(2, 0).unbind() if isinstance(policy.norm, nn.Identity) else policy.norm.parameters()
-    heads = (*norm, *policy.policy_head.parameters(), *policy.value_head.parameters())
-    total, found = _Objective.apply(_Given(*arrays(*(x.flatten() for x in given))), weighing, y_KWH, *heads)
+    given_arrays = _Given(*arrays(*(x.flatten() for x in given)))
+    total, found = _Objective.apply(given_arrays, weighing, y_KWH, *head_parameters(policy))
     *summed, ratio_error = found.unbind()
     return Objective(total, dict(zip(OBJECTIVE_SUMS, summed, strict=True)), ratio_error)
 
@@ -98,8 +87,8 @@ class _Objective(torch.autograd.Function):
         dy_KWH, d_heads = y_KWH.new_empty(y_KWH.shape), [x.new_zeros(x.shape) for x in heads]
         found = np.zeros(len(OBJECTIVE_SUMS) + 1)
         _objective(
-            *arrays(y_RH), given, _Heads(*arrays(*heads)), weighing,
-            *arrays(dy_KWH.flatten(0, 1)), _Heads(*arrays(*d_heads)), found,
+            *arrays(y_RH), given, Heads(*arrays(*heads)), weighing,
+            *arrays(dy_KWH.flatten(0, 1)), Heads(*arrays(*d_heads)), found,
             *scratch(y_KWH, (3, y_RH.shape[1]), (3, len(heads[2]))),
         )  # fmt: skip
         policy_loss, value_loss, entropy = found[:3]
@@ -120,24 +109,12 @@ def _objective(y, given, heads, weighing, dy, d, found, wide, narrow):
     (R, H), A, normed, number = y.shape, len(heads.policy), len(heads.gain) > 0, y.dtype.type
     n, out, d_out = wide[0], wide[1], wide[2]
     log_p, p, d_logits = narrow[0], narrow[1], narrow[2]
-    mean, inverse, scale, rest = 0.0, 1.0, 1.0, 0.0
     for r in range(R):
         if not given.mask[r]:
             dy[r] = number(0)
             continue
-        if normed:
-            mean = sum_of(y[r]) / H
-            inverse = 1 / np.sqrt(_squares(y[r], number(mean)) / H + EPSILON)
-            rest = EPSILON * inverse * inverse
-            scale = np.sqrt(1 - (1 - EPSILON) * (rest * rest))
-            _normalise(y[r], number(mean), number(inverse), n)
-            _scale_and_shift(n, number(scale), heads.gain, heads.shift, out)
-        else:
-            copy(out, y[r])
-        for a in range(A):
-            log_p[a] = dot(out, heads.policy[a]) + heads.policy_bias[a]
-        value = np.float64(dot(out, heads.value[0]) + heads.value_bias[0])
-        _log_softmax(log_p, p)
+        inverse, scale, rest = normalised(y[r], heads, n, out)
+        value = read(out, heads, log_p, p)
         d_value = number(_step(r, given, weighing, log_p, p, value, d_logits, found))
         _add_scaled(d.value[0], d_value, out)
         d.value_bias[0] += d_value
@@ -156,20 +133,6 @@ def _objective(y, given, heads, weighing, dy, d, found, wide, narrow):
             _through_norm(d_out, number(inverse * scale), number(sum_of(d_out) / H), n, number(of_n), dy[r])
         else:
             copy(dy[r], d_out)
-
-
-@compiled
-def _log_softmax(logits, p):
-    """Replace logits [A] by log-probabilities, and fill in probabilities."""
-    most, total = logits[0], 0.0
-    for a in range(1, len(logits)):
-        most = logits[a] if logits[a] > most else most
-    for a in range(len(logits)):
-        total += np.exp(np.float64(logits[a] - most))
-    shift = most + np.log(total)
-    for a in range(len(logits)):
-        log_p = logits[a] - shift
-        logits[a], p[a] = log_p, np.exp(log_p)
 
 
 @compiled
@@ -221,28 +184,6 @@ def _value_loss(error, huber):
     if size > huber:
         return huber * (size - 0.5 * huber), np.copysign(huber, error)
     return 0.5 * error * error, error
-
-
-@sums
-def _squares(x, mean):
-    """The sum of the squared deviations of [H] from their mean."""
-    total = x.dtype.type(0)
-    for i in range(len(x)):
-        off = x[i] - mean
-        total += off * off
-    return total
-
-
-@compiled
-def _normalise(x, mean, inverse, n):
-    for i in range(len(x)):
-        n[i] = (x[i] - mean) * inverse
-
-
-@compiled
-def _scale_and_shift(n, scale, gain, shift, out):
-    for i in range(len(n)):
-        out[i] = n[i] * scale * gain[i] + shift[i]
 
 
 @compiled

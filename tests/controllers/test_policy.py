@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 
 from mneme.controllers import (
     CONTROLLERS,
+    Actor,
     Bernoulli,
     Categorical,
     ControllerSettings,
@@ -88,8 +89,8 @@ def check_acting_is_scanning(policy: Policy) -> None:
     observations = observed(policy.spec, generator)
     uniform = torch.rand(T, B, distribution.noise_size, generator=generator)
     reset = torch.rand(T, B, generator=generator) < 0.2
-    carry = policy.initial_carry(B)
-    whole = policy.scan(observations, reset, carry)
+    carry, own = policy.initial_carry(B), policy.initial_carry(B)
+    whole, actor = policy.scan(observations, reset, carry), Actor(policy)
     for t in range(T):
         value = policy.value(at(observations, t), reset[t], carry)
         torch.testing.assert_close(value, whole.value_TB[t], rtol=3e-6, atol=3e-6)
@@ -103,7 +104,11 @@ def check_acting_is_scanning(policy: Policy) -> None:
         assert act.action_B.dtype == distribution.action_dtype
         assert not any(x.requires_grad for x in (act.log_prob_B, act.value_B, *act.carry.values()))
         carry = act.carry
+        of_many = actor.act(at(observations, t), reset[t], own, uniform[t])
+        torch.testing.assert_close(of_many[:3], act[:3], rtol=1e-5, atol=5e-6)
+        own = of_many.carry
     torch.testing.assert_close(carry, whole.carry, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(own, whole.carry, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", CONTROLLERS)

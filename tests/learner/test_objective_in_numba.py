@@ -17,8 +17,9 @@ from mneme.controllers import (
     Vector,
     build_policy,
 )
+from mneme.controllers.acting import MOST_ACTIONS, heads_compile
 from mneme.learner import LearnerSettings
-from mneme.learner.objective import MOST_ACTIONS, Objective, Steps, compiles, plain_objective
+from mneme.learner.objective import Objective, Steps, plain_objective
 from mneme.learner.objective.numba import compiled_objective
 
 K, W, H = 7, 5, 24
@@ -140,12 +141,12 @@ def test_steps_that_do_not_count_may_hold_anything() -> None:
 
 
 def test_it_takes_one_choice_of_a_few() -> None:
-    y, s = outputs(), LearnerSettings()
-    assert compiles(policy_of(), s, y)
-    assert not compiles(policy_of(masked=True), s, y)
-    assert not compiles(policy_of(), s, y.float())
-    assert not compiles(policy_of(MOST_ACTIONS + 1), s, y)
-    assert not compiles(policy_of(value_bins=255), LearnerSettings(value_loss="two_hot"), y)
+    y = outputs()
+    assert heads_compile(policy_of(), y)
+    assert not heads_compile(policy_of(masked=True), y)
+    assert not heads_compile(policy_of(), y.float())
+    assert not heads_compile(policy_of(MOST_ACTIONS + 1), y)
+    assert not heads_compile(policy_of(value_bins=255), y)
     gaussian = policy_of()
     gaussian.action_distribution = Gaussian(2)
-    assert not compiles(gaussian, s, y)
+    assert not heads_compile(gaussian, y)

@@ -13,6 +13,7 @@ Axis letters: T steps (K of one span, S at once), B environments, D input featur
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -59,20 +60,46 @@ def numba_gru_scan(
     return h_SBH[1:], h_SBH[-1].clone()
 
 
+class GruStepper:
+    """Steps without autograd, for which the weights are laid out once; they must not change meanwhile."""
+
+    def __init__(self, initial_H: Tensor, p: GruParameters) -> None:
+        self._weights, self._h_SBH = _laid_out(initial_H, p), initial_H.new_empty(2, 0, len(initial_H))
+
+    def __call__(self, x_BD: Tensor, reset_B: Tensor, h_BH: Tensor) -> Tensor:
+        """The next states, [B, D], bool [B], [B, H] -> [B, H], which are good until the next call."""
+        if h_BH.shape != self._h_SBH.shape[1:]:
+            self._h_SBH = h_BH.new_empty(2, *h_BH.shape)
+            self._given, self._room = h_BH.new_empty(1, len(h_BH), 0), _room(h_BH)
+            self._trace = _Trace(*arrays(h_BH.new_empty(0, 0, 0), self._h_SBH))
+        before_BH, after_BH = self._h_SBH
+        before_BH.copy_(h_BH)
+        _forward(*arrays(x_BD[None], self._given, reset_B[None]), self._weights, self._trace, *self._room)
+        return after_BH
+
+
 def _run(
     x_TBD: Tensor, reset_TB: Tensor, h_BH: Tensor, initial_H: Tensor, p: GruParameters, keep: bool
 ) -> tuple[Tensor, Tensor]:
     """States [T + 1, B, H], the incoming one first; if `keep`, the sums [T, B, G] past their nonlinearities."""
     (T, B), H = reset_TB.shape, h_BH.shape[1]
-    b_ih, b_hh = p.b_ih.split(H), p.b_hh.split(H)
-    bias_G = torch.cat([b_hh[2], b_ih[0] + b_hh[0], b_ih[1] + b_hh[1], b_ih[2]])
-    weights = _Weights(*arrays(initial_H, panels(_in_order(p.w_hh).t(), 3), panels(p.w_ih.t(), 3), bias_G))
     h_SBH, sums_TBG = h_BH.new_empty(T + 1, B, H), h_BH.new_empty(T if keep else 0, B, 4 * H)
     h_SBH[0] = h_BH
-    room = scratch(h_BH, (B, 4 * padded(H, h_BH.dtype)), (B, H), (4 * H,))
-    inputs = arrays(*inputs_apart(x_TBD, p.w_ih, h_BH))
-    _forward(*inputs, *arrays(reset_TB), weights, _Trace(*arrays(sums_TBG, h_SBH)), *room)
+    inputs, trace = arrays(*inputs_apart(x_TBD, p.w_ih, h_BH), reset_TB), _Trace(*arrays(sums_TBG, h_SBH))
+    _forward(*inputs, _laid_out(initial_H, p), trace, *_room(h_BH))
     return h_SBH, sums_TBG
+
+
+def _laid_out(initial_H: Tensor, p: GruParameters) -> _Weights:
+    b_ih, b_hh = p.b_ih.split(len(initial_H)), p.b_hh.split(len(initial_H))
+    bias_G = torch.cat([b_hh[2], b_ih[0] + b_hh[0], b_ih[1] + b_hh[1], b_ih[2]])
+    return _Weights(*arrays(initial_H, panels(_in_order(p.w_hh).t(), 3), panels(p.w_ih.t(), 3), bias_G))
+
+
+def _room(h_BH: Tensor) -> tuple[np.ndarray, ...]:
+    """Room for the forward kernel to work in."""
+    B, H = h_BH.shape
+    return scratch(h_BH, (B, 4 * padded(H, h_BH.dtype)), (B, H), (4 * H,))
 
 
 def _in_order(w_hh: Tensor) -> Tensor:

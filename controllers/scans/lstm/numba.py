@@ -12,6 +12,7 @@ Axis letters: T steps (K of one span, S at once), B environments, D input featur
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -56,21 +57,49 @@ def numba_lstm_scan(
     return states.h[1:], LstmState(states.h[-1].clone(), states.c[-1].clone())
 
 
+class LstmStepper:
+    """Steps without autograd, for which the weights are laid out once; they must not change meanwhile."""
+
+    def __init__(self, initial: LstmState, p: LstmParameters) -> None:
+        self._weights, self._states = _laid_out(initial, p), LstmState(*initial.h.new_empty(2, 2, 0, len(initial.h)))
+
+    def __call__(self, x_BD: Tensor, reset_B: Tensor, state: LstmState) -> LstmState:
+        """The next states, [B, D], bool [B], [B, H] each -> [B, H] each, which are good until the next call."""
+        h_BH = state.h
+        if h_BH.shape != self._states.h.shape[1:]:
+            self._states = LstmState(*h_BH.new_empty(2, 2, *h_BH.shape))
+            self._given, self._room = h_BH.new_empty(1, len(h_BH), 0), _room(h_BH)
+            gates, tanh_c = arrays(h_BH.new_empty(0, 0, 0), h_BH.new_empty(0, 0, 0))
+            self._trace = _Trace(gates, tanh_c, in_arrays(self._states))
+        for (before_BH, _), value_BH in zip(self._states, state, strict=True):
+            before_BH.copy_(value_BH)
+        _forward(*arrays(x_BD[None], self._given, reset_B[None]), self._weights, self._trace, *self._room)
+        return LstmState(self._states.h[1], self._states.c[1])
+
+
 def _run(
     x_TBD: Tensor, reset_TB: Tensor, state: LstmState, initial: LstmState, p: LstmParameters, keep: bool
 ) -> tuple[LstmState, Tensor, Tensor]:
     """States [T + 1, B, H], the incoming one first; if `keep`, i, f, g, o [T, B, G] and tanh(c') [T, B, H]."""
     (T, B), H, new = reset_TB.shape, state.h.shape[1], state.h.new_empty
-    weights = _Weights(in_arrays(initial), *arrays(panels(p.w_hh.t(), 4), panels(p.w_ih.t(), 4), p.b_ih + p.b_hh))
     states, kept = LstmState(*new(2, T + 1, B, H)), T if keep else 0
     for all_steps, first in zip(states, state, strict=True):
         all_steps[0] = first
     gates_TBG, tanh_c_TBH = new(kept, B, 4 * H), new(kept, B, H)
-    room = scratch(state.h, (B, 4 * padded(H, state.h.dtype)), (B, H), (4 * H,), (H,))
-    inputs = arrays(*inputs_apart(x_TBD, p.w_ih, state.h))
-    reset, gates, tanh_c = arrays(reset_TB, gates_TBG, tanh_c_TBH)
-    _forward(*inputs, reset, weights, _Trace(gates, tanh_c, in_arrays(states)), *room)
+    gates, tanh_c, *inputs = arrays(gates_TBG, tanh_c_TBH, *inputs_apart(x_TBD, p.w_ih, state.h), reset_TB)
+    trace = _Trace(gates, tanh_c, in_arrays(states))
+    _forward(*inputs, _laid_out(initial, p), trace, *_room(state.h))
     return states, gates_TBG, tanh_c_TBH
+
+
+def _laid_out(initial: LstmState, p: LstmParameters) -> _Weights:
+    return _Weights(in_arrays(initial), *arrays(panels(p.w_hh.t(), 4), panels(p.w_ih.t(), 4), p.b_ih + p.b_hh))
+
+
+def _room(h_BH: Tensor) -> tuple[np.ndarray, ...]:
+    """Room for the forward kernel to work in."""
+    B, H = h_BH.shape
+    return scratch(h_BH, (B, 4 * padded(H, h_BH.dtype)), (B, H), (4 * H,), (H,))
 
 
 class _LstmScan(torch.autograd.Function):

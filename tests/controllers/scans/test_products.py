@@ -7,7 +7,7 @@ import torch
 from mneme.controllers.scans.machine_code import compiled
 from mneme.controllers.scans.products import multiply, padded, panels
 
-SHAPES = [(1, 1, 1), (1, 5, 40), (3, 7, 33), (4, 1, 16), (5, 40, 15), (9, 3, 100)]
+SHAPES = [(1, 1, 1), (1, 5, 40), (3, 7, 33), (4, 1, 16), (5, 40, 15), (9, 3, 100), (15, 2, 70)]
 
 
 @compiled

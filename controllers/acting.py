@@ -1,0 +1,67 @@
+"""Acting for many steps in a row with weights that stay as they are, as rollouts and evaluations do.
+
+Axis letters: B environments, H hidden.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mneme.controllers.actions import Categorical
+from mneme.controllers.controller import Carry
+from mneme.controllers.observations import Observation
+from mneme.controllers.policy import Act, Policy
+from mneme.controllers.scans.backends import obstacle
+
+MOST_ACTIONS = 64
+"""That compiled heads take: with more, torch's matrix products are faster than a loop over actions."""
+
+
+def heads_compile(policy: Policy, like: Tensor) -> bool:
+    """Whether the heads on outputs like this tensor are compiled: on a CPU, of one choice of a few without masks."""
+    distribution = policy.action_distribution
+    return (
+        obstacle("numba", like.device, like.dtype, forced=False) is None
+        and isinstance(distribution, Categorical)
+        and distribution.actions <= MOST_ACTIONS
+        and not policy.spec.masked
+        and policy.spec.value_bins == 1
+        and like.dtype == policy.value_head.weight.dtype
+    )
+
+
+def head_parameters(policy: Policy) -> tuple[Tensor, ...]:
+    """The parameters that compiled heads read, in the order of `controllers.scans.heads.Heads`."""
+    bare = isinstance(policy.norm, nn.Identity)
+    norm = policy.value_head.weight.new_empty(2, 0).unbind() if bare else tuple(policy.norm.parameters())
+    return (*norm, *policy.policy_head.parameters(), *policy.value_head.parameters())
+
+
+class Actor:
+    """`Policy.act` with the policy's weights as they are now; once they have changed, another is needed.
+
+    What depends on weights alone is done once, and where they compile, norm, heads and the choice are one kernel.
+
+    Args:
+        policy: what acts.
+        greedy: take the most probable action.
+    """
+
+    def __init__(self, policy: Policy, greedy: bool = False) -> None:
+        self._policy, self._greedy, self._step = policy, greedy, policy.controller.stepper()
+        self._choice: Any = None
+        if heads_compile(policy, policy.value_head.weight):
+            from mneme.controllers.scans.choice import Choice  # here, as numba may be missing
+
+            self._choice = Choice(head_parameters(policy), greedy)
+
+    @torch.no_grad()
+    def act(self, observations: Observation, reset_B: Tensor, carry: Carry, uniform_BN: Tensor) -> Act:
+        """One action a lane; the carry may be overwritten, and the one returned is good until the next call."""
+        y_BH, carry = self._step(self._policy.encoded(observations, reset_B), reset_B, carry)
+        if self._choice is None:
+            action_B, log_prob_B, value_B = self._policy.choice(y_BH, observations, uniform_BN, self._greedy)
+        else:
+            action_B, log_prob_B, value_B = self._choice(y_BH, uniform_BN)
+        return Act(action_B, log_prob_B, value_B, carry)
