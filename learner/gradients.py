@@ -11,6 +11,7 @@ Legend: B sequences, K window steps, W windows.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from mneme.controllers import Carry, Policy
 from mneme.learner.auxiliary_loss import AuxiliaryLoss, SignalSums
 from mneme.learner.batch import SequenceBatch
 from mneme.learner.losses import clipped_policy_loss, masked_sum
-from mneme.learner.objective import Steps
+from mneme.learner.objective import Number, Steps
 from mneme.learner.ppo import loss_of, steps_of, units
 from mneme.learner.returns import Returns
 from mneme.learner.settings import LearnerSettings, WindowPlan
@@ -94,8 +95,8 @@ class _Shard:
         self._policy, self._settings, self._count = policy, settings, count
         self._parameters = list(policy.parameters())
         self._gradients: list[Tensor | None] = [None] * len(self._parameters)
-        self._sums: dict[str, Tensor] = {}
-        self._ratio_errors: list[Tensor] = []
+        self._sums: dict[str, Number] = {}
+        self._ratio_errors: list[Number] = []
 
     def add(self, steps: Steps, carry: Carry, sequences: int, auxiliary: AuxiliaryLoss | None) -> Carry:
         """Add some steps at once; the carry after them."""
@@ -133,10 +134,10 @@ class _Shard:
     ) -> tuple[list[Tensor], Carry]:
         """Add some steps, whose last carry has the gradient `after`; the gradients of `leaves`, and the last carry."""
         with self.watch("forward"):
-            loss = loss_of(self._policy, self._settings, steps, carry, sequences, auxiliary)
+            loss = loss_of(self._policy, self._settings, steps, carry, sequences, auxiliary, 1 / self._count)
         with self.watch("backward"):
             handed_on = [(loss.carry[name] * gradient).sum() for name, gradient in after.items()]
-            total = sum(handed_on, loss.total / self._count)
+            total = sum(handed_on, loss.total)
             found = torch.autograd.grad(total, [*self._parameters, *leaves], allow_unused=True)
             split = len(self._parameters)
             self._gradients = [_sum(a, b) for a, b in zip(self._gradients, found[:split], strict=True)]
@@ -149,8 +150,8 @@ class _Shard:
         """The share of all of it."""
         return ShardResult(
             self._gradients,
-            dict(zip(self._sums, torch.stack(list(self._sums.values())).tolist(), strict=True)),
-            float(torch.stack(self._ratio_errors).max()),
+            dict(zip(self._sums, _floats(list(self._sums.values())), strict=True)),
+            float(np.max(_floats(self._ratio_errors))),
             self.watch.seconds,
         )
 
@@ -180,6 +181,13 @@ def _auxiliary_loss(policy: Policy, s: LearnerSettings, batch: SequenceBatch, gr
             signals = policy.scan(windows.observations, windows.resets, windows.carry).signals
         sums.append(SignalSums.of(signals, windows.mask, units(batch, piece), episode))
     return AuxiliaryLoss.at(policy.controller, SignalSums.joined(sums))
+
+
+def _floats(numbers: Sequence[Number]) -> list[float]:
+    """The device is waited for once."""
+    if all(isinstance(number, float) for number in numbers):
+        return list(numbers)  # type: ignore[arg-type]
+    return torch.stack([torch.as_tensor(number) for number in numbers]).tolist()
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:

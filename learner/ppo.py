@@ -11,7 +11,7 @@ from mneme.controllers import Carry, Policy
 from mneme.learner.auxiliary_loss import AuxiliaryLoss, SignalSums
 from mneme.learner.batch import SequenceBatch
 from mneme.learner.losses import masked_sum
-from mneme.learner.objective import Steps, objective
+from mneme.learner.objective import Number, Steps, objective
 from mneme.learner.returns import Returns
 from mneme.learner.settings import LearnerSettings, WindowPlan
 from mneme.learner.windows import Piece, taken, windows_of
@@ -21,12 +21,12 @@ SIGNAL = "signal/"
 
 
 class Loss(NamedTuple):
-    """The loss of some steps, not yet divided by their number."""
+    """The loss of some steps."""
 
-    total: Tensor  # to be differentiated
-    sums: dict[str, Tensor]  # of losses and signals over the steps
+    total: Tensor  # the sum over the steps times the weight, to be differentiated
+    sums: dict[str, Number]  # of losses and signals over the steps
     carry: Carry  # after the last step, [W, ...] a name
-    ratio_error: Tensor  # max |ratio - 1|
+    ratio_error: Number  # max |ratio - 1|
 
 
 def steps_of(
@@ -56,7 +56,13 @@ def units(batch: SequenceBatch, piece: Piece) -> int:
 
 
 def loss_of(
-    policy: Policy, s: LearnerSettings, steps: Steps, carry: Carry, sequences: int, auxiliary: AuxiliaryLoss | None
+    policy: Policy,
+    s: LearnerSettings,
+    steps: Steps,
+    carry: Carry,
+    sequences: int,
+    auxiliary: AuxiliaryLoss | None,
+    weight: float = 1.0,
 ) -> Loss:
     """PPO's loss; see docs/learner.md.
 
@@ -68,14 +74,15 @@ def loss_of(
         sequences: B, see `units`.
         auxiliary: the auxiliary loss of these sequences, of which the steps are a part; without it that of the steps
             themselves, which are then whole sequences.
+        weight: by which the loss is multiplied.
     """
     y_KWH, carry, signals = policy.features(steps.observations, steps.resets, carry, steps.cuts)
-    total, sums, ratio_error = objective(policy, s, steps, y_KWH)
+    total, sums, ratio_error = objective(policy, s, steps, y_KWH, weight)
     for name, signal in signals.items():
         sums[f"{SIGNAL}{name}"] = masked_sum(signal, steps.mask).detach()
     if policy.controller.has_auxiliary_loss:
         said = SignalSums.of(signals, steps.mask, sequences, steps.episode)
         auxiliary = auxiliary or AuxiliaryLoss.at(policy.controller, said)
         sums["auxiliary_loss"] = auxiliary.total.detach()
-        total = total + auxiliary.total + auxiliary.through(said)
+        total = total + weight * (auxiliary.total + auxiliary.through(said))
     return Loss(total, sums, carry, ratio_error)

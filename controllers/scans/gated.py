@@ -10,13 +10,14 @@ gates, P panels of width W.
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mneme.controllers.precision import wide
 from mneme.controllers.scans.blocks import blocks
-from mneme.controllers.scans.machine_code import arrays, compiled, copy, scratch
-from mneme.controllers.scans.products import WIDTH, multiply, padded, panels, put_column, put_row
+from mneme.controllers.scans.machine_code import arrays, compiled, copy
+from mneme.controllers.scans.products import multiply, padded, panels, put_column, put_row
 from mneme.controllers.scans.weight_gradients import WeightGradients
 
 _ROWS = 128  # at once; their gradients, turned states and the sums of both fit half a megabyte at hidden size 128
@@ -72,32 +73,30 @@ class WeightSums:
         with_dx: bool,
     ) -> None:
         (T, B), (G_x, D), (G_h, H) = reset_TB.shape, w_ih_GD.shape, w_hh_GH.shape
-        new, dtype = w_hh_GH.new_zeros, w_hh_GH.dtype
+        a_gate = padded(H, w_hh_GH.dtype)
         self._hidden, self._of_h, self._of_x = H, G_h, G_x
-        width, a_gate = WIDTH[dtype], padded(H, dtype)
         self._apart: WeightGradients | None = None
         self.spans = [(0, T)]
         """Steps from and to which the kernel is to be called, in order."""
         self.at_once = min(T, max(1, _ROWS // max(B, 1)))
         """S."""
-        if x_TBD.dtype != dtype:
+        if x_TBD.dtype != w_hh_GH.dtype:
             self._apart = WeightGradients(x_TBD, reset_TB, initial_H, w_ih_GD, w_hh_GH, with_dx)
             self.spans = blocks(T, B)
             self.at_once = self.spans[0][1]
-            x_TBD, with_dx = new(T, B, 0), False
+            x_TBD, with_dx = w_hh_GH.new_empty(T, B, 0), False
         rows = 0 if self._apart else self.at_once * B
-        self._dh_MG, self._dx_MG = new(H + 1, G_h // H * a_gate), new(1 + D, G_x // H * a_gate)
         self._inputs = torch.empty_like(x_TBD, memory_format=torch.contiguous_format) if with_dx else None
-        weights = panels(w_ih_GD) if with_dx else new(0, 0, width)
-        right = new(sums * a_gate // width, rows, width)
-        x, h, ones_x, of_right, dh, dx, through, inputs = arrays(
-            x_TBD, new(H + 1, rows).fill_(1), new(1 + D, rows).fill_(1), right, self._dh_MG, self._dx_MG, weights,
-            new(0, 0, 0) if self._inputs is None else self._inputs,
-        )  # fmt: skip
-        (from_x,) = scratch(w_hh_GH, (B, len(weights) * width))
+        x, w_ih, inputs = arrays(x_TBD, w_ih_GD, x_TBD.new_empty(0, 0, 0) if self._inputs is None else self._inputs)
+        through = panels(w_ih if with_dx else w_ih[:0, :0])
+        dtype, width = w_ih.dtype, through.shape[2]
+        self._dh_MG = np.zeros((H + 1, G_h // H * a_gate), dtype)
+        self._dx_MG = np.zeros((1 + D, G_x // H * a_gate), dtype)
+        right = np.zeros((sums * a_gate // width, rows, width), dtype)
         self.arrays = Adding(
             x, self._dh_MG.shape[1] // width, len(right) - self._dx_MG.shape[1] // width,
-            h, ones_x, of_right, dh, dx, through, from_x, inputs,
+            np.ones((H + 1, rows), dtype), np.ones((1 + D, rows), dtype), right, self._dh_MG, self._dx_MG,
+            through, np.empty((B, len(through) * width), dtype), inputs,
         )  # fmt: skip
 
     def add_apart(self, start: int, stop: int, h_KBH: Tensor, d_KBG: Tensor) -> None:
@@ -120,15 +119,20 @@ class WeightSums:
         """The inputs' gradients, if they have any."""
         return self._apart.dx_TBD if self._apart else self._inputs
 
-    def of_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """As `WeightGradients.of_parameters`."""
+    def of_parameters(self, first_gate: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As `WeightGradients.of_parameters`; of the sums that states contribute to, this one comes first there."""
         if self._apart:
-            return self._apart.of_parameters()
-        dh_MG, dx_MG = self._unpadded(self._dh_MG), self._unpadded(self._dx_MG)
+            dw_ih_GD, dw_hh_GH, db_ih_G, db_hh_G = self._apart.of_parameters()
+            shift = -first_gate * self._hidden
+            return dw_ih_GD, dw_hh_GH.roll(shift, 0), db_ih_G, db_hh_G.roll(shift)
+        dh_MG, dx_MG = self._unpadded(self._dh_MG, first_gate), self._unpadded(self._dx_MG, 0)
         return dx_MG[1:].t(), dh_MG[:-1].t(), dx_MG[0], dh_MG[-1]
 
-    def _unpadded(self, x_MG: Tensor) -> Tensor:
-        return x_MG.view(len(x_MG), -1, padded(self._hidden, x_MG.dtype))[..., : self._hidden].flatten(1)
+    def _unpadded(self, x_MG: np.ndarray, first_gate: int) -> Tensor:
+        x_MgH = x_MG.reshape(len(x_MG), -1, padded(self._hidden, x_MG.dtype))[..., : self._hidden]
+        if first_gate:
+            x_MgH = np.concatenate([x_MgH[:, first_gate:], x_MgH[:, :first_gate]], 1)
+        return torch.from_numpy(x_MgH.reshape(len(x_MG), -1))
 
 
 @compiled

@@ -11,39 +11,68 @@ of the gates in panels, which are added up a few steps at a time while both are 
 Axis letters: B rows of the left factor, M its columns, N columns of the right factor, P panels, W width of a panel.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from torch import Tensor
 
-from mneme.controllers.scans.machine_code import compiled
+from mneme.controllers.scans.machine_code import compiled, kernel
 
 _AVX512 = get_host_cpu_features().get("avx512f", False)  # 32 registers of 64 bytes instead of 16 of 32
 _BYTES = 128 if _AVX512 else 64
-WIDTH = {torch.float32: _BYTES // 4, torch.float64: _BYTES // 8}
-"""W."""
 _ROWS = 8 if _AVX512 else 4
 _FEW_ROWS = 4
 
 
-def panels(right_MN: Tensor, gates: int = 1) -> Tensor:
-    """The right factor as [P, M, W], with zeros for the columns that a gate's last panel has left over."""
+_ONE_GATE = (0,)
+
+
+def panels(right_MN: np.ndarray, gates: Sequence[int] = _ONE_GATE, first_row: int = 0) -> np.ndarray:
+    """The right factor as [P, M, W], with zeros for the columns that a gate's last panel has left over.
+
+    Args:
+        right_MN: its columns gate by gate.
+        gates: their order in the panels.
+        first_row: the row that comes first there; those before it come last.
+    """
     M, N = right_MN.shape
-    width, size = WIDTH[right_MN.dtype], N // gates
-    right_MGN = right_MN.detach().reshape(M, gates, size)
-    return F.pad(right_MGN, (0, padded(size, right_MN.dtype) - size)).view(M, -1, width).transpose(0, 1).contiguous()
+    width, size = _width(right_MN.dtype.itemsize), N // len(gates)
+    laid_out = np.empty((len(gates) * -(-size // width), M, width), right_MN.dtype)
+    _lay_out(right_MN, np.array(gates), first_row, laid_out)
+    return laid_out
 
 
-def padded(size: int, dtype: torch.dtype) -> int:
+@kernel
+def _lay_out(right, gates, first_row, to):
+    (M, N), W = right.shape, to.shape[2]
+    size, p = N // len(gates), 0
+    for gate in gates:
+        for first in range(0, size, W):
+            column, columns = gate * size + first, min(W, size - first)
+            for m in range(M):
+                row = m + first_row - (M if m + first_row >= M else 0)
+                for i in range(columns):
+                    to[p, m, i] = right[row, column + i]
+                for i in range(columns, W):
+                    to[p, m, i] = 0
+            p += 1
+
+
+def padded(size: int, dtype: torch.dtype | np.dtype) -> int:
     """The columns that a gate of this size takes in panels."""
-    return -(-size // WIDTH[dtype]) * WIDTH[dtype]
+    width = _width(dtype.itemsize)
+    return -(-size // width) * width
+
+
+def _width(itemsize: int) -> int:
+    """W, for numbers of so many bytes."""
+    return _BYTES // itemsize
 
 
 @compiled

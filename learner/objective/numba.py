@@ -7,7 +7,7 @@ y = n s(i) gain + shift with n = (x - mean) i, it computes, with g = dy gain,
 
     dx = i s (g - mean(g)) + n (s' - i s) sum(g n) / H
 
-A step's own numbers are in double precision, whatever the arrays are. Legend: R steps of all windows, H features, A
+A step's own numbers are in double precision, whatever the arrays are. Legend: K steps, W windows, H features, A
 actions.
 """
 
@@ -40,7 +40,7 @@ from mneme.learner.settings import LearnerSettings
 
 
 class _Given(NamedTuple):
-    """What the steps' losses depend on besides the controller's outputs, [R] each."""
+    """What the steps' losses depend on besides the controller's outputs, [W, K] each."""
 
     mask: Any
     actions: Any
@@ -59,9 +59,12 @@ class _Weighing(NamedTuple):
     huber: float  # error from which the value loss grows in a line
     value: float
     entropy: float
+    loss: float  # all of it
 
 
-def compiled_objective(policy: Policy, s: LearnerSettings, steps: Steps, y_KWH: Tensor) -> Objective:
+def compiled_objective(
+    policy: Policy, s: LearnerSettings, steps: Steps, y_KWH: Tensor, weight: float = 1.0
+) -> Objective:
     """`plain_objective`, where it `compiles`."""
     given = (steps.mask, steps.actions, steps.old_log_probs, steps.old_values, steps.advantages, steps.targets)
     weighing = _Weighing(
@@ -71,10 +74,12 @@ def compiled_objective(policy: Policy, s: LearnerSettings, steps: Steps, y_KWH: 
         huber=1.0 if s.value_loss == "huber" else np.inf,
         value=s.vf_coef,
         entropy=s.ent_coef,
+        loss=weight,
     )
-    given_arrays = _Given(*arrays(*(x.flatten() for x in given)))
-    total, found = _Objective.apply(given_arrays, weighing, y_KWH, *head_parameters(policy))
-    *summed, ratio_error = found.unbind()
+    found = np.zeros(len(OBJECTIVE_SUMS) + 1)
+    given_arrays = _Given(*arrays(*(x.t() for x in given)))  # as they lie
+    total = _Objective.apply(given_arrays, weighing, found, y_KWH, *head_parameters(policy))
+    *summed, ratio_error = found.tolist()
     return Objective(total, dict(zip(OBJECTIVE_SUMS, summed, strict=True)), ratio_error)
 
 
@@ -82,40 +87,38 @@ class _Objective(torch.autograd.Function):
     """The loss is one number, so that its gradient is made with it, and scaled on the way back."""
 
     @staticmethod
-    def forward(ctx: Any, given: _Given, weighing: _Weighing, y_KWH: Tensor, *heads: Tensor) -> tuple[Tensor, Tensor]:
-        y_RH = y_KWH.flatten(0, 1)
-        dy_KWH, d_heads = y_KWH.new_empty(y_KWH.shape), [x.new_zeros(x.shape) for x in heads]
-        found = np.zeros(len(OBJECTIVE_SUMS) + 1)
-        _objective(
-            *arrays(y_RH), given, Heads(*arrays(*heads)), weighing,
-            *arrays(dy_KWH.flatten(0, 1)), Heads(*arrays(*d_heads)), found,
-            *scratch(y_KWH, (3, y_RH.shape[1]), (3, len(heads[2]))),
-        )  # fmt: skip
+    def forward(
+        ctx: Any, given: _Given, weighing: _Weighing, found: np.ndarray, y_KWH: Tensor, *heads: Tensor
+    ) -> Tensor:
+        y, *parameters = arrays(y_KWH, *heads)
+        dy, d_heads = np.empty_like(y), [np.zeros_like(x) for x in parameters]
+        room = scratch(y_KWH, (3, y.shape[2]), (3, len(heads[2])))
+        _objective(y, given, Heads(*parameters), weighing, dy, Heads(*d_heads), found, *room)
+        ctx.save_for_backward(*map(torch.from_numpy, (dy, *d_heads)))
         policy_loss, value_loss, entropy = found[:3]
-        total = y_KWH.new_tensor(policy_loss + weighing.value * value_loss - weighing.entropy * entropy)
-        found_tensor = torch.from_numpy(found).to(y_KWH.dtype)
-        ctx.mark_non_differentiable(found_tensor)
-        ctx.save_for_backward(dy_KWH, *d_heads)
-        return total, found_tensor
+        total = policy_loss + weighing.value * value_loss - weighing.entropy * entropy
+        return y_KWH.new_tensor(weighing.loss * total)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dtotal: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(gradient.mul_(dtotal) for gradient in ctx.saved_tensors)
+    def backward(ctx: Any, dtotal: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, factor = ctx.saved_tensors, float(dtotal)
+        return None, None, None, *(gradients if factor == 1 else (gradient.mul_(factor) for gradient in gradients))
 
 
 @kernel
 def _objective(y, given, heads, weighing, dy, d, found, wide, narrow):
-    (R, H), A, normed, number = y.shape, len(heads.policy), len(heads.gain) > 0, y.dtype.type
+    (K, W, H), A, normed, number = y.shape, len(heads.policy), len(heads.gain) > 0, y.dtype.type
     n, out, d_out = wide[0], wide[1], wide[2]
     log_p, p, d_logits = narrow[0], narrow[1], narrow[2]
-    for r in range(R):
-        if not given.mask[r]:
-            dy[r] = number(0)
+    for r in range(K * W):
+        k, w = r // W, r % W
+        if not given.mask[w, k]:
+            dy[k, w] = number(0)
             continue
-        inverse, scale, rest = normalised(y[r], heads, n, out)
+        inverse, scale, rest = normalised(y[k, w], heads, n, out)
         value = read(out, heads, log_p, p)
-        d_value = number(_step(r, given, weighing, log_p, p, value, d_logits, found))
+        d_value = number(_loss((w, k), given, weighing, log_p, p, value, d_logits, found))
         _add_scaled(d.value[0], d_value, out)
         d.value_bias[0] += d_value
         _scale(d_out, d_value, heads.value[0])
@@ -130,19 +133,19 @@ def _objective(y, given, heads, weighing, dy, d, found, wide, narrow):
             times(d_out, heads.gain)
             of_scale = (1 - EPSILON) * rest / scale * 2 * EPSILON * (inverse * inverse * inverse)
             of_n = (of_scale - inverse * scale) * dot(d_out, n) / H
-            _through_norm(d_out, number(inverse * scale), number(sum_of(d_out) / H), n, number(of_n), dy[r])
+            _through_norm(d_out, number(inverse * scale), number(sum_of(d_out) / H), n, number(of_n), dy[k, w])
         else:
-            copy(dy[r], d_out)
+            copy(dy[k, w], d_out)
 
 
 @compiled
-def _step(r, given, weighing, log_p, p, value, d_logits, found):
+def _loss(place, given, weighing, log_p, p, value, d_logits, found):
     """Add one step's terms to `found` and fill in the gradient of the logits; returns that of the value."""
     advantage, target, old_value = (
-        np.float64(given.advantages[r]), np.float64(given.targets[r]), np.float64(given.old_values[r]),
+        np.float64(given.advantages[place]), np.float64(given.targets[place]), np.float64(given.old_values[place]),
     )  # fmt: skip
-    action = given.actions[r]
-    log_ratio = np.float64(log_p[action]) - np.float64(given.old_log_probs[r])
+    action = given.actions[place]
+    log_ratio = np.float64(log_p[action]) - np.float64(given.old_log_probs[place])
     ratio = np.exp(log_ratio)
     within = min(max(ratio, 1 - weighing.clip), 1 + weighing.clip)
     loss, slope = -ratio * advantage, -ratio * advantage  # slope: in the log-probability of the action
@@ -156,8 +159,8 @@ def _step(r, given, weighing, log_p, p, value, d_logits, found):
             entropy -= np.float64(p[a]) * log_p[a]
     for a in range(len(p)):
         of_entropy = p[a] * (log_p[a] + entropy) if p[a] != 0 else 0.0
-        d_logits[a] = fma(weighing.entropy, of_entropy, -slope * p[a])
-    d_logits[action] += slope
+        d_logits[a] = weighing.loss * fma(weighing.entropy, of_entropy, -slope * p[a])
+    d_logits[action] += weighing.loss * slope
     error, change = value - target, value - old_value
     value_loss, d_value = _value_loss(error, weighing.huber)
     if abs(change) > weighing.value_clip:
@@ -174,7 +177,7 @@ def _step(r, given, weighing, log_p, p, value, d_logits, found):
     found[6] += ratio * ratio
     if off > found[7] or off != off:
         found[7] = off
-    return weighing.value * d_value
+    return weighing.loss * (weighing.value * d_value)
 
 
 @compiled

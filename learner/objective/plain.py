@@ -12,6 +12,8 @@ from mneme.controllers import Observation, Policy
 from mneme.learner.losses import clipped_policy_loss, masked_sum, two_hot_loss, value_loss
 from mneme.learner.settings import LearnerSettings
 
+Number = Tensor | float
+"""A tensor [] on the learner's device, or a number where that is the host."""
 RATIO, RATIO_SQUARED = "ratio", "ratio_squared"
 """Among the sums of a loss, what the effective sample size is made of."""
 OBJECTIVE_SUMS = ("policy_loss", "value_loss", "entropy", "kl_minibatches", "clip_fraction", RATIO, RATIO_SQUARED)
@@ -38,15 +40,15 @@ class Steps(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """PPO's loss of some steps, not yet divided by their number."""
+    """PPO's loss of some steps."""
 
-    total: Tensor  # to be differentiated
-    sums: dict[str, Tensor]  # of OBJECTIVE_SUMS over the steps
-    ratio_error: Tensor  # max |ratio - 1|
+    total: Tensor  # the sum over the steps times the weight, to be differentiated
+    sums: dict[str, Number]  # of OBJECTIVE_SUMS over the steps
+    ratio_error: Number  # max |ratio - 1|
 
 
-def plain_objective(policy: Policy, s: LearnerSettings, steps: Steps, y_KWH: Tensor) -> Objective:
-    """The loss of the steps in which the controller gave `y_KWH`; see docs/learner.md."""
+def plain_objective(policy: Policy, s: LearnerSettings, steps: Steps, y_KWH: Tensor, weight: float = 1.0) -> Objective:
+    """The loss of the steps in which the controller gave `y_KWH`, times a weight; see docs/learner.md."""
     parameters, values = policy.heads(y_KWH, steps.observations)
     log_probs = policy.action_distribution.log_prob(parameters, steps.actions)
     surrogate = clipped_policy_loss(log_probs, steps.old_log_probs, steps.advantages, s.clip_range, s.dual_clip)
@@ -63,5 +65,5 @@ def plain_objective(policy: Policy, s: LearnerSettings, steps: Steps, y_KWH: Ten
     with torch.no_grad():
         difference = torch.where(steps.mask, (log_probs - steps.old_log_probs).exp() - 1, 0.0)
     found = (policy_loss.detach(), value.detach(), entropy.detach(), *rest)
-    total = policy_loss + s.vf_coef * value - s.ent_coef * entropy
+    total = weight * (policy_loss + s.vf_coef * value - s.ent_coef * entropy)
     return Objective(total, dict(zip(OBJECTIVE_SUMS, found, strict=True)), difference.abs().max())

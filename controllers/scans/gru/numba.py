@@ -91,20 +91,16 @@ def _run(
 
 
 def _laid_out(initial_H: Tensor, p: GruParameters) -> _Weights:
-    b_ih, b_hh = p.b_ih.split(len(initial_H)), p.b_hh.split(len(initial_H))
-    bias_G = torch.cat([b_hh[2], b_ih[0] + b_hh[0], b_ih[1] + b_hh[1], b_ih[2]])
-    return _Weights(*arrays(initial_H, panels(_in_order(p.w_hh).t(), 3), panels(p.w_ih.t(), 3), bias_G))
+    initial, w_ih, w_hh, b_ih, b_hh = arrays(initial_H, *p)
+    split = 2 * len(initial)
+    bias = np.concatenate([b_hh[split:], b_ih[:split] + b_hh[:split], b_ih[split:]])
+    return _Weights(initial, panels(w_hh.T, (2, 0, 1)), panels(w_ih.T, (0, 1, 2)), bias)
 
 
 def _room(h_BH: Tensor) -> tuple[np.ndarray, ...]:
     """Room for the forward kernel to work in."""
     B, H = h_BH.shape
     return scratch(h_BH, (B, 4 * padded(H, h_BH.dtype)), (B, H), (4 * H,))
-
-
-def _in_order(w_hh: Tensor) -> Tensor:
-    """The rows of r, z, n as those of m, r, z."""
-    return w_hh.roll(len(w_hh) // 3, 0)
 
 
 class _GruScan(torch.autograd.Function):
@@ -124,16 +120,15 @@ class _GruScan(torch.autograd.Function):
         dh_BH, dinitial_H = dlast_BH.clone(memory_format=torch.contiguous_format), torch.zeros_like(initial_H)
         d_SBG = w_hh.new_empty(weights.at_once, *sums_TBG.shape[1:])
         d = _Gradients(*arrays(d_SBG, dh_BH, dinitial_H))
-        initial, recurrent = arrays(initial_H, panels(_in_order(w_hh)))
+        initial, weights_of_h = arrays(initial_H, w_hh)
+        recurrent = panels(weights_of_h, first_row=2 * len(initial))
         (through_gates,) = scratch(w_hh, (len(dh_BH), recurrent.shape[0] * recurrent.shape[2]))
         for start, stop in reversed(weights.spans):
             flags = arrays(reset_TB[start:stop], stop_TB[start:stop])
             sums, h, dy = arrays(sums_TBG[start:stop], h_SBH[start : stop + 1], dy_TBH[start:stop])
             _backward(*flags, initial, recurrent, _Trace(sums, h), dy, d, weights.arrays, through_gates)
             weights.add_apart(start, stop, h_SBH[start:stop], d_SBG[: stop - start])
-        dw_ih, dw_hh, db_ih, db_hh = weights.of_parameters()
-        H = len(initial_H)
-        return weights.dx_TBD, None, None, dh_BH, dinitial_H, dw_ih, dw_hh.roll(-H, 0), db_ih, db_hh.roll(-H)
+        return weights.dx_TBD, None, None, dh_BH, dinitial_H, *weights.of_parameters(first_gate=1)
 
 
 @kernel

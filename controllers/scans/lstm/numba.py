@@ -93,7 +93,8 @@ def _run(
 
 
 def _laid_out(initial: LstmState, p: LstmParameters) -> _Weights:
-    return _Weights(in_arrays(initial), *arrays(panels(p.w_hh.t(), 4), panels(p.w_ih.t(), 4), p.b_ih + p.b_hh))
+    w_ih, w_hh, b_ih, b_hh = arrays(*p)
+    return _Weights(in_arrays(initial), panels(w_hh.T, range(4)), panels(w_ih.T, range(4)), b_ih + b_hh)
 
 
 def _room(h_BH: Tensor) -> tuple[np.ndarray, ...]:
@@ -120,7 +121,8 @@ class _LstmScan(torch.autograd.Function):
         d_SBG = w_hh.new_empty(weights.at_once, *kept[0].shape[1:])
         dstate = LstmState(*(value.clone(memory_format=torch.contiguous_format) for value in (dh_BH, dc_BH)))
         dinitial = LstmState(torch.zeros_like(initial_h), torch.zeros_like(initial_c))
-        initial, (recurrent, d) = in_arrays(LstmState(initial_h, initial_c)), arrays(panels(w_hh), d_SBG)
+        initial, (weights_of_h, d) = in_arrays(LstmState(initial_h, initial_c)), arrays(w_hh, d_SBG)
+        recurrent = panels(weights_of_h)
         (room,) = scratch(w_hh, (len(dh_BH), recurrent.shape[0] * recurrent.shape[2]))
         gradients = in_arrays(dstate), in_arrays(dinitial)
         for start, stop in reversed(weights.spans):
