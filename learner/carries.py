@@ -50,6 +50,8 @@ class StoredCarries:
         return self._taken(self._rows[index.numpy()], which) if self._parts[0] else {}
 
     def _taken(self, rows: np.ndarray, which: slice) -> Carry:
+        if len(self._parts) == 1 and self._device.type == "cpu":
+            return {name: torch.from_numpy(carry[rows, which]) for name, carry in self._parts[0].items()}
         part_of = np.searchsorted(self._starts, rows, side="right") - 1
         own = rows - self._starts[part_of]
         taken: Carry = {}

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mneme.controllers import Policy
 from mneme.learner.batch import SequenceBatch
+from mneme.learner.flat import FlatParameters
 from mneme.learner.gradients import kl_sum, shard_gradients
 from mneme.learner.group import Group
 from mneme.learner.returns import Returns
@@ -24,7 +25,7 @@ from mneme.rollout_workers.stopwatch import Stopwatch
 
 _ADAM_EPSILON = 1e-5
 _MAX_THREADS = 4
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what Adam keeps of a parameter
+_MOMENTS = _STEP, _MEAN, _SQUARE = "step", "exp_avg", "exp_avg_sq"  # what Adam keeps of a parameter
 _NONFINITE = "nonfinite_in_a_row"
 
 State = dict[str, np.ndarray]
@@ -57,14 +58,16 @@ class Optimizer:
     def __init__(self, policy: Policy, settings: LearnerSettings, total_timesteps: int, group: Group) -> None:
         self._policy, self._max_grad_norm, self._group = policy, settings.max_grad_norm, group
         self.schedules = Schedules(settings, total_timesteps)
-        self._parameters = list(policy.parameters())
-        core = list(policy.controller.parameters())
-        held = {id(parameter) for parameter in core}
-        rest = [parameter for parameter in self._parameters if id(parameter) not in held]
-        groups = [{"params": rest, "scale": 1.0}, {"params": core, "scale": settings.core_lr_scale}]
+        self._names = [name for name, _ in policy.named_parameters()]
+        held = {id(parameter) for parameter in policy.controller.parameters()}
+        core = {name: parameter for name, parameter in policy.named_parameters() if id(parameter) in held}
+        rest = {name: parameter for name, parameter in policy.named_parameters() if id(parameter) not in held}
+        self._flat = FlatParameters([rest, core])
+        scales = zip(self._flat.vectors, (1.0, settings.core_lr_scale), strict=True)
+        groups = [{"params": [vector], "scale": scale} for vector, scale in scales]
         self._adam = torch.optim.Adam(groups, lr=settings.learning_rate, eps=_ADAM_EPSILON, fused=True)
         self.nonfinite_in_a_row = 0  # gradients, up to the newest
-        on_cpu = self._parameters[0].device.type == "cpu"
+        on_cpu = self._flat.gradient.device.type == "cpu"
         self.num_threads = settings.num_threads or default_num_threads() if on_cpu else 1
         # Torch's thread count is a thread's own: without this a shard's matrix products would take every core, and how
         # they are split, and so the last bits, would differ from machine to machine.
@@ -100,11 +103,12 @@ class Optimizer:
             self._shares(rows),
         )
         with watch("optimizer"):
-            gradients = self._summed([result.gradients for result in results])
+            self._sum_up([result.gradients for result in results])
         with watch("synchronize"):
-            gradients = self._group.sum_gradients(gradients, self._parameters)
+            gradient = self._flat.gradient
+            gradient.copy_(self._group.sum(gradient))
         with watch("optimizer"):
-            norm = self._apply(gradients)
+            norm = self._apply()
         sums: dict[str, float] = {}
         for result in results:
             watch.add(result.seconds, 1 / len(results))
@@ -118,44 +122,34 @@ class Optimizer:
     def _shares(self, rows: Tensor) -> list[Tensor]:
         return [share for share in rows.chunk(self.num_threads) if len(share)]
 
-    def _summed(self, shard_gradients: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
-        """The shards' gradients, summed in their fixed order."""
-        totals: list[Tensor | None] = []
-        for index in range(len(self._parameters)):
-            present = [part for gradients in shard_gradients if (part := gradients[index]) is not None]
-            if not present:
-                totals.append(None)
-                continue
-            # A copy, as autograd may hand out one tensor for two parameters, which clipping would then scale twice; and
-            # one in order, as torch's fused Adam on CPU ignores a gradient's strides.
-            total = present[0].clone(memory_format=torch.contiguous_format)
-            for part in present[1:]:
-                total += part
-            totals.append(total)
-        return totals
+    def _sum_up(self, shard_gradients: Sequence[Sequence[Tensor | None]]) -> None:
+        """Fill in the shards' gradients, summed in their fixed order."""
+        self._flat.gradient.zero_()
+        for gradients in shard_gradients:
+            self._flat.gradient += self._flat.joined(dict(zip(self._names, gradients, strict=True)))
 
-    def _apply(self, gradients: Sequence[Tensor | None]) -> float:
+    def _apply(self) -> float:
         """Clip and step; returns the norm before clipping. One that is not finite changes nothing."""
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
-            parameter.grad = gradient
-        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm))
+        norm = float(torch.nn.utils.clip_grad_norm_(self._flat.vectors, self._max_grad_norm))
         finite = math.isfinite(norm)
         self.nonfinite_in_a_row = 0 if finite else self.nonfinite_in_a_row + 1
         if finite:
             self._adam.step()
-        self._adam.zero_grad(set_to_none=True)
         return norm
 
     def state(self, copy: Callable[[Tensor], Any] = on_host) -> dict[str, Any]:
         """Adam's moments, by parameter, where the schedules are, and how many steps were skipped last."""
         state: dict[str, Any] = self.schedules.state() | {_NONFINITE: np.array(self.nonfinite_in_a_row)}
-        for name, parameter in self._policy.named_parameters():
-            for key, value in self._adam.state.get(parameter, {}).items():
-                state[f"adam.{key}.{name}"] = copy(value.detach())
+        if self._adam.state:
+            of_vectors = [self._adam.state[vector] for vector in self._flat.vectors]
+            for key in _MOMENTS:
+                whole = torch.cat([moments[key].expand_as(moments[_MEAN]) for moments in of_vectors])
+                for name, part in self._flat.named(whole).items():
+                    state[f"adam.{key}.{name}"] = copy(part.reshape(-1)[0] if key == _STEP else part)
         return state
 
     def expected_state(self) -> State:
-        """Arrays of the names, types and shapes that `state` gives once every parameter has had a gradient."""
+        """Arrays of the names, types and shapes that `state` gives after the first step."""
         state = self.state()
         for name, parameter in self._policy.named_parameters():
             like = np.zeros(parameter.shape, parameter.detach().cpu().numpy().dtype)
@@ -164,15 +158,24 @@ class Optimizer:
         return state
 
     def set_state(self, state: State, env_steps: int) -> None:
-        """Continue exactly where `state()` was taken, after so many environment steps."""
-        for name, parameter in self._policy.named_parameters():
-            moments = {
-                key: torch.from_numpy(state[f"adam.{key}.{name}"].copy()).to(parameter.device)
-                for key in _MOMENTS
-                if f"adam.{key}.{name}" in state
+        """Continue exactly where `state()` was taken, after so many environment steps; moments that it lacks are
+        zero."""
+        device = self._flat.gradient.device
+        found = {
+            key: {
+                n: torch.from_numpy(state[k].copy()).to(device)
+                for n in self._names
+                if (k := f"adam.{key}.{n}") in state
             }
-            if moments:
-                self._adam.state[parameter] = moments
+            for key in _MOMENTS
+        }
+        sizes = [len(vector) for vector in self._flat.vectors]
+        for vector, mean, square in zip(
+            self._flat.vectors, *(self._flat.joined(found[key]).split(sizes) for key in (_MEAN, _SQUARE)), strict=True
+        ):
+            if found[_STEP]:
+                step = torch.stack(list(found[_STEP].values())).max()
+                self._adam.state[vector] = {_STEP: step.clone(), _MEAN: mean.clone(), _SQUARE: square.clone()}
         self.nonfinite_in_a_row = int(state[_NONFINITE])
         self.schedules.set_state(state, env_steps)
 
