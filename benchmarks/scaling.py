@@ -95,7 +95,7 @@ class SharingFleet(RolloutFleet):
             self._own.append(super()._spawn(worker))
             return self._own[-1]
         actor = self._own[worker % PROCESSES]
-        self._absent[actor.ready.remote()] = worker
+        self._expect(worker, actor)
         return actor
 
 

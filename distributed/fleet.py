@@ -220,8 +220,12 @@ class RolloutFleet:
 
     def _spawn(self, worker: int) -> Any:
         actor = self._actor_class.remote(self._blueprint, worker, self._incarnations[worker])
-        self._absent[actor.ready.remote()] = _Absent(worker, monotonic(), placed=False)
+        self._expect(worker, actor)
         return actor
+
+    def _expect(self, worker: int, actor: Any) -> None:
+        """Count a worker as absent until this actor is ready."""
+        self._absent[actor.ready.remote()] = _Absent(worker, monotonic(), placed=False)
 
     def _forget_absent(self, worker: int) -> None:
         self._absent = {ref: absent for ref, absent in self._absent.items() if absent.worker != worker}

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic, sleep
 
 import psutil
 import pytest
@@ -18,6 +19,8 @@ from tests.distributed.runs import actors, assert_accounted, updates
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 EVERY = 3.0  # seconds from one deed to the next, at least: there is an update in between
+LASTS = 45.0  # seconds for the run at least, held back where it is faster: time for a dozen deeds
+STEPS = 150_000
 KILLED, STOPPED = signal.SIGKILL, signal.SIGSTOP
 DEEDS = [*[(KILLED, "RolloutWorker")] * 3, (KILLED, "LearnerReplica"), (STOPPED, "RolloutWorker")]
 
@@ -31,10 +34,12 @@ class Chaos(Callback):
         self._thread = threading.Thread(target=self._go_on)
 
     def on_start(self, run: RunStart) -> None:
+        self._began = monotonic()
         self._thread.start()
 
     def on_update(self, progress: Progress, metrics: Mapping[str, float]) -> None:
         self._updated.set()
+        sleep(max(0.0, self._began + LASTS * progress.steps / STEPS - monotonic()))
 
     def on_end(self, progress: Progress, outcome: Outcome) -> None:
         self._over.set()
@@ -61,7 +66,7 @@ def test_a_run_learns_its_task_whatever_dies(tmp_path: Path, mode: str) -> None:
         [
             f"checkpoint.root={tmp_path}", "name=run", "tracking.enabled=false", f"service.mode={mode}",
             "env.kwargs={horizon: 12, cues: 4}", "rollout.num_envs=64", "rollout.num_workers=4",
-            "learner.gae_lambda=0", "learner.num_threads=1", "train.total_timesteps=150000",
+            "learner.gae_lambda=0", "learner.num_threads=1", f"train.total_timesteps={STEPS}",
             "service.collect_timeout=8", "service.max_restarts=50",
             "service.worker_cpus=0.1", "checkpoint.every=50000",
         ],
