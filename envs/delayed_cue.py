@@ -44,6 +44,8 @@ class DelayedCue(MemoryVectorEnv):
         noise: standard deviation of Gaussian noise on the cue channels at the steps between cue and query.
     """
 
+    horizon_argument = "horizon"
+
     def __init__(
         self,
         num_envs: int,

@@ -39,6 +39,8 @@ class MemoryChain(MemoryVectorEnv):
         bits: number of bits, at least 1.
     """
 
+    horizon_argument = "length"
+
     def __init__(self, num_envs: int, length: int = 10, bits: int = 1) -> None:
         self._length = whole_number("length", length, 1)
         self._bits = whole_number("bits", bits, 1)

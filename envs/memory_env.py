@@ -43,6 +43,8 @@ class MemoryVectorEnv(gym.vector.VectorEnv[Observation, np.ndarray, np.ndarray],
     """
 
     metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+    horizon_argument: ClassVar[str]
+    """The argument that says over how many steps has to be remembered, more or less."""
 
     def __init__(
         self, num_envs: int, observation_space: gym.spaces.Box, action_space: Actions, facts: TaskFacts

@@ -30,6 +30,8 @@ class QuestionsEnv(MemoryVectorEnv):
         reward: "dense" or "sparse".
     """
 
+    horizon_argument = "delay"
+
     def __init__(
         self,
         num_envs: int,

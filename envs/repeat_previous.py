@@ -34,6 +34,8 @@ class RepeatPrevious(MemoryVectorEnv):
         suits: suits in a deck, at least 2.
     """
 
+    horizon_argument = "k"
+
     def __init__(self, num_envs: int, k: int = 4, decks: int = 1, suits: int = 4) -> None:
         self._k = whole_number("k", k, 1)
         self._suits = whole_number("suits", suits, 2)

@@ -48,6 +48,8 @@ class TMaze(MemoryVectorEnv):
         walk: whether the agent walks itself.
     """
 
+    horizon_argument = "length"
+
     def __init__(
         self, num_envs: int, length: int = 10, active: bool = False, reward: str = "dense", walk: bool = True
     ) -> None:

@@ -20,6 +20,7 @@ from mneme.storage.uri import as_uri
 _TRUST = "import the modules that the run names, whoever wrote them, and look for them in the present folder too"
 _TRUST_RESUMED = f"{_TRUST}; join the Ray cluster and open the MLflow store that it names"
 _A_RUN = "its folder, or one of its checkpoints, or the URI of either in a mirror, as s3://BUCKET/runs/NAME"
+_HORIZONS = "64,128,256,512,1024,4096,16384,100000"
 _ALIKE = 0.7  # of two options, as difflib measures it
 
 
@@ -93,6 +94,22 @@ def make_parser() -> argparse.ArgumentParser:
     diagnose.add_argument("--trust", action="store_true", help=_TRUST)
     diagnose.set_defaults(command="diagnose")
 
+    horizons = commands.add_parser(
+        "horizons",
+        help="evaluate an agent at horizons it never saw",
+        description="Evaluate a trained agent in its task with other horizons, shorter and longer ones, and print its "
+        "success at each, with the 95 % interval.",
+    )
+    horizons.add_argument("checkpoint", type=_run, help=_A_RUN)
+    horizons.add_argument("--horizons", type=_numbers, default=_HORIZONS, metavar="A,B", help="default %(default)s")
+    horizons.add_argument("--episodes", type=int, default=256, help="complete episodes at each (default %(default)s)")
+    horizons.add_argument("--num-envs", type=int, help="parallel environments (default: as many as the run had)")
+    horizons.add_argument("--seed", type=int, default=0, help="seed of the episodes (default 0)")
+    horizons.add_argument("--plot", metavar="FILE", type=_path, help="draw success by horizon into a PNG or PDF")
+    horizons.add_argument("--trust", action="store_true", help=_TRUST)
+    horizons.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    horizons.set_defaults(command="horizons")
+
     export = commands.add_parser(
         "export",
         help="write a trained agent's step for other runtimes",
@@ -140,16 +157,17 @@ def make_parser() -> argparse.ArgumentParser:
 
     suite = commands.add_parser(
         "suite",
-        help="compare controllers, or modes, on the memory tasks",
+        help="compare controllers, modes or horizons on the memory tasks",
         description="Train every controller on every task for several seeds, each with its preset under configs/, and "
-        "print what was solved; or, with the word modes in front, every mode of backpropagation. What is done is kept: "
-        "the same --name goes on where it stopped.",
+        "print what was solved; or, with the word modes in front, every mode of backpropagation; or, with the word "
+        "horizons, see what each controller achieves at horizons that it was not trained at. What is done is kept: the "
+        "same --name goes on where it stopped.",
     )
     suite.add_argument("settings", nargs="*", metavar="key=value", help="settings that replace the presets'")
     suite.add_argument("--tasks", type=_names, default=[], metavar="A,B", help="presets (default: the memory tasks)")
     suite.add_argument("--controllers", type=_names, default=[], metavar="A,B", help="kinds (default: all of them)")
     suite.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each (default %(default)s)")
-    suite.add_argument("--name", help="folder under runs/suites (default suite, or modes)")
+    suite.add_argument("--name", help="folder under runs/suites (default suite, modes or horizons)")
     suite.add_argument("--local", action="store_true", help="one process, without Ray")
     suite.add_argument("--table", action="store_true", help="only print what has been done")
     suite.set_defaults(command="suite")
@@ -191,6 +209,12 @@ def _path(text: str) -> Path:
         return local_path(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    if not all(word.strip().isdecimal() and int(word) for word in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text} are no horizons; give whole numbers above 0, as in 64,1000")
+    return tuple(sorted(int(word) for word in text.split(",")))
 
 
 def _count(text: str) -> int:

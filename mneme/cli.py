@@ -1,5 +1,5 @@
-"""The command line: `mneme train`, `evaluate`, `diagnose`, `export`, `replay`, `reproduce`, `check`, `suite`, `runs`,
-`status`, `dashboard`.
+"""The command line: `mneme train`, `evaluate`, `diagnose`, `horizons`, `export`, `replay`, `reproduce`, `check`,
+`suite`, `runs`, `status`, `dashboard`.
 
 Every failure is one sentence on stderr and a non-zero status.
 """
@@ -180,6 +180,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     from mneme.evaluation import evaluate_checkpoint
     from mneme.reporting.meter import describe_evaluation, json_evaluation
 
+    if options.settings:
+        logging.getLogger(__name__).info(f"the task is changed: {' '.join(options.settings)}")
     evaluation = evaluate_checkpoint(
         options.checkpoint,
         changes=options.settings,
@@ -212,6 +214,24 @@ def _diagnose(options: argparse.Namespace) -> int:
     if options.plot is not None:
         draw_reach(found, options.plot)
         print(f"drawn in {options.plot}")
+    return 0
+
+
+def _horizons(options: argparse.Namespace) -> int:
+    from mneme.experiments.horizons import draw_horizons, horizons_of
+    from mneme.reporting.meter import json_evaluation
+
+    found = horizons_of(
+        options.checkpoint, options.horizons, episodes=options.episodes, seed=options.seed, num_envs=options.num_envs,
+        trust=options.trust, tell=None if options.json else print,
+    )  # fmt: skip
+    if options.json:
+        points = [{"horizon": point.horizon} | json_evaluation(point.evaluation) for point in found.points]
+        print(json.dumps({"setting": found.setting, "trained": found.trained, "points": points}, allow_nan=False))
+    if options.plot is not None:
+        draw_horizons(found, options.plot, options.checkpoint.name)
+        if not options.json:
+            print(f"drawn in {options.plot}")
     return 0
 
 
@@ -258,12 +278,14 @@ def _check(options: argparse.Namespace) -> int:
 
 def _suite(options: argparse.Namespace) -> int:
     from mneme.experiments.suite.contest import CONTROLLERS_CONTEST
+    from mneme.experiments.suite.horizons import HORIZONS_CONTEST
     from mneme.experiments.suite.modes import MODES_CONTEST
     from mneme.experiments.suite.running import run_suite, show_suite
 
-    of_modes = options.settings[:1] == ["modes"]
-    contest, overrides = (MODES_CONTEST, options.settings[1:]) if of_modes else (CONTROLLERS_CONTEST, options.settings)
-    name = options.name or ("modes" if of_modes else "suite")
+    contests = {"modes": MODES_CONTEST, "horizons": HORIZONS_CONTEST}
+    what = options.settings[0] if options.settings[:1] and options.settings[0] in contests else "suite"
+    contest, overrides = contests.get(what, CONTROLLERS_CONTEST), options.settings[what in contests :]
+    name = options.name or what
     if options.table:
         show_suite(name, contest=contest)
         return 0
@@ -300,6 +322,7 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "train": _train,
     "evaluate": _evaluate,
     "diagnose": _diagnose,
+    "horizons": _horizons,
     "export": _export,
     "replay": _replay,
     "reproduce": _reproduce,
@@ -309,5 +332,13 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "status": _status,
     "dashboard": _dashboard,
 }
-_PRINTING = ("evaluate", "diagnose", "replay", "reproduce", "runs", "status")  # whose result is what they print
+_PRINTING = (
+    "evaluate",
+    "diagnose",
+    "horizons",
+    "replay",
+    "reproduce",
+    "runs",
+    "status",
+)  # whose result is what they print
 _ENOUGH = BrokenPipeError  # whoever read had read enough

@@ -1,6 +1,5 @@
 """Evaluating a checkpoint, without Ray."""
 
-import logging
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
@@ -17,8 +16,6 @@ from mneme.envs import EnvSettings, TaskFacts, facts_of, make_vector_env
 from mneme.rollout_workers import Evaluation, evaluate, policy_spec
 from mneme.rollout_workers.recording import recording
 from mneme.rollout_workers.video import film_episodes
-
-_log = logging.getLogger(__name__)
 
 
 def evaluate_checkpoint(
@@ -72,12 +69,12 @@ def evaluate_checkpoint(
     env_settings, facts = blueprint.config.env, blueprint.facts
     if changes:
         env_settings, facts = _changed_task(blueprint, changes)
-        _log.info(f"the task is changed: {' '.join(changes)}")
     if reset_carry_at is not None and facts and facts.episode_length and reset_carry_at >= facts.episode_length:
         raise ValueError(
             f"reset_carry_at is {reset_carry_at}, beyond the episode's last step {facts.episode_length - 1}; "
             f"use a lower one"
         )
+    longest = max(blueprint.config.train.evaluation_max_steps, facts.episode_length or 0 if facts else 0)
     settings, spaces = env_settings, blueprint.config.spaces
     how: dict[str, Any] = {"seed": seed, "greedy": greedy, "reset_carry_at": reset_carry_at, "spaces": spaces}
     description = (
@@ -93,7 +90,7 @@ def evaluate_checkpoint(
         with closing(make_vector_env(settings, count, place=blueprint.place(0, seed, copy=2))) as env:
             return evaluate(
                 env, policy, episodes=episodes, success_return=settings.success_return, weights_version=loaded.version,
-                recorder=recorder, max_episode_steps=blueprint.config.train.evaluation_max_steps, **how,
+                recorder=recorder, max_episode_steps=longest, **how,
             )  # fmt: skip
 
 

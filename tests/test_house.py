@@ -17,6 +17,7 @@ COMMANDS = {
         "--video-episodes", "--trust", "--json",
     },
     "diagnose": {"--num-envs", "--seed", "--plot", "--trust"},
+    "horizons": {"--horizons", "--episodes", "--num-envs", "--seed", "--plot", "--trust", "--json"},
     "export": {"--trust"},
     "replay": {"--episode", "--plot"},
     "reproduce": {"--trust"},

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mneme.experiments.suite.results import Document
+from mneme.experiments.suite.table import in_columns
 from mneme.learner import LearnerSettings
 from mneme.reporting.curves import GREY, use_style
 from mneme.reporting.display import NOTHING
@@ -123,10 +124,7 @@ def _of_controller(kind: str, rows: Sequence[Figures], horizons: Sequence[str]) 
         for name in ("return_equal_steps", "return_equal_time"):
             cells += [_cell([r for r in trained if r["task"].endswith(f"@{horizon}")], name) for horizon in horizons]
         table.append(cells)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [[cell.ljust(width) for cell, width in zip(cells, widths, strict=True)] for cells in table]
-    lines.insert(1, ["-" * width for width in widths])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return in_columns(table)
 
 
 def _cell(rows: Sequence[Figures], name: str, digits: int = 2) -> str:

@@ -1,6 +1,6 @@
 """The suite's results as a table: k of n seeds, failures left in."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean, median
 from typing import Any
 
@@ -43,7 +43,11 @@ def table_rows(document: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 def as_markdown(document: Mapping[str, Any]) -> str:
     """The table in columns of one width, to be read as it is and on a page of documentation."""
-    table = (HEADINGS, *table_rows(document))
+    return in_columns((HEADINGS, *table_rows(document)))
+
+
+def in_columns(table: Sequence[Sequence[str]]) -> str:
+    """A Markdown table in columns of one width; its first row are the headings."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in table]
     lines.insert(1, ["-" * width for width in widths])

@@ -135,6 +135,7 @@ def test_the_turnover_of_a_counter_is_its_step(run: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(loaded.policy.controller, "run", scan)
     monkeypatch.setattr(loaded.policy.controller, "fast_step", lambda x, c: (c["h"] + 1, {"h": c["h"] + 1}))
+    monkeypatch.setattr(loaded.policy.controller, "stepper", lambda: loaded.policy.controller._reset_and_step)
     assert turnover(loaded, seed=0)["h"] == pytest.approx(np.median([1 / n for n in range(2, 10)]), abs=0.05)
 
 

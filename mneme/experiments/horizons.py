@@ -1,0 +1,112 @@
+"""`mneme horizons`: a trained agent at horizons other than the one it was trained at."""
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mneme.agent import LoadedPolicy, load_policy
+from mneme.distributed.config import ConfigError
+from mneme.envs import make_vector_env
+from mneme.evaluation import evaluate_checkpoint
+from mneme.reporting.curves import BLUE, GREY, INK, use_style
+from mneme.rollout_workers import Evaluation
+
+
+class AtHorizon(NamedTuple):
+    """What an agent achieves at one horizon."""
+
+    horizon: int  # the value of the task's setting
+    evaluation: Evaluation
+
+    def line(self) -> str:
+        """It in words."""
+        success, interval = self.evaluation.success_rate, self.evaluation.success_interval
+        assert success is not None and interval is not None  # tasks that say what their horizon is say this, too
+        return f"{self.horizon:>9,}  success {success:6.1%}  [{interval[0]:.1%}, {interval[1]:.1%}]"
+
+
+class Horizons(NamedTuple):
+    """An agent at several horizons."""
+
+    setting: str  # of the task, which is the horizon
+    trained: int | None  # its value in training
+    points: tuple[AtHorizon, ...]
+
+
+def horizon_setting(loaded: LoadedPolicy) -> tuple[str, int | None]:
+    """The setting that is the horizon of an agent's task, and its value in training, if it was given.
+
+    Raises:
+        ConfigError: the task does not say which one is.
+    """
+    env_settings = loaded.blueprint.config.env
+    with closing(make_vector_env(env_settings, 1)) as env:
+        argument = getattr(env.unwrapped, "horizon_argument", None)
+    if argument is None:
+        raise ConfigError(
+            f"{env_settings.id} does not say which of its settings is the horizon; evaluate with the setting itself: "
+            f"mneme evaluate {loaded.path} env.kwargs.NAME=VALUE"
+        )
+    value = env_settings.kwargs.get(argument)
+    return f"env.kwargs.{argument}", int(value) if value is not None else None
+
+
+def horizons_of(
+    path: Path, horizons: Sequence[int], *, episodes: int = 256, seed: int = 0,
+    num_envs: int | None = None, trust: bool = False, tell: Callable[[str], None] | None = None,
+) -> Horizons:  # fmt: skip
+    """Complete greedy episodes at each horizon, as `evaluate_checkpoint` runs them.
+
+    Args:
+        path: a run folder, or one of its checkpoints.
+        horizons: values of the setting that is the horizon of the task.
+        episodes: how many at each, at least.
+        seed: of the episodes.
+        num_envs: parallel environments; unset: as many as the run had.
+        trust: import what the run names, whoever wrote it.
+        tell: is told each result in words, as soon as it is known.
+
+    Raises:
+        ConfigError, CheckpointError, ValueError: as `horizon_setting` and `evaluate_checkpoint`.
+    """
+    setting, trained = horizon_setting(load_policy(path, trust))
+    points = []
+    for horizon in horizons:
+        changes = [f"{setting}={horizon}"]
+        found = evaluate_checkpoint(path, episodes=episodes, seed=seed, num_envs=num_envs, changes=changes, trust=trust)
+        points.append(AtHorizon(horizon, found))
+        if tell is not None:
+            tell(points[-1].line())
+    return Horizons(setting, trained, tuple(points))
+
+
+def draw_horizons(found: Horizons, path: Path, title: str) -> None:
+    """Write a picture of success against the horizon, with 95 % intervals, and of the share of what memory can gain.
+
+    Raises:
+        OSError: it cannot be written.
+        ValueError: the file's ending names no kind of picture.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context():
+        use_style(mpl)
+        figure = Figure(figsize=(7, 3.5), dpi=120, layout="constrained")
+        axes = figure.subplots()
+        horizons = np.array([point.horizon for point in found.points])
+        intervals = np.array([point.evaluation.success_interval for point in found.points])
+        rates = np.array([point.evaluation.success_rate for point in found.points], np.float64)
+        axes.plot(horizons, rates, "o-", color=BLUE, label="success")
+        axes.fill_between(horizons, *intervals.T, color=BLUE, alpha=0.15, linewidth=0)
+        shares = [point.evaluation.normalized_return for point in found.points]
+        axes.plot(horizons, shares, ":", color=GREY, label="return, 0 without memory, 1 the best")
+        if found.trained is not None:
+            axes.axvline(found.trained, color=INK, linestyle="--", linewidth=0.8, label="trained at")
+        axes.set(xscale="log", ylim=(-0.03, 1.03), xlabel=found.setting, ylabel="success", title=title)
+        axes.legend()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)

@@ -1,0 +1,115 @@
+"""`mneme suite horizons`: controllers trained at one horizon, evaluated at others, up to a hundred thousand steps."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mneme.callbacks import Progress
+from mneme.controllers import CONTROLLERS
+from mneme.experiments.horizons import horizons_of
+from mneme.experiments.suite.contest import Contest, Measurement
+from mneme.experiments.suite.results import Document, replace_file
+from mneme.experiments.suite.table import in_columns
+from mneme.reporting.curves import GREY, INK, use_style
+from mneme.reporting.display import NOTHING
+
+HORIZONS = (32, 64, 128, 256, 1024, 4096, 16384, 100_000)
+_EPISODES = 128  # at each
+_HELD = 0.99  # success that counts as held
+
+
+class _HorizonMeasurement(Measurement):
+    """Evaluates what a run has come to at every horizon."""
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+
+    def on_checkpoint(self, progress: Progress, path: Path) -> None:
+        self._path = path
+
+    def result(self) -> dict[str, Any]:
+        if self._path is None:
+            return {}
+        found = horizons_of(self._path, HORIZONS, episodes=_EPISODES, num_envs=_EPISODES)
+        return {
+            "trained_at": found.trained,
+            "by_horizon": [
+                [point.horizon, point.evaluation.success_rate, *(point.evaluation.success_interval or ())]
+                for point in found.points
+            ],
+        }
+
+
+def _rows(document: Document) -> Iterator[tuple[str, ...]]:
+    """A row a controller: the success of each seed at each horizon, in percent."""
+    for task, controller in dict.fromkeys((run["task"], run["controller"]) for run in document["runs"]):
+        runs = [run for run in document["runs"] if (run["task"], run["controller"]) == (task, controller)]
+        by_horizon = [{horizon: success for horizon, success, *_ in run.get("by_horizon", ())} for run in runs]
+        cells = [
+            ", ".join(f"{100 * found[horizon]:.0f}" if horizon in found else NOTHING for found in by_horizon)
+            for horizon in HORIZONS
+        ]
+        solved = sum(run["solved"] for run in runs)
+        furthest = [max([h for h, success in found.items() if success >= _HELD], default=0) for found in by_horizon]
+        yield task, controller, f"{solved} of {len(runs)}", *cells, ", ".join(f"{steps:,}" for steps in furthest)
+
+
+def as_markdown(document: Document) -> str:
+    """The table in columns of one width."""
+    headings = ("task", "controller", "solved", *(f"{horizon:,}" for horizon in HORIZONS), f"holds {_HELD:g} up to")
+    return in_columns((headings, *_rows(document)))
+
+
+def _report(document: Document, folder: Path) -> None:
+    replace_file(folder / "table.md", as_markdown(document))
+    if any("by_horizon" in run for run in document["runs"]):
+        draw(document, folder / "horizons.png")
+
+
+def draw(document: Document, path: Path) -> None:
+    """Write a picture: success against the horizon, a panel a controller, a line a seed."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    runs: list[Mapping[str, Any]] = [run for run in document["runs"] if run.get("by_horizon")]
+    kinds = list(dict.fromkeys(run["controller"] for run in runs))
+    columns = min(5, len(kinds))
+    with mpl.rc_context():
+        use_style(mpl)
+        lines = -(-len(kinds) // columns)
+        figure = Figure(figsize=(2.4 * columns, 2.1 * lines + 0.4), dpi=110, layout="constrained")
+        panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
+        shades = mpl.colormaps["viridis"](np.linspace(0.1, 0.8, 1 + max(run["seed"] for run in runs)))
+        for axes, kind in zip(panels, kinds, strict=False):
+            for run in (run for run in runs if run["controller"] == kind):
+                horizons, successes = np.transpose([point[:2] for point in run["by_horizon"]])
+                axes.plot(horizons, successes, "o-", markersize=2.5, color=shades[run["seed"]])
+                if run["trained_at"]:
+                    axes.axvline(run["trained_at"], color=INK, linestyle="--", linewidth=0.8)
+                bound = document["tasks"][run["task"]]["memoryless_return"]
+                axes.axhline(bound, color=GREY, linestyle=":", linewidth=0.8)
+            axes.set(xscale="log", ylim=(-0.03, 1.03))
+            axes.set_title(kind, fontsize=8)
+            axes.tick_params(labelsize=7)
+        for axes in panels[len(kinds) :]:
+            axes.set_visible(False)
+        figure.supxlabel("horizon at which it is evaluated; dashed: in training; dotted: without memory", fontsize=8)
+        figure.supylabel("success", fontsize=8)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+
+
+HORIZONS_CONTEST = Contest(
+    tasks={"delayed_cue@64": ()},
+    controllers=tuple(kind for kind in CONTROLLERS if kind != "mlp"),
+    variants={"": ()},
+    settings=(),
+    own_presets=False,
+    measurement=_HorizonMeasurement,
+    prepare=lambda document, controllers, console: True,
+    report=_report,
+    as_markdown=as_markdown,
+)
+"""Every controller with a memory, trained on delayed cue with a delay of 64."""
