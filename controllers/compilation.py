@@ -4,16 +4,32 @@ import logging
 import re
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 
+from mneme.controllers.acting import Actor, heads_compile
 from mneme.controllers.controller import Controller
+from mneme.controllers.policy import Policy
 
 _log = logging.getLogger(__name__)
 
 _OUTDATED = 90 * 24 * 3600  # seconds
+
+
+def compile_policy(policy: Policy, kind: str) -> None:
+    """Do as `compile_ahead` with the policy's controller, of this kind, and compile what acts."""
+    compile_ahead(policy.controller, kind)
+    if heads_compile(policy, policy.value_head.weight):
+        _once("acting", "what acts", lambda: _act(policy))
+
+
+def _act(policy: Policy) -> None:
+    observations = {name: x[0] for name, x in policy.blank(1, 1).items()}
+    reset_B, uniform_BN = torch.zeros(1, dtype=torch.bool), torch.zeros(1, policy.action_distribution.noise_size)
+    Actor(policy).act(observations, reset_B, policy.initial_carry(1), uniform_BN)
 
 
 def compile_ahead(controller: Controller, kind: str) -> None:
@@ -23,24 +39,32 @@ def compile_ahead(controller: Controller, kind: str) -> None:
         controller: an instance of the kind.
         kind: its name, under which the compilation is remembered.
     """
-    if controller.backend_on(torch.device("cpu")) != "numba":
-        return
+    if controller.backend_on(torch.device("cpu")) == "numba":
+        _once(kind, f"the scans of {kind}", lambda: _scan(controller))
+
+
+def _scan(controller: Controller) -> None:
+    x_TBD, reset_TB = torch.zeros(1, 1, controller.input_size), torch.zeros(1, 1, dtype=torch.bool)
+    y_TBH, _ = controller.scan(x_TBD, reset_TB, controller.initial_carry(1))
+    torch.autograd.grad(y_TBH.sum(), list(controller.parameters()), allow_unused=True)
+
+
+def _once(name: str, what: str, run: Callable[[], None]) -> None:
+    """Run what compiles, unless it has run on this machine."""
     from mneme.controllers.scans.machine_code import machine_code_folder  # here, as not all have numba
 
     folder = machine_code_folder()
     if folder is None:
         _log.warning(
-            f"no folder can be written where the compiled scans of {kind} could be kept, so that every process "
-            f"compiles them: up to half a minute each; name one that can be in NUMBA_CACHE_DIR"
+            f"no folder can be written where the machine code of {what} could be kept, so that every process compiles "
+            f"it: up to half a minute each; name one that can be in NUMBA_CACHE_DIR"
         )
         return
-    mark = Path(folder, f"{kind.replace('/', '_')}.compiled")
+    mark = Path(folder, f"{name.replace('/', '_')}.compiled")
     if mark.exists() and any(mark.parent.rglob("*.nbi")):
         return
-    _log.info(f"compiling the scans of {kind} for this machine, once: up to half a minute")
-    x_TBD, reset_TB = torch.zeros(1, 1, controller.input_size), torch.zeros(1, 1, dtype=torch.bool)
-    y_TBH, _ = controller.scan(x_TBD, reset_TB, controller.initial_carry(1))
-    torch.autograd.grad(y_TBH.sum(), list(controller.parameters()), allow_unused=True)
+    _log.info(f"compiling {what} for this machine, once: up to half a minute")
+    run()
     with suppress(OSError):
         mark.touch()
         _remove_outdated(mark.parent)

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from math import prod
-from typing import Generic, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 import torch
+from gymnasium.vector import VectorEnv
 from typing_extensions import TypeVar
 
 from mneme.controllers import Controller, Policy, PolicySpec, build_policy
@@ -20,6 +21,7 @@ from mneme.envs import (
     Registered,
     TaskFacts,
     facts_of,
+    horizon_of,
     make_vector_env,
     registered_here,
 )
@@ -128,6 +130,7 @@ def make_blueprint(config: ConfigT) -> Blueprint[ConfigT]:
         if facts is None and config.env.success_return is None:
             _refuse_success(config)
         check_room(config, spec, length, memory())
+        config = _with_stages(config, env)
         _check_stages(config, seen.spec)
         if config.train.evaluation_environments == "training" and config.curriculum.stages:
             raise ValueError(
@@ -167,6 +170,27 @@ def make_blueprint(config: ConfigT) -> Blueprint[ConfigT]:
     finally:
         env.close()
     return blueprint
+
+
+def _with_stages(config: ConfigT, env: VectorEnv[Any, Any, Any]) -> ConfigT:
+    """The configuration with the stages that `curriculum.start` asks for."""
+    given = config.curriculum
+    if given.start is None:
+        return config
+    own = horizon_of(env, config.env.kwargs)
+    if own is None:
+        raise ValueError(
+            f"curriculum.start is {given.start}, but {config.env.id} does not say which of its arguments is the "
+            f"horizon; give curriculum.stages, as in curriculum.stages=[{{length: 10}}, {{length: 20}}]"
+        )
+    argument, horizon = own
+    stages, at = [], float(given.start)
+    while round(at) < horizon:
+        stages.append({argument: round(at)})
+        at = max(at + 1, at * given.growth)
+    if given.stages not in ((), tuple(stages)):
+        raise ValueError("curriculum.start makes stages by itself, and curriculum.stages gives others; leave one out")
+    return config.changed("curriculum", stages=tuple(stages))
 
 
 def _check_replicas(config: ServiceConfig) -> None:

@@ -46,6 +46,11 @@ class CurriculumSettings(Settings, section="curriculum"):
 
     stages: tuple[dict[str, Any], ...] = ()
     """Replacements for entries of env.kwargs, stage by stage, easiest first; after the last comes the task itself."""
+    start: int | None = None
+    """Horizon of the first stage, of stages that are made by themselves: each is `growth` times as long as the one
+    before, up to the task's own. For Mneme's own tasks, and others that say what their horizon is."""
+    growth: float = 1.25
+    """Factor from stage to stage, where `start` is set."""
     success: float = 0.9
     """Share of successful training episodes at which the next stage begins."""
     episodes: int = 512
@@ -55,6 +60,10 @@ class CurriculumSettings(Settings, section="curriculum"):
         super().__post_init__()
         if not 0 < self.success <= 1:
             raise ValueError(f"curriculum.success is {self.success}; it must lie above 0 and at most at 1")
+        if self.start is not None and self.start < 1:
+            raise ValueError(f"curriculum.start is {self.start}; it must be at least 1")
+        if not self.growth > 1:
+            raise ValueError(f"curriculum.growth is {self.growth}; it must be above 1")
         if self.episodes < 1:
             raise ValueError(f"curriculum.episodes is {self.episodes}; it must be at least 1")
 

@@ -9,7 +9,7 @@ from mneme.envs.callables import HERE, id_of
 from mneme.envs.copy_memory import CopyMemory
 from mneme.envs.counting import Counting
 from mneme.envs.delayed_cue import DelayedCue
-from mneme.envs.facts import TaskFacts, facts_of
+from mneme.envs.facts import TaskFacts, facts_of, horizon_of
 from mneme.envs.guard import (
     LARGEST_OBSERVED,
     EnvironmentFailure,
@@ -56,6 +56,7 @@ __all__ = [
     "facts_of",
     "failures_in",
     "flat_mask",
+    "horizon_of",
     "id_of",
     "make_vector_env",
     "one_line",

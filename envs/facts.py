@@ -1,6 +1,8 @@
 """Facts known about a task beforehand: its horizon, and the returns to compare agents with."""
 
+import inspect
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,3 +48,14 @@ def facts_of(env: Any) -> TaskFacts | None:
     if isinstance(facts, TaskFacts):
         return facts
     return facts_of(base.envs[0]) if isinstance(base, SyncVectorEnv) else None
+
+
+def horizon_of(env: Any, kwargs: Mapping[str, Any]) -> tuple[str, int] | None:
+    """The argument of an environment (single or vector, wrapped or not) that is its horizon, and its value where it was
+    made with `kwargs`; None where its class does not name one as `horizon_argument`."""
+    base = env.unwrapped
+    argument = getattr(base, "horizon_argument", None)
+    if argument is None:
+        return horizon_of(base.envs[0], kwargs) if isinstance(base, SyncVectorEnv) else None
+    default = inspect.signature(type(base)).parameters[argument].default
+    return argument, int(kwargs.get(argument, default))

@@ -13,7 +13,7 @@ import pyarrow as pa
 from mneme.active_run import ActiveRun, result_recorded
 from mneme.callbacks import Callback, Callbacks, Look, Outcome, RunStart, checked
 from mneme.configuration.config import Config, difference
-from mneme.controllers.compilation import compile_ahead
+from mneme.controllers.compilation import compile_policy
 from mneme.curriculum import Curriculum
 from mneme.distributed.blueprint import Blueprint
 from mneme.distributed.config import ConfigError
@@ -211,7 +211,7 @@ def _execute(
     config: Config = blueprint.config
     outcome: Outcome = "failed"
     mirror = [] if config.checkpoint.mirror is None else [Mirror(config, folder, saved and saved[0])]
-    compile_ahead(blueprint.policy().controller, config.policy.controller.kind)
+    compile_policy(blueprint.policy(), config.policy.controller.kind)
     check_memory(blueprint, local)
     with ExitStack() as stack:
         runner = _make_runner(blueprint, local)

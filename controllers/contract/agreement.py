@@ -168,6 +168,23 @@ def steps_may_overwrite_a_donated_carry(build: Build) -> Iterator[Deviation]:
     yield from deviations(donated, kept, "step by step")
 
 
+@check("prepared steps", "what steps many times with the same weights gives the same", TIGHT)
+def prepared_steps_are_steps(build: Build) -> Iterator[Deviation]:
+    controller = subject(build)
+    x, reset, carry = draw(controller, 9)
+    found: list[dict[str, Tensor]] = []
+    with torch.no_grad():
+        for step in (controller.stepper(), controller.step):
+            last: Carry = {name: value.detach().clone() for name, value in carry.items()}
+            outputs = []
+            for x_BD, reset_B in zip(x.detach(), reset, strict=True):
+                y_BH, last = step(x_BD, reset_B, last)
+                outputs.append(y_BH.clone())
+            found.append(results(torch.stack(outputs), {name: value.clone() for name, value in last.items()}))
+    prepared, plain = found
+    yield from deviations(prepared, plain, "step by step")
+
+
 @check("nothing is given away", "a step modifies no carry that is not donated, and results share no memory", EXACT)
 def a_step_touches_no_carry_that_is_not_donated(build: Build) -> Iterator[Deviation]:
     controller = subject(build)

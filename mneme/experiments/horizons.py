@@ -9,7 +9,7 @@ import numpy as np
 
 from mneme.agent import LoadedPolicy, load_policy
 from mneme.distributed.config import ConfigError
-from mneme.envs import make_vector_env
+from mneme.envs import horizon_of, make_vector_env
 from mneme.evaluation import evaluate_checkpoint
 from mneme.reporting.curves import BLUE, GREY, INK, use_style
 from mneme.rollout_workers import Evaluation
@@ -32,26 +32,25 @@ class Horizons(NamedTuple):
     """An agent at several horizons."""
 
     setting: str  # of the task, which is the horizon
-    trained: int | None  # its value in training
+    trained: int  # its value in training
     points: tuple[AtHorizon, ...]
 
 
-def horizon_setting(loaded: LoadedPolicy) -> tuple[str, int | None]:
-    """The setting that is the horizon of an agent's task, and its value in training, if it was given.
+def horizon_setting(loaded: LoadedPolicy) -> tuple[str, int]:
+    """The setting that is the horizon of an agent's task, and its value in training.
 
     Raises:
         ConfigError: the task does not say which one is.
     """
     env_settings = loaded.blueprint.config.env
     with closing(make_vector_env(env_settings, 1)) as env:
-        argument = getattr(env.unwrapped, "horizon_argument", None)
-    if argument is None:
+        own = horizon_of(env, env_settings.kwargs)
+    if own is None:
         raise ConfigError(
             f"{env_settings.id} does not say which of its settings is the horizon; evaluate with the setting itself: "
             f"mneme evaluate {loaded.path} env.kwargs.NAME=VALUE"
         )
-    value = env_settings.kwargs.get(argument)
-    return f"env.kwargs.{argument}", int(value) if value is not None else None
+    return f"env.kwargs.{own[0]}", own[1]
 
 
 def horizons_of(
@@ -104,8 +103,7 @@ def draw_horizons(found: Horizons, path: Path, title: str) -> None:
         axes.fill_between(horizons, *intervals.T, color=BLUE, alpha=0.15, linewidth=0)
         shares = [point.evaluation.normalized_return for point in found.points]
         axes.plot(horizons, shares, ":", color=GREY, label="return, 0 without memory, 1 the best")
-        if found.trained is not None:
-            axes.axvline(found.trained, color=INK, linestyle="--", linewidth=0.8, label="trained at")
+        axes.axvline(found.trained, color=INK, linestyle="--", linewidth=0.8, label="trained at")
         axes.set(xscale="log", ylim=(-0.03, 1.03), xlabel=found.setting, ylabel="success", title=title)
         axes.legend()
         path.parent.mkdir(parents=True, exist_ok=True)

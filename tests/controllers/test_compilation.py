@@ -49,7 +49,7 @@ def test_where_none_can_be_kept_it_is_said(told: list[str], monkeypatch: pytest.
     monkeypatch.setattr(machine_code, "machine_code_folder", lambda: None)
     ahead("mamba")
     (sentence,) = told
-    assert "every process compiles them" in sentence and "NUMBA_CACHE_DIR" in sentence
+    assert "every process compiles it" in sentence and "NUMBA_CACHE_DIR" in sentence
 
 
 def test_machine_code_that_has_not_been_added_to_for_months_is_removed(told: list[str], tmp_path: Path) -> None:
@@ -87,3 +87,25 @@ def test_numba_is_not_imported_where_nothing_compiled_runs(kind: str, use: str) 
         "assert 'numba.core' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_policy_is_compiled_whole_so_that_who_acts_finds_all_of_it(tmp_path: Path) -> None:
+    program = (
+        "from mneme.controllers import *; from mneme.controllers.compilation import compile_policy; "
+        "from mneme.controllers.acting import Actor; import torch; "
+        "settings = PolicySettings(controller=GruSettings(hidden_size=8)); "
+        "policy = build_policy(PolicySpec({'x': Vector(3)}, Categorical(2)), settings, 5, seed=0); "
+    )
+    ahead, after = (
+        "compile_policy(policy, 'gru')",
+        "reset, uniform = torch.zeros(4, dtype=torch.bool), torch.zeros(4, 1); "
+        "act = Actor(policy).act({'x': torch.zeros(4, 3)}, reset, policy.initial_carry(4), uniform); "
+        "Actor(policy, greedy=True).act({'x': torch.zeros(4, 3)}, reset, act.carry, uniform)",
+    )
+    kept = []
+    for use in (ahead, after):
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+        subprocess.run([sys.executable, "-c", program + use], check=True, env=environment)
+        kept.append({path.name for path in tmp_path.rglob("*.nbc")})
+    assert any("choice" in name for name in kept[0])
+    assert kept[0] == kept[1]

@@ -5,6 +5,7 @@ import torch
 
 from mneme.configuration.config import load_config
 from mneme.distributed.blueprint import make_blueprint
+from mneme.distributed.config import ConfigError
 from mneme.distributed.workers import LearnerWorker, RolloutWorker
 
 
@@ -28,3 +29,36 @@ def test_a_fragment_is_little_more_than_was_foretold(overrides: list[str]) -> No
     foretold = blueprint.fragment_bytes(blueprint.policy())
     delivery, _ = RolloutWorker(blueprint, 0).collect(LearnerWorker(blueprint).weights(), 0)
     assert foretold <= delivery.nbytes <= 1.35 * foretold
+
+
+@pytest.mark.parametrize(
+    "id,kwargs,argument",
+    [
+        ("DelayedCue", {"horizon": 40}, "horizon"),
+        ("TMaze", {"length": 40}, "length"),
+        ("CopyMemory", {"delay": 40}, "delay"),
+    ],
+)
+def test_stages_are_made_that_lengthen_the_horizon(id: str, kwargs: dict[str, int], argument: str) -> None:
+    words = [f"env.id=mneme/{id}-v0", f"env.kwargs={kwargs}", "curriculum.start=10", "curriculum.growth=1.5"]
+    config = make_blueprint(load_config(None, words)).config
+    assert config.curriculum.stages == tuple({argument: horizon} for horizon in (10, 15, 22, 34))
+    assert make_blueprint(config).config.curriculum.stages == config.curriculum.stages  # as a resumed run does
+
+
+def test_every_made_stage_is_longer_than_the_one_before() -> None:
+    words = ["env.kwargs={horizon: 5}", "curriculum.start=1", "curriculum.growth=1.01"]
+    stages = make_blueprint(load_config(None, words)).config.curriculum.stages
+    assert [stage["horizon"] for stage in stages] == [1, 2, 3, 4]
+
+
+def test_stages_cannot_be_made_and_given_or_made_of_what_is_not_known() -> None:
+    both = ["curriculum.start=10", "curriculum.stages=[{horizon: 3}]"]
+    with pytest.raises(ConfigError, match=r"makes stages by itself, and curriculum\.stages gives others"):
+        make_blueprint(load_config(None, both))
+    pole = ["env.id=CartPole-v1", "env.kwargs={}", "env.success_return=100", "curriculum.start=10"]
+    with pytest.raises(ConfigError, match="CartPole-v1 does not say which of its arguments is the horizon"):
+        make_blueprint(load_config(None, pole))
+    for word, sentence in (("start=0", "must be at least 1"), ("growth=1.0", "must be above 1")):
+        with pytest.raises(ConfigError, match=sentence):
+            load_config(None, [f"curriculum.{word}"])

@@ -86,8 +86,7 @@ def draw(document: Document, path: Path) -> None:
             for run in (run for run in runs if run["controller"] == kind):
                 horizons, successes = np.transpose([point[:2] for point in run["by_horizon"]])
                 axes.plot(horizons, successes, "o-", markersize=2.5, color=shades[run["seed"]])
-                if run["trained_at"]:
-                    axes.axvline(run["trained_at"], color=INK, linestyle="--", linewidth=0.8)
+                axes.axvline(run["trained_at"], color=INK, linestyle="--", linewidth=0.8)
                 bound = document["tasks"][run["task"]]["memoryless_return"]
                 axes.axhline(bound, color=GREY, linestyle=":", linewidth=0.8)
             axes.set(xscale="log", ylim=(-0.03, 1.03))
