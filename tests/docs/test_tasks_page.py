@@ -22,10 +22,13 @@ IDS = [id for id in gym.registry if id.startswith("mneme/")]
 PICTURES = re.findall(r"^```text\n(mneme/.+?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 
+def blocks(language: str, text: str = PAGE) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
 def block(language: str, text: str = PAGE) -> str:
-    found: list[str] = re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    assert len(found) == 1
-    return found[0]
+    (found,) = blocks(language, text)
+    return found
 
 
 def table(columns: int, first: str) -> list[list[str]]:
@@ -115,7 +118,11 @@ def test_popgyms_levels_are_those_of_the_table() -> None:
 
 def test_the_curriculum_can_be_trained(tmp_path: Path) -> None:
     preset = tmp_path / "curriculum.yaml"
-    preset.write_text(block("yaml"))
+    given, made = blocks("yaml")
+    preset.write_text(made)
+    stages = make_blueprint(load_config(preset)).config.curriculum.stages
+    assert [stage["horizon"] for stage in (stages[0], stages[1], stages[-1])] == [32, 40, 909]
+    preset.write_text(given)
     blueprint = make_blueprint(load_config(preset))
     assert [blueprint.env(level).kwargs["horizon"] for level in range(3)] == [8, 24, 64]
     assert (
