@@ -18,9 +18,11 @@ MOST_ACTIONS = 64
 """That compiled heads take: with more, torch's matrix products are faster than a loop over actions."""
 
 
-def heads_compile(policy: Policy, like: Tensor) -> bool:
-    """Whether the heads on outputs like this tensor are compiled: on a CPU, of one choice of a few without masks."""
+def heads_compile(policy: Policy, like: Tensor | None = None) -> bool:
+    """Whether the heads are compiled: on a CPU, of one choice of a few without masks; on outputs like this tensor, if
+    one is given."""
     distribution = policy.action_distribution
+    like = policy.value_head.weight if like is None else like
     return (
         obstacle("numba", like.device, like.dtype, forced=False) is None
         and isinstance(distribution, Categorical)
@@ -51,14 +53,21 @@ class Actor:
     def __init__(self, policy: Policy, greedy: bool = False) -> None:
         self._policy, self._greedy, self._step = policy, greedy, policy.controller.stepper()
         self._choice: Any = None
-        if heads_compile(policy, policy.value_head.weight):
+        if heads_compile(policy):
             from mneme.controllers.scans.choice import Choice  # here, as numba may be missing
 
             self._choice = Choice(head_parameters(policy), greedy)
 
     @torch.no_grad()
     def act(self, observations: Observation, reset_B: Tensor, carry: Carry, uniform_BN: Tensor) -> Act:
-        """One action a lane; the carry may be overwritten, and the one returned is good until the next call."""
+        """One action a lane; the carry may be overwritten, and the one returned is good until the next call.
+
+        Raises:
+            ValueError: an observation does not fit the policy, or the arguments are of different numbers of lanes.
+        """
+        lanes = {len(reset_B), len(uniform_BN), *map(len, carry.values())}
+        if len(lanes) > 1:
+            raise ValueError(f"reset flags, noise and carry are of {sorted(lanes)} lanes; give all for as many")
         y_BH, carry = self._step(self._policy.encoded(observations, reset_B), reset_B, carry)
         if self._choice is None:
             action_B, log_prob_B, value_B = self._policy.choice(y_BH, observations, uniform_BN, self._greedy)

@@ -22,7 +22,7 @@ _OUTDATED = 90 * 24 * 3600  # seconds
 def compile_policy(policy: Policy, kind: str) -> None:
     """Do as `compile_ahead` with the policy's controller, of this kind, and compile what acts."""
     compile_ahead(policy.controller, kind)
-    if heads_compile(policy, policy.value_head.weight):
+    if heads_compile(policy):
         _once("acting", "what acts", lambda: _act(policy))
 
 

@@ -197,28 +197,22 @@ class Controller(nn.Module, ABC):
             outputs.append(y_KBH)
         return torch.cat(outputs), carry
 
-    def step(self, x_BD: Tensor, reset_B: Tensor, carry: Carry, donate: bool = False) -> tuple[Tensor, Carry]:
+    def step(self, x_BD: Tensor, reset_B: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """`scan` with T = 1: ([B, D], bool [B], carry) -> ([B, H], carry); without autograd by `fast_step`.
-
-        Args:
-            x_BD: inputs.
-            reset_B: bool, which lanes start afresh before the step.
-            carry: what `initial_carry` or the step before returned.
-            donate: the caller no longer needs `carry`, whose tensors may be overwritten and returned. A state of a
-                megabyte is then not copied at every step.
 
         Raises:
             ValueError: as for `scan`.
         """
         self._check(x_BD.unsqueeze(0), reset_B.unsqueeze(0), carry)
-        if not donate and not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             carry = {name: value.clone() for name, value in carry.items()}
         return self._reset_and_step(x_BD, reset_B, carry)
 
     def stepper(self) -> Step:
         """`step` for many steps without autograd, with the weights as they are now: it may lay them out once.
 
-        It checks nothing, may overwrite the carry, and what it returns is good until the next call.
+        It checks nothing and may overwrite the carry, so that a state of a megabyte is not copied at each step; what it
+        returns is good until the next call.
         """
         return self._reset_and_step
 

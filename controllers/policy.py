@@ -160,13 +160,9 @@ class Policy(nn.Module):
         carry: Carry,
         uniform_BN: Tensor,
         greedy: bool = False,
-        donate: bool = False,
     ) -> Act:
-        """Choose one action a lane from noise in [0, 1), or the distribution's mode; without autograd.
-
-        With `donate` the carry may be overwritten, as in `Controller.step`.
-        """
-        y_BH, carry = self.controller.step(self.encoded(observations, reset_B), reset_B, carry, donate)
+        """Choose one action a lane from noise in [0, 1), or the distribution's mode; without autograd."""
+        y_BH, carry = self.controller.step(self.encoded(observations, reset_B), reset_B, carry)
         return Act(*self.choice(y_BH, observations, uniform_BN, greedy), carry)
 
     def choice(
@@ -198,11 +194,9 @@ class Policy(nn.Module):
         """
         self.observations.update_statistics(observations, valid_BT, stacked)
 
-    def step(
-        self, observations: Observation, reset_B: Tensor, carry: Carry, donate: bool = False
-    ) -> tuple[Tensor, Tensor, Carry]:
+    def step(self, observations: Observation, reset_B: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Carry]:
         """`scan` with T = 1, as in `Controller.step`: parameters [B, A], values [B], and the carry."""
-        y_BH, carry = self.controller.step(self.encoded(observations, reset_B), reset_B, carry, donate)
+        y_BH, carry = self.controller.step(self.encoded(observations, reset_B), reset_B, carry)
         parameters_BA, values_BV = self.heads(y_BH, observations)
         return parameters_BA, _scalar(values_BV), carry
 

@@ -127,10 +127,10 @@ def make_blueprint(config: ConfigT) -> Blueprint[ConfigT]:
         length = config.rollout.unroll_length or (facts.episode_length if facts else None) or _DEFAULT_LENGTH
         config.learner.check_batch(config.rollout.num_envs)
         _check_replicas(config)
+        config = _with_stages(config, env)
         if facts is None and config.env.success_return is None:
             _refuse_success(config)
         check_room(config, spec, length, memory())
-        config = _with_stages(config, env)
         _check_stages(config, seen.spec)
         if config.train.evaluation_environments == "training" and config.curriculum.stages:
             raise ValueError(
@@ -184,12 +184,14 @@ def _with_stages(config: ConfigT, env: VectorEnv[Any, Any, Any]) -> ConfigT:
             f"horizon; give curriculum.stages, as in curriculum.stages=[{{length: 10}}, {{length: 20}}]"
         )
     argument, horizon = own
+    if given.start >= horizon:
+        raise ValueError(
+            f"curriculum.start is {given.start}, and env.kwargs.{argument} is {horizon}; let the curriculum start below"
+        )
     stages, at = [], float(given.start)
     while round(at) < horizon:
         stages.append({argument: round(at)})
-        at = max(at + 1, at * given.growth)
-    if given.stages not in ((), tuple(stages)):
-        raise ValueError("curriculum.start makes stages by itself, and curriculum.stages gives others; leave one out")
+        at = min(max(at + 1, at * given.growth), horizon)
     return config.changed("curriculum", stages=tuple(stages))
 
 

@@ -47,8 +47,8 @@ class CurriculumSettings(Settings, section="curriculum"):
     stages: tuple[dict[str, Any], ...] = ()
     """Replacements for entries of env.kwargs, stage by stage, easiest first; after the last comes the task itself."""
     start: int | None = None
-    """Horizon of the first stage, of stages that are made by themselves: each is `growth` times as long as the one
-    before, up to the task's own. For Mneme's own tasks, and others that say what their horizon is."""
+    """Horizon of the first stage, of stages that are made in place of `stages`: each is `growth` times as long as the
+    one before, up to the task's own. For tasks that say which of their arguments is the horizon."""
     growth: float = 1.25
     """Factor from stage to stage, where `start` is set."""
     success: float = 0.9

@@ -51,11 +51,24 @@ def facts_of(env: Any) -> TaskFacts | None:
 
 
 def horizon_of(env: Any, kwargs: Mapping[str, Any]) -> tuple[str, int] | None:
-    """The argument of an environment (single or vector, wrapped or not) that is its horizon, and its value where it was
-    made with `kwargs`; None where its class does not name one as `horizon_argument`."""
+    """The argument of an environment that is its horizon, and its value.
+
+    Args:
+        env: single, or a vector environment in this process; it may be wrapped.
+        kwargs: the arguments that it was made with, besides those of its registration.
+
+    Returns:
+        None where its class names none as `horizon_argument`, or it is not known what it was.
+    """
     base = env.unwrapped
-    argument = getattr(base, "horizon_argument", None)
+    if isinstance(base, SyncVectorEnv):
+        return horizon_of(base.envs[0], kwargs)
+    form = getattr(base, "vector_class", type(base))  # of which a single one of Mneme's own takes the arguments
+    argument = getattr(form, "horizon_argument", None)
     if argument is None:
-        return horizon_of(base.envs[0], kwargs) if isinstance(base, SyncVectorEnv) else None
-    default = inspect.signature(type(base)).parameters[argument].default
-    return argument, int(kwargs.get(argument, default))
+        return None
+    declared = inspect.signature(form).parameters.get(argument)
+    registered = env.spec.kwargs if env.spec is not None else {}
+    value = ({} if declared is None else {argument: declared.default}) | {**registered} | {**kwargs}
+    found = value.get(argument)
+    return (argument, found) if isinstance(found, int) else None

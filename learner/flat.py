@@ -11,17 +11,22 @@ _ALIGNED = 16  # numbers; what numpy, complex views and vector instructions ask 
 class FlatParameters:
     """A vector of which parameters become parts, and another of which their gradients do.
 
+    To pickle one of the parameters is to pickle the vector.
+
     Args:
         groups: parameters by name, all of one type on one device, none of them twice.
     """
 
     gradient: Tensor
-    """[numbers of all], group by group, with zeros in between so that every part begins at a multiple of 64 bytes."""
+    """[numbers of all], group by group, with zeros in between so that every part begins at a multiple of 16 numbers."""
     vectors: list[nn.Parameter]
-    """One a group that has numbers, each with its part of `gradient`."""
+    """One a group, each with its part of `gradient`; a group without parameters has one without numbers."""
+    names: list[list[str]]
+    """The parameters of each group."""
 
     def __init__(self, groups: Sequence[Mapping[str, nn.Parameter]]) -> None:
         self._parameters = {name: parameter for group in groups for name, parameter in group.items()}
+        self.names = [list(group) for group in groups]
         self._places = [-(-p.numel() // _ALIGNED) * _ALIGNED for p in self._parameters.values()]
         self._zeros = next(iter(self._parameters.values())).detach().new_zeros(_ALIGNED)
         vector = self.joined({name: parameter.detach() for name, parameter in self._parameters.items()})

@@ -283,8 +283,8 @@ class Learner:
         return self._own_state(copy) | self._optimizer.state(copy)
 
     def expected_state(self) -> State:
-        """Arrays of the names, types and shapes that `state` gives after updates. Adam's three of a parameter are
-        missing there before its first gradient."""
+        """Arrays of the names, types and shapes that `state` gives after updates. Adam's are missing there
+        before the first step."""
         return self._own_state(on_host) | self._optimizer.expected_state()
 
     def _own_state(self, copy: Callable[[Tensor], Any]) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def update_memory(
     steps = min(plan.chunk if plan.window == length else length, length)
     probed = min(steps, _PROBED)
     of_one, of_two = (_kept(policy, s, probed, B) for B in (1, 2))
-    arrays = _PASSING_COMPILED if heads_compile(policy, policy.value_head.weight) else _PASSING
+    arrays = _PASSING_COMPILED if heads_compile(policy) else _PASSING
     passing = arrays * policy.controller.output_size * policy.value_head.weight.element_size()
     activations = at_once * steps * ((of_two - of_one) / probed + passing)
     weights = sum(p.numel() * p.element_size() for p in policy.parameters()) * (_OF_WEIGHTS + threads) * copies

@@ -142,10 +142,11 @@ class Optimizer:
         state: dict[str, Any] = self.schedules.state() | {_NONFINITE: np.array(self.nonfinite_in_a_row)}
         if self._adam.state:
             of_vectors = [self._adam.state[vector] for vector in self._flat.vectors]
-            for key in _MOMENTS:
-                whole = torch.cat([moments[key].expand_as(moments[_MEAN]) for moments in of_vectors])
-                for name, part in self._flat.named(whole).items():
-                    state[f"adam.{key}.{name}"] = copy(part.reshape(-1)[0] if key == _STEP else part)
+            for moments, names in zip(of_vectors, self._flat.names, strict=True):
+                state |= {f"adam.{_STEP}.{name}": copy(moments[_STEP]) for name in names}
+            for key in (_MEAN, _SQUARE):
+                parts = self._flat.named(torch.cat([moments[key] for moments in of_vectors]))
+                state |= {f"adam.{key}.{name}": copy(part) for name, part in parts.items()}
         return state
 
     def expected_state(self) -> State:
@@ -160,24 +161,21 @@ class Optimizer:
     def set_state(self, state: State, env_steps: int) -> None:
         """Continue exactly where `state()` was taken, after so many environment steps; moments that it lacks are
         zero."""
-        device = self._flat.gradient.device
-        found = {
-            key: {
-                n: torch.from_numpy(state[k].copy()).to(device)
-                for n in self._names
-                if (k := f"adam.{key}.{n}") in state
-            }
-            for key in _MOMENTS
-        }
+        self._adam.state.clear()
+        mean, square = (self._flat.joined(self._held(state, key)) for key in (_MEAN, _SQUARE))
         sizes = [len(vector) for vector in self._flat.vectors]
-        for vector, mean, square in zip(
-            self._flat.vectors, *(self._flat.joined(found[key]).split(sizes) for key in (_MEAN, _SQUARE)), strict=True
-        ):
-            if found[_STEP]:
-                step = torch.stack(list(found[_STEP].values())).max()
-                self._adam.state[vector] = {_STEP: step.clone(), _MEAN: mean.clone(), _SQUARE: square.clone()}
+        for vector, *parts in zip(self._flat.vectors, mean.split(sizes), square.split(sizes), strict=True):
+            if steps := list(self._held(state, _STEP).values()):
+                moments = (torch.stack(steps).max(), *(part.clone() for part in parts))
+                self._adam.state[vector] = dict(zip(_MOMENTS, moments, strict=True))
         self.nonfinite_in_a_row = int(state[_NONFINITE])
         self.schedules.set_state(state, env_steps)
+
+    def _held(self, state: State, key: str) -> dict[str, Tensor]:
+        """One of Adam's three, by parameter, as far as a state has it."""
+        found = {name: state.get(f"adam.{key}.{name}") for name in self._names}
+        device = self._flat.gradient.device
+        return {name: torch.tensor(array, device=device) for name, array in found.items() if array is not None}
 
 
 def default_num_threads(sharing: int = 1) -> int:

@@ -17,7 +17,7 @@ from gymnasium.vector.utils.space_utils import batch_space
 
 from mneme.configuration.config import Config
 from mneme.controllers import ACTION_MASK, Carry, Policy
-from mneme.controllers.compilation import compile_policy
+from mneme.controllers.compilation import compile_ahead
 from mneme.distributed.blueprint import Blueprint, make_blueprint
 from mneme.distributed.workers import State
 from mneme.envs import Misfit, flat_mask, make_vector_env, one_line
@@ -279,7 +279,7 @@ def load_policy(path: Path, trust: bool = False) -> LoadedPolicy:
     path, checkpoint, config = load_run(brought_home(path), trust)
     blueprint = make_blueprint(config)
     policy = blueprint.policy()
-    compile_policy(policy, blueprint.config.policy.controller.kind)
+    compile_ahead(policy.controller, blueprint.config.policy.controller.kind)
     state = checked_state(path, checkpoint, blueprint).learner
     weights = weights_in(state)
     weights.load_into(policy)

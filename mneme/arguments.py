@@ -20,6 +20,7 @@ from mneme.storage.uri import as_uri
 _TRUST = "import the modules that the run names, whoever wrote them, and look for them in the present folder too"
 _TRUST_RESUMED = f"{_TRUST}; join the Ray cluster and open the MLflow store that it names"
 _A_RUN = "its folder, or one of its checkpoints, or the URI of either in a mirror, as s3://BUCKET/runs/NAME"
+_LONGEST = 10**9  # horizon
 _HORIZONS = "64,128,256,512,1024,4096,16384,100000"
 _ALIKE = 0.7  # of two options, as difflib measures it
 
@@ -101,7 +102,7 @@ def make_parser() -> argparse.ArgumentParser:
         "success at each, with the 95 % interval.",
     )
     horizons.add_argument("checkpoint", type=_run, help=_A_RUN)
-    horizons.add_argument("--horizons", type=_numbers, default=_HORIZONS, metavar="A,B", help="default %(default)s")
+    horizons.add_argument("--horizons", type=_horizons, default=_HORIZONS, metavar="A,B", help="default %(default)s")
     horizons.add_argument("--episodes", type=int, default=256, help="complete episodes at each (default %(default)s)")
     horizons.add_argument("--num-envs", type=int, help="parallel environments (default: as many as the run had)")
     horizons.add_argument("--seed", type=int, default=0, help="seed of the episodes (default 0)")
@@ -211,10 +212,10 @@ def _path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    if not all(word.strip().isdecimal() and int(word) for word in text.split(",")):
-        raise argparse.ArgumentTypeError(f"{text} are no horizons; give whole numbers above 0, as in 64,1000")
-    return tuple(sorted(int(word) for word in text.split(",")))
+def _horizons(text: str) -> tuple[int, ...]:
+    if not all(word.strip().isdecimal() and 0 < int(word) <= _LONGEST for word in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text} are no horizons; give numbers from 1 to {_LONGEST:,}, as in 64,1000")
+    return tuple(sorted({int(word) for word in text.split(",")}))
 
 
 def _count(text: str) -> int:

@@ -219,8 +219,11 @@ def _diagnose(options: argparse.Namespace) -> int:
 
 def _horizons(options: argparse.Namespace) -> int:
     from mneme.experiments.horizons import draw_horizons, horizons_of
+    from mneme.reporting.curves import check_picture
     from mneme.reporting.meter import json_evaluation
 
+    if options.plot is not None:
+        check_picture(options.plot)
     found = horizons_of(
         options.checkpoint, options.horizons, episodes=options.episodes, seed=options.seed, num_envs=options.num_envs,
         trust=options.trust, tell=None if options.json else print,
@@ -282,9 +285,11 @@ def _suite(options: argparse.Namespace) -> int:
     from mneme.experiments.suite.modes import MODES_CONTEST
     from mneme.experiments.suite.running import run_suite, show_suite
 
+    what, contest, overrides = "suite", CONTROLLERS_CONTEST, options.settings
     contests = {"modes": MODES_CONTEST, "horizons": HORIZONS_CONTEST}
-    what = options.settings[0] if options.settings[:1] and options.settings[0] in contests else "suite"
-    contest, overrides = contests.get(what, CONTROLLERS_CONTEST), options.settings[what in contests :]
+    if overrides and overrides[0] in contests:
+        what, *overrides = overrides
+        contest = contests[what]
     name = options.name or what
     if options.table:
         show_suite(name, contest=contest)

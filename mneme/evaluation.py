@@ -10,6 +10,7 @@ import torch
 
 from mneme.agent import load_policy
 from mneme.configuration.config import Config, override
+from mneme.controllers.compilation import compile_policy
 from mneme.distributed.blueprint import Blueprint
 from mneme.distributed.config import ConfigError
 from mneme.envs import EnvSettings, TaskFacts, facts_of, make_vector_env
@@ -43,7 +44,8 @@ def evaluate_checkpoint(
         seed: of the episodes.
         num_envs: parallel environments; unset: as many as the run had.
         changes: settings of the task as `env.key=value`, which replace the run's. The policy stays what it is, so that
-            observations and actions must be alike.
+            observations and actions must be alike. An episode may be as long as the task declares, also where that is
+            more than `train.evaluation_max_steps`.
 
     Raises:
         ConfigError: a change is none of the task, or the policy does not fit the changed task.
@@ -66,15 +68,17 @@ def evaluate_checkpoint(
     torch.set_num_threads(1)
     loaded = load_policy(path, trust)
     blueprint, policy = loaded.blueprint, loaded.policy
+    compile_policy(policy, blueprint.config.policy.controller.kind)
     env_settings, facts = blueprint.config.env, blueprint.facts
     if changes:
-        env_settings, facts = _changed_task(blueprint, changes)
+        env_settings, facts = changed_task(blueprint, changes)
     if reset_carry_at is not None and facts and facts.episode_length and reset_carry_at >= facts.episode_length:
         raise ValueError(
             f"reset_carry_at is {reset_carry_at}, beyond the episode's last step {facts.episode_length - 1}; "
             f"use a lower one"
         )
-    longest = max(blueprint.config.train.evaluation_max_steps, facts.episode_length or 0 if facts else 0)
+    declared = facts.episode_length if facts is not None else None
+    longest = max(blueprint.config.train.evaluation_max_steps, declared or 0)
     settings, spaces = env_settings, blueprint.config.spaces
     how: dict[str, Any] = {"seed": seed, "greedy": greedy, "reset_carry_at": reset_carry_at, "spaces": spaces}
     description = (
@@ -94,7 +98,12 @@ def evaluate_checkpoint(
             )  # fmt: skip
 
 
-def _changed_task(blueprint: Blueprint[Config], changes: Sequence[str]) -> tuple[EnvSettings, TaskFacts | None]:
+def changed_task(blueprint: Blueprint[Config], changes: Sequence[str]) -> tuple[EnvSettings, TaskFacts | None]:
+    """A run's task with settings of it replaced, and what is known of it.
+
+    Raises:
+        ConfigError: a change is none of the task, or the policy does not fit the changed task.
+    """
     for change in changes:
         if not change.startswith("env."):
             raise ConfigError(f"{change} is no setting of the task; an evaluation changes only env.key=value")

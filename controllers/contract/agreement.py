@@ -151,23 +151,6 @@ def parts_have_their_own_gradients(build: Build) -> Iterator[Deviation]:
         yield from deviations(gradients(controller, trial, loss_of(fast[name], {})), expected, f"{name} alone")
 
 
-@check("donated carries", "steps that may overwrite the carry they are given give the same", TIGHT)
-def steps_may_overwrite_a_donated_carry(build: Build) -> Iterator[Deviation]:
-    controller = subject(build)
-    x, reset, carry = draw(controller, 9)
-    found: list[dict[str, Tensor]] = []
-    for donate in (True, False):
-        last: Carry = {name: value.detach().clone() for name, value in carry.items()}
-        outputs = []
-        for x_BD, reset_B in zip(x.detach(), reset, strict=True):
-            with torch.no_grad():
-                y_BH, last = controller.step(x_BD, reset_B, last, donate=donate)
-            outputs.append(y_BH)
-        found.append(results(torch.stack(outputs), last))
-    donated, kept = found
-    yield from deviations(donated, kept, "step by step")
-
-
 @check("prepared steps", "what steps many times with the same weights gives the same", TIGHT)
 def prepared_steps_are_steps(build: Build) -> Iterator[Deviation]:
     controller = subject(build)
@@ -185,8 +168,8 @@ def prepared_steps_are_steps(build: Build) -> Iterator[Deviation]:
     yield from deviations(prepared, plain, "step by step")
 
 
-@check("nothing is given away", "a step modifies no carry that is not donated, and results share no memory", EXACT)
-def a_step_touches_no_carry_that_is_not_donated(build: Build) -> Iterator[Deviation]:
+@check("nothing is given away", "a step modifies no carry that it is given, and results share no memory", EXACT)
+def a_step_touches_no_carry(build: Build) -> Iterator[Deviation]:
     controller = subject(build)
     x, reset, carry = draw(controller, 1)
     given = {name: value.detach() for name, value in carry.items()}

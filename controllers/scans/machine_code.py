@@ -35,7 +35,8 @@ from torch import Tensor
 def machine_code_folder() -> str | None:
     """The folder in which machine code is kept, or None if nothing can be written."""
     digest = sha256(f"{numba.__version__} {get_host_cpu_name()}".encode())
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    here, others = Path(__file__).parent, (Path("layer_norm.py"), Path("actions", "distribution.py"))  # with constants
+    for path in (*sorted(here.rglob("*.py")), *(here.parent / other for other in others)):
         digest.update(path.read_bytes())
     try:
         root = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

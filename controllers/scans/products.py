@@ -24,7 +24,15 @@ from numba.extending import intrinsic
 
 from mneme.controllers.scans.machine_code import compiled, kernel
 
-_AVX512 = get_host_cpu_features().get("avx512f", False)  # 32 registers of 64 bytes instead of 16 of 32
+
+def _has_avx512() -> bool:
+    try:
+        return bool(get_host_cpu_features().get("avx512f", False))
+    except RuntimeError:  # nothing is known of this processor
+        return False
+
+
+_AVX512 = _has_avx512()  # 32 registers of 64 bytes instead of 16 of 32
 _BYTES = 128 if _AVX512 else 64
 _ROWS = 8 if _AVX512 else 4
 _FEW_ROWS = 4

@@ -65,7 +65,7 @@ class _Weighing(NamedTuple):
 def compiled_objective(
     policy: Policy, s: LearnerSettings, steps: Steps, y_KWH: Tensor, weight: float = 1.0
 ) -> Objective:
-    """`plain_objective`, where it `compiles`."""
+    """`plain_objective`, where the heads compile; see `heads_compile`."""
     given = (steps.mask, steps.actions, steps.old_log_probs, steps.old_values, steps.advantages, steps.targets)
     weighing = _Weighing(
         clip=s.clip_range,

@@ -13,7 +13,7 @@ from mneme.agent import LoadedPolicy, load_policy
 from mneme.experiments.carries import Ageing, ageing, batches_of, learner_of, turnover
 from mneme.learner import LearnerSettings
 from mneme.learner.fidelity import Fidelity
-from mneme.reporting.curves import BLUE, GREY, use_style
+from mneme.reporting.curves import BLUE, GREY, plain_numbers, use_style
 from mneme.storage.paths import locate
 from mneme.storage.run_folder import RunFolder
 
@@ -165,6 +165,7 @@ def draw_reach(diagnosis: Diagnosis, path: Path) -> None:
         reach = np.where(diagnosis.reach > 0, diagnosis.reach, np.nan)
         axes.plot(np.arange(len(reach)), reach, color=BLUE)
         axes.set_yscale("log")
+        plain_numbers(axes.yaxis)
         if diagnosis.memory_horizon:
             axes.axvline(diagnosis.memory_horizon, color=GREY, linestyle=":")
         axes.set(xlabel="steps back", ylabel="norm of d loss / d carry", title=f"reach, {diagnosis.mode}")

@@ -10,8 +10,8 @@ import numpy as np
 from mneme.agent import LoadedPolicy, load_policy
 from mneme.distributed.config import ConfigError
 from mneme.envs import horizon_of, make_vector_env
-from mneme.evaluation import evaluate_checkpoint
-from mneme.reporting.curves import BLUE, GREY, INK, use_style
+from mneme.evaluation import changed_task, evaluate_checkpoint
+from mneme.reporting.curves import BLUE, GREY, INK, plain_numbers, use_style
 from mneme.rollout_workers import Evaluation
 
 
@@ -23,9 +23,8 @@ class AtHorizon(NamedTuple):
 
     def line(self) -> str:
         """It in words."""
-        success, interval = self.evaluation.success_rate, self.evaluation.success_interval
-        assert success is not None and interval is not None  # tasks that say what their horizon is say this, too
-        return f"{self.horizon:>9,}  success {success:6.1%}  [{interval[0]:.1%}, {interval[1]:.1%}]"
+        low, high = self.evaluation.success_interval or (np.nan, np.nan)
+        return f"{self.horizon:>9,}  success {self.evaluation.success_rate or 0.0:6.1%}  [{low:.1%}, {high:.1%}]"
 
 
 class Horizons(NamedTuple):
@@ -50,6 +49,10 @@ def horizon_setting(loaded: LoadedPolicy) -> tuple[str, int]:
             f"{env_settings.id} does not say which of its settings is the horizon; evaluate with the setting itself: "
             f"mneme evaluate {loaded.path} env.kwargs.NAME=VALUE"
         )
+    if loaded.blueprint.facts is None and env_settings.success_return is None:
+        raise ConfigError(
+            f"{env_settings.id} does not say what success is; train with env.success_return, the return of a success"
+        )
     return f"env.kwargs.{own[0]}", own[1]
 
 
@@ -71,11 +74,14 @@ def horizons_of(
     Raises:
         ConfigError, CheckpointError, ValueError: as `horizon_setting` and `evaluate_checkpoint`.
     """
-    setting, trained = horizon_setting(load_policy(path, trust))
+    loaded = load_policy(path, trust)
+    setting, trained = horizon_setting(loaded)
+    changes = {horizon: [f"{setting}={horizon}"] for horizon in horizons}
+    for change in changes.values():  # all of them, before the first takes its time
+        changed_task(loaded.blueprint, change)
     points = []
-    for horizon in horizons:
-        changes = [f"{setting}={horizon}"]
-        found = evaluate_checkpoint(path, episodes=episodes, seed=seed, num_envs=num_envs, changes=changes, trust=trust)
+    for horizon, change in changes.items():
+        found = evaluate_checkpoint(path, episodes=episodes, seed=seed, num_envs=num_envs, changes=change, trust=trust)
         points.append(AtHorizon(horizon, found))
         if tell is not None:
             tell(points[-1].line())
@@ -105,6 +111,7 @@ def draw_horizons(found: Horizons, path: Path, title: str) -> None:
         axes.plot(horizons, shares, ":", color=GREY, label="return, 0 without memory, 1 the best")
         axes.axvline(found.trained, color=INK, linestyle="--", linewidth=0.8, label="trained at")
         axes.set(xscale="log", ylim=(-0.03, 1.03), xlabel=found.setting, ylabel="success", title=title)
+        plain_numbers(axes.xaxis)
         axes.legend()
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)

@@ -13,6 +13,7 @@ from mneme.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +41,27 @@ STYLE: dict[Any, Any] = {
     "ytick.color": GREY,
     "ytick.labelcolor": INK,
 }
+
+
+def plain_numbers(axis: "Axis") -> None:
+    """Label a logarithmic axis with plain numbers at its powers of ten, as the style parses no formulas."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def check_picture(path: Path) -> None:
+    """Refuse a file whose ending names no kind of picture.
+
+    Raises:
+        ValueError: it names none.
+    """
+    from matplotlib.figure import Figure
+
+    kinds = Figure().canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".") not in kinds:
+        raise ValueError(f"{path} does not end in the name of a kind of picture; let it end in .png or .pdf")
 
 
 class LearningCurve(Callback):

@@ -89,3 +89,12 @@ def test_what_is_impossible_is_never_chosen() -> None:
     assert set(actions.tolist()) == {1, 3} and log_probs.isfinite().all()
     ones = Choice(head_parameters(policy), greedy=False)(y, torch.ones(400, 1))[0]
     assert set(ones.tolist()) == {3}
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm", "mingru"])
+@pytest.mark.parametrize("lanes", [(3, 4, 4), (4, 3, 4), (4, 4, 3)])
+def test_arguments_of_different_numbers_of_lanes_are_refused(kind: str, lanes: tuple[int, int, int]) -> None:
+    policy, (resets, carries, noises) = policy_of(kind), lanes
+    reset, carry = torch.zeros(resets, dtype=torch.bool), policy.initial_carry(carries)
+    with pytest.raises(ValueError, match=r"are of \[3, 4\] lanes"):
+        Actor(policy).act({"x": torch.zeros(resets, 3)}, reset, carry, torch.zeros(noises, 1))

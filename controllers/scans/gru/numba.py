@@ -64,12 +64,12 @@ class GruStepper:
     """Steps without autograd, for which the weights are laid out once; they must not change meanwhile."""
 
     def __init__(self, initial_H: Tensor, p: GruParameters) -> None:
-        self._weights, self._h_SBH = _laid_out(initial_H, p), initial_H.new_empty(2, 0, len(initial_H))
+        self._weights, self._lanes = _laid_out(initial_H, p), -1
 
     def __call__(self, x_BD: Tensor, reset_B: Tensor, h_BH: Tensor) -> Tensor:
         """The next states, [B, D], bool [B], [B, H] -> [B, H], which are good until the next call."""
-        if h_BH.shape != self._h_SBH.shape[1:]:
-            self._h_SBH = h_BH.new_empty(2, *h_BH.shape)
+        if len(h_BH) != self._lanes:
+            self._lanes, self._h_SBH = len(h_BH), h_BH.new_empty(2, *h_BH.shape)
             self._given, self._room = h_BH.new_empty(1, len(h_BH), 0), _room(h_BH)
             self._trace = _Trace(*arrays(h_BH.new_empty(0, 0, 0), self._h_SBH))
         before_BH, after_BH = self._h_SBH

@@ -61,13 +61,13 @@ class LstmStepper:
     """Steps without autograd, for which the weights are laid out once; they must not change meanwhile."""
 
     def __init__(self, initial: LstmState, p: LstmParameters) -> None:
-        self._weights, self._states = _laid_out(initial, p), LstmState(*initial.h.new_empty(2, 2, 0, len(initial.h)))
+        self._weights, self._lanes = _laid_out(initial, p), -1
 
     def __call__(self, x_BD: Tensor, reset_B: Tensor, state: LstmState) -> LstmState:
         """The next states, [B, D], bool [B], [B, H] each -> [B, H] each, which are good until the next call."""
         h_BH = state.h
-        if h_BH.shape != self._states.h.shape[1:]:
-            self._states = LstmState(*h_BH.new_empty(2, 2, *h_BH.shape))
+        if len(h_BH) != self._lanes:
+            self._lanes, self._states = len(h_BH), LstmState(*h_BH.new_empty(2, 2, *h_BH.shape))
             self._given, self._room = h_BH.new_empty(1, len(h_BH), 0), _room(h_BH)
             gates, tanh_c = arrays(h_BH.new_empty(0, 0, 0), h_BH.new_empty(0, 0, 0))
             self._trace = _Trace(gates, tanh_c, in_arrays(self._states))

@@ -1,6 +1,7 @@
 """`mneme suite horizons`: controllers trained at one horizon, evaluated at others, up to a hundred thousand steps."""
 
 from collections.abc import Iterator, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from mneme.experiments.horizons import horizons_of
 from mneme.experiments.suite.contest import Contest, Measurement
 from mneme.experiments.suite.results import Document, replace_file
 from mneme.experiments.suite.table import in_columns
-from mneme.reporting.curves import GREY, INK, use_style
+from mneme.reporting.curves import GREY, INK, plain_numbers, use_style
 from mneme.reporting.display import NOTHING
 
 HORIZONS = (32, 64, 128, 256, 1024, 4096, 16384, 100_000)
@@ -52,8 +53,14 @@ def _rows(document: Document) -> Iterator[tuple[str, ...]]:
             for horizon in HORIZONS
         ]
         solved = sum(run["solved"] for run in runs)
-        furthest = [max([h for h, success in found.items() if success >= _HELD], default=0) for found in by_horizon]
-        yield task, controller, f"{solved} of {len(runs)}", *cells, ", ".join(f"{steps:,}" for steps in furthest)
+        held = ", ".join(f"{_held(run):,}" for run in runs if "by_horizon" in run)
+        yield task, controller, f"{solved} of {len(runs)}", *cells, held
+
+
+def _held(run: Mapping[str, Any]) -> int:
+    """The longest horizon up to which a run holds, from the one that it was trained at on; 0 where not even there."""
+    longer = ((horizon, success) for horizon, success, *_ in run["by_horizon"] if horizon >= run["trained_at"])
+    return max((horizon for horizon, _ in takewhile(lambda point: point[1] >= _HELD, longer)), default=0)
 
 
 def as_markdown(document: Document) -> str:
@@ -79,7 +86,7 @@ def draw(document: Document, path: Path) -> None:
     with mpl.rc_context():
         use_style(mpl)
         lines = -(-len(kinds) // columns)
-        figure = Figure(figsize=(2.4 * columns, 2.1 * lines + 0.4), dpi=110, layout="constrained")
+        figure = Figure(figsize=(max(5.0, 2.4 * columns), 2.1 * lines + 0.6), dpi=110, layout="constrained")
         panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
         shades = mpl.colormaps["viridis"](np.linspace(0.1, 0.8, 1 + max(run["seed"] for run in runs)))
         for axes, kind in zip(panels, kinds, strict=False):
@@ -90,6 +97,7 @@ def draw(document: Document, path: Path) -> None:
                 bound = document["tasks"][run["task"]]["memoryless_return"]
                 axes.axhline(bound, color=GREY, linestyle=":", linewidth=0.8)
             axes.set(xscale="log", ylim=(-0.03, 1.03))
+            plain_numbers(axes.xaxis)
             axes.set_title(kind, fontsize=8)
             axes.tick_params(labelsize=7)
         for axes in panels[len(kinds) :]:
