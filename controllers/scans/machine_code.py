@@ -31,12 +31,15 @@ from numba.extending import intrinsic, overload
 from torch import Tensor
 
 
+_OTHER_SOURCES = tuple(Path(__file__).parents[1] / name for name in ("layer_norm.py", "actions/distribution.py"))
+"""Files with constants that kernels take in."""
+
+
 @cache
 def machine_code_folder() -> str | None:
     """The folder in which machine code is kept, or None if nothing can be written."""
     digest = sha256(f"{numba.__version__} {get_host_cpu_name()}".encode())
-    here, others = Path(__file__).parent, (Path("layer_norm.py"), Path("actions", "distribution.py"))  # with constants
-    for path in (*sorted(here.rglob("*.py")), *(here.parent / other for other in others)):
+    for path in (*sorted(Path(__file__).parent.rglob("*.py")), *_OTHER_SOURCES):
         digest.update(path.read_bytes())
     try:
         root = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
