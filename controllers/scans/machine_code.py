@@ -30,7 +30,6 @@ from numba.core.caching import FunctionCache
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
-
 _OTHER_SOURCES = tuple(Path(__file__).parents[1] / name for name in ("layer_norm.py", "actions/distribution.py"))
 """Files with constants that kernels take in."""
 
