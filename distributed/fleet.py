@@ -7,11 +7,11 @@ number, and joins once there is room for it: those that are absent are asked for
 
 import logging
 from itertools import takewhile
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, Literal, NamedTuple
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
 
 from mneme.distributed.blueprint import Blueprint
 from mneme.distributed.failures import failure_reason, never_ran
@@ -24,6 +24,9 @@ from mneme.rollout_workers import Evaluation, EvaluationError
 _log = logging.getLogger(__name__)
 
 _STRATEGIES: dict[str, Literal["DEFAULT", "SPREAD"]] = {"packed": "DEFAULT", "spread": "SPREAD"}
+
+
+_BETWEEN = 0.2  # seconds between two questions to an actor that is out of reach
 
 
 class _Request(NamedTuple):
@@ -59,6 +62,7 @@ class RolloutFleet:
         self._failures = [0] * self._num_workers
         self._absent: dict[ray.ObjectRef, _Absent] = {}  # type: ignore[type-arg]  # by what is ready once the worker is
         self._requests: dict[ray.ObjectRef, _Request] = {}  # type: ignore[type-arg]  # oldest first
+        self._out_of_reach: dict[int, float] = {}  # worker -> since when
         self._idle_since: dict[int, float] = {}  # worker -> when its last fragment arrived
         self.waits = Waits("workers", "driver_for_workers")
         self.restarts = 0
@@ -178,6 +182,7 @@ class RolloutFleet:
             self._fail(request.worker, error)
             return None
         self._idle_since[request.worker] = monotonic()
+        self._out_of_reach.pop(request.worker, None)
         self._incarnations[request.worker] = delivery.incarnation
         if delivery.error is None:
             self._failures[request.worker] = 0
@@ -194,7 +199,19 @@ class RolloutFleet:
     def _fail(self, worker: int, error: RayError) -> None:
         if isinstance(error, RayTaskError) and isinstance(error.cause, EnvironmentMisuse):
             raise error.cause from None
-        self._replace(worker, failure_reason(error))
+        if not (isinstance(error, ActorUnavailableError) and self._may_come_back(worker)):
+            self._replace(worker, failure_reason(error))
+
+    def _may_come_back(self, worker: int) -> bool:
+        """Expect an actor that is out of reach, as through a network that is cut; false if that has lasted too long."""
+        now = monotonic()
+        if worker not in self._out_of_reach:
+            _log.warning(f"rollout actor {worker} is out of reach; it is waited for", extra={"worker": worker})
+        if now - self._out_of_reach.setdefault(worker, now) > self._timeout:
+            return False
+        sleep(_BETWEEN)
+        self._expect(worker, self._actors[worker])
+        return True
 
     def _replace(self, worker: int, reason: str, lost: Any = None) -> None:
         """Put another one in a worker's place, unless that was done since it was this actor that was lost."""
@@ -210,6 +227,7 @@ class RolloutFleet:
         self._requests = {ref: request for ref, request in self._requests.items() if request.worker != worker}
         self._forget_absent(worker)
         self._idle_since.pop(worker, None)
+        self._out_of_reach.pop(worker, None)
         self._incarnations[worker] += 1
         self._actors[worker] = self._spawn(worker)
 

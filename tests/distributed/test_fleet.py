@@ -10,6 +10,7 @@ import psutil
 import pytest
 import ray
 import torch
+from ray.exceptions import ActorUnavailableError
 
 from mneme.configuration.config import Config, load_config
 from mneme.distributed import stragglers
@@ -18,6 +19,7 @@ from mneme.distributed.replay import Replay
 from mneme.distributed.runners import ServiceError
 from mneme.distributed.service import asynchronous, synchronous
 from mneme.distributed.waiting import has_process
+from mneme.distributed.workers import Delivery
 from mneme.learner.batch import SequenceBatch
 from mneme.learner.windows import cut
 from mneme.rollout_workers import EvaluationError, Fragment
@@ -62,6 +64,27 @@ def test_the_counting_environment_arrives_in_order(service: RayRunner, tmp_path:
         batch = SequenceBatch.from_fragments(fragments, torch.device("cpu"))
         for plan in plans:
             assert_in_order(batch, round_, plan.window)
+
+
+def test_an_actor_that_is_out_of_reach_for_a_while_is_waited_for(
+    service: RayRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get, errors, restarts = ray.get, [ActorUnavailableError("the network is cut", None)], service.fleet.restarts
+
+    def through_a_bad_network(ref: Any, **options: Any) -> Any:
+        if errors and ref not in service.fleet._requests and isinstance(found := get(ref, **options), Delivery):
+            assert found.worker == 0
+            raise errors.pop()
+        return get(ref, **options)
+
+    actor = service.fleet._actors[0]
+    with monkeypatch.context() as patched:
+        patched.setattr(ray, "get", through_a_bad_network)
+        assert [arrival.delivery.worker for arrival in service.collect()] == [1]
+    while service.fleet.num_present < 2:
+        service.fleet.muster()
+    assert [arrival.delivery.worker for arrival in service.collect()] == [0, 1]
+    assert service.fleet._actors[0] is actor and service.fleet.restarts == restarts
 
 
 def assert_in_order(batch: SequenceBatch, round_: int, window: int) -> None:
