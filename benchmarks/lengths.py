@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-from matplotlib.figure import Figure
 
 from benchmarks.memory import MIB, MODES
 from benchmarks.report import RESULTS
@@ -19,7 +18,7 @@ from mneme.controllers import CONTROLLERS
 from mneme.experiments.machine import describe_machine, versions
 from mneme.experiments.update_cost import update_costs
 from mneme.learner import LearnerSettings
-from mneme.reporting.curves import use_style
+from mneme.reporting.curves import picture, plain_numbers
 
 LENGTHS, STEPS = (64, 256, 1024, 4096, 10_000), 40_000
 BATCHES, LENGTH = (4, 16, 64, 256), 256
@@ -62,9 +61,7 @@ def main() -> int:
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Steps per second above, peak memory below; over the length on the left, over the number on the right."""
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
-    with mpl.rc_context():
-        use_style(mpl)
-        figure = Figure(figsize=(10, 6), dpi=120, layout="constrained")
+    with picture(path, 10, 6) as figure:
         panels = figure.subplots(2, 2)
         colours = dict(zip(kinds, mpl.colormaps["tab10"].colors, strict=False))
         styles = dict(zip(COMPARED, ("-", "-.", "--", ":"), strict=True))
@@ -78,13 +75,14 @@ def draw(rows: Sequence[Row], path: Path) -> None:
                         points = [row[axis] for row in own], [row[figure_of] for row in own]
                         axes.plot(*points, styles[mode], color=colours[kind], linewidth=1.1)
                 axes.set(xscale="log", yscale="log", xlabel=axis if line else "")
+                plain_numbers(axes.xaxis)
+                plain_numbers(axes.yaxis)
                 axes.set_title(figure_of.replace("_", " ").replace("mib", "MiB"))
         for kind in kinds:
             panels[0, 0].plot([], [], color=colours[kind], label=kind)
         for mode in COMPARED:
             panels[0, 0].plot([], [], styles[mode], color="black", label=mode)
         figure.legend(loc="outside right center", fontsize=8)
-        figure.savefig(path)
 
 
 def _on(row: Row, length: int | None) -> bool:

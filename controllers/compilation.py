@@ -20,8 +20,13 @@ _OUTDATED = 90 * 24 * 3600  # seconds
 
 
 def compile_policy(policy: Policy, kind: str) -> None:
-    """Do as `compile_ahead` with the policy's controller, of this kind, and compile what acts."""
+    """Do as `compile_ahead` with the policy's controller, of this kind, and as `compile_acting`."""
     compile_ahead(policy.controller, kind)
+    compile_acting(policy)
+
+
+def compile_acting(policy: Policy) -> None:
+    """Compile what an `Actor` needs besides the scans, as `compile_ahead` compiles those."""
     if heads_compile(policy):
         _once("acting", "what acts", lambda: _act(policy))
 

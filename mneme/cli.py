@@ -337,13 +337,6 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "status": _status,
     "dashboard": _dashboard,
 }
-_PRINTING = (
-    "evaluate",
-    "diagnose",
-    "horizons",
-    "replay",
-    "reproduce",
-    "runs",
-    "status",
-)  # whose result is what they print
+_PRINTING = ("evaluate", "diagnose", "horizons", "replay", "reproduce", "runs", "status")
+"""Commands whose result is what they print."""
 _ENOUGH = BrokenPipeError  # whoever read had read enough

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from mneme.agent import load_policy
+from mneme.agent import LoadedPolicy, load_policy
 from mneme.configuration.config import Config, override
-from mneme.controllers.compilation import compile_policy
+from mneme.controllers.compilation import compile_acting
 from mneme.distributed.blueprint import Blueprint
 from mneme.distributed.config import ConfigError
 from mneme.envs import EnvSettings, TaskFacts, facts_of, make_vector_env
@@ -20,7 +20,7 @@ from mneme.rollout_workers.video import film_episodes
 
 
 def evaluate_checkpoint(
-    path: Path,
+    path: Path | LoadedPolicy,
     *,
     episodes: int,
     seed: int,
@@ -39,7 +39,7 @@ def evaluate_checkpoint(
     whoever wrote it.
 
     Args:
-        path: a run folder, or one of its checkpoints.
+        path: a run folder, or one of its checkpoints, or what was loaded of it.
         episodes: how many at least; each lane plays equally many.
         seed: of the episodes.
         num_envs: parallel environments; unset: as many as the run had.
@@ -66,9 +66,9 @@ def evaluate_checkpoint(
     if best is not None and record is None:
         raise ValueError(f"best is {best}, but nothing is recorded; name a file for the record")
     torch.set_num_threads(1)
-    loaded = load_policy(path, trust)
+    loaded = path if isinstance(path, LoadedPolicy) else load_policy(path, trust)
     blueprint, policy = loaded.blueprint, loaded.policy
-    compile_policy(policy, blueprint.config.policy.controller.kind)
+    compile_acting(policy)  # the scans were compiled when it was loaded
     env_settings, facts = blueprint.config.env, blueprint.facts
     if changes:
         env_settings, facts = changed_task(blueprint, changes)

@@ -19,7 +19,7 @@ from mneme.controllers.contract.trial import (
     results,
     subject,
 )
-from mneme.controllers.controller import Carry, Controller
+from mneme.controllers.controller import Carry, Controller, Step
 
 _STEPS = max(LENGTHS)
 _CUTS = ((1,), (32,), (5, 6, 20), (11, 22))
@@ -88,17 +88,20 @@ def steps_are_the_scan(build: Build) -> Iterator[Deviation]:
     controller = subject(build)
     trial = draw(controller, _STEPS)
 
-    def stepwise(x: Tensor, reset: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        outputs = []
-        for x_BD, reset_B in zip(x, reset, strict=True):
-            y_BH, carry = controller.step(x_BD, reset_B, carry)
-            outputs.append(y_BH)
-        return torch.stack(outputs), carry
-
     expected = results(*controller.scan(*trial))
-    yield from deviations(results(*stepwise(*trial)), expected, "step by step")
+    yield from deviations(results(*_stepwise(controller.step, *trial)), expected, "step by step")
     with torch.no_grad():
-        yield from deviations(results(*stepwise(*trial)), expected, "step by step without gradient")
+        found = results(*_stepwise(controller.step, *trial))
+        yield from deviations(found, expected, "step by step without gradient")
+
+
+def _stepwise(step: Step, x: Tensor, reset: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+    """As a scan; what a step returns need be good until the next one alone."""
+    outputs = []
+    for x_BD, reset_B in zip(x, reset, strict=True):
+        y_BH, carry = step(x_BD, reset_B, carry)
+        outputs.append(y_BH.clone())
+    return torch.stack(outputs), carry
 
 
 @check("split is the whole", "a scan in parts is one scan, gradients too", TIGHT)
@@ -155,16 +158,11 @@ def parts_have_their_own_gradients(build: Build) -> Iterator[Deviation]:
 def prepared_steps_are_steps(build: Build) -> Iterator[Deviation]:
     controller = subject(build)
     x, reset, carry = draw(controller, 9)
-    found: list[dict[str, Tensor]] = []
+    given = {name: value.detach().clone() for name, value in carry.items()}
     with torch.no_grad():
-        for step in (controller.stepper(), controller.step):
-            last: Carry = {name: value.detach().clone() for name, value in carry.items()}
-            outputs = []
-            for x_BD, reset_B in zip(x.detach(), reset, strict=True):
-                y_BH, last = step(x_BD, reset_B, last)
-                outputs.append(y_BH.clone())
-            found.append(results(torch.stack(outputs), {name: value.clone() for name, value in last.items()}))
-    prepared, plain = found
+        plain, prepared = (
+            results(*_stepwise(step, x.detach(), reset, given)) for step in (controller.step, controller.stepper())
+        )  # in this order, as what is prepared may overwrite the carry
     yield from deviations(prepared, plain, "step by step")
 
 

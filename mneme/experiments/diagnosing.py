@@ -13,7 +13,7 @@ from mneme.agent import LoadedPolicy, load_policy
 from mneme.experiments.carries import Ageing, ageing, batches_of, learner_of, turnover
 from mneme.learner import LearnerSettings
 from mneme.learner.fidelity import Fidelity
-from mneme.reporting.curves import BLUE, GREY, plain_numbers, use_style
+from mneme.reporting.curves import BLUE, GREY, picture, plain_numbers
 from mneme.storage.paths import locate
 from mneme.storage.run_folder import RunFolder
 
@@ -155,12 +155,7 @@ def draw_reach(diagnosis: Diagnosis, path: Path) -> None:
         OSError: it cannot be written.
         ValueError: the file's ending names no kind of picture.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context():
-        use_style(mpl)
-        figure = Figure(figsize=(7, 3.5), dpi=120, layout="constrained")
+    with picture(path, 7, 3.5) as figure:
         axes = figure.subplots()
         reach = np.where(diagnosis.reach > 0, diagnosis.reach, np.nan)
         axes.plot(np.arange(len(reach)), reach, color=BLUE)
@@ -169,8 +164,6 @@ def draw_reach(diagnosis: Diagnosis, path: Path) -> None:
         if diagnosis.memory_horizon:
             axes.axvline(diagnosis.memory_horizon, color=GREY, linestyle=":")
         axes.set(xlabel="steps back", ylabel="norm of d loss / d carry", title=f"reach, {diagnosis.mode}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
 
 
 def _mode(s: LearnerSettings) -> str:

@@ -11,7 +11,7 @@ from mneme.agent import LoadedPolicy, load_policy
 from mneme.distributed.config import ConfigError
 from mneme.envs import horizon_of, make_vector_env
 from mneme.evaluation import changed_task, evaluate_checkpoint
-from mneme.reporting.curves import BLUE, GREY, INK, plain_numbers, use_style
+from mneme.reporting.curves import BLUE, GREY, INK, picture, plain_numbers
 from mneme.rollout_workers import Evaluation
 
 
@@ -81,7 +81,7 @@ def horizons_of(
         changed_task(loaded.blueprint, change)
     points = []
     for horizon, change in changes.items():
-        found = evaluate_checkpoint(path, episodes=episodes, seed=seed, num_envs=num_envs, changes=change, trust=trust)
+        found = evaluate_checkpoint(loaded, episodes=episodes, seed=seed, num_envs=num_envs, changes=change)
         points.append(AtHorizon(horizon, found))
         if tell is not None:
             tell(points[-1].line())
@@ -95,12 +95,7 @@ def draw_horizons(found: Horizons, path: Path, title: str) -> None:
         OSError: it cannot be written.
         ValueError: the file's ending names no kind of picture.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context():
-        use_style(mpl)
-        figure = Figure(figsize=(7, 3.5), dpi=120, layout="constrained")
+    with picture(path, 7, 3.5) as figure:
         axes = figure.subplots()
         horizons = np.array([point.horizon for point in found.points])
         intervals = np.array([point.evaluation.success_interval for point in found.points])
@@ -113,5 +108,3 @@ def draw_horizons(found: Horizons, path: Path, title: str) -> None:
         axes.set(xscale="log", ylim=(-0.03, 1.03), xlabel=found.setting, ylabel="success", title=title)
         plain_numbers(axes.xaxis)
         axes.legend()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)

@@ -1,7 +1,8 @@
 """The learning-curve picture that a run leaves behind. Matplotlib is imported only when one is drawn."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from mneme.storage.run_folder import RunFolder
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +43,28 @@ STYLE: dict[Any, Any] = {
     "ytick.color": GREY,
     "ytick.labelcolor": INK,
 }
+
+
+@contextmanager
+def picture(path: Path, width: float, height: float, dpi: int = 120) -> Iterator["Figure"]:
+    """A figure of so many inches in our style, which is written to `path` when the block ends.
+
+    Ours on matplotlib's defaults: a matplotlibrc, which may lie in the present folder, has no say.
+
+    Raises:
+        OSError: it cannot be written.
+        ValueError: the file's ending names no kind of picture.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context():  # a bare Figure draws with Agg and leaves pyplot's global state alone
+        mpl.rcdefaults()
+        mpl.rcParams.update(STYLE)
+        figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+        yield figure
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
 
 
 def plain_numbers(axis: "Axis") -> None:
@@ -111,12 +135,7 @@ def draw_learning_curve(
     Raises:
         OSError: the picture cannot be written.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context():  # a bare Figure draws with Agg and leaves pyplot's global state alone
-        use_style(mpl)
-        figure = Figure(figsize=(10, 6), dpi=150, layout="constrained")
+    with picture(path, 10, 6, dpi=150) as figure:
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         with_success = any("success" in row or "evaluation/success" in row for row in history)
         above: list[Any] = ["return"] * 3 + ["success"] * 3 if with_success else ["return"] * 6
@@ -159,14 +178,6 @@ def draw_learning_curve(
         for name in set(above):
             if axes[name].get_legend_handles_labels()[0]:
                 axes[name].legend(fontsize=8)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
-
-
-def use_style(mpl: Any) -> None:
-    """Ours on matplotlib's defaults: a matplotlibrc, which may lie in the present folder, has no say."""
-    mpl.rcdefaults()
-    mpl.rcParams.update(STYLE)
 
 
 def _training(panel: "Axes", history: Sequence[Mapping[str, float]], key: str, title: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from mneme.reporting.curves import BLUE, GREEN, GREY, use_style
+from mneme.reporting.curves import BLUE, GREEN, GREY, picture
 from mneme.rollout_workers import Fragment
 
 if TYPE_CHECKING:
@@ -45,16 +45,11 @@ def draw_episode(episode: Fragment, path: Path, title: str) -> None:
         OSError: the picture cannot be written.
         ValueError: the file's ending names no kind of picture.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     parts = {name: entries_of(part[0, :-1]) for name, part in episode.observations.items()}
     actions = entries_of(episode.actions[0])
     carries = {name: entries_of(carry[0]) for name, carry in episode.carries.items()}
     heights = [*map(_height, parts.values()), 1.2, 1.6, *map(_height, carries.values())]
-    with mpl.rc_context():
-        use_style(mpl)
-        figure = Figure(figsize=(10, 1 + sum(heights) + 0.5 * len(heights)), dpi=120, layout="constrained")
+    with picture(path, 10, 1 + sum(heights) + 0.5 * len(heights)) as figure:
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         panels = list(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights))
         for panel in panels:
@@ -69,8 +64,6 @@ def draw_episode(episode: Fragment, path: Path, title: str) -> None:
         _earnings(next(remaining), episode)
         for name, carry in carries.items():
             _heat_map(next(remaining), carry, f"carry before the step: {name}", signed=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
 
 
 def _height(entries: Entries) -> float:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from mneme.callbacks import Callback
+from mneme.callbacks import Callback, Progress
 from mneme.configuration.presets import PRESETS, find_preset
 from mneme.controllers import CONTROLLERS
 from mneme.distributed.config import ConfigError
@@ -16,6 +16,12 @@ from mneme.experiments.suite.table import as_markdown
 
 class Measurement(Callback):
     """Follows one run of a suite, for what is kept of it besides its result."""
+
+    path: Path | None = None
+    """The newest checkpoint."""
+
+    def on_checkpoint(self, progress: Progress, path: Path) -> None:
+        self.path = path
 
     def result(self) -> dict[str, Any]:
         """To be kept with the run's result, once it has ended."""

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from mneme.callbacks import Progress
 from mneme.controllers import CONTROLLERS
 from mneme.experiments.horizons import horizons_of
 from mneme.experiments.suite.contest import Contest, Measurement
 from mneme.experiments.suite.results import Document, replace_file
 from mneme.experiments.suite.table import in_columns
-from mneme.reporting.curves import GREY, INK, plain_numbers, use_style
+from mneme.reporting.curves import GREY, INK, picture, plain_numbers
 from mneme.reporting.display import NOTHING
 
 HORIZONS = (32, 64, 128, 256, 1024, 4096, 16384, 100_000)
@@ -24,16 +23,10 @@ _HELD = 0.99  # success that counts as held
 class _HorizonMeasurement(Measurement):
     """Evaluates what a run has come to at every horizon."""
 
-    def __init__(self) -> None:
-        self._path: Path | None = None
-
-    def on_checkpoint(self, progress: Progress, path: Path) -> None:
-        self._path = path
-
     def result(self) -> dict[str, Any]:
-        if self._path is None:
+        if self.path is None:
             return {}
-        found = horizons_of(self._path, HORIZONS, episodes=_EPISODES, num_envs=_EPISODES)
+        found = horizons_of(self.path, HORIZONS, episodes=_EPISODES, num_envs=_EPISODES)
         return {
             "trained_at": found.trained,
             "by_horizon": [
@@ -78,15 +71,12 @@ def _report(document: Document, folder: Path) -> None:
 def draw(document: Document, path: Path) -> None:
     """Write a picture: success against the horizon, a panel a controller, a line a seed."""
     import matplotlib as mpl
-    from matplotlib.figure import Figure
 
     runs: list[Mapping[str, Any]] = [run for run in document["runs"] if run.get("by_horizon")]
     kinds = list(dict.fromkeys(run["controller"] for run in runs))
     columns = min(5, len(kinds))
-    with mpl.rc_context():
-        use_style(mpl)
-        lines = -(-len(kinds) // columns)
-        figure = Figure(figsize=(max(5.0, 2.4 * columns), 2.1 * lines + 0.6), dpi=110, layout="constrained")
+    lines = -(-len(kinds) // columns)
+    with picture(path, max(5.0, 2.4 * columns), 2.1 * lines + 0.6, dpi=110) as figure:
         panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
         shades = mpl.colormaps["viridis"](np.linspace(0.1, 0.8, 1 + max(run["seed"] for run in runs)))
         for axes, kind in zip(panels, kinds, strict=False):
@@ -104,8 +94,6 @@ def draw(document: Document, path: Path) -> None:
             axes.set_visible(False)
         figure.supxlabel("horizon at which it is evaluated; dashed: in training; dotted: without memory", fontsize=8)
         figure.supylabel("success", fontsize=8)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
 
 
 HORIZONS_CONTEST = Contest(

@@ -68,13 +68,9 @@ class _ModeMeasurement(Measurement):
 
     def __init__(self) -> None:
         self._rows: list[tuple[int, Mapping[str, float]]] = []
-        self._path: Path | None = None
 
     def on_update(self, progress: Progress, metrics: Mapping[str, float]) -> None:
         self._rows.append((progress.steps, dict(metrics)))
-
-    def on_checkpoint(self, progress: Progress, path: Path) -> None:
-        self._path = path
 
     def result(self) -> dict[str, Any]:
         every = max(1, len(self._rows) // _POINTS)
@@ -84,8 +80,8 @@ class _ModeMeasurement(Measurement):
             values = [row[key] for _, row in self._rows if (key := f"fidelity/{name}") in row]
             finite = [value for value in values if math.isfinite(value)]
             measured[f"fidelity_{name}"] = sum(finite) / len(finite) if finite else None
-        if self._path is not None:
-            aged = ageing(load_policy(self._path), lags=1, seed=0, num_envs=_AGED)
+        if self.path is not None:
+            aged = ageing(load_policy(self.path), lags=1, seed=0, num_envs=_AGED)
             measured["staleness_by_epoch"] = [_known(staleness.distance) for staleness in aged.by_epoch]
             measured["staleness_kl_by_epoch"] = [_known(staleness.kl) for staleness in aged.by_epoch]
         return measured

@@ -13,7 +13,7 @@ import numpy as np
 from mneme.experiments.suite.results import Document
 from mneme.experiments.suite.table import in_columns
 from mneme.learner import LearnerSettings
-from mneme.reporting.curves import GREY, use_style
+from mneme.reporting.curves import GREY, picture
 from mneme.reporting.display import NOTHING
 
 COLUMNS = (
@@ -135,13 +135,10 @@ def _cell(rows: Sequence[Figures], name: str, digits: int = 2) -> str:
 def draw(document: Document, path: Path) -> None:
     """Write the learning curves, a panel for each controller and task: means over seeds, a line a mode."""
     import matplotlib as mpl
-    from matplotlib.figure import Figure
 
     runs = [run for run in document["runs"] if "failure" not in run]
     tasks, kinds, modes = (list(dict.fromkeys(run[key] for run in runs)) for key in ("task", "controller", "variant"))
-    with mpl.rc_context():
-        use_style(mpl)
-        figure = Figure(figsize=(3.2 * len(tasks), 2.4 * len(kinds) + 0.8), dpi=110, layout="constrained")
+    with picture(path, 3.2 * len(tasks), 2.4 * len(kinds) + 0.8, dpi=110) as figure:
         panels = figure.subplots(len(kinds), len(tasks), squeeze=False, sharex=True, sharey=True)
         families = list(dict.fromkeys(mode.partition(",")[0] for mode in modes))
         shades = dict(zip(families, mpl.colormaps["viridis"](np.linspace(0, 0.9, len(families))), strict=True))
@@ -165,5 +162,3 @@ def draw(document: Document, path: Path) -> None:
             handles, labels, loc="outside lower center", ncols=max(1, int(figure.get_figwidth() // 2.6)), fontsize=7
         )
         figure.supylabel("return; 0 without memory, 1 the best", fontsize=8)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
