@@ -292,11 +292,16 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
 def test_a_killed_run_goes_on_to_the_same_bits(
     tmp_path: Path, mneme: Command, uninterrupted: dict[str, dict[str, np.ndarray]]
 ) -> None:
-    """Killed in the fifth update; the checkpoint is of the third."""
+    """Killed in the fifth update, once the checkpoint of the third is whole (another thread writes it)."""
     code = (
-        "import os, signal, sys; from mneme.distributed.runners import LocalRunner as Runner;"
-        "learn, left = Runner.learn, [1] * 4;"
-        "Runner.learn = lambda *all: learn(*all) if left and left.pop() else os.kill(os.getpid(), signal.SIGKILL);"
+        "import os, pathlib, signal, sys, time\n"
+        "from mneme.distributed.runners import LocalRunner as Runner\n"
+        "learn, left = Runner.learn, [1] * 4\n"
+        "def learn_or_die(*all):\n"
+        "    if left and left.pop(): return learn(*all)\n"
+        f"    while not list(pathlib.Path({str(tmp_path)!r}).glob('run/checkpoints/step-*')): time.sleep(0.01)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Runner.learn = learn_or_die\n"
         "from mneme.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     killed = in_a_process([sys.executable, "-c", code], "train", "--local", *LONGER, f"checkpoint.root={tmp_path}")
