@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
 
 from mneme.distributed.blueprint import Blueprint
+from mneme.distributed.doubts import Doubts
 from mneme.distributed.failures import failure_reason, never_ran
 from mneme.distributed.runners import Arrival, ServiceError, episode_shares
 from mneme.distributed.waiting import Waiting, Waits, has_process
@@ -26,6 +27,7 @@ _log = logging.getLogger(__name__)
 _STRATEGIES: dict[str, Literal["DEFAULT", "SPREAD"]] = {"packed": "DEFAULT", "spread": "SPREAD"}
 
 
+_DOUBTFUL = 60.0  # seconds without an answer after which an actor may be idle
 _BETWEEN = 0.2  # seconds between two questions to an actor that is out of reach
 
 
@@ -63,6 +65,7 @@ class RolloutFleet:
         self._absent: dict[ray.ObjectRef, _Absent] = {}  # type: ignore[type-arg]  # by what is ready once the worker is
         self._requests: dict[ray.ObjectRef, _Request] = {}  # type: ignore[type-arg]  # oldest first
         self._out_of_reach: dict[int, float] = {}  # worker -> since when
+        self._doubts = Doubts()
         self._idle_since: dict[int, float] = {}  # worker -> when its last fragment arrived
         self.waits = Waits("workers", "driver_for_workers")
         self.restarts = 0
@@ -176,6 +179,7 @@ class RolloutFleet:
 
     def _take(self, ref: Any) -> Arrival | None:
         request = self._requests.pop(ref)
+        self._doubts.forget(request.worker)
         try:
             delivery = ray.get(ref)
         except RayError as error:
@@ -192,9 +196,14 @@ class RolloutFleet:
         return Arrival(delivery, None)
 
     def _replace_hung(self) -> None:
-        latest = monotonic() - self._timeout
-        for request in list(takewhile(lambda request: request.started < latest, self._requests.values())):
-            self._replace(request.worker, f"it did not deliver within {self._timeout:g} seconds")
+        now = monotonic()
+        doubtful = now - min(_DOUBTFUL, self._timeout)
+        for request in list(takewhile(lambda request: request.started < doubtful, self._requests.values())):
+            worker = request.worker
+            if now - request.started > self._timeout:
+                self._replace(worker, f"it did not deliver within {self._timeout:g} seconds")
+            elif self._doubts.idle(worker, self._actors[worker]):
+                self._replace(worker, "it owes a fragment and has nothing to do: a message was lost on the way")
 
     def _fail(self, worker: int, error: RayError) -> None:
         if isinstance(error, RayTaskError) and isinstance(error.cause, EnvironmentMisuse):
@@ -226,6 +235,7 @@ class RolloutFleet:
         ray.kill(self._actors[worker])
         self._requests = {ref: request for ref, request in self._requests.items() if request.worker != worker}
         self._forget_absent(worker)
+        self._doubts.forget(worker)
         self._idle_since.pop(worker, None)
         self._out_of_reach.pop(worker, None)
         self._incarnations[worker] += 1

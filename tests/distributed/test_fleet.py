@@ -13,7 +13,7 @@ import torch
 from ray.exceptions import ActorUnavailableError
 
 from mneme.configuration.config import Config, load_config
-from mneme.distributed import stragglers
+from mneme.distributed import doubts, fleet, stragglers
 from mneme.distributed.ray_runner import RayRunner
 from mneme.distributed.replay import Replay
 from mneme.distributed.runners import ServiceError
@@ -132,6 +132,27 @@ def test_a_killed_actor_costs_what_it_had_in_flight(service: RayRunner, notes: l
     assert len(update.deliveries) == 2
     assert update.condition.restarts == restarts + 1
     assert any("rollout actor 0 was lost" in note for note in notes)
+
+
+@pytest.mark.slow
+def test_an_actor_that_is_idle_while_its_answer_is_missing_is_replaced(
+    service: RayRunner, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a network that was cut: nothing fails, and nothing comes."""
+
+    @ray.remote(num_cpus=0)
+    def never() -> None:
+        time.sleep(3600)
+
+    monkeypatch.setattr(fleet, "_DOUBTFUL", 0.0)
+    monkeypatch.setattr(doubts, "_APART", 0.2)
+    service.request(1)
+    requests = service.fleet._requests
+    requests[never.remote()] = requests.pop(next(iter(requests)))
+    service.collect()
+    assert "rollout actor 1 was lost (it owes a fragment and has nothing to do" in " ".join(notes)
+    service.fleet.muster(all_of_them=True)
+    assert len(service.collect()) == 2
 
 
 @pytest.mark.slow
