@@ -40,12 +40,12 @@ def main() -> int:
     solved = sum(run.success >= target for run in runs)
 
     table = Table(title=f"{args.preset} {' '.join(args.settings)}: {solved} of {len(runs)} seeds reach {target:.0%}")
-    for heading in ("seed", "steps", "seconds", "success", "95 % low", "carry reset"):
+    for heading in ("seed", "steps", "seconds", "success", "95 % low", "sampled", "carry reset"):
         table.add_column(heading, justify="right")
     for run in runs:
         table.add_row(
             str(run.seed), f"{run.steps:,}", f"{run.seconds:.0f}", f"{run.success:.1%}", f"{run.success_low:.1%}",
-            f"{run.success_with_carry_reset:.1%}",
+            "–" if run.sampled_success is None else f"{run.sampled_success:.1%}", f"{run.success_with_carry_reset:.1%}",
         )  # fmt: skip
     Console().print(table)
     document |= {

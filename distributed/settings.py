@@ -18,6 +18,9 @@ class TrainSettings(Settings, section="train"):
     for total_timesteps."""
     evaluate_every: int | None = None
     """Evaluate greedily every so many environment steps. Unset: at the end, and when stop_success seems reached."""
+    probe_episodes: int | None = 32
+    """Greedy episodes that show, between updates, if stop_success may be reached, long before sampled actions show it;
+    at most one step of them for every eight of training. For tasks that declare their episodes' length. Unset: none."""
     evaluation_episodes: int = 512
     """Complete episodes in an evaluation."""
     evaluation_max_steps: int = 100_000
@@ -30,7 +33,9 @@ class TrainSettings(Settings, section="train"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("total_timesteps", "evaluate_every", "evaluation_episodes", "evaluation_max_steps"):
+        for name in (
+            "total_timesteps", "evaluate_every", "probe_episodes", "evaluation_episodes", "evaluation_max_steps",
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"train.{name} is {value}; it must be at least 1")

@@ -101,7 +101,7 @@ class RolloutWorker:
         self._load(weights)
         config, num_envs = self._blueprint.config, self._blueprint.envs_per_worker
         try:
-            with self._evaluation_env(seed) as env:
+            with self._evaluation_env(seed, min(num_envs, episodes)) as env:
                 return evaluate(
                     env, self._policy, episodes=episodes, seed=seed, first_lane=part * num_envs,
                     spaces=config.spaces, success_return=config.env.success_return,
@@ -113,8 +113,8 @@ class RolloutWorker:
             raise EvaluationError(f"{type(error).__name__}: {error}".partition("\n")[0]) from error
 
     @contextmanager
-    def _evaluation_env(self, seed: int) -> Iterator[VectorEnv]:
-        config, num_envs = self._blueprint.config, self._blueprint.envs_per_worker
+    def _evaluation_env(self, seed: int, num_envs: int) -> Iterator[VectorEnv]:
+        config = self._blueprint.config
         if config.train.evaluation_environments == "own":
             place = self._blueprint.place(self._worker, seed, copy=1)
             with closing(make_vector_env(config.env, num_envs, place=place)) as env:

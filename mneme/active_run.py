@@ -30,6 +30,7 @@ from mneme.storage.trust import needs_trust
 
 _log = logging.getLogger(__name__)
 
+_PROBED = 8  # steps of training for each step of a probe
 _ENDLESS = 1000  # steps of each lane after which an environment of which no episode has ended is suspicious
 
 
@@ -86,12 +87,33 @@ class ActiveRun:
         for delivery in update.deliveries:
             for sentence in delivery.stats.failures if delivery.stats else ():
                 _log.warning(f"an episode was cut short: {sentence}", extra={"worker": delivery.worker})
+        row |= self._probe(self.steps - update.report.steps)
         self._note_reach(row["bptt_length"])
         if self.modes.trained(row["return"]):
             self._next_mode("return in training")
         self._record(row)
         self.callbacks.update(self.progress, MappingProxyType(row))
         return episodes, row
+
+    def _probe(self, steps_before: int) -> Row:
+        """What a few greedy episodes come to, where some are due after an update; see `TrainSettings.probe_episodes`.
+
+        It depends on the counts of steps alone, so that a resumed run probes where the run before would have.
+        """
+        train, length = self.config.train, self.blueprint.facts and self.blueprint.facts.episode_length
+        if train.stop_success is None or train.probe_episodes is None or not length or not self.curriculum.complete:
+            return {}
+        every = _PROBED * train.probe_episodes * length
+        if train.evaluation_environments != "own" or self.steps // every == steps_before // every:
+            return {}
+        try:
+            probe = self.runner.evaluate(train.probe_episodes, Look.PROBE.seed(self.config.seed, self.steps))
+        except EvaluationError as error:
+            _log.warning(f"a probe at step {self.steps:,} came to no result: {error}")
+            return {}
+        finally:
+            self.meter.skip_pause()
+        return {"probe/return": probe.mean_return, "probe/success": float(probe.successes.mean())}
 
     def _note_reach(self, steps: float) -> None:
         if self.reach is not None and steps != self.reach:

@@ -25,6 +25,7 @@ class Look(IntEnum):
     EVALUATION = 0  # how far training is
     CONFIRMATION = 1  # whether what the first look saw is seen again
     RESULT = 2  # what the run reports; decides nothing
+    PROBE = 3  # whether a full look is worth its time; told as metrics of the update alone
 
     def seed(self, run_seed: int, steps: int) -> int:
         """Seed of the look after `steps` environment steps."""

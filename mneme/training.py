@@ -273,7 +273,8 @@ def _loop(run: ActiveRun, stop: StopRequest) -> bool:
         if run.ended:
             return True
         promising = math.inf if train.stop_success is None else train.stop_success - _EXPLORATION
-        seems_solved = run.curriculum.complete and row["success"] >= promising
+        probed = row.get("probe/success", -math.inf) >= (train.stop_success or math.inf)
+        seems_solved = run.curriculum.complete and (probed or row["success"] >= promising)
         run.evaluation_due = seems_solved or run.steps >= next_evaluation
         if stop.made:
             return False

@@ -17,7 +17,7 @@ DEFAULT_TARGET = 0.99
 
 
 class SeedRun(NamedTuple):
-    """The result of one seed. Success is greedy, in complete episodes after training."""
+    """The result of one seed. Success is greedy, in complete episodes after training, unless said otherwise."""
 
     seed: int
     steps: int  # environment steps trained on: as many as it took to solve the task, if it was solved
@@ -28,6 +28,7 @@ class SeedRun(NamedTuple):
     success_low: float  # 95 % interval
     success_high: float
     mean_return: float
+    sampled_success: float | None  # of the last episodes in training, whose actions are drawn
     success_with_carry_reset: float  # with the memory taken away in the middle of every episode
 
 
@@ -66,6 +67,7 @@ def run_seed(
         success_low=evaluation.success_interval[0],
         success_high=evaluation.success_interval[1],
         mean_return=evaluation.mean_return,
+        sampled_success=next(filter(None.__ne__, reversed(result.history()["success"].to_pylist())), None),
         success_with_carry_reset=forgetful.success_rate,
     )
 

@@ -20,7 +20,7 @@ SMALL = [
     "train.total_timesteps=192", "train.evaluation_episodes=16", "tracking.enabled=false",
 ]  # fmt: skip
 STALE = ["learner.anchor=always", "policy.controller.num_layers=2"]
-ADAPTIVE = ["learner.carry_source=fresh", "learner.max_bptt_length=4"]
+ADAPTIVE = ["learner.carry_source=fresh", "learner.max_bptt_length=4", "train.probe_episodes=1", "train.stop_success=1"]
 STAGED = ["curriculum.stages=[{horizon: 3}]", "train.evaluate_every=48", "train.stop_success=1e-9"]
 
 

@@ -13,7 +13,7 @@ from mneme.distributed.runners import LocalRunner
 from mneme.rollout_workers import Evaluation, EvaluationError
 from mneme.storage.checkpoint import list_checkpoints
 from mneme.storage.run_folder import RunFolder
-from mneme.training import train
+from mneme.training import resume, train
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -26,7 +26,7 @@ def config(tmp_path: Path, *overrides: str) -> Config:
          "env.kwargs={horizon: 6}", "policy.controller.hidden_size=8", "policy.controller.backend=torch",
          "train.total_timesteps=1120", "train.evaluate_every=112", "train.evaluation_episodes=512",
          "train.stop_success=0.99", "learner.num_epochs=1", "learner.num_minibatches=1", "rollout.unroll_length=7",
-         "policy.controller.kind=mlp", *overrides],
+         "policy.controller.kind=mlp", "train.probe_episodes=null", *overrides],
     )  # fmt: skip
 
 
@@ -95,6 +95,35 @@ def test_a_checkpoint_comes_before_the_first_evaluation(tmp_path: Path, monkeypa
     result = train(config(tmp_path), local=True)
     assert result.steps == 1120
     assert result.evaluation is None
+
+
+PROBES = ("train.evaluate_every=null", "train.probe_episodes=4")  # of 7 steps each: one probe in 8 * 4 * 7 = 224 steps
+
+
+@pytest.mark.parametrize("looks", [1.0], indirect=True)
+def test_a_probe_that_succeeds_is_followed_by_full_looks(tmp_path: Path, looks: Looks) -> None:
+    """Training's own success, by sampled actions, is that of an untrained policy."""
+    result = train(config(tmp_path, *PROBES), local=True)
+    assert looks.seeds == [look.seed(0, 224) for look in (Look.PROBE, Look.EVALUATION, Look.CONFIRMATION, Look.RESULT)]
+    rows = RunFolder(result.folder).history()
+    assert [(row["step"], row["probe/success"]) for row in rows if "probe/success" in row] == [(224, 1.0)]
+    assert max(row["success"] for row in rows if "success" in row) < 0.9
+
+
+@pytest.mark.parametrize("looks", [0.5], indirect=True)
+def test_probes_come_at_the_same_steps_whether_a_run_is_resumed_or_not(tmp_path: Path, looks: Looks) -> None:
+    first = train(config(tmp_path, *PROBES, "train.total_timesteps=336"), local=True)
+    resume(first.folder, total_timesteps=1120, local=True)
+    at = range(224, 1120, 224)
+    results = {Look.RESULT.seed(0, step) for step in (336, 1120)}
+    assert [seed for seed in looks.seeds if seed not in results] == [Look.PROBE.seed(0, step) for step in (*at, 1120)]
+
+
+@pytest.mark.parametrize("looks", [0.5], indirect=True)
+@pytest.mark.parametrize("without", ["train.probe_episodes=null", "train.stop_success=null", "curriculum.start=2"])
+def test_where_nothing_can_come_of_it_nothing_is_probed(tmp_path: Path, looks: Looks, without: str) -> None:
+    train(config(tmp_path, *PROBES, without), local=True)
+    assert looks.seeds == [Look.RESULT.seed(0, 1120)]
 
 
 class Door(gym.Env[Any, Any]):

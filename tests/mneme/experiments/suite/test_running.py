@@ -40,7 +40,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
 
     def run_seed(config: Config, **options: Any) -> SeedRun:
         configs.append(config)
-        return SeedRun(config.seed, 1000, 2.0, 99, 512, 0.995, 0.98, 1.0, 0.99, 0.25)
+        return SeedRun(config.seed, 1000, 2.0, 99, 512, 0.995, 0.98, 1.0, 0.99, 0.9, 0.25)
 
     monkeypatch.setattr(suite, "run_seed", run_seed)
     return configs
