@@ -70,9 +70,9 @@ class GruController(Controller):
     def stepper(self) -> Step:
         if self.backend_on(self.weight_hh.device) != "numba":
             return super().stepper()
-        from mneme.controllers.scans.gru.numba import GruStepper  # here, as numba may be missing
+        from mneme.controllers.scans.gru.numba import gru_stepper  # here, as numba may be missing
 
-        stepped = GruStepper(self.initial_h, self.gru_parameters())
+        stepped = gru_stepper(self.initial_h, self.gru_parameters())
 
         def step(x_BD: Tensor, reset_B: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
             h_BH = stepped(x_BD, reset_B, carry["h"])

@@ -17,6 +17,7 @@ from mneme.controllers.mamba2 import Mamba2Controller
 from mneme.controllers.mamba_gru import MambaGruController
 from mneme.controllers.mingru import MinGruController
 from mneme.controllers.mlp import MlpController
+from mneme.controllers.nbrc import NbrcController
 from mneme.controllers.pseudo_mamba import PseudoMambaController
 from mneme.controllers.scans.backends import REFERENCE
 from mneme.controllers.settings import ControllerSettings, OwnSettings
@@ -28,6 +29,7 @@ CONTROLLERS: Mapping[str, type[Controller]] = {
     "mlp": MlpController,
     "gru": GruController,
     "lstm": LstmController,
+    "nbrc": NbrcController,
     "mamba": MambaController,
     "mamba_gru": MambaGruController,
     "mamba2": Mamba2Controller,

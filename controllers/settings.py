@@ -19,9 +19,9 @@ class ControllerSettings(Settings, section="policy.controller"):
     """
 
     kind: str = "gru"
-    """Which sequence model: mlp (no memory, the control), gru, lstm, lru (linear, complex), mingru (linear, gated),
-    mamba (selective state space), mamba2 (its successor), mamba_gru (a GRU above it), pseudo_mamba (mamba2 and a memory
-    of slots) or transformer; or one of your own, as module:Class."""
+    """Which sequence model: mlp (no memory, the control), gru, lstm, nbrc (bistable units), lru (linear, complex),
+    mingru (linear, gated), mamba (selective state space), mamba2 (its successor), mamba_gru (a GRU above it),
+    pseudo_mamba (mamba2 and a memory of slots) or transformer; or one of your own, as module:Class."""
 
     num_layers: int = 1
     """Layers of the sequence model, each reading the one below."""
@@ -87,6 +87,16 @@ class LstmSettings(ControllerSettings):
 
     layer_norm: bool = False
     """Put a LayerNorm before the gates and on the memory; the scan then takes two to three times as long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NbrcSettings(ControllerSettings):
+    """A bistable recurrent cell."""
+
+    kind: Literal["nbrc"] = "nbrc"
+
+    cellular: bool = False
+    """Let a unit's gates read its own state alone (BRC), not those of all units (nBRC)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +263,7 @@ KINDS: Mapping[str, type[ControllerSettings]] = {
     "mlp": MlpSettings,
     "gru": GruSettings,
     "lstm": LstmSettings,
+    "nbrc": NbrcSettings,
     "mamba": MambaSettings,
     "mamba_gru": MambaGruSettings,
     "mamba2": Mamba2Settings,

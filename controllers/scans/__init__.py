@@ -3,6 +3,7 @@
 There is one folder for each operation:
 
     gru, lstm       gated recurrent units
+    nbrc            bistable recurrent cells
     linear          h[t] = a[t] h[t-1] + b[t], each channel on its own: lru and mingru
     selective       the state space of Mamba
     ssd             the state space of Mamba-2
@@ -15,6 +16,6 @@ In a folder, `cell` is one step as the equations have it, the reference for ever
 call, and the one place that chooses among them. `backends` says which of them runs on a device.
 
 What has one implementation only is a file: attention, cell_norm (GRU and LSTM with norms).
-The others are shared: blocks and resets by all scans, weight_gradients by gru and lstm, machine_code and products by
-those in numba, persistent by those in Triton.
+The others are shared: blocks and resets by all scans, weight_gradients by gru, lstm and nbrc, back_in_time (torch) and
+one_state (numba) by gru and nbrc, machine_code and products by those in numba, persistent by those in Triton.
 """

@@ -1,4 +1,4 @@
-"""What the compiled scans of GRU and LSTM share: gradients of weights, added up a few steps at a time on the way back.
+"""What the compiled scans of GRU, LSTM and nBRC share: gradients of weights, added up some steps at a time, going back.
 
 Inside the kernel, turned on their side, the states before some steps, ones for the biases and the steps' inputs are the
 left factor; the gradients of the sums before the nonlinearities, in panels, are the right one. Inputs in bfloat16 are

@@ -21,7 +21,7 @@ class WeightGradients:
         self._w_ih_GD = w_ih_GD.to(x_TBD.dtype)
         # transposed: with few inputs, [D, rows] x [rows, G] takes a fifth of the time of [G, rows] x [rows, D]
         self._dw_ih_DG, self._dw_hh_HG = (w_GI.new_zeros(w_GI.t().shape) for w_GI in (w_ih_GD, w_hh_GH))
-        self._db_ih_G, self._db_hh_G = w_hh_GH.new_zeros(2, len(w_hh_GH))
+        self._db_ih_G, self._db_hh_G = (w_hh_GH.new_zeros(len(w_GI)) for w_GI in (w_ih_GD, w_hh_GH))
         self.dx_TBD = torch.empty_like(x_TBD) if with_dx else None
 
     def add(self, start: int, stop: int, h_KBH: Tensor, d_x_KBG: Tensor, d_h_KBG: Tensor) -> None:

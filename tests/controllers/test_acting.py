@@ -31,7 +31,9 @@ def drawn(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 2) -> Ten
 
 @pytest.mark.parametrize("greedy", [False, True])
 @pytest.mark.parametrize("norm", [True, False])
-@pytest.mark.parametrize("kind,start", [("gru", "zero"), ("gru", "learned"), ("lstm", "learned"), ("mingru", "zero")])
+@pytest.mark.parametrize(
+    "kind,start", [("gru", "zero"), ("gru", "learned"), ("lstm", "learned"), ("nbrc", "learned"), ("mingru", "zero")]
+)
 def test_it_acts_as_the_policy_does(kind: str, start: str, norm: bool, greedy: bool) -> None:
     policy = policy_of(kind, output_norm=norm, initial_carry=start)
     assert heads_compile(policy, policy.value_head.weight)
@@ -45,7 +47,7 @@ def test_it_acts_as_the_policy_does(kind: str, start: str, norm: bool, greedy: b
         own, carry = given.carry, expected.carry
 
 
-@pytest.mark.parametrize("kind", ["gru", "lstm", "mamba"])
+@pytest.mark.parametrize("kind", ["gru", "lstm", "nbrc", "mamba"])
 def test_the_number_of_lanes_may_change(kind: str) -> None:
     policy = policy_of(kind)
     actor = Actor(policy)

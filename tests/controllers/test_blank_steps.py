@@ -23,6 +23,7 @@ STEPS, BOUND = 200, 1000
 KINDS: list[tuple[str, dict[str, Any]]] = [(kind, {}) for kind in CONTROLLERS] + [
     ("gru", {"layer_norm": True}),
     ("lstm", {"layer_norm": True}),
+    ("nbrc", {"cellular": True}),
     ("pseudo_mamba", {"query": "state"}),
     ("pseudo_mamba", {"rule": "classic"}),
     ("transformer", {"gate": "gru"}),

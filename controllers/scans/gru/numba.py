@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mneme.controllers.scans.gated import WeightSums, add_weight_gradients, inputs_apart
+from mneme.controllers.scans.gated import add_weight_gradients
 from mneme.controllers.scans.gru.cell import GruParameters
-from mneme.controllers.scans.machine_code import add, arrays, compiled, copy, kernel, scratch, sigmoid
-from mneme.controllers.scans.products import multiply, padded, panels
+from mneme.controllers.scans.machine_code import add, arrays, compiled, copy, kernel, sigmoid
+from mneme.controllers.scans.one_state import Saved, Stepper, run, run_back
+from mneme.controllers.scans.products import multiply, panels
 from mneme.controllers.scans.resets import gradient_stops
 
 
@@ -32,21 +33,6 @@ class _Weights(NamedTuple):
     recurrent: Any  # panels of [H, G] for m, r, z
     of_input: Any  # panels of [D, G] for r, z, n
     bias: Any  # [G]
-
-
-class _Trace(NamedTuple):
-    """Values that the forward kernel keeps for the backward kernel."""
-
-    sums: Any  # [K, B, G] m, r, z and n, or empty if nothing is to be kept
-    h: Any  # [K + 1, B, H] states, the one before the span first
-
-
-class _Gradients(NamedTuple):
-    """Gradients that the backward kernel writes, replaces or adds to."""
-
-    sums: Any  # [S, B, G] of m, r, z, n before their nonlinearities
-    h: Any  # [B, H] of the state after the span, replaced by that before it
-    initial: Any  # [H] added to
 
 
 def numba_gru_scan(
@@ -60,34 +46,16 @@ def numba_gru_scan(
     return h_SBH[1:], h_SBH[-1].clone()
 
 
-class GruStepper:
-    """Steps without autograd, for which the weights are laid out once; they must not change meanwhile."""
-
-    def __init__(self, initial_H: Tensor, p: GruParameters) -> None:
-        self._weights, self._lanes = _laid_out(initial_H, p), -1
-
-    def __call__(self, x_BD: Tensor, reset_B: Tensor, h_BH: Tensor) -> Tensor:
-        """The next states, [B, D], bool [B], [B, H] -> [B, H], which are good until the next call."""
-        if len(h_BH) != self._lanes:
-            self._lanes, self._h_SBH = len(h_BH), h_BH.new_empty(2, *h_BH.shape)
-            self._given, self._room = h_BH.new_empty(1, len(h_BH), 0), _room(h_BH)
-            self._trace = _Trace(*arrays(h_BH.new_empty(0, 0, 0), self._h_SBH))
-        before_BH, after_BH = self._h_SBH
-        before_BH.copy_(h_BH)
-        _forward(*arrays(x_BD[None], self._given, reset_B[None]), self._weights, self._trace, *self._room)
-        return after_BH
+def gru_stepper(initial_H: Tensor, p: GruParameters) -> Stepper:
+    """Steps with these weights."""
+    return Stepper(_forward, _laid_out(initial_H, p), sums=4)
 
 
 def _run(
     x_TBD: Tensor, reset_TB: Tensor, h_BH: Tensor, initial_H: Tensor, p: GruParameters, keep: bool
 ) -> tuple[Tensor, Tensor]:
-    """States [T + 1, B, H], the incoming one first; if `keep`, the sums [T, B, G] past their nonlinearities."""
-    (T, B), H = reset_TB.shape, h_BH.shape[1]
-    h_SBH, sums_TBG = h_BH.new_empty(T + 1, B, H), h_BH.new_empty(T if keep else 0, B, 4 * H)
-    h_SBH[0] = h_BH
-    inputs, trace = arrays(*inputs_apart(x_TBD, p.w_ih, h_BH), reset_TB), _Trace(*arrays(sums_TBG, h_SBH))
-    _forward(*inputs, _laid_out(initial_H, p), trace, *_room(h_BH))
-    return h_SBH, sums_TBG
+    """`one_state.run`; the sums are m, r, z and n."""
+    return run(_forward, _laid_out(initial_H, p), x_TBD, reset_TB, h_BH, p.w_ih, sums=4, keep=keep)
 
 
 def _laid_out(initial_H: Tensor, p: GruParameters) -> _Weights:
@@ -95,12 +63,6 @@ def _laid_out(initial_H: Tensor, p: GruParameters) -> _Weights:
     split = 2 * len(initial)
     bias = np.concatenate([b_hh[split:], b_ih[:split] + b_hh[:split], b_ih[split:]])
     return _Weights(initial, panels(w_hh.T, (2, 0, 1)), panels(w_ih.T, (0, 1, 2)), bias)
-
-
-def _room(h_BH: Tensor) -> tuple[np.ndarray, ...]:
-    """Room for the forward kernel to work in."""
-    B, H = h_BH.shape
-    return scratch(h_BH, (B, 4 * padded(H, h_BH.dtype)), (B, H), (4 * H,))
 
 
 class _GruScan(torch.autograd.Function):
@@ -115,19 +77,10 @@ class _GruScan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_TBH: Tensor, dlast_BH: Tensor) -> tuple[Tensor | None, ...]:
-        x_TBD, reset_TB, stop_TB, initial_H, w_ih, w_hh, h_SBH, sums_TBG = ctx.saved_tensors
-        weights = WeightSums(x_TBD, reset_TB, initial_H, w_ih, w_hh, sums=4, with_dx=ctx.needs_input_grad[0])
-        dh_BH, dinitial_H = dlast_BH.clone(memory_format=torch.contiguous_format), torch.zeros_like(initial_H)
-        d_SBG = w_hh.new_empty(weights.at_once, *sums_TBG.shape[1:])
-        d = _Gradients(*arrays(d_SBG, dh_BH, dinitial_H))
-        initial, weights_of_h = arrays(initial_H, w_hh)
-        recurrent = panels(weights_of_h, first_row=2 * len(initial))
-        (through_gates,) = scratch(w_hh, (len(dh_BH), recurrent.shape[0] * recurrent.shape[2]))
-        for start, stop in reversed(weights.spans):
-            flags = arrays(reset_TB[start:stop], stop_TB[start:stop])
-            sums, h, dy = arrays(sums_TBG[start:stop], h_SBH[start : stop + 1], dy_TBH[start:stop])
-            _backward(*flags, initial, recurrent, _Trace(sums, h), dy, d, weights.arrays, through_gates)
-            weights.add_apart(start, stop, h_SBH[start:stop], d_SBG[: stop - start])
+        saved = Saved(*ctx.saved_tensors)
+        (w_hh,) = arrays(saved.w_hh)
+        recurrent = panels(w_hh, first_row=2 * len(saved.initial_H))  # rows m, r, z
+        weights, dh_BH, dinitial_H = run_back(_backward, saved, recurrent, dy_TBH, dlast_BH, ctx.needs_input_grad[0])
         return weights.dx_TBD, None, None, dh_BH, dinitial_H, *weights.of_parameters(first_gate=1)
 
 

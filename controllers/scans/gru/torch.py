@@ -4,8 +4,7 @@ The four sums of a step, of n, r, z and m = U_n h + c_n, lie side by side in one
 steps of a block is added to the first three at once; at each step the state's product is added to the last three. tanh
 is computed as tanh(a) = 2 sigmoid(2a) - 1, which is several times as fast on CPUs; the inner 2 is in the weights.
 
-Backward, the gradient of each sum is dL/dh' times a factor that does not depend on dL/dh'. These factors are computed
-for a block of steps at once, so that two products and one matrix product are left for each step.
+The way back is that of `scans.back_in_time`.
 
 Axis letters: T steps (K of one block, S = T + 1 states), B environments, D input features, H hidden units,
 G = 4H sums (n, r, z, m).
@@ -19,9 +18,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mneme.controllers.precision import add_product
+from mneme.controllers.scans.back_in_time import back_in_time
 from mneme.controllers.scans.blocks import blocks
 from mneme.controllers.scans.gru.cell import GruParameters
-from mneme.controllers.scans.resets import gradient_stops, lanes_to_reset, of_step_before, of_steps
+from mneme.controllers.scans.resets import gradient_stops, lanes_to_reset, of_steps
 from mneme.controllers.scans.weight_gradients import WeightGradients
 
 
@@ -116,40 +116,17 @@ class _GruScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy_TBH: Tensor, dlast_BH: Tensor) -> tuple[Tensor | None, ...]:
         x_TBD, reset_TB, stop_TB, initial_H, w_ih, w_hh, h_SBH, gates_TBG = ctx.saved_tensors
-        _, B, H = h_SBH.shape
-        spans = blocks(*reset_TB.shape)
+        H = len(initial_H)
         # in the order n, r, z that the gates have here
         shared = WeightGradients(x_TBD, reset_TB, initial_H, w_ih.roll(H, 0), w_hh, ctx.needs_input_grad[0])
-        dinitial_H = torch.zeros_like(initial_H) if ctx.needs_input_grad[4] else None
-        resets, stops = lanes_to_reset(reset_TB), lanes_to_reset(stop_TB)
-        derivatives_KBG = w_hh.new_empty(spans[0][1], B, 4 * H)
-        # dL/dy of the step before, to which each turn of the loop below leads
-        dy_before = [dy_TBH.new_zeros(()), *dy_TBH[:-1].unbind()]
-        dy_stop = of_steps(of_step_before(dy_TBH, stop_TB), stops)
-        dh = dlast_BH + dy_TBH[-1]
-        for start, stop in reversed(spans):
-            d_KBG = derivatives_KBG[: stop - start]
-            z_KBH = _derivatives(gates_TBG[start:stop], h_SBH[start + 1 : stop + 1], out=d_KBG)
-            rows = zip(
-                range(start, stop),
-                d_KBG.view(-1, B, 4, H).unbind(),
-                d_KBG[..., H:].unbind(),
-                z_KBH.unbind(),
-                strict=True,
-            )
-            for t, d, d_rec, z in reversed(list(rows)):
-                d.mul_(dh.unsqueeze(1))
-                if dinitial_H is not None and len(lanes := resets[t]):
-                    dinitial_H += (dh[lanes] * z[lanes]).sum(0)  # its part through the gates is added for a block below
-                if len(stops[t]) == B:
-                    dh = dy_stop[t]
-                    continue
-                dh = torch.addcmul(dy_before[t], dh, z).addmm_(d_rec, w_hh)
-                if len(stops[t]):
-                    dh.index_copy_(0, stops[t], dy_stop[t])
-            if dinitial_H is not None:
-                dinitial_H += d_KBG[reset_TB[start:stop]][:, H:].sum(0) @ w_hh
-            shared.add(start, stop, h_SBH[start:stop], d_KBG[..., : 3 * H], d_KBG[..., H:])
+
+        def derivatives(start: int, stop: int, out: Tensor) -> Tensor:
+            return _derivatives(gates_TBG[start:stop], h_SBH[start + 1 : stop + 1], out)
+
+        dh, dinitial_H = back_in_time(
+            derivatives, shared, slice(3 * H), slice(H, 4 * H), w_hh, h_SBH,
+            reset_TB, stop_TB, dy_TBH, dlast_BH, ctx.needs_input_grad[4],
+        )  # fmt: skip
         dw_in, dw_hh, db_in, db_hh = shared.of_parameters()
         return shared.dx_TBD, None, None, dh, dinitial_H, dw_in.roll(-H, 0), dw_hh, db_in.roll(-H), db_hh
 

@@ -1,4 +1,4 @@
-"""What numba compiles of GRU and LSTM, against the loop over their cells."""
+"""What numba compiles of GRU, LSTM and bistable cells, against the loop over their cells."""
 
 import pytest
 import torch
@@ -8,11 +8,13 @@ from mneme.controllers import Controller, ControllerSettings, build_controller
 from mneme.controllers.scans.blocks import ROWS
 from tests.controllers.scans.weighed import gradients_of_two_layouts, scan_and_loop, with_gradients
 
-kinds = pytest.mark.parametrize("kind", ["gru", "lstm"])
+KINDS = {"gru": {}, "lstm": {}, "nbrc": {}, "brc": {"kind": "nbrc", "cellular": True}}
+kinds = pytest.mark.parametrize("kind", KINDS)
 
 
 def controller(kind: str, hidden: int, input_size: int = 3, backend: str = "numba") -> Controller:
-    settings = ControllerSettings(kind=kind, hidden_size=hidden, initial_carry="learned", backend=backend)
+    chosen = {"kind": kind, **KINDS[kind]}
+    settings = ControllerSettings(hidden_size=hidden, initial_carry="learned", backend=backend, **chosen)  # type: ignore[arg-type]
     built = build_controller(settings, input_size, 10, Generator().manual_seed(0))
     assert built.backend_on(torch.device("cpu")) == backend
     return built

@@ -1,0 +1,1 @@
+"""The bistable recurrent cell over time: one step, and scans in PyTorch and numba."""
