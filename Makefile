@@ -53,7 +53,7 @@ suite: $(VENV)/.installed ## Compare every controller on every memory task (hour
 bench: $(VENV)/.installed $(BENCH_VENV)/.installed ## Measure speed side by side with the peers
 	$(VENV)/bin/python -m benchmarks.environments
 	$(VENV)/bin/python -m benchmarks.floor
-	$(VENV)/bin/python -m benchmarks.lengths
+	$(VENV)/bin/python -m benchmarks.curves
 	$(VENV)/bin/python -m benchmarks.run $(ARGS)
 
 bench-check: $(VENV)/.installed ## Say what got slower since ARGS="--keep", beside the matrix products alone
