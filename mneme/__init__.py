@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mneme.agent import Agent, AgentCarry, Session
-    from mneme.api import evaluate, export, load, resume, train
+    from mneme.api import evaluate, export, load, resume, sweep, train
     from mneme.callbacks import Callback, Look, Outcome, Progress, RunStart
     from mneme.configuration.config import Config
     from mneme.controllers import Carry, Controller, ControllerSettings
     from mneme.distributed.config import ConfigError
     from mneme.distributed.runners import ServiceError
     from mneme.envs import EnvironmentFailure
+    from mneme.experiments.sweep.running import Sweep
     from mneme.rollout_workers import Evaluation, EvaluationError
     from mneme.storage.checkpoint import CheckpointError
     from mneme.training import Run
@@ -40,16 +41,18 @@ __all__ = [
     "RunStart",
     "ServiceError",
     "Session",
+    "Sweep",
     "evaluate",
     "export",
     "load",
     "resume",
+    "sweep",
     "train",
 ]
 
 _MODULES = {
     "agent": ("Agent", "AgentCarry", "Session"),
-    "api": ("evaluate", "export", "load", "resume", "train"),
+    "api": ("evaluate", "export", "load", "resume", "sweep", "train"),
     "callbacks": ("Callback", "Look", "Outcome", "Progress", "RunStart"),
     "configuration.config": ("Config",),
     "controllers": ("Carry", "Controller", "ControllerSettings"),
@@ -58,6 +61,7 @@ _MODULES = {
     "envs": ("EnvironmentFailure",),
     "rollout_workers": ("Evaluation", "EvaluationError"),
     "storage.checkpoint": ("CheckpointError",),
+    "experiments.sweep.running": ("Sweep",),
     "training": ("Run",),
 }
 _WHERE = {name: module for module, names in _MODULES.items() for name in names}

@@ -1,12 +1,13 @@
-"""The functions that `import mneme` offers: train, resume, evaluate, load and export, each in one call."""
+"""The functions that `import mneme` offers: train, resume, sweep, evaluate, load and export, each in one call."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from mneme import training
 from mneme.agent import Agent, load_agent, load_policy
@@ -18,6 +19,7 @@ from mneme.controllers.given import importable, kind_of
 from mneme.distributed.config import ConfigError
 from mneme.envs import HERE, id_of
 from mneme.evaluation import evaluate_checkpoint
+from mneme.experiments.sweep.running import Sweep, run_sweep
 from mneme.exporting import export_policy
 from mneme.rollout_workers import Evaluation
 from mneme.training import Run
@@ -108,6 +110,37 @@ def resume(
             _path(run), total_timesteps=total_timesteps, replicas=replicas, local=local, trust=trust,
             callbacks=callbacks, progress=progress,
         )  # fmt: skip
+
+
+def sweep(
+    file: str | Path | None = None,
+    *overrides: str,
+    space: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    progress: bool = True,
+    **search: Any,
+) -> Sweep:
+    """Search settings by Ray Tune; docs/sweeps.md has what can be searched, and how.
+
+    `mneme.sweep("delayed_cue", space={"learner.learning_rate": [1e-3, 3e-3]}, seeds=2, name="rates")`
+
+    Args:
+        file: a sweep's file, the name of one that comes with Mneme, or a preset's; none, or a setting in its place, for
+            the defaults.
+        overrides: settings as `key=value`.
+        space: what each setting may be, in place of the file's space.
+        name: folder under runs/sweeps; unset: the file's name. A sweep of that name goes on.
+        progress: show the sweep on standard output.
+        search: other settings of the sweep by name, such as `search="optuna"`, `trials=32` or `metric=...`.
+
+    Raises:
+        ConfigError, EnvironmentFailure, ServiceError: the space, a setting or Ray is at fault; nothing has started.
+    """
+    if isinstance(file, str) and "=" in file and not Path(file).exists():
+        overrides = (file, *overrides)
+        file = None
+    given = search if space is None else {"space": dict(space), **search}
+    return run_sweep(file, overrides, search=given, name=name, console=None if progress else Console(quiet=True))
 
 
 def evaluate(

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
-from textwrap import fill
 
 from mneme.configuration.config import settings, suggest
-from mneme.configuration.presets import described_presets, find_preset, preset_names
+from mneme.configuration.presets import find_preset, preset_names
 from mneme.distributed.config import ConfigError
+from mneme.help import sweep_help, train_help
 from mneme.reporting.tracking.settings import TrackingSettings
 from mneme.storage.paths import local_path
 from mneme.storage.settings import CheckpointSettings
@@ -35,7 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
         "train",
         help="train an agent",
         description="Train an agent through Ray rollout actors and a learner actor, or in one process with --local.",
-        epilog=f"{_presets_help()}\n\n{_settings_help()}",
+        epilog=train_help(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     train.add_argument("preset", nargs="?", help="a preset such as delayed_cue, or a YAML file")
@@ -173,6 +173,23 @@ def make_parser() -> argparse.ArgumentParser:
     suite.add_argument("--table", action="store_true", help="only print what has been done")
     suite.set_defaults(command="suite")
 
+    sweep = commands.add_parser(
+        "sweep",
+        help="search settings by Ray Tune",
+        description="Train every configuration of a space of settings, or those that a search chooses, by Ray Tune, as "
+        "many at once as there is room for; write a table, a picture and the best configuration as a preset into "
+        "runs/sweeps/NAME. What is done is kept: the same command goes on where it stopped.",
+        epilog=sweep_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sweep.add_argument(
+        "file", help="a YAML file: a preset with a section sweep; or the name of one that is listed below"
+    )
+    sweep.add_argument("settings", nargs="*", metavar="key=value", help="settings that replace the file's")
+    sweep.add_argument("--name", help="folder under runs/sweeps (default: the file's name)")
+    sweep.add_argument("--table", action="store_true", help="only print what has been done")
+    sweep.set_defaults(command="sweep")
+
     runs = commands.add_parser(
         "runs", help="list the runs in a folder", description="List the runs in a folder and how each is."
     )
@@ -239,26 +256,6 @@ def _version() -> str:
         return version("mneme-rl")
     except PackageNotFoundError:
         return "of a folder that is not installed"
-
-
-def _presets_help() -> str:
-    lines = ["presets (by name from any folder; a file of that name in the present folder comes first):", ""]
-    for name, description in described_presets():
-        lines += [f"  {name}", fill(description, width=100, initial_indent="      ", subsequent_indent="      ")]
-    return "\n".join(lines)
-
-
-def _settings_help() -> str:
-    lines = ["settings (in YAML as sections, on the command line as key=value):", ""]
-    every, some = ([s for s in settings() if bool(s.kinds) is by_kind] for by_kind in (False, True))
-    for setting in [*every, *some]:
-        if setting is some[0]:
-            lines += ["", "settings of some kinds of controllers alone:", ""]
-        default = "unset" if setting.default is None else setting.default
-        of_kinds = f"; {', '.join(setting.kinds)}" if setting.kinds else ""
-        lines.append(f"  {setting.key}  ({setting.type}, default {default}{of_kinds})")
-        lines.append(fill(setting.help, width=100, initial_indent="      ", subsequent_indent="      "))
-    return "\n".join(lines)
 
 
 def hint_of(arguments: Sequence[str], unknown: Sequence[str], options: argparse.Namespace) -> str:

@@ -1,5 +1,5 @@
 """The command line: `mneme train`, `evaluate`, `diagnose`, `horizons`, `export`, `replay`, `reproduce`, `check`,
-`suite`, `runs`, `status`, `dashboard`.
+`suite`, `sweep`, `runs`, `status`, `dashboard`.
 
 Every failure is one sentence on stderr and a non-zero status.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mneme.arguments import hint_of, make_parser, preset_and_settings
+from mneme.comparing import INTERRUPTED, suite, sweep
 from mneme.configuration.config import load_config
 from mneme.distributed.config import ConfigError
 from mneme.distributed.runners import ServiceError, ServiceLost
@@ -31,7 +32,9 @@ from mneme.supervision import LOST, become_supervisor
 if TYPE_CHECKING:
     from mneme.training import Run
 
-_USAGE_ERROR, _RUN_ERROR, _INTERRUPTED = 2, 1, 130
+_USAGE_ERROR, _RUN_ERROR = 2, 1
+_TRAINING = ("train", "suite", "sweep")
+"""Commands that train, and show what is logged themselves."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,14 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     try:
-        # Training shows what is logged itself.
-        listening = nullcontext() if options.command in ("train", "suite") else _sentences_on_stderr()
+        listening = nullcontext() if options.command in _TRAINING else _sentences_on_stderr()
         with _search_path(_uses_own_code(options)), listening:
             return _COMMANDS[options.command](options)
     except (ConfigError, CheckpointError) as error:
         return _fail(error, _USAGE_ERROR)
     except ValueError as error:
-        return _fail(error, _RUN_ERROR if options.command in ("train", "suite") else _USAGE_ERROR)
+        return _fail(error, _RUN_ERROR if options.command in _TRAINING else _USAGE_ERROR)
     except ServiceError as error:
         again = isinstance(error, ServiceLost) and getattr(options, "retries", None) is not None
         return _fail(error, LOST if again else _RUN_ERROR)
@@ -70,7 +72,7 @@ def _run(options: argparse.Namespace) -> int:
     except (EnvironmentFailure, FloatingPointError, OSError) as error:
         return _fail(error, _RUN_ERROR)
     except KeyboardInterrupt:
-        return _fail("stopped at once; whatever checkpoints were written are whole", _INTERRUPTED)
+        return _fail("stopped at once; whatever checkpoints were written are whole", INTERRUPTED)
     except SystemExit as error:
         return _fail(
             f"something that was run called sys.exit({error.code!r}), which ends no run well; whatever checkpoints "
@@ -112,7 +114,7 @@ def _sentences_on_stderr() -> Iterator[None]:
 
 def _uses_own_code(options: argparse.Namespace) -> bool:
     """True if the user's own arguments name the code to be run, or vouch for it with `--trust`."""
-    own = options.command in ("train", "check", "suite") and not getattr(options, "resume", None)
+    own = options.command in (*_TRAINING, "check") and not getattr(options, "resume", None)
     own = own or bool(getattr(options, "retries", None))  # the process that it starts will see for itself
     return own or getattr(options, "trust", False)
 
@@ -131,7 +133,7 @@ def _train(options: argparse.Namespace) -> int:
         local = " --local" if options.local else ""
         trust = " --trust" if needs_trust(config, folder.path, local=options.local) else ""
         print(f"interrupted at step {run.steps:,}; go on with: mneme train --resume {folder.path}{local}{trust}")
-        return _INTERRUPTED
+        return INTERRUPTED
     trust = " --trust" if needs_trust(config, folder.path, local=None) else ""
     print(f"done at step {run.steps:,}; evaluate with: mneme evaluate {folder.path}{trust}")
     return 0
@@ -279,28 +281,6 @@ def _check(options: argparse.Namespace) -> int:
     return 0 if check_controller(options.controller, options.settings) else _RUN_ERROR
 
 
-def _suite(options: argparse.Namespace) -> int:
-    from mneme.experiments.suite.contest import CONTROLLERS_CONTEST
-    from mneme.experiments.suite.horizons import HORIZONS_CONTEST
-    from mneme.experiments.suite.modes import MODES_CONTEST
-    from mneme.experiments.suite.running import run_suite, show_suite
-
-    what, contest, overrides = "suite", CONTROLLERS_CONTEST, options.settings
-    contests = {"modes": MODES_CONTEST, "horizons": HORIZONS_CONTEST}
-    if overrides and overrides[0] in contests:
-        what, *overrides = overrides
-        contest = contests[what]
-    name = options.name or what
-    if options.table:
-        show_suite(name, contest=contest)
-        return 0
-    complete = run_suite(
-        options.tasks, options.controllers, options.seeds, name=name, local=options.local, overrides=overrides,
-        contest=contest,
-    )  # fmt: skip
-    return 0 if complete else _INTERRUPTED
-
-
 def _runs(options: argparse.Namespace) -> int:
     from mneme.reporting.runs import show_runs
 
@@ -332,7 +312,8 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "replay": _replay,
     "reproduce": _reproduce,
     "check": _check,
-    "suite": _suite,
+    "suite": suite,
+    "sweep": sweep,
     "runs": _runs,
     "status": _status,
     "dashboard": _dashboard,

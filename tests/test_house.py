@@ -23,6 +23,7 @@ COMMANDS = {
     "reproduce": {"--trust"},
     "check": set(),
     "suite": {"--tasks", "--controllers", "--seeds", "--name", "--local", "--table"},
+    "sweep": {"--name", "--table"},
     "runs": set(),
     "status": {"--address"},
     "dashboard": {"--store", "--port"},

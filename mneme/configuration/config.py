@@ -93,7 +93,7 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
     Raises:
         ConfigError: one sentence for each thing that is wrong.
     """
-    return _overridden(read_preset(path) if path is not None else {}, overrides)
+    return parse_config(overridden(read_preset(path) if path is not None else {}, overrides))
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
@@ -107,7 +107,7 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
     for field in dataclasses.fields(controller):  # what another kind may not have, and this one has anyway
         if field.name != "kind" and getattr(controller, field.name) == field.default:
             del tree["policy"]["controller"][field.name]
-    return _overridden(tree, overrides)
+    return parse_config(overridden(tree, overrides))
 
 
 def difference(config: Config, other: Config) -> str | None:
@@ -123,7 +123,12 @@ def _differences(key: str, one: Any, other: Any) -> Iterator[str]:
         yield f"{key}={other}, not {one}"
 
 
-def _overridden(tree: dict[str, Any], overrides: Sequence[str]) -> Config:
+def overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A nested dictionary of settings, changed in place by `key=value` overrides.
+
+    Raises:
+        ConfigError: one cannot be read.
+    """
     texts = {setting.key for setting in settings() if setting.type == "text"} if overrides else set()
     for override in overrides:
         key, separator, text = override.partition("=")
@@ -131,8 +136,8 @@ def _overridden(tree: dict[str, Any], overrides: Sequence[str]) -> Config:
             raise ConfigError(
                 f"cannot read the override {override!r}; write it as key=value without spaces, such as seed=1"
             )
-        _insert(tree, key.strip(), _parse(override, text, key.strip() in texts))
-    return parse_config(tree)
+        insert(tree, key.strip(), _parse(override, text, key.strip() in texts))
+    return tree
 
 
 def parse_config(tree: Mapping[str, Any]) -> Config:
@@ -170,7 +175,12 @@ def _has_comment(text: str) -> bool:
     return "#" in (text if node is None else text[node.end_mark.index :])
 
 
-def _insert(tree: dict[str, Any], key: str, value: Any) -> None:
+def insert(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set what a dotted key names in a nested dictionary, in place.
+
+    Raises:
+        ConfigError: part of the key names something else than a section.
+    """
     *parents, leaf = key.split(".")
     for parent in parents:
         child = tree.setdefault(parent, {})

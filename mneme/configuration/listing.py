@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, TypeAdapter
 
-from mneme.controllers import KINDS, ControllerSettings, OwnSettings
+from mneme.controllers import KINDS, ControllerSettings, OwnSettings, Settings
 
 
 class Setting(NamedTuple):
@@ -31,6 +31,13 @@ def settings_of(config: type[BaseModel]) -> Iterator[Setting]:
                 kinds.setdefault(setting._replace(key=ControllerSettings.key(setting.key)), []).append(name)
     for setting, names in kinds.items():
         yield setting._replace(kinds=tuple(names))
+
+
+def settings_in(section: type[Settings]) -> Iterator[Setting]:
+    """The settings of a class that is no part of a run's configuration, by their whole names."""
+    schema = TypeAdapter(section).json_schema()
+    for setting in _leaves(schema, schema, ""):
+        yield setting._replace(key=section.key(setting.key))
 
 
 def _of_kind(kind: type[ControllerSettings]) -> Iterator[Setting]:

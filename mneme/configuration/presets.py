@@ -11,6 +11,7 @@ from mneme.configuration.records import read_yaml
 from mneme.distributed.config import ConfigError
 
 PRESETS = Path(__file__).parents[1] / "configs"
+SWEEPS = PRESETS / "sweeps"
 EXTENDS = "extends"
 
 
@@ -42,11 +43,11 @@ def find_preset(word: str, folder: Path = Path(), but: Path | None = None) -> Pa
     raise ConfigError(f"there is no file {word}, and no preset of that name; {hint} {', '.join(names)}")
 
 
-def described_presets() -> Iterator[tuple[str, str]]:
-    """Each preset and the comment that it begins with."""
-    for name in preset_names():
-        first = (PRESETS / f"{name}.yaml").read_text().partition("\n")[0]
-        yield name, first.lstrip("# ") if first.startswith("#") else ""
+def described_presets(folder: Path = PRESETS) -> Iterator[tuple[str, str]]:
+    """The name of each file in a folder, and the comment that it begins with."""
+    for path in sorted(folder.glob("*.yaml")):
+        first = path.read_text().partition("\n")[0]
+        yield path.stem, first.lstrip("# ") if first.startswith("#") else ""
 
 
 def read_preset(path: Path) -> dict[str, Any]:
@@ -73,14 +74,15 @@ def _extended(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
         base = find_preset(word, path.parent, but=path)
     except ConfigError as error:
         raise ConfigError(f"{path} cannot extend {word}: {error}") from None
-    return _merged(_extended(base, (*extending, path)), tree)
+    return merged(_extended(base, (*extending, path)), tree)
 
 
-def _merged(base: Mapping[str, Any], nearer: Mapping[str, Any]) -> dict[str, Any]:
+def merged(base: Mapping[str, Any], nearer: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings over others: mappings key by key; for everything else the nearer counts."""
     both = dict(base)
     for key, value in nearer.items():
         below = base.get(key)
-        both[key] = _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+        both[key] = merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
     return both
 
 

@@ -1,0 +1,39 @@
+"""The commands of many runs: `mneme suite`, `mneme sweep`. Each returns the process's exit status."""
+
+import argparse
+
+INTERRUPTED = 130
+
+
+def suite(options: argparse.Namespace) -> int:
+    """`mneme suite`."""
+    from mneme.experiments.suite.contest import CONTROLLERS_CONTEST
+    from mneme.experiments.suite.horizons import HORIZONS_CONTEST
+    from mneme.experiments.suite.modes import MODES_CONTEST
+    from mneme.experiments.suite.running import run_suite, show_suite
+
+    what, contest, overrides = "suite", CONTROLLERS_CONTEST, options.settings
+    contests = {"modes": MODES_CONTEST, "horizons": HORIZONS_CONTEST}
+    if overrides and overrides[0] in contests:
+        what, *overrides = overrides
+        contest = contests[what]
+    name = options.name or what
+    if options.table:
+        show_suite(name, contest=contest)
+        return 0
+    complete = run_suite(
+        options.tasks, options.controllers, options.seeds, name=name, local=options.local, overrides=overrides,
+        contest=contest,
+    )  # fmt: skip
+    return 0 if complete else INTERRUPTED
+
+
+def sweep(options: argparse.Namespace) -> int:
+    """`mneme sweep`."""
+    from mneme.experiments.sweep.running import run_sweep, show_sweep
+
+    if options.table:
+        show_sweep(options.file, options.name)
+        return 0
+    done = run_sweep(options.file, options.settings, name=options.name)
+    return INTERRUPTED if done.interrupted else 0
