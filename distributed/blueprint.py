@@ -6,6 +6,7 @@ from dataclasses import replace
 from math import prod
 from typing import Any, Generic, NamedTuple
 
+import gymnasium as gym
 import torch
 from gymnasium.vector import VectorEnv
 from typing_extensions import TypeVar
@@ -41,6 +42,8 @@ class Blueprint(NamedTuple, Generic[ConfigT_co]):
     """Enough to build every part of a run, on any machine, alike."""
 
     config: ConfigT_co  # with what is left open in rollout, learner.num_threads and how images are read filled in
+    observation_space: gym.Space[Any]  # of a single environment
+    action_space: gym.Space[Any]
     spec: PolicySpec
     horizon: int  # steps over which the task asks to remember
     facts: TaskFacts | None
@@ -150,6 +153,8 @@ def make_blueprint(config: ConfigT) -> Blueprint[ConfigT]:
                 carry_stride=_carry_stride(config, length),
                 warm_up=_warm_up(config, length, facts),
             ).changed("learner", num_threads=config.learner.num_threads or default_num_threads(_neighbours(config))),
+            env.single_observation_space,
+            env.single_action_space,
             spec,
             config.policy.controller.expected_horizon or (max(1, facts.memory_horizon) if facts else length),
             facts,

@@ -4,7 +4,6 @@ Legend: B environments.
 """
 
 from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +19,9 @@ from mneme.controllers import ACTION_MASK, Carry, Policy
 from mneme.controllers.compilation import compile_ahead
 from mneme.distributed.blueprint import Blueprint, make_blueprint
 from mneme.distributed.workers import State
-from mneme.envs import Misfit, flat_mask, make_vector_env, one_line
+from mneme.envs import Misfit, flat_mask, one_line
 from mneme.learner import weights_in
+from mneme.reporting.tracking.fetching import fetched_from_mlflow
 from mneme.rollout_workers import SpaceSettings
 from mneme.rollout_workers.spaces import SpaceAdapter, leaves_of
 from mneme.storage.fetching import brought_home
@@ -67,6 +67,11 @@ class Agent:
         self.observation_space, self.action_space, self.path = observation_space, action_space, path
         self._adapter = SpaceAdapter(observation_space, action_space, spaces or SpaceSettings(), policy.spec.masked)
         self._first_leaf = next(iter(leaves_of(observation_space)), None)
+
+    @classmethod
+    def of(cls, blueprint: Blueprint[Config], policy: Policy, path: Path | None = None) -> "Agent":
+        """The agent that a policy is in the run that it belongs to."""
+        return cls(policy, blueprint.observation_space, blueprint.action_space, blueprint.config.spaces, path)
 
     def initial_carry(self, num_envs: int = 1) -> AgentCarry:
         """The carry that episodes begin with."""
@@ -270,13 +275,13 @@ def _each(name: str, value: Any, count: int, kinds: str) -> np.ndarray:
 
 
 def load_policy(path: Path, trust: bool = False) -> LoadedPolicy:
-    """The policy of a run's newest checkpoint, or of the very one that a path or a mirror's URI names.
+    """The policy of a run's newest checkpoint, or of the very one that a path, a mirror's URI or MLflow's names.
 
     Raises:
         CheckpointError: there is no usable checkpoint, or its weights do not fit its configuration, or it names code
             that nobody here has chosen, without `trust`.
     """
-    path, checkpoint, config = load_run(brought_home(path), trust)
+    path, checkpoint, config = load_run(brought_home(fetched_from_mlflow(path)), trust)
     blueprint = make_blueprint(config)
     policy = blueprint.policy()
     compile_ahead(policy.controller, blueprint.config.policy.controller.kind)
@@ -289,9 +294,7 @@ def load_policy(path: Path, trust: bool = False) -> LoadedPolicy:
 def load_agent(path: Path, trust: bool = False) -> Agent:
     """The agent of a run, as its newest checkpoint has it; see `load_policy`."""
     loaded = load_policy(path, trust)
-    config = loaded.blueprint.config
-    with closing(make_vector_env(config.env, 1)) as env:
-        return Agent(loaded.policy, env.single_observation_space, env.single_action_space, config.spaces, loaded.path)
+    return Agent.of(loaded.blueprint, loaded.policy, loaded.path)
 
 
 def _batched(info: Mapping[str, Any], single: bool) -> Mapping[str, Any]:

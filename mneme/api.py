@@ -180,10 +180,10 @@ def evaluate(
 
 
 def load(run: Run | Path | str, *, trust: bool = False) -> Agent:
-    """The agent of a run, as its newest checkpoint has it, or the very one that a path names.
+    """The agent of a run, as its newest checkpoint has it, or the very one that a path or a model of MLflow names.
 
     Args:
-        run: a run, its folder, or one of its checkpoints.
+        run: a run, its folder, or one of its checkpoints; or a model, `models:/NAME/VERSION` or `runs:/RUN/best`.
         trust: import what the run names, whoever wrote it.
 
     Raises:

@@ -107,8 +107,12 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix(CHECKPOINT_PREFIX))
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path, part: str | None = None) -> Checkpoint:
     """Read one checkpoint, every byte checked against its manifest.
+
+    Args:
+        path: its folder.
+        part: the only one whose arrays are read; unset: all.
 
     Raises:
         CheckpointError: it is missing, incomplete, damaged or of another format.
@@ -122,6 +126,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         for name in sums:
             if name != Path(name).name or not stat.S_ISREG((path / name).lstat().st_mode):
                 raise CheckpointError(f"the checkpoint {path} is damaged: {name} is no file of its own")
+        if part is not None:
+            sums = {name: sums[name] for name in (RUN, f"{part}.safetensors")}
         for name, expected in sums.items():
             if _sha256(path / name) != expected:
                 raise CheckpointError(f"the checkpoint {path} is damaged: {name} does not match its checksum")

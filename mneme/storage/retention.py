@@ -1,7 +1,7 @@
 """Which checkpoints of a run are kept, in its folder as in its mirror: the newest, the best, and some for ever."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from mneme.rollout_workers import Evaluation
@@ -20,6 +20,16 @@ class Best(NamedTuple):
         if not math.isfinite(score[1]) or (before is not None and score <= before.score):
             return before
         return cls(step, score)
+
+    @classmethod
+    def among(cls, rows: Iterable[Mapping[str, float]]) -> "Best | None":
+        """The best evaluation among a run's rows of metrics, the first of several that are alike."""
+        best: Best | None = None
+        for row in rows:
+            if "evaluation/return" in row:
+                score = [row.get("evaluation/success", 0.0), row["evaluation/return"]]
+                best = cls(int(row["step"]), score) if best is None or score > best.score else best
+        return best
 
     @staticmethod
     def fits(recorded: Any) -> bool:

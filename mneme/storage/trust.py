@@ -38,7 +38,7 @@ def refuse_foreign_code(
     Raises:
         CheckpointError: it does; one sentence names the setting and the file.
     """
-    for setting, value, module in _named(config):
+    for setting, value, module in named_code(config):
         if module in imported:
             continue
         where, installed = _origin(module, imported)
@@ -117,7 +117,7 @@ def _own_store(uri: str, run: Path) -> bool:
     return real.parent in beside or real.is_relative_to(run.resolve())
 
 
-def _named(config: Config) -> Iterator[tuple[str, str, str]]:
+def named_code(config: Config) -> Iterator[tuple[str, str, str]]:
     """Settings that name a module, their values, and the module."""
     kind, id = config.policy.controller.kind, config.env.id
     if ":" in kind:

@@ -21,6 +21,8 @@ def as_uri(given: str | Path) -> str | None:
 def fault_of(uri: str) -> str | None:
     """Why no store can be at a URI, and what to write instead; None if there may be one."""
     parts = urlsplit(uri)
+    if parts.scheme in ("models", "runs"):
+        return "it names an agent in MLflow, which acts and holds nothing to learn on with; go on with its run"
     if as_uri(uri) is None:
         return "write a URI such as s3://BUCKET/runs, gs://BUCKET/runs or file:///mnt/shared/runs"
     if parts.password is not None or (parts.scheme == "s3" and parts.username is not None):

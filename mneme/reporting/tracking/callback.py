@@ -1,15 +1,22 @@
 """A run's record in MLflow, as the run's callback."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mneme.callbacks import Callback, Outcome, Progress, RunStart
+from mneme.callbacks import Callback, Look, Outcome, Progress, RunStart
 from mneme.configuration.config import Config
 from mneme.distributed.blueprint import Blueprint
-from mneme.reporting.tracking.store_run import Identity, RunStatus
+from mneme.reporting.tracking.model import ModelForm, form_of
+from mneme.reporting.tracking.store_run import BEST, LAST, Identity, RunStatus
 from mneme.reporting.tracking.tracker import Tracker
+from mneme.rollout_workers import Evaluation
+from mneme.storage.checkpoint import step_of
+from mneme.storage.retention import Best
 from mneme.storage.run_folder import RunFolder
+
+_log = logging.getLogger(__name__)
 
 _STATUS: Mapping[Outcome, RunStatus] = {"complete": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
@@ -20,10 +27,16 @@ class Tracking(Callback):
     def __init__(self) -> None:
         self._tracker: Tracker | None = None
         self._resumed = False
+        self._form: ModelForm | None = None
+        self._best: Best | None = None  # of the evaluations so far
+        self._checkpoint: Path | None = None  # the newest
+        self._offered: int | None = None  # step of the newest model
 
     def on_start(self, run: RunStart) -> None:
         """Open the run."""
         self._folder, self._resumed = RunFolder(run.folder), run.resumed
+        if run.config.tracking.enabled:
+            self._form = _form(run.blueprint)
         self._tracker = Tracker(
             run.config.tracking,
             Identity(run.key, run.folder.resolve(), run.resumed),
@@ -33,13 +46,23 @@ class Tracking(Callback):
 
     def on_begin(self, progress: Progress) -> None:
         """Follow the metrics, from which nothing is removed any more."""
+        if self._resumed:
+            self._best = Best.among(self._folder.history())
         if self._tracker is not None:
             self._tracker.follow(self._folder.metrics, progress.steps if self._resumed else None)
 
     def on_checkpoint(self, progress: Progress, path: Path) -> None:
-        """Keep a copy."""
+        """Keep a copy, and of the best the agent as a model."""
         if self._tracker is not None:
             self._tracker.artifact(path, "checkpoints")
+        self._checkpoint = path
+        self._offer_best()
+
+    def on_evaluation(self, progress: Progress, evaluation: Evaluation, look: Look) -> None:
+        """Keep the agent as a model if it is the best so far."""
+        if look is not Look.CONFIRMATION:
+            self._best = Best.of(progress.steps, evaluation, self._best)
+            self._offer_best()
 
     def on_unrecorded(self, progress: Progress, metrics: Mapping[str, float]) -> None:
         """Record what the file lacks."""
@@ -51,7 +74,30 @@ class Tracking(Callback):
         if self._tracker is not None:
             if self._folder.curve.exists():
                 self._tracker.artifact(self._folder.curve)
+            if outcome == "complete":
+                self._offer(LAST)
             self._tracker.close(_STATUS[outcome])
+
+    def _offer_best(self) -> None:
+        """Add the newest checkpoint's agent, if the best evaluation is of it; either may come first."""
+        if self._best is not None and self._checkpoint is not None and self._best.step == step_of(self._checkpoint):
+            self._offer(BEST)
+
+    def _offer(self, name: str) -> None:
+        if self._tracker is None or self._form is None or self._checkpoint is None:
+            return
+        step = step_of(self._checkpoint)
+        if step != self._offered:
+            self._tracker.model(name, self._checkpoint, self._form)
+            self._offered = step
+
+
+def _form(blueprint: Blueprint[Config]) -> ModelForm | None:
+    try:
+        return form_of(blueprint)
+    except ValueError as error:
+        _log.warning(f"the agent is kept in MLflow as checkpoints, not as a model: {error}")
+        return None
 
 
 def _parameters(blueprint: Blueprint[Config]) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from mneme.reporting.tracking import database
+from mneme.reporting.tracking.client import ENVIRONMENT
 from mneme.reporting.tracking.settings import absolute_uri, fault_of, sqlite_file, without_password
-from mneme.reporting.tracking.store_run import ENVIRONMENT
 
 
 def serve_dashboard(store: str, port: int) -> None:

@@ -12,7 +12,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -226,3 +226,27 @@ def _scripts() -> Any:
     from mlflow.store.db.utils import _get_alembic_config
 
     return ScriptDirectory.from_config(_get_alembic_config(""))
+
+
+def database_of(client: Any) -> Any:
+    """The database behind a store that is one; None for a server."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    store = client._tracking_client.store
+    return store if isinstance(store, SqlAlchemyStore) else None
+
+
+def delete_metrics(store: Any, run_id: str, keys: Sequence[str], step: int) -> None:
+    """Delete from a database the values of metrics after a step, and set which is the latest."""
+    from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlMetric
+
+    metric: Any = SqlMetric
+    with store.ManagedSessionMaker(read_only=False) as session:
+        for key in keys:
+            of_key = session.query(metric).filter_by(run_uuid=run_id, key=key)
+            of_key.filter(metric.step > step).delete()
+            session.query(SqlLatestMetric).filter_by(run_uuid=run_id, key=key).delete()
+            last = of_key.order_by(metric.step.desc(), metric.timestamp.desc(), metric.value.desc()).first()
+            if last:
+                names = ("key", "value", "timestamp", "step", "is_nan", "run_uuid")
+                session.add(SqlLatestMetric(**{name: getattr(last, name) for name in names}))

@@ -24,6 +24,9 @@ class TrackingSettings(Settings, section="tracking"):
     """Name of the run in MLflow. Unset: that of the run's folder."""
     enabled: bool = True
     """Record the run at all."""
+    registered_model_name: str | None = None
+    """Name in MLflow's model registry, of which the best agent of a run that has ended becomes the newest version.
+    Unset: none does."""
     system_metrics: bool = True
     """Record the use of CPU, memory, disk, network and GPU on the machine that runs the service."""
 
@@ -37,6 +40,12 @@ class TrackingSettings(Settings, section="tracking"):
             raise ValueError(f"tracking.uri is {self.uri}; {fault}")
         if not 1 <= len(self.experiment) <= 500:
             raise ValueError(f"tracking.experiment has {len(self.experiment)} characters; it must have 1 to 500")
+        name = self.registered_model_name
+        if name is not None and (not name or re.search("[/:%]", name)):
+            raise ValueError(
+                f"tracking.registered_model_name is {name!r}; it is part of models:/NAME/VERSION, so that it is not "
+                f"empty and holds no / : %"
+            )
 
 
 def fault_of(uri: str) -> str | None:

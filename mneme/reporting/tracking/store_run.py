@@ -4,15 +4,18 @@ Every method calls the store and may raise. Only the tracking thread is here, as
 """
 
 import logging
-import os
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from mneme.reporting.tracking import database
+from mneme.reporting.tracking.client import client_of
+from mneme.reporting.tracking.database import database_of, delete_metrics
+from mneme.reporting.tracking.model import ModelForm, log_model, register
 from mneme.reporting.tracking.names import NAME_CHARACTERS, TAG_CHARACTERS, clean_name, clean_text
 from mneme.reporting.tracking.settings import TrackingSettings, sqlite_file
+from mneme.reporting.tracking.uploads import upload
+from mneme.storage.checkpoint import step_of
 
 RunStatus = Literal["FINISHED", "KILLED", "FAILED"]
 
@@ -20,19 +23,13 @@ SYSTEM_METRICS_SECONDS = 5.0
 ENTRIES_PER_BATCH = 100  # parameters or tags; MLflow refuses more
 METRICS_PER_BATCH = 1000
 
-ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
-
 _KEY_TAG = "mneme.run"  # the run's own key, by which it is found again
 _FOLDER_TAG = "mneme.folder"
 _SYSTEM = "system/"  # metrics of MLflow's own monitor
+_EVALUATION = "evaluation/"  # before the names of metrics of an evaluation
+
+BEST, LAST = "best", "last"
+"""Models of a run: of the best evaluation, and of its end where that is another one."""
 
 logger = logging.getLogger("mneme")
 
@@ -63,19 +60,12 @@ class StoreRun:
     """
 
     def __init__(self, settings: TrackingSettings, identity: Identity) -> None:
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        from mlflow.tracking import MlflowClient
-
-        for name in ("mlflow", "alembic", "urllib3.connectionpool"):
-            logging.getLogger(name).setLevel(logging.ERROR)
         self._settings, self._identity = settings, identity
         file = sqlite_file(settings.uri)
         self._artifacts = (file.parent / "mlartifacts").as_uri() if file else None  # else the server decides
         if file:
             database.prepare(file)
-            database.connect(settings.uri)
-        self._client = MlflowClient(tracking_uri=settings.uri)
+        self._client = client_of(settings.uri)
         self._experiment_id = self._experiment()
         run = self._found()
         if run is None and identity.resumed:
@@ -84,6 +74,7 @@ class StoreRun:
                 settings.experiment,
             )
         self._params: Mapping[str, str] = {}
+        self._evaluations: dict[int, list[Point]] = {}  # by step, under names that MLflow takes
         self._begun_anew = False  # and not described yet
         self._take(run)
 
@@ -97,6 +88,7 @@ class StoreRun:
         else:
             self._client.update_run(run.info.run_id, status="RUNNING")
             self._continued = True
+        self._run = run
         self.id: str = run.info.run_id
         self._known_params: Mapping[str, str] = run.data.params
         self._monitor: Any = None
@@ -192,7 +184,11 @@ class StoreRun:
         """Record points under names that MLflow takes."""
         from mlflow.entities import Metric
 
-        metrics = [Metric(clean_name(point.key), *point[1:]) for point in points]
+        points = [point._replace(key=clean_name(point.key)) for point in points]
+        for point in points:
+            if point.key.startswith(_EVALUATION):
+                self._evaluations.setdefault(point.step, []).append(point)
+        metrics = [Metric(*point) for point in points]
         _in_parts(metrics, METRICS_PER_BATCH, lambda part: self._client.log_batch(self.id, metrics=part))
 
     def fill_in(self, points: Sequence[Point], resumed_at: int) -> None:
@@ -224,9 +220,9 @@ class StoreRun:
         keys = [m.key for m in run.data._metric_objs if m.step > step and not m.key.startswith(_SYSTEM)]
         if not keys:
             return
-        store = _database_of(self._client)
+        store = database_of(self._client)
         if store is not None:
-            _delete_metrics(store, self.id, keys, step)
+            delete_metrics(store, self.id, keys, step)
         else:
             if run.info.lifecycle_stage == "active":
                 self.close("KILLED")
@@ -235,34 +231,20 @@ class StoreRun:
             self._begun_anew = True
 
     def upload(self, path: Path, folder: str) -> None:
-        """Copy a file or a folder; under `folder`, what `path` no longer has beside it goes.
+        """See `upload`."""
+        upload(self._client, self.id, path, folder)
 
-        A path that has gone meanwhile, or goes during the upload, is passed over: the store may have the only copy of
-        what was beside it.
-        """
-        if not path.exists():
-            return
-        parts = [path]
-        try:
-            parts += path.rglob("*")
-            if path.is_dir():
-                self._client.log_artifacts(self.id, str(path), f"{folder}/{path.name}" if folder else path.name)
-            else:
-                self._client.log_artifact(self.id, str(path), folder or None)
-            kept = {beside.name for beside in path.parent.iterdir()} if folder else set()
-        except OSError:
-            if all(part.exists() for part in parts):
-                raise
-            return
-        if path.name in kept:
-            self._prune(kept, folder)
+    def log_model(self, name: str, checkpoint: Path, form: ModelForm) -> None:
+        """Add the agent of a checkpoint as a model, with what evaluations have found of it."""
+        log_model(self._client, self._run, name, checkpoint, form, self._evaluations.get(step_of(checkpoint), ()))
 
-    def _prune(self, kept: Container[str], folder: str) -> None:
-        artifacts = self._client._tracking_client._get_artifact_repo(self.id)
-        for item in self._client.list_artifacts(self.id, folder):
-            if Path(item.path).name not in kept:
-                with suppress(NotImplementedError):  # a store that keeps everything
-                    artifacts.delete_artifacts(item.path)
+    def register(self) -> None:
+        """Register the newest of the best models, if the settings say so."""
+        if self._settings.registered_model_name is None:
+            return
+        of_run = f"name = '{BEST}' AND source_run_id = '{self.id}'"
+        for newest in self._client.search_logged_models([self._run.info.experiment_id], of_run, max_results=1):
+            register(self._client, self._settings.registered_model_name, newest)
 
     def close(self, status: RunStatus) -> None:
         """End the run."""
@@ -286,27 +268,3 @@ def _in_parts(items: Sequence[Any], size: int, send: Callable[[Sequence[Any]], o
                 logger.warning("MLflow refuses %s: %s", part[0].key, str(error).strip().partition("\n")[0][:160])
             else:
                 _in_parts(part, -(-len(part) // 2), send)
-
-
-def _database_of(client: Any) -> Any:
-    """The database behind a store that is one; None for a server."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    store = client._tracking_client.store
-    return store if isinstance(store, SqlAlchemyStore) else None
-
-
-def _delete_metrics(store: Any, run_id: str, keys: Sequence[str], step: int) -> None:
-    """Delete from a database the values of metrics after a step, and set which is the latest."""
-    from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlMetric
-
-    metric: Any = SqlMetric
-    with store.ManagedSessionMaker(read_only=False) as session:
-        for key in keys:
-            of_key = session.query(metric).filter_by(run_uuid=run_id, key=key)
-            of_key.filter(metric.step > step).delete()
-            session.query(SqlLatestMetric).filter_by(run_uuid=run_id, key=key).delete()
-            last = of_key.order_by(metric.step.desc(), metric.timestamp.desc(), metric.value.desc()).first()
-            if last:
-                names = ("key", "value", "timestamp", "step", "is_nan", "run_uuid")
-                session.add(SqlLatestMetric(**{name: getattr(last, name) for name in names}))

@@ -10,13 +10,14 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
+from typing import Any, TypeVar
 
 from mneme.reporting.tracking.database import LOCK_SECONDS
 from mneme.reporting.tracking.metrics_file import MetricsFile, points_of
+from mneme.reporting.tracking.model import ModelForm
 from mneme.reporting.tracking.names import flatten
 from mneme.reporting.tracking.settings import TrackingSettings, sqlite_file, without_password
 from mneme.reporting.tracking.store_run import Identity, Point, RunStatus, StoreRun
@@ -29,6 +30,9 @@ _BYTES_PER_READ = 1 << 20
 _UNWRITTEN_ROWS = 4096  # kept in memory while the run's file cannot be written
 
 logger = logging.getLogger("mneme")
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class Tracker:
@@ -57,7 +61,8 @@ class Tracker:
         self._resumed_at: int | None = None  # until what an interrupted run left has been put right
         self._unwritten: deque[list[Point]] = deque(maxlen=_UNWRITTEN_ROWS)
         self._files: dict[tuple[str, str], Path] = {}  # to upload: (folder, name) -> path, the newest of each name
-        self._lock = threading.Lock()  # of the files
+        self._models: dict[str, tuple[Path, ModelForm]] = {}  # to add: name -> checkpoint and form, the newest of each
+        self._lock = threading.Lock()  # of the files and models
         self._tried = Event()  # the run is open, or the first attempt has failed
         self._closing = Event()
         self._status: RunStatus = "FAILED"
@@ -97,6 +102,11 @@ class Tracker:
         with self._lock:
             self._files[folder, path.name] = path
 
+    def model(self, name: str, checkpoint: Path, form: ModelForm) -> None:
+        """Add the agent of a checkpoint to the run as a model; of those that wait, the newest of each name."""
+        with self._lock:
+            self._models[name] = checkpoint, form
+
     def close(self, status: RunStatus = "FINISHED", timeout: float | None = None) -> None:
         """Record what is there, end the run with `status` and stop; gives up after `timeout` seconds.
 
@@ -127,6 +137,8 @@ class Tracker:
                 self._tried.set()
             if closing:
                 if self._run:
+                    if self._status == "FINISHED":
+                        self._attempt(self._run.register)
                     self._attempt(self._run.close, self._status)
                 return
             self._closing.wait(POLL_SECONDS)
@@ -160,19 +172,25 @@ class Tracker:
                 raise
 
     def _send_files(self, run: StoreRun) -> None:
-        """Upload what waits, each file by itself; what fails waits on."""
-        failures = []
-        for key, path in list(self._files.items()):
-            try:
-                run.upload(path, key[0])
-            except Exception as error:
-                failures.append(error)
-                continue
-            with self._lock:
-                if self._files[key] == path:
-                    del self._files[key]
+        """Send the files and models that wait, each by itself; what fails waits on."""
+        failures = [
+            *self._sent(self._files, lambda key, path: run.upload(path, key[0])),
+            *self._sent(self._models, lambda name, model: run.log_model(name, *model)),
+        ]
         if failures:
             raise failures[0]
+
+    def _sent(self, waiting: dict[K, V], send: Callable[[K, V], None]) -> Iterator[Exception]:
+        """Take out what could be sent; what else there is to say."""
+        for key, value in list(waiting.items()):
+            try:
+                send(key, value)
+            except Exception as error:
+                yield error
+                continue
+            with self._lock:
+                if waiting[key] is value:
+                    del waiting[key]
 
     def _attempt(self, call: Callable[..., None], *args: Any) -> bool:
         """Call the store; a failure is reported once per outage and never raised."""
@@ -187,7 +205,7 @@ class Tracker:
                 )
             self._outage = True
             return False
-        if self._outage and self._run:
+        if self._outage and self._run and not self._closing.is_set():
             self._run.watch_system()
         self._outage = False
         return True

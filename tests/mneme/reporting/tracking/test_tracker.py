@@ -188,7 +188,7 @@ def test_a_store_that_removes_nothing_gets_a_new_run_in_place_of_one_with_an_aba
     store: Path, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = record(store, folder, {10: 0.1, 20: 0.2}, params={"seed": 1})
-    monkeypatch.setattr(store_run, "_database_of", lambda client: None)  # as of a server
+    monkeypatch.setattr(store_run, "database_of", lambda client: None)  # as of a server
     assert record(store, folder, {}, resumed_at=20) == first, "nothing is abandoned"
     record(store, folder, {20: 0.3}, resumed_at=10, params={"seed": 1})
     old = client_of(store).get_run(first)
@@ -204,7 +204,7 @@ def test_a_run_begun_anew_has_everything_whichever_call_of_the_store_fails_once(
 ) -> None:
     record(store, folder, {10: 0.1, 20: 0.2}, params={"seed": 1})
     folder.metrics.write_text('{"step": 10, "return": 0.1}\n')
-    monkeypatch.setattr(store_run, "_database_of", lambda client: None)  # as of a server
+    monkeypatch.setattr(store_run, "database_of", lambda client: None)  # as of a server
     run = store_run.StoreRun(settings_of(store), identity_of(folder, resumed=True))
     run.describe({"seed": "1"})
     points, _ = MetricsFile(folder.metrics).read()
