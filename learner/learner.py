@@ -123,14 +123,24 @@ class Learner:
             error.update = FailedUpdate(state, batches)
             raise
 
+    def train_on(self, batch: SequenceBatch) -> UpdateReport:
+        """`update` on sequences of the present weights that are on the learner's device already. Nothing looks whether
+        they fit, and a `NonfiniteGradient` has nothing to be reproduced from."""
+        with products_in(self.settings.precision, self.device):
+            return self._train(batch, [0.0], (), _watch())
+
     def _update(self, batches: Sequence[pa.RecordBatch]) -> UpdateReport:
-        watch = Stopwatch(
-            "batch", "anchor", "returns", "fidelity", "windows", "forward", "backward", "synchronize", "optimizer"
-        )
+        watch = _watch()
         with watch("batch"):
             batch, lags, refused = arrivals(
                 batches, self.policy, self.version, self.group, self.device, packed=self._packed
             )
+        return self._train(batch, lags, refused, watch)
+
+    def _train(
+        self, batch: SequenceBatch, lags: Sequence[float], refused: Sequence[str], watch: Stopwatch
+    ) -> UpdateReport:
+        with watch("batch"):
             whole = WholeBatch.of(self.group, batch)
         self._optimizer.anneal(self.env_steps, whole.steps)
         with watch("anchor"):
@@ -304,6 +314,12 @@ class Learner:
             self._reward_scale.set_state(_under("reward_scale.", state))
         self.version, self.env_steps = int(state["version"]), int(state["env_steps"])
         self._optimizer.set_state(state, self.env_steps)
+
+
+def _watch() -> Stopwatch:
+    return Stopwatch(
+        "batch", "anchor", "returns", "fidelity", "windows", "forward", "backward", "synchronize", "optimizer"
+    )
 
 
 def weights_in(state: State) -> Weights:

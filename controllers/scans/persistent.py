@@ -17,7 +17,7 @@ another, there is a launch for each step, and no waiting.
 
 `tiles` chooses the division for which reading takes the least time by an estimate for an H200 (132 SMs, an L2 of about
 5.5 TB/s), here for a GRU in float32. cuDNN, at two launches a step, is thought to take about 8 us where there are few
-environments. None of this has been measured yet: `benchmarks/kernels.py` does.
+environments. None of this has been measured yet: `python -m benchmarks.gpu` does.
 
     B      H     forward: environments x units, programs, us a step    backward
     64     128   16 x 128     4     1.8                                16 x 128     4     2.0

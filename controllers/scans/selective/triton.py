@@ -15,7 +15,7 @@ buffer that it reuses for each span, and goes back through them: with g the grad
 
 and exp(d A) g' goes on to the step before, or at a reset to the initial state. Sums over blocks of channels and over
 environments are taken from buffers afterwards, so that results are the same at every run. Everything is computed in
-float32 at least. It has not been measured on a GPU yet: `benchmarks/kernels.py` does.
+float32 at least. It has not been measured on a GPU yet: `python -m benchmarks.gpu` does.
 
 Axis letters: T steps, B environments, I inner channels, N states a channel, P spans of K steps, G blocks of channels.
 """
