@@ -16,12 +16,14 @@ from benchmarks.gpu.scans import (
     arguments,
     build,
     contestants,
+    other_tiles,
     products_in,
     reference,
     scanned,
+    tiled,
 )
 from benchmarks.gpu.stages import Tell
-from benchmarks.gpu.timing import shapes
+from benchmarks.gpu.timing import OTHER_TILES, shapes
 from mneme.controllers import Carry, Controller
 
 TOLERANCES = {"float32": 1e-4, "tf32": 2e-2, "bf16": 5e-2, "bfloat16": 0.2}
@@ -31,9 +33,10 @@ STEPS = 4  # over which the shapes that are timed are checked, which compiles th
 
 
 def items(device: torch.device, kinds: list[str], tiny: bool) -> list[str]:
-    """The scans to check, in every precision."""
-    precisions = ["tf32", "float32", "bf16", "bfloat16"]
-    return [str(c) for c in contestants(device, kinds, precisions) if c.backend != MODULE]
+    """The scans to check, in every precision, and with other tiles."""
+    found = contestants(device, kinds, ["tf32", "float32", "bf16", "bfloat16"])
+    found += other_tiles(device, kinds, 1 if tiny else OTHER_TILES)
+    return [str(contestant) for contestant in found if contestant.backend != MODULE]
 
 
 def work(item: str, device: torch.device, tiny: bool, tell: Tell) -> None:
@@ -44,7 +47,8 @@ def work(item: str, device: torch.device, tiny: bool, tell: Tell) -> None:
     """
     contestant = Contestant.of(item)
     short = tuple(dict.fromkeys((STEPS, *shape[1:]) for shape in shapes(tiny)))
-    for shape in TINY if tiny else (*UNEVEN, *short):
+    uneven = () if "@" in contestant.backend else UNEVEN
+    for shape in TINY if tiny else (*uneven, *short):
         told: dict[str, Any] = {"shape": shape, "tolerance": TOLERANCES[contestant.precision]}
         try:
             error, where = worst(contestant, shape, device)
@@ -62,7 +66,7 @@ def worst(contestant: Contestant, shape: tuple[int, int, int], device: torch.dev
     fast = build(contestant.kind, shape[2], contestant.backend).to(device, dtype)
     slow = reference(contestant, shape[2]).to(device, dtype).to(torch.float64)
     x, reset, carry = arguments(fast, shape, dtype, device)
-    with products_in(contestant.precision):
+    with products_in(contestant.precision), tiled(contestant):
         found = _computed(fast, contestant.precision, x, reset, carry)
     exact = {name: value.detach().double().requires_grad_() for name, value in carry.items()}
     expected = _computed(slow, "float32", x.detach().double().requires_grad_(), reset, exact)
@@ -72,12 +76,14 @@ def worst(contestant: Contestant, shape: tuple[int, int, int], device: torch.dev
 
 
 def _computed(controller: Controller, precision: str, x: Tensor, reset: Tensor, carry: Carry) -> dict[str, Tensor]:
-    """Outputs, last carries and gradients of the mean of their squares."""
+    """Outputs, without a gradient too, last carries, and gradients of the mean of their squares."""
+    with torch.no_grad():
+        alone, _ = scanned(controller, precision, x, reset, carry)
     y, last = scanned(controller, precision, x, reset, carry)
     named = {"x": x, **carry, **dict(controller.named_parameters())}
     loss = sum(value.double().square().mean() for value in (y, *last.values()))
     gradients = torch.autograd.grad(loss, list(named.values()), materialize_grads=True)
-    outputs = {"y": y, **{f"last {name}": value for name, value in last.items()}}
+    outputs = {"y": y, "y without gradient": alone, **{f"last {name}": value for name, value in last.items()}}
     return outputs | dict(zip(map("d{}".format, named), gradients, strict=True))
 
 

@@ -60,6 +60,9 @@ def _solving(item: str, result: dict[str, Any], outcome: Outcome) -> str:
 
 
 def _speed(item: str, result: dict[str, Any], outcome: Outcome) -> str:
+    if "kernels" in result:
+        k = result["kernels"]
+        return f"one update: {k['launched']:,} kernels, {k['in_kernels'] / k['seconds']:.0%} of {k['seconds']:.3f} s"
     busy = "unknown" if result["busy"] is None else f"{result['busy']:.0%}"
     shares = ", ".join(f"{name} {share:.0%}" for name, share in result["shares"].items())
     return f"{result['steps_per_second']:,.0f} trained steps/s in batches of {result['batch']:,}; {shares}; busy {busy}"

@@ -1,12 +1,15 @@
 """The scans that are checked and timed on a GPU: every kind of controller in each of its implementations.
 
 A contestant is a kind and a backend, `gru/triton`, and an item of a stage one of them in one precision. Beside GRU and
-LSTM stand `torch.nn`'s own, cuDNN's on a GPU, which cannot reset.
+LSTM stand `torch.nn`'s own, cuDNN's on a GPU, which cannot reset. `triton@2` is the kernel with the tiles that the
+estimate in `scans.persistent` finds third best, so that the estimate is measured too.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Literal, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Generator, Tensor, nn
@@ -17,6 +20,7 @@ from mneme.controllers.scans.backends import REFERENCE, chosen_backend
 
 MODULES = {"gru": nn.GRU, "lstm": nn.LSTM}
 MODULE = "torch.nn"  # the name of theirs among the backends
+TILED = "triton"  # the backend whose work is divided by an estimate
 PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "bfloat16": torch.bfloat16}
 """Types of tensors. `tf32` and `bf16` round products, as `learner.precision` does. In `bfloat16` there is nothing else,
 as `torch.nn` has it too; our other kinds do not run in it."""
@@ -55,6 +59,27 @@ def contestants(device: torch.device, kinds: Sequence[str], precisions: Sequence
     ]
 
 
+def other_tiles(device: torch.device, kinds: Sequence[str], many: int) -> list[Contestant]:
+    """GRU and LSTM with so many other tiles, where their kernels run."""
+    found = contestants(device, [kind for kind in kinds if kind in MODULES], ["tf32"])
+    ours = [contestant for contestant in found if contestant.backend == TILED]
+    return [c._replace(backend=f"{TILED}@{rank}") for c in ours for rank in range(1, many + 1)]
+
+
+@contextmanager
+def tiled(contestant: Contestant) -> Iterator[None]:
+    """The kernels of GRU and LSTM take the tiles that the contestant names."""
+    _, _, rank = contestant.backend.partition("@")
+    if not rank:
+        yield
+        return
+    from mneme.controllers.scans.persistent import ranked_tiles  # here, as triton may be missing
+
+    module = import_module(f"mneme.controllers.scans.{contestant.kind}.triton")
+    with patch.object(module, "tiles", lambda *sizes: ranked_tiles(*sizes)[int(rank)]):
+        yield
+
+
 def _backends(kind: str, precision: str, device: torch.device) -> list[str]:
     offered, dtype = build(kind, 8, "auto").backends, PRECISIONS[precision]
     ours = [backend for backend in offered if chosen_backend(backend, device, offered, dtype) == backend]
@@ -73,7 +98,8 @@ def every_kind() -> list[str]:
 def build(kind: str, hidden: int, backend: str, *, like: str | None = None) -> Controller:
     """With the initial carry that `like`, another backend if given, can have."""
     initial: Literal["zero", "learned"] = "zero" if (like or backend) in ZERO_START else "learned"
-    settings = ControllerSettings(kind=kind, hidden_size=hidden, backend=backend, initial_carry=initial)
+    name, _, _ = backend.partition("@")
+    settings = ControllerSettings(kind=kind, hidden_size=hidden, backend=name, initial_carry=initial)
     return build_controller(settings, hidden, 128, Generator().manual_seed(0))
 
 

@@ -1,10 +1,14 @@
-"""Trained environment steps per second: collected, and learned from in four epochs of four minibatches."""
+"""Trained environment steps per second: collected, and learned from in four epochs of four minibatches.
+
+The kernels in which an update spends its time are told afterwards, as far as the profiler sees them.
+"""
 
 from collections.abc import Callable
 from time import perf_counter
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.busy import BusyShare
 from benchmarks.gpu.stages import Tell
@@ -13,6 +17,7 @@ from benchmarks.gpu.trainer import Run, Trainer, fast_backends, peak_bytes, sett
 LANES, TINY_LANES = (16384, 65536, 4096, 1024), (8,)
 SECONDS, TINY_SECONDS = 3.0, 0.05  # that each is timed for
 WARM_UP = 3  # updates that are not timed
+LISTED = 15  # kernels that are named
 
 T = TypeVar("T")
 
@@ -28,7 +33,7 @@ def items(device: torch.device, kinds: list[str], tiny: bool) -> list[str]:
 
 
 def work(item: str, device: torch.device, tiny: bool, tell: Tell) -> None:
-    """Tell steps per second, where the time goes, the most memory, and how busy the device is."""
+    """Tell steps per second, where the time goes, the most memory, and how busy the device is; then its kernels."""
     run = Run.of(item)
     trainer = Trainer(run, device, tiny)
     for _ in range(WARM_UP):
@@ -50,6 +55,31 @@ def work(item: str, device: torch.device, tiny: bool, tell: Tell) -> None:
             "peak_bytes": peak_bytes(device),
         }
     )
+    tell({"kernels": _kernels(trainer, device)})
+
+
+def _kernels(trainer: Trainer, device: torch.device) -> dict[str, Any]:
+    """One update as the profiler sees it: seconds by the clock and in kernels, how many of them, and the longest; on a
+    CPU these are torch's operations."""
+    on_gpu = device.type == "cuda"
+    activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
+    began = perf_counter()
+    with profile(activities=[activity]) as seen:
+        trainer.learn(trainer.collect()[0])
+        settle(device)
+        seconds = perf_counter() - began
+    found = {
+        event.key: ((event.self_device_time_total if on_gpu else event.self_cpu_time_total) * 1e-6, event.count)
+        for event in seen.key_averages()
+    }
+    spent = {name: of_one for name, of_one in found.items() if of_one[0] > 0}  # calls of the driver take none
+    longest = sorted(spent, key=spent.__getitem__, reverse=True)[:LISTED]
+    return {
+        "seconds": seconds,
+        "in_kernels": sum(of_one for of_one, _ in spent.values()),
+        "launched": sum(count for _, count in spent.values()),
+        "longest": {name: spent[name] for name in longest},
+    }
 
 
 def _timed(spent: dict[str, float], name: str, run: Callable[[], T], device: torch.device) -> T:

@@ -24,12 +24,15 @@ from benchmarks.gpu.scans import (
     arguments,
     build,
     contestants,
+    other_tiles,
     products_in,
+    tiled,
 )
 from benchmarks.gpu.stages import Tell
 
 SHAPES: tuple[Shape, ...] = ((128, 256, 128), (128, 1024, 128), (128, 256, 512), (1024, 256, 128))
 TINY: tuple[Shape, ...] = ((6, 3, 8),)
+OTHER_TILES = 5  # tried beside the best by the estimate
 SECONDS, ROUNDS = 0.2, (5, 50)  # about how long each time is measured for, and in how many rounds
 
 
@@ -41,10 +44,10 @@ class Rates(NamedTuple):
 
 
 def items(device: torch.device, kinds: list[str], tiny: bool) -> list[str]:
-    """The scans to time: all of them in TF32, and those that torch has too in the other types."""
+    """The scans to time: all of them in TF32, those that torch has too in the other types, and with other tiles."""
     both = [kind for kind in kinds if kind in MODULES]
     found = [*contestants(device, kinds, ["tf32"]), *contestants(device, both, ["float32", "bfloat16"])]
-    return list(map(str, found))
+    return list(map(str, found + other_tiles(device, kinds, 1 if tiny else OTHER_TILES)))
 
 
 def shapes(tiny: bool) -> tuple[Shape, ...]:
@@ -56,7 +59,7 @@ def work(item: str, device: torch.device, tiny: bool, tell: Tell) -> None:
     """Tell the medians at each size; one for which the device's memory does not suffice is told as such."""
     contestant = Contestant.of(item)
     torch.set_num_threads(1)
-    with products_in(contestant.precision):
+    with products_in(contestant.precision), tiled(contestant):
         for shape in shapes(tiny):
             try:
                 tell({"shape": shape} | _times(contestant, shape, device))

@@ -63,7 +63,14 @@ class Tiles(NamedTuple):
 
 
 def tiles(steps: int, batch: int, hidden: int, inner: int, products: int, itemsize: int, processors: int) -> Tiles:
-    """The division that the estimate above finds fastest.
+    """The division that the estimate above finds fastest; the arguments are those of `ranked_tiles`."""
+    return ranked_tiles(steps, batch, hidden, inner, products, itemsize, processors)[0]
+
+
+def ranked_tiles(
+    steps: int, batch: int, hidden: int, inner: int, products: int, itemsize: int, processors: int
+) -> list[Tiles]:
+    """Every division, the fastest first as far as the estimate knows.
 
     Args:
         steps: T.
@@ -83,12 +90,16 @@ def tiles(steps: int, batch: int, hidden: int, inner: int, products: int, itemsi
         reading = kilobytes / min(SM_KB_PER_MICROSECOND, KB_PER_MICROSECOND / max(1, min(programs, processors)))
         return triton.cdiv(programs, processors) * (reading + (WAIT if columns > 1 else 0.0))
 
-    lanes, units = min((tile for tile in product(LANES, UNITS) if tile[0] * tile[1] <= LARGEST), key=microseconds)
-    columns = triton.cdiv(hidden, units)
-    bytes_of_one = (lanes + products * units) * itemsize
-    block = next(size for size in (64, 32, 16) if size * bytes_of_one <= STAGE_BYTES)
-    span = steps if columns <= processors else 1
-    return Tiles(lanes, units, triton.cdiv(batch, lanes), columns, block, span, 4 if lanes * units <= 1024 else 8)
+    def divided(tile: tuple[int, int]) -> Tiles:
+        lanes, units = tile
+        columns = triton.cdiv(hidden, units)
+        bytes_of_one = (lanes + products * units) * itemsize
+        block = next(size for size in (64, 32, 16) if size * bytes_of_one <= STAGE_BYTES)
+        span = steps if columns <= processors else 1
+        return Tiles(lanes, units, triton.cdiv(batch, lanes), columns, block, span, 4 if lanes * units <= 1024 else 8)
+
+    possible = [tile for tile in product(LANES, UNITS) if tile[0] * tile[1] <= LARGEST]
+    return [divided(tile) for tile in sorted(possible, key=microseconds)]
 
 
 def processors(device: torch.device) -> int:

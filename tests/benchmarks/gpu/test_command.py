@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.gpu import agreement, lengths, speed, timing
 from benchmarks.gpu.report import lines, sound
-from benchmarks.gpu.scans import Contestant, contestants
+from benchmarks.gpu.scans import Contestant, contestants, other_tiles, tiled
 from benchmarks.gpu.stages import Outcome
 from benchmarks.gpu.trainer import Run, Trainer
 from benchmarks.gpu.work import STAGES, Options
@@ -62,6 +62,23 @@ def test_theirs_stand_beside_ours() -> None:
     assert "x torch.nn" in ours and "with backward" in ours
 
 
+def test_other_tiles_than_the_best_by_the_estimate_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="triton is for Linux")
+    if torch.cuda.is_available():
+        pytest.skip("the interpreter stands in for a GPU where there is none")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert other_tiles(CPU, ["gru", "mamba"], 2) == [Contestant("gru", f"triton@{rank}", "tf32") for rank in (1, 2)]
+    from mneme.controllers.scans.gru import triton as kernels
+    from mneme.controllers.scans.persistent import ranked_tiles
+
+    sizes, found = (7, 300, 128, 128, 3, 4, 132), []
+    for backend in ("triton", "triton@1", "triton@2"):
+        with tiled(Contestant("gru", backend, "tf32")):
+            found.append(kernels.tiles(*sizes))
+    assert found == ranked_tiles(*sizes)[:3] and len(set(found)) == 3
+    assert kernels.tiles(*sizes) == found[0]
+
+
 def test_long_sequences_are_the_short_ones_end_to_end() -> None:
     trainer = Trainer(Run.of("device/gru/torch/4"), CPU, tiny=True)
     batch, _ = trainer.collect()
@@ -87,9 +104,13 @@ def test_every_stage_has_its_share_of_less_than_six_minutes() -> None:
 
 
 def test_speed_says_where_the_time_goes() -> None:
-    (result,) = told(speed, "device/gru/torch/8")
+    result, kernels = told(speed, "device/gru/torch/8")
     assert result["steps_per_second"] > 0 and result["batch"] == 8 * 3 and result["busy"] is None
     assert 0.5 < sum(result["shares"].values()) <= 1.0
+    seen = kernels["kernels"]
+    assert seen["launched"] > 100 and 0 < seen["in_kernels"] < seen["seconds"]
+    longest = [seconds for seconds, _ in seen["longest"].values()]
+    assert len(longest) == speed.LISTED and longest == sorted(longest, reverse=True)
 
 
 @pytest.mark.slow
@@ -133,6 +154,22 @@ def test_what_is_missing_is_said_at_once(tmp_path: Path) -> None:
     assert "gymnasium, pyarrow" in done.stdout.splitlines()[0]
     skipped = json.loads(output.read_text())["stages"]["solving"]["skipped"]
     assert skipped == "gymnasium and pyarrow are not installed"
+
+
+@pytest.mark.parametrize(
+    ("modules", "without"),
+    [("agreement timing", ("gymnasium", "pyarrow")), ("solving speed lengths", ())],
+)
+def test_stages_need_no_more_than_they_say(modules: str, without: tuple[str, ...]) -> None:
+    hidden = ("ray", "mlflow", "pydantic", "rich", "psutil", "safetensors", "yaml", "matplotlib", *without)
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({hidden}));"
+        f"import benchmarks.gpu.__main__, torch; from importlib import import_module;"
+        f"stages = [import_module('benchmarks.gpu.' + name) for name in {modules.split()}];"
+        f"cpu = torch.device('cpu'); items = [stage.items(cpu, ['gru'], True) for stage in stages];"
+        f"told = []; stages[-1].work(items[-1][-1], cpu, True, told.append); assert told"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_a_device_that_is_not_there_is_refused_in_one_sentence() -> None:
