@@ -190,6 +190,31 @@ def make_parser() -> argparse.ArgumentParser:
     sweep.add_argument("--table", action="store_true", help="only print what has been done")
     sweep.set_defaults(command="sweep")
 
+    report = commands.add_parser(
+        "report",
+        help="compare runs as one HTML page",
+        description="Compare runs by their task and by what else differs between them, over seeds: learning curves, "
+        "performance profiles, probabilities of improvement, steps to solve. What is written opens without network.",
+    )
+    report.add_argument(
+        "paths", nargs="+", type=_path, metavar="PATH", help="runs, or folders of them (suites, sweeps)"
+    )
+    report.add_argument("--out", type=_path, default=Path("report"), metavar="FOLDER", help="default %(default)s")
+    report.add_argument(
+        "--by", type=_names, metavar="A,B", help="settings that make a method (default: all that differ within a task)"
+    )
+    report.add_argument(
+        "--score", metavar="NAME", help="figure of evaluations (default: the normalised return, if known)"
+    )
+    report.add_argument(
+        "--against", type=_path, action="append", metavar="PATH", help="runs of old, or the folder of their report"
+    )
+    report.add_argument(
+        "--fail-below", type=float, metavar="SHARE",
+        help="exit with status 1 if a group comes to less than this share of what it was, as 0.95",
+    )  # fmt: skip
+    report.set_defaults(command="report")
+
     runs = commands.add_parser(
         "runs", help="list the runs in a folder", description="List the runs in a folder and how each is."
     )

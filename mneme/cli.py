@@ -1,5 +1,5 @@
 """The command line: `mneme train`, `evaluate`, `diagnose`, `horizons`, `export`, `replay`, `reproduce`, `check`,
-`suite`, `sweep`, `runs`, `status`, `dashboard`.
+`suite`, `sweep`, `report`, `runs`, `status`, `dashboard`.
 
 Every failure is one sentence on stderr and a non-zero status.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mneme.arguments import hint_of, make_parser, preset_and_settings
-from mneme.comparing import INTERRUPTED, suite, sweep
+from mneme.comparing import INTERRUPTED, report, suite, sweep
 from mneme.configuration.config import load_config
 from mneme.distributed.config import ConfigError
 from mneme.distributed.runners import ServiceError, ServiceLost
@@ -314,10 +314,11 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "check": _check,
     "suite": suite,
     "sweep": sweep,
+    "report": report,
     "runs": _runs,
     "status": _status,
     "dashboard": _dashboard,
 }
-_PRINTING = ("evaluate", "diagnose", "horizons", "replay", "reproduce", "runs", "status")
+_PRINTING = ("evaluate", "report", "diagnose", "horizons", "replay", "reproduce", "runs", "status")
 """Commands whose result is what they print."""
 _ENOUGH = BrokenPipeError  # whoever read had read enough

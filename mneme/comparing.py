@@ -1,6 +1,8 @@
-"""The commands of many runs: `mneme suite`, `mneme sweep`. Each returns the process's exit status."""
+"""The commands of many runs: `mneme suite`, `mneme sweep`, `mneme report`. Each returns the process's exit status."""
 
 import argparse
+
+from mneme.distributed.config import ConfigError
 
 INTERRUPTED = 130
 
@@ -37,3 +39,19 @@ def sweep(options: argparse.Namespace) -> int:
         return 0
     done = run_sweep(options.file, options.settings, name=options.name)
     return INTERRUPTED if done.interrupted else 0
+
+
+def report(options: argparse.Namespace) -> int:
+    """`mneme report`; the status is 1 if the runs do not hold against those of old."""
+    from mneme.experiments.report.writing import write_report
+
+    if options.fail_below is not None and not options.against:
+        raise ConfigError("--fail-below is a share of what runs of old came to; name them with --against")
+    done = write_report(
+        options.paths, options.out, by=options.by, score=options.score, against=options.against or (),
+        share=1.0 if options.fail_below is None else options.fail_below,
+    )  # fmt: skip
+    print(f"wrote {done.page}, and its pictures and tables beside it")
+    for held in done.held:
+        print(held.line())
+    return 0 if done.passed or options.fail_below is None else 1

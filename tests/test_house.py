@@ -24,6 +24,7 @@ COMMANDS = {
     "check": set(),
     "suite": {"--tasks", "--controllers", "--seeds", "--name", "--local", "--table"},
     "sweep": {"--name", "--table"},
+    "report": {"--out", "--by", "--score", "--against", "--fail-below"},
     "runs": set(),
     "status": {"--address"},
     "dashboard": {"--store", "--port"},

@@ -161,7 +161,7 @@ def draw_learning_curve(
         _training(axes["speed"], history, "steps_per_second", "environment steps per second")
         for name in ("kl", "entropy", "speed"):
             axes[name].set_ylim(bottom=min(0.0, axes[name].get_ylim()[0]))
-        axes["speed"].yaxis.set_major_formatter(lambda value, _: _short(value))
+        axes["speed"].yaxis.set_major_formatter(lambda value, _: short(value))
         for step, reach in _changes(history, "bptt_length"):
             axes["return"].axvline(step, color=GREY, linestyle=":", linewidth=1, zorder=1)
             axes["return"].annotate(
@@ -172,7 +172,7 @@ def draw_learning_curve(
         for panel in axes.values():
             panel.set_xlim(0, last * 1.02)
             panel.locator_params(axis="x", nbins=6)
-            panel.xaxis.set_major_formatter(lambda value, _: _short(value))
+            panel.xaxis.set_major_formatter(lambda value, _: short(value))
             panel.set_axisbelow(True)
         axes["entropy"].set_xlabel("environment steps")
         for name in set(above):
@@ -237,7 +237,8 @@ def _running_mean(values: Array, span: int) -> Array:
     return mean
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """A number of steps in few letters, as 1.5M."""
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= unit:
             return f"{value / unit:.4g}{name}"
