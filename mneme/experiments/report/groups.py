@@ -3,6 +3,7 @@
 A method is what settings make of it that differ between runs of the same task, those of the task itself left out.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -86,10 +87,15 @@ def compare(records: Sequence[Record], by: Sequence[str] | None = None, score: s
     return Comparison(
         score=score,
         keys=keys,
-        tasks=sorted({task for task, _ in cells}),
-        methods=sorted({method for _, method in cells}),
+        tasks=sorted({task for task, _ in cells}, key=_natural),
+        methods=sorted({method for _, method in cells}, key=_natural),
         cells=[Cell(task, method, runs) for (task, method), runs in cells.items()],
     )
+
+
+def _natural(name: str) -> list[tuple[str, int]]:
+    """Numbers in a name count as numbers: 4 comes before 13."""
+    return [(word, int(number or 0)) for word, number in re.findall(r"(\D*)(\d*)", name)]
 
 
 def method_of(record: Record, keys: Sequence[str]) -> str:

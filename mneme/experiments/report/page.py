@@ -27,7 +27,7 @@ class Section(NamedTuple):
     table: Table | None = None
 
 
-def write_page(title: str, sections: Sequence[Section], path: Path) -> None:
+def write_page(title: str, note: str, sections: Sequence[Section], path: Path) -> None:
     """Write the page.
 
     Raises:
@@ -37,7 +37,7 @@ def write_page(title: str, sections: Sequence[Section], path: Path) -> None:
     path.write_text(
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<link rel="icon" href="data:,"><style>{_STYLE}</style></head>\n'
-        f"<body><h1>{escape(title)}</h1>\n{body}</body></html>\n"
+        f'<body><h1>{escape(title)}</h1>\n<p class="note">{escape(note)}</p>\n{body}</body></html>\n'
     )
 
 

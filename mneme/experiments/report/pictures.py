@@ -55,7 +55,7 @@ def draw_curves(comparison: Comparison, path: Path) -> str:
     shade = colours(comparison.methods)
     columns = min(_COLUMNS, len(comparison.tasks))
     lines = -(-len(comparison.tasks) // columns)
-    with picture(path, 4.2 * columns + 0.4, 3.0 * lines + 0.9) as figure:
+    with picture(path, max(6.5, 4.2 * columns + 0.4), 3.0 * lines + 0.9) as figure:
         panels = figure.subplots(lines, columns, squeeze=False).ravel()
         for axes, task in zip(panels, comparison.tasks, strict=False):
             for method in comparison.methods:
@@ -88,7 +88,9 @@ def _legend(figure: Any, shade: Mapping[str, Any]) -> None:
 
     if len(shade) > 1:
         handles = [Line2D([], [], color=colour, label=method) for method, colour in shade.items()]
-        figure.legend(handles=handles, loc="outside upper left", ncols=3, fontsize=8)
+        each = 0.7 + 0.07 * max(map(len, shade))  # inches
+        columns = max(1, int(figure.get_figwidth() / each))
+        figure.legend(handles=handles, loc="outside upper left", ncols=columns, fontsize=8)
 
 
 def draw_profiles(comparison: Comparison, tasks: Sequence[str], path: Path) -> None:
@@ -139,7 +141,7 @@ def draw_horizons(points: Mapping[Pair, Sequence[tuple[int, Array]]], methods: S
     """
     shade = colours(methods)
     environments = list(dict.fromkeys(environment for environment, _ in points))
-    with picture(path, 4.6 * len(environments) + 0.4, 3.4) as figure:
+    with picture(path, max(6.5, 4.6 * len(environments) + 0.4), 3.4) as figure:
         panels = figure.subplots(1, len(environments), squeeze=False, sharey=True).ravel()
         for axes, environment in zip(panels, environments, strict=True):
             for (other, method), found in points.items():

@@ -34,7 +34,7 @@ _STATISTICS = (
 _GATE = (
     "Each group must reach {:g} of the interquartile mean that it had; below zero it may be lower by as large a part."
 )
-_OVER = "Over the tasks on which every method has runs, {} of {}. "
+_OVER = "Over the tasks on which every method has runs, {} of {}."
 _CURVES = (
     "Interquartile mean over seeds of {}, with its 95 % interval. A run that ended early stands at its last value."
 )
@@ -84,7 +84,7 @@ def write_report(
         (folder / f"{name}.csv").write_text(as_csv(table))
     sections = [*_gate(held, share), *_sections(comparison, tables["groups"], folder)]
     names = ", ".join(path.name or str(path.resolve().name) for path in paths)
-    write_page(f"{names}: {len(records)} runs", sections, folder / PAGE)
+    write_page(f"{names}: {len(records)} runs", _STATISTICS, sections, folder / PAGE)
     return Report(folder / PAGE, held)
 
 
@@ -98,9 +98,9 @@ def _sections(comparison: Comparison, groups: Table, folder: Path) -> Iterator[S
     tasks = comparison.shared_tasks(comparison.methods)
     if len(comparison.methods) > 1 and tasks:
         draw_profiles(comparison, tasks, picture := folder / "profiles.png")
-        note = _OVER.format(len(tasks), len(comparison.tasks)) + _STATISTICS
+        note = _OVER.format(len(tasks), len(comparison.tasks))
         yield Section("Methods over tasks", note, picture, methods_table(comparison, tasks))
-    note = f"Steps and seconds are medians of the runs that solved it. {_STATISTICS}"
+    note = "Steps and seconds are medians of the runs that solved it."
     yield Section("Each task", note, None, groups)
     what = draw_curves(comparison, picture := folder / "curves.png")
     yield Section("Learning curves", _CURVES.format(what), picture)

@@ -65,6 +65,12 @@ def test_runs_are_compared_by_what_differs_within_a_task(runs: Path) -> None:
     assert {record.horizon for record in read_records([runs])} == {16, 64}
 
 
+def test_methods_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for length in (13, 4, 26):
+        run(tmp_path, 0.5, "learner.mode=truncated", f"learner.bptt_length={length}")
+    assert list(compare(read_records([tmp_path])).methods) == ["bptt_length=4", "bptt_length=13", "bptt_length=26"]
+
+
 def test_what_only_one_kind_has_follows_from_the_kind_unless_it_differs_there_too(tmp_path: Path) -> None:
     for kind in ("gru", "mamba2"):
         run(tmp_path, 0.5, f"policy.controller.kind={kind}")
