@@ -1,12 +1,13 @@
 """Acting for many steps in a row with weights that stay as they are, as rollouts and evaluations do.
 
-Axis letters: B environments, H hidden.
+Axis letters: B environments, H hidden, F features that the heads read.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from mneme.controllers.actions import Categorical
 from mneme.controllers.controller import Carry
@@ -33,17 +34,32 @@ def heads_compile(policy: Policy, like: Tensor | None = None) -> bool:
     )
 
 
+def head_inputs(policy: Policy, y_H: Tensor) -> Tensor:
+    """What compiled heads read [..., F] of the controller's outputs [..., H]: the outputs, or where the heads have
+    hidden layers, what these make of them, those of the action first."""
+    if not policy.policy_hidden:
+        return y_H
+    normed_H = policy.norm(y_H)
+    return torch.cat((policy.policy_hidden(normed_H), policy.value_hidden(normed_H)), -1)
+
+
 def head_parameters(policy: Policy) -> tuple[Tensor, ...]:
-    """The parameters that compiled heads read, in the order of `controllers.scans.heads.Heads`."""
-    bare = isinstance(policy.norm, nn.Identity)
-    norm = policy.value_head.weight.new_empty(2, 0).unbind() if bare else tuple(policy.norm.parameters())
-    return (*norm, *policy.policy_head.parameters(), *policy.value_head.parameters())
+    """The parameters that compiled heads have, in the order of `controllers.scans.heads.Heads`: each reads all of
+    `head_inputs`, so that what is the other's has weight 0."""
+    action, value = policy.policy_head, policy.value_head
+    none = value.weight.new_empty(2, 0).unbind()
+    if policy.policy_hidden:
+        of_action, of_value = pad(action.weight, (0, value.in_features)), pad(value.weight, (action.in_features, 0))
+        return (*none, of_action, action.bias, of_value, value.bias)
+    norm = none if isinstance(policy.norm, nn.Identity) else tuple(policy.norm.parameters())
+    return (*norm, *action.parameters(), *value.parameters())
 
 
 class Actor:
     """`Policy.act` with the policy's weights as they are now; once they have changed, another is needed.
 
-    What depends on weights alone is done once, and where they compile, norm, heads and the choice are one kernel.
+    What depends on weights alone is done once, and where they compile, norm, heads and the choice are one kernel;
+    hidden layers of the heads are torch's.
 
     Args:
         policy: what acts.
@@ -72,5 +88,5 @@ class Actor:
         if self._choice is None:
             action_B, log_prob_B, value_B = self._policy.choice(y_BH, observations, uniform_BN, self._greedy)
         else:
-            action_B, log_prob_B, value_B = self._choice(y_BH, uniform_BN)
+            action_B, log_prob_B, value_B = self._choice(head_inputs(self._policy, y_BH), uniform_BN)
         return Act(action_B, log_prob_B, value_B, carry)

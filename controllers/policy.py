@@ -93,9 +93,12 @@ class Policy(nn.Module):
         self.controller = build_controller(settings.controller, encoded_size, horizon, generator)
         hidden = self.controller.output_size
         self.norm = LayerNorm(hidden) if settings.controller.output_norm else nn.Identity()
-        self.policy_head = linear(hidden, self.action_distribution.parameter_size, 0.01, generator)
+        self.policy_hidden = dense(hidden, settings.heads, generator)
+        self.value_hidden = dense(hidden, settings.heads, generator)
+        width = settings.heads[-1] if settings.heads else hidden
+        self.policy_head = linear(width, self.action_distribution.parameter_size, 0.01, generator)
         # With bins all weights are zero, so that every value is 0 at first: of random ones the outermost would be huge.
-        self.value_head = linear(hidden, spec.value_bins, 1.0 if spec.value_bins == 1 else 0.0, generator)
+        self.value_head = linear(width, spec.value_bins, 1.0 if spec.value_bins == 1 else 0.0, generator)
         self._expected = {name: (part.dtypes, part.shape) for name, part in spec.observations.items()}
         if spec.masked:
             self._expected[ACTION_MASK] = ((torch.bool,), (spec.actions.mask_size,))
@@ -147,10 +150,10 @@ class Policy(nn.Module):
     def heads(self, y_TBH: Tensor, observations: Observation) -> tuple[Tensor, Tensor]:
         """Parameters of the action distribution [..., A], and the value head's outputs [..., V]; for one step too."""
         normed_TBH = self.norm(y_TBH)
-        parameters_TBA = self.policy_head(normed_TBH)
+        parameters_TBA = self.policy_head(self.policy_hidden(normed_TBH))
         if self.spec.masked:
             parameters_TBA = self.action_distribution.masked(parameters_TBA, observations[ACTION_MASK])
-        return parameters_TBA, self.value_head(normed_TBH)
+        return parameters_TBA, self.value_head(self.value_hidden(normed_TBH))
 
     @torch.no_grad()
     def act(

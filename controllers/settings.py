@@ -309,9 +309,13 @@ class PolicySettings(Settings, section="policy"):
     controller: ControllerSettings = field(default_factory=ControllerSettings)
     """The sequence model."""
 
+    heads: tuple[int, ...] = ()
+    """Widths of the layers between sequence model and action, and as many between it and value; () has neither."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        for position, width in enumerate(self.encoder):
-            if width < 1:
-                raise ValueError(f"{self.key('encoder')}[{position}] is {width}; it must be at least 1")
+        for name in ("encoder", "heads"):
+            for position, width in enumerate(getattr(self, name)):
+                if width < 1:
+                    raise ValueError(f"{self.key(name)}[{position}] is {width}; it must be at least 1")
         self.at_least(1, "image_features")

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mneme.controllers import Policy
-from mneme.controllers.acting import head_parameters
+from mneme.controllers.acting import head_inputs, head_parameters
 from mneme.controllers.layer_norm import EPSILON
 from mneme.controllers.scans.heads import Heads, normalised, read
 from mneme.controllers.scans.machine_code import (
@@ -78,7 +78,7 @@ def compiled_objective(
     )
     found = np.zeros(len(OBJECTIVE_SUMS) + 1)
     given_arrays = _Given(*arrays(*(x.t() for x in given)))  # as they lie
-    total = _Objective.apply(given_arrays, weighing, found, y_KWH, *head_parameters(policy))
+    total = _Objective.apply(given_arrays, weighing, found, head_inputs(policy, y_KWH), *head_parameters(policy))
     *summed, ratio_error = found.tolist()
     return Objective(total, dict(zip(OBJECTIVE_SUMS, summed, strict=True)), ratio_error)
 

@@ -11,6 +11,7 @@ OTHER_NAMES: Mapping[str, str] = {
     "env.max_episode_steps": "time_limit max_steps",
     "spaces.keys": "obs_keys",
     "policy.encoder": "net_arch fcnet_hiddens",
+    "policy.heads": "post_fcnet_hiddens head_layers",
     "policy.normalize_observations": "norm_obs normalize_obs",
     "policy.controller.kind": "controller model cell rnn rnn_type core",
     "policy.controller.hidden_size": "hidden hidden_dim hidden_units lstm_hidden_size lstm_cell_size d_model",

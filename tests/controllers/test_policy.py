@@ -112,22 +112,22 @@ def check_acting_is_scanning(policy: Policy) -> None:
 
 
 @pytest.mark.parametrize("kind", CONTROLLERS)
-@pytest.mark.parametrize("encoder", [(), (12, 9)])
+@pytest.mark.parametrize("layers", [{}, {"encoder": (12, 9), "heads": (10, 7)}])
 @pytest.mark.parametrize("start", ["zero", "learned"])
-def test_acting_is_scanning_with_every_controller(kind: str, encoder: tuple[int, ...], start: str) -> None:
-    check_acting_is_scanning(moved(make(kind=kind, encoder=encoder, initial_carry=start)))
+def test_acting_is_scanning_with_every_controller(kind: str, layers: dict[str, Any], start: str) -> None:
+    check_acting_is_scanning(moved(make(kind=kind, initial_carry=start, **layers)))
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_acting_is_scanning_whatever_is_observed_and_done(spec: PolicySpec) -> None:
-    policy = moved(make(spec, encoder=(12,), normalize_observations=True))
+    policy = moved(make(spec, encoder=(12,), heads=(8,), normalize_observations=True))
     policy.update_statistics(observed(spec, Generator().manual_seed(5)), torch.ones(T, B, dtype=torch.bool))
     check_acting_is_scanning(policy)
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_every_part_of_an_observation_reaches_the_value_and_every_parameter_gets_gradient(spec: PolicySpec) -> None:
-    policy = moved(make(spec, encoder=(9,), initial_carry="learned"))
+    policy = moved(make(spec, encoder=(9,), heads=(8,), initial_carry="learned"))
     generator = Generator().manual_seed(3)
     observations, reset = observed(spec, generator), torch.zeros(T, B, dtype=torch.bool)
     output = policy.scan(observations, reset, policy.initial_carry(B))
@@ -178,6 +178,16 @@ def test_a_fresh_policy_is_nearly_uniform() -> None:
     observations, reset = observed(SPEC, Generator().manual_seed(0)), torch.zeros(T, B, dtype=torch.bool)
     probabilities = make().scan(observations, reset, make().initial_carry(B)).parameters_TBA.softmax(-1)
     torch.testing.assert_close(probabilities, torch.full_like(probabilities, 0.25), rtol=0, atol=0.03)
+
+
+def test_the_heads_hidden_layers_are_apart() -> None:
+    policy, y = moved(make(heads=(8, 5))), torch.randn(B, 16, generator=Generator().manual_seed(2))
+    before = policy.heads(y, {})
+    with torch.no_grad():
+        policy.policy_hidden[0].weight.add_(1)
+    after = policy.heads(y, {})
+    assert not torch.equal(after[0], before[0]) and torch.equal(after[1], before[1])
+    assert policy.policy_head.in_features == policy.value_head.in_features == 5
 
 
 def test_the_norm_follows_the_setting() -> None:
@@ -246,5 +256,7 @@ def test_bad_sizes_and_names_get_one_sentence() -> None:
         ControllerSettings(expected_horizon=0)
     with pytest.raises(ValueError, match=r"encoder\[1\] is 0"):
         PolicySettings(encoder=(4, 0))
+    with pytest.raises(ValueError, match=r"policy.heads\[0\] is -1; it must be at least 1"):
+        PolicySettings(heads=(-1,))
     with pytest.raises(ValueError, match="horizon is 0"):
         build_policy(SPEC, PolicySettings(), horizon=0, seed=0)

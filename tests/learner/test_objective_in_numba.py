@@ -25,15 +25,27 @@ from mneme.learner.objective.numba import compiled_objective
 K, W, H = 7, 5, 24
 
 
-def policy_of(actions: int = 4, *, norm: bool = True, dtype: torch.dtype = torch.float64, **spec: Any) -> Policy:
-    settings = PolicySettings(controller=GruSettings(hidden_size=H, output_norm=norm))
+def policy_of(
+    actions: int = 4,
+    *,
+    norm: bool = True,
+    heads: tuple[int, ...] = (),
+    dtype: torch.dtype = torch.float64,
+    **spec: Any,
+) -> Policy:
+    settings = PolicySettings(controller=GruSettings(hidden_size=H, output_norm=norm), heads=heads)
     parts = {"x": Vector(3)}
     policy = build_policy(PolicySpec(parts, Categorical(actions), **spec), settings, 5, seed=0).to(dtype)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in (*policy.norm.parameters(), *policy.policy_head.parameters(), *policy.value_head.parameters()):
+        for parameter in parameters_of_heads(policy):
             parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator))
     return policy
+
+
+def parameters_of_heads(policy: Policy) -> list[Tensor]:
+    hidden = [*policy.norm.parameters(), *policy.policy_hidden.parameters(), *policy.value_hidden.parameters()]
+    return [*hidden, *policy.policy_head.parameters(), *policy.value_head.parameters()]
 
 
 def steps_of(policy: Policy, y: Tensor, dtype: torch.dtype = torch.float64) -> Steps:
@@ -63,8 +75,7 @@ def outputs(dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def gradients(policy: Policy, found: Objective, y: Tensor) -> list[Tensor]:
-    heads = (*policy.norm.parameters(), *policy.policy_head.parameters(), *policy.value_head.parameters())
-    return list(torch.autograd.grad(found.total / 3, (y, *heads)))
+    return list(torch.autograd.grad(found.total / 3, (y, *parameters_of_heads(policy))))
 
 
 SETTINGS = [
@@ -77,9 +88,11 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize("norm,actions", [(True, 4), (False, 4), (True, 1)])
-def test_it_is_the_plain_objective(settings: dict[str, Any], norm: bool, actions: int) -> None:
-    policy, y, s = policy_of(actions, norm=norm), outputs(), LearnerSettings(**settings)
+@pytest.mark.parametrize(
+    "norm,actions,heads", [(True, 4, ()), (False, 4, ()), (True, 1, ()), (True, 4, (9,)), (False, 3, (6, 5))]
+)
+def test_it_is_the_plain_objective(settings: dict[str, Any], norm: bool, actions: int, heads: tuple[int, ...]) -> None:
+    policy, y, s = policy_of(actions, norm=norm, heads=heads), outputs(), LearnerSettings(**settings)
     steps = steps_of(policy, y)
     plain, compiled = plain_objective(policy, s, steps, y, 0.2), compiled_objective(policy, s, steps, y, 0.2)
     torch.testing.assert_close(compiled.total, plain.total, rtol=1e-10, atol=1e-10)

@@ -31,7 +31,8 @@ def agent_of(kind: str, **settings: Any) -> mneme.Agent:
     spaces_read = SpaceSettings(previous_action=True, previous_reward=True)
     controller = ControllerSettings(kind=kind, hidden_size=8, **settings)
     spec = SpaceAdapter(OBSERVED, ACTED, spaces_read, masked=True).spec
-    policy = build_policy(spec, PolicySettings(controller=controller, normalize_observations=True), 5, seed=3)
+    layers = PolicySettings(controller=controller, encoder=(9,), heads=(7,), normalize_observations=True)
+    policy = build_policy(spec, layers, 5, seed=3)
     with torch.no_grad():
         policy.policy_head.weight.mul_(100)
     seen = {name: part.float().normal_(2, 3).to(part.dtype) for name, part in policy.blank(1, 64).items()}

@@ -42,7 +42,8 @@ def batch_of(module: MnemeRLModule, steps: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", CONTROLLERS)
 def test_training_sees_what_acting_saw_step_by_step(kind: str) -> None:
-    module = module_of(spaces.Discrete(4), policy={"controller": {"kind": kind, "hidden_size": 8, "backend": "torch"}})
+    controller = {"kind": kind, "hidden_size": 8, "backend": "torch"}
+    module = module_of(spaces.Discrete(4), policy={"controller": controller, "heads": [6]})
     stateful = module.is_stateful()
     assert stateful == (kind != "mlp")
     batch = batch_of(module, T)
