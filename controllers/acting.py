@@ -84,9 +84,10 @@ class Actor:
         lanes = {len(reset_B), len(uniform_BN), *map(len, carry.values())}
         if len(lanes) > 1:
             raise ValueError(f"reset flags, noise and carry are of {sorted(lanes)} lanes; give all for as many")
-        y_BH, carry = self._step(self._policy.encoded(observations, reset_B), reset_B, carry)
+        x_BD, carry, frames = self._policy.encoded(observations, reset_B, carry)
+        y_BH, carry = self._step(x_BD, reset_B, carry)
         if self._choice is None:
             action_B, log_prob_B, value_B = self._policy.choice(y_BH, observations, uniform_BN, self._greedy)
         else:
             action_B, log_prob_B, value_B = self._choice(head_inputs(self._policy, y_BH), uniform_BN)
-        return Act(action_B, log_prob_B, value_B, carry)
+        return Act(action_B, log_prob_B, value_B, carry | frames)

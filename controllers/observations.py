@@ -102,15 +102,16 @@ class OneHotEncoder(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Three convolutions, then a linear layer, LayerNorm and ReLU.
+    """Three convolutions, then a linear layer, LayerNorm and ReLU. Frames are channels.
 
     The convolutions are those of Mnih et al. 2015 from 36 x 36 pixels on; smaller ones are halved twice.
     """
 
-    def __init__(self, part: Image, features: int, generator: Generator) -> None:
+    def __init__(self, part: Image, features: int, generator: Generator, frames: int) -> None:
         super().__init__()
         self.part = part
         height, width, channels = part.shape if part.channels_last else (*part.shape[1:], part.shape[0])
+        channels *= frames
         nature = min(height, width) >= NATURE_SIZE
         # (filters, kernel, stride, padding) of each layer
         layers = [(32, 8, 4, 0), (64, 4, 2, 0), (64, 3, 1, 0)] if nature else [(32, 3, 1, 1), *2 * [(64, 3, 2, 1)]]
@@ -124,34 +125,39 @@ class ImageEncoder(nn.Module):
         self.layers = nn.Sequential(*stack, nn.Flatten(), dense, LayerNorm(features), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
-        """[T, B, *shape] -> [T, B, features]."""
-        image = x.flatten(0, 1).movedim(-1, 1) if self.part.channels_last else x.flatten(0, 1)
+        """[T, B, *shape], or of stacked frames [T, B, N, *shape] -> [T, B, features]."""
+        image = x.movedim(-1, -3) if self.part.channels_last else x
+        image = image.flatten(2, -3).flatten(0, 1)
         return self.layers(image.float() * self.part.scale).unflatten(0, x.shape[:2])
 
 
 class ObservationEncoder(nn.Module):
-    """Every part by itself: vectors as they are or normalised, categories one-hot, images by convolutions."""
+    """Every part by itself: vectors as they are or normalised, categories one-hot, images by convolutions; of stacked
+    observations every frame."""
 
-    def __init__(self, parts: Mapping[str, ObservationPart], settings: PolicySettings, generator: Generator) -> None:
+    def __init__(
+        self, parts: Mapping[str, ObservationPart], settings: PolicySettings, generator: Generator, frames: int = 1
+    ) -> None:
         super().__init__()
         encoders: list[nn.Module] = []
         self.output_size = 0
         for part in parts.values():
             if isinstance(part, Image):
-                encoders.append(ImageEncoder(part, settings.image_features, generator))
+                encoders.append(ImageEncoder(part, settings.image_features, generator, frames))
                 self.output_size += settings.image_features
             elif isinstance(part, OneHot):
                 encoders.append(OneHotEncoder(part))
-                self.output_size += sum(part.counts)
+                self.output_size += sum(part.counts) * frames
             else:
                 encoders.append(Normalizer(part.size) if settings.normalize_observations else nn.Identity())
-                self.output_size += part.size
+                self.output_size += part.size * frames
         self.encoders = nn.ModuleList(encoders)
         self._named = tuple(zip(parts, encoders, strict=True))  # on the step path a tuple is quicker than the list
 
     def forward(self, observations: Observation) -> list[Tensor]:
-        """[T, B, ...] a name -> [T, B, F] a part, in the order of the specification."""
-        return [encode(observations[name]) for name, encode in self._named]
+        """[T, B, ...] a name, or of stacked frames [T, B, N, ...] -> [T, B, F] a part, in the order of the
+        specification."""
+        return [encode(observations[name]).flatten(2) for name, encode in self._named]
 
     def lacks_statistics(self) -> bool:
         """True if there is a normaliser that has no statistics yet."""

@@ -13,6 +13,7 @@ from torch import Generator, Size, Tensor, nn
 
 from mneme.controllers.actions import ActionDistribution
 from mneme.controllers.controller import Carry
+from mneme.controllers.frames import FrameStack
 from mneme.controllers.initialisation import linear
 from mneme.controllers.layer_norm import LayerNorm
 from mneme.controllers.mlp import dense
@@ -41,6 +42,9 @@ class PolicySpec:
     previous_action: bool = False
     """Observations also carry "previous_action" in the action's own format; an episode's first is not looked at."""
 
+    stack: int = 1
+    """Observations that are read at once: the present one and those before it (`controllers/frames.py`)."""
+
     value_bins: int = 1
     """Outputs of the value head: the value itself, or the logits of so many bins (`controllers/two_hot.py`)."""
 
@@ -51,6 +55,8 @@ class PolicySpec:
             raise ValueError(f"an observation part is named {taken.pop()!r}, which has a meaning of its own; rename it")
         if self.masked and not self.actions.mask_size:
             raise ValueError(f"the actions {self.actions} cannot be masked; leave the action mask out")
+        if self.stack < 1:
+            raise ValueError(f"stack is {self.stack}; it must be at least 1, which is the present observation alone")
         if self.value_bins < 1 or self.value_bins % 2 == 0:
             raise ValueError(f"value_bins is {self.value_bins}; it must be odd, so that one bin is 0, or 1 for no bins")
 
@@ -86,8 +92,8 @@ class Policy(nn.Module):
         self.spec = spec
         self.mixed_precision = False  # products of scans in bfloat16; see `controllers.precision`
         self.action_distribution = spec.actions
-        self.observations = ObservationEncoder(spec.observations, settings, generator)
-        observed_size = self.observations.output_size + spec.previous_action * spec.actions.feature_size
+        self.observations = ObservationEncoder(spec.observations, settings, generator, spec.stack)
+        observed_size = self.observations.output_size + spec.previous_action * spec.actions.feature_size * spec.stack
         self.encoder = dense(observed_size, settings.encoder, generator) if settings.encoder else nn.Identity()
         encoded_size = settings.encoder[-1] if settings.encoder else observed_size
         self.controller = build_controller(settings.controller, encoded_size, horizon, generator)
@@ -99,6 +105,10 @@ class Policy(nn.Module):
         self.policy_head = linear(width, self.action_distribution.parameter_size, 0.01, generator)
         # With bins all weights are zero, so that every value is 0 at first: of random ones the outermost would be huge.
         self.value_head = linear(width, spec.value_bins, 1.0 if spec.value_bins == 1 else 0.0, generator)
+        read = {name: part.shape for name, part in spec.observations.items()}
+        if spec.previous_action:
+            read[PREVIOUS_ACTION] = (spec.actions.feature_size,)
+        self._frames = FrameStack(read, spec.stack) if spec.stack > 1 else None
         self._expected = {name: (part.dtypes, part.shape) for name, part in spec.observations.items()}
         if spec.masked:
             self._expected[ACTION_MASK] = ((torch.bool,), (spec.actions.mask_size,))
@@ -107,7 +117,9 @@ class Policy(nn.Module):
 
     def initial_carry(self, batch: int) -> Carry:
         """The initial carry of `batch` lanes."""
-        return self.controller.initial_carry(batch)
+        frames = self._frames.initial(self.value_head.weight.device) if self._frames else {}
+        before = {name: start.expand(batch, *start.shape).clone() for name, start in frames.items()}
+        return self.controller.initial_carry(batch) | before
 
     def blank(self, T: int, B: int) -> Observation:
         """An observation of nothing, [T, B, ...] a part, that allows every action."""
@@ -134,18 +146,26 @@ class Policy(nn.Module):
     ) -> tuple[Tensor, Carry, dict[str, Tensor]]:
         """`scan` before the heads: the controller's outputs [T, B, H], the carry, and the controller's signals."""
         with autocast(reset_TB.device, enabled=True) if self.mixed_precision else nullcontext():
-            x_TBF = self._encoded(observations, reset_TB)
-            return self.controller.scan_with_signals(wide(x_TBF), reset_TB, carry, cut_TB)
+            x_TBF, core, frames = self._encoded(observations, reset_TB, carry)
+            y_TBH, core, signals = self.controller.scan_with_signals(wide(x_TBF), reset_TB, core, cut_TB)
+            return y_TBH, core | frames, signals
 
-    def _encoded(self, observations: Observation, reset_TB: Tensor) -> Tensor:
-        """The inputs of the controller, [T, B, D]."""
+    def _encoded(self, observations: Observation, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry, Carry]:
+        """The inputs of the controller, [T, B, D], its part of the carry, and the frames after the last step."""
         self._check(observations, reset_TB.shape)
-        features = self.observations(observations)
+        parts = {name: observations[name] for name in self.spec.observations}
         if self.spec.previous_action:
             previous = self.action_distribution.features(observations[PREVIOUS_ACTION])
-            features.append(previous.masked_fill(reset_TB.unsqueeze(-1), 0.0))
+            parts[PREVIOUS_ACTION] = previous.masked_fill(reset_TB.unsqueeze(-1), 0.0)
+        frames: Carry = {}
+        if self._frames:
+            frames, carry = self._frames.split(carry)
+            parts, frames = self._frames.stacked(parts, reset_TB, frames)
+        features = self.observations(parts)
+        if self.spec.previous_action:
+            features.append(parts[PREVIOUS_ACTION].flatten(2))
         x_TBD: Tensor = self.encoder(features[0] if len(features) == 1 else torch.cat(features, -1))
-        return x_TBD
+        return x_TBD, carry, frames
 
     def heads(self, y_TBH: Tensor, observations: Observation) -> tuple[Tensor, Tensor]:
         """Parameters of the action distribution [..., A], and the value head's outputs [..., V]; for one step too."""
@@ -165,7 +185,7 @@ class Policy(nn.Module):
         greedy: bool = False,
     ) -> Act:
         """Choose one action a lane from noise in [0, 1), or the distribution's mode; without autograd."""
-        y_BH, carry = self.controller.step(self.encoded(observations, reset_B), reset_B, carry)
+        y_BH, carry = self._stepped(observations, reset_B, carry)
         return Act(*self.choice(y_BH, observations, uniform_BN, greedy), carry)
 
     def choice(
@@ -199,13 +219,20 @@ class Policy(nn.Module):
 
     def step(self, observations: Observation, reset_B: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Carry]:
         """`scan` with T = 1, as in `Controller.step`: parameters [B, A], values [B], and the carry."""
-        y_BH, carry = self.controller.step(self.encoded(observations, reset_B), reset_B, carry)
+        y_BH, carry = self._stepped(observations, reset_B, carry)
         parameters_BA, values_BV = self.heads(y_BH, observations)
         return parameters_BA, _scalar(values_BV), carry
 
-    def encoded(self, observations: Observation, reset_B: Tensor) -> Tensor:
-        """The controller's inputs of one step, [B, D]."""
-        return self._encoded({name: x.unsqueeze(0) for name, x in observations.items()}, reset_B.unsqueeze(0))[0]
+    def _stepped(self, observations: Observation, reset_B: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        x_BD, core, frames = self.encoded(observations, reset_B, carry)
+        y_BH, core = self.controller.step(x_BD, reset_B, core)
+        return y_BH, core | frames
+
+    def encoded(self, observations: Observation, reset_B: Tensor, carry: Carry) -> tuple[Tensor, Carry, Carry]:
+        """The controller's inputs of one step, [B, D], its part of the carry, and the frames for the next step."""
+        steps = {name: x.unsqueeze(0) for name, x in observations.items()}
+        x_TBD, core, frames = self._encoded(steps, reset_B.unsqueeze(0), carry)
+        return x_TBD[0], core, frames
 
     def _check(self, observations: Observation, leading: Size) -> None:
         """Compare names, shapes and types only, never values: cheap enough for the step path."""

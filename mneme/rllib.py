@@ -69,7 +69,7 @@ class MnemeRLModule(TorchRLModule, ValueFunctionAPI):
 
     def get_initial_state(self) -> dict[str, np.ndarray]:
         """The carry that an episode begins with, [...] by name."""
-        return {name: start.detach().cpu().numpy() for name, start in self.policy.controller.initial().items()}
+        return {name: start[0].detach().cpu().numpy() for name, start in self.policy.initial_carry(1).items()}
 
     def _forward(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Any]:
         output = self._scan(batch)

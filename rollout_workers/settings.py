@@ -24,6 +24,9 @@ class SpaceSettings(Settings, section="spaces"):
     scale: dict[str, float] = field(default_factory=dict)
     """Factor by which the numbers of an image are multiplied, such as {image: 1.0}. Unset: 1/255 for bytes, and for
     others as their bounds suggest."""
+    stack: int = 1
+    """Observations of its episode that the agent sees at once, the present one included: a memory of so many steps
+    beside that of the controller, and for mlp the only one. 1: the present one alone."""
     previous_action: bool = False
     """Show the agent its last action."""
     previous_reward: bool = False
@@ -33,6 +36,7 @@ class SpaceSettings(Settings, section="spaces"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.at_least(1, "stack")
         if self.features is not None and (not self.features or min(self.features) < 0):
             raise ValueError(f"spaces.features is {list(self.features)}; give one or more numbers from 0")
         if self.keys is not None and not self.keys:

@@ -81,6 +81,7 @@ class SpaceAdapter:
             actions=self._joint,
             masked=masked or bool(self._mask_leaves),
             previous_action=settings.previous_action,
+            stack=settings.stack,
         )
 
     def observe(

@@ -38,6 +38,7 @@ SPECS = {
     "masked": PolicySpec({"x": Vector(7)}, Categorical(4), masked=True),
     "previous action": PolicySpec({"x": Vector(7)}, MIXED, previous_action=True),
     "everything": PolicySpec({"x": Vector(7), "grid": GRID}, MIXED, masked=True, previous_action=True),
+    "stacked": PolicySpec({"x": Vector(7), "grid": GRID, "way": OneHot((3,))}, MIXED, previous_action=True, stack=3),
 }
 T, B = 23, 6
 

@@ -30,9 +30,12 @@ def same_step(make: Callable[[], Any], lanes: int) -> SyncVectorEnv:
 
 @pytest.mark.parametrize("anchor", ["never", "always"])
 @pytest.mark.parametrize("mode", MODES, ids=["cached", "truncated", "full"])
-def test_the_first_ratio_is_one_with_every_space_mask_and_statistic(mode: dict[str, Any], anchor: Any) -> None:
+@pytest.mark.parametrize("stack", [1, 3])
+def test_the_first_ratio_is_one_with_every_space_mask_and_statistic(
+    mode: dict[str, Any], anchor: Any, stack: int
+) -> None:
     env = same_step(lambda: Everything(masked=True), 4)
-    spaces = SpaceSettings(previous_action=True, previous_reward=True, squash=True)
+    spaces = SpaceSettings(previous_action=True, previous_reward=True, squash=True, stack=stack)
     controller = ControllerSettings(hidden_size=8, initial_carry="learned")
     policy_settings = PolicySettings(controller=controller, normalize_observations=True, image_features=8)
     settings = LearnerSettings(**mode, anchor=anchor, num_epochs=2, num_minibatches=2, normalize_rewards=True)

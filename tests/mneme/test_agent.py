@@ -109,6 +109,7 @@ def collected(id: str, agent: mneme.Agent, settings: SpaceSettings) -> tuple[Fra
     [
         ("mneme/Counting-v0", SpaceSettings()),
         ("Everything-v0", SpaceSettings(previous_action=True, previous_reward=True)),
+        ("Everything-v0", SpaceSettings(previous_action=True, stack=3)),
     ],
 )
 def test_a_session_acts_as_the_collector_does(kind: str, id: str, settings: SpaceSettings) -> None:

@@ -28,7 +28,7 @@ Run = Callable[[dict[str, np.ndarray], np.ndarray, dict[str, np.ndarray]], tuple
 
 def agent_of(kind: str, **settings: Any) -> mneme.Agent:
     """An agent that reads everything there is, whose actions are not all alike."""
-    spaces_read = SpaceSettings(previous_action=True, previous_reward=True)
+    spaces_read = SpaceSettings(previous_action=True, previous_reward=True, stack=3)
     controller = ControllerSettings(kind=kind, hidden_size=8, **settings)
     spec = SpaceAdapter(OBSERVED, ACTED, spaces_read, masked=True).spec
     layers = PolicySettings(controller=controller, encoder=(9,), heads=(7,), normalize_observations=True)

@@ -66,9 +66,11 @@ def test_training_sees_what_acting_saw_step_by_step(kind: str) -> None:
         torch.testing.assert_close(state, trained[Columns.STATE_OUT], rtol=1e-4, atol=1e-5)
 
 
-def test_a_run_goes_on_in_rllib_with_its_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stack", [1, 3])
+def test_a_run_goes_on_in_rllib_with_its_weights(tmp_path: Path, stack: int) -> None:
     run = mneme.train(
-        "delayed_cue", f"checkpoint.root={tmp_path}", "train.total_timesteps=1", "tracking.enabled=false",
+        "delayed_cue", f"spaces.stack={stack}", f"checkpoint.root={tmp_path}", "train.total_timesteps=1",
+        "tracking.enabled=false",
         "train.evaluation_episodes=1", local=True, progress=False,
     )  # fmt: skip
     agent = mneme.load(run.folder)

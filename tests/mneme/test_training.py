@@ -105,7 +105,7 @@ def test_same_seed_same_bits_and_resume_equals_the_uninterrupted_run(tmp_path: P
     if env != "DelayedCue":  # of several lengths: at the checkpoint some have ended that are not yet counted
         overrides += ["env.id=mneme/Counting-v0", "env.kwargs={}"]
         overrides += ["policy.normalize_observations=true", "learner.normalize_rewards=true"]
-        overrides += ["spaces.previous_action=true", "spaces.previous_reward=true"]
+        overrides += ["spaces.previous_action=true", "spaces.previous_reward=true", "spaces.stack=3"]
         if "packed" in env:  # episodes wait, and some are longer than a row
             overrides += ["rollout.batching=episodes", "env.kwargs={shortest: 3, spread: 9}"]
             overrides += [f"learner.carry_source={'stored' if mode == 'truncated' else 'fresh'}"]
