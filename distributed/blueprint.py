@@ -11,7 +11,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from typing_extensions import TypeVar
 
-from mneme.controllers import Controller, Policy, PolicySpec, build_policy
+from mneme.controllers import Controller, Policy, PolicySpec, Weights, build_policy
 from mneme.controllers.given import pickled, take
 from mneme.distributed.config import ConfigError, ServiceConfig
 from mneme.distributed.room import check_room, memory
@@ -50,6 +50,7 @@ class Blueprint(NamedTuple, Generic[ConfigT_co]):
     observed: tuple[str, ...]  # how each part of the observation is read, in words
     registered: Registered  # the ids that the task, or what it makes in its turn, may need
     given: Mapping[str, bytes]  # the class of a controller that other processes cannot import, pickled, by its kind
+    weights: Weights | None = None  # that the policy starts from, where they are not random
 
     @property
     def envs_per_worker(self) -> int:
@@ -96,7 +97,10 @@ class Blueprint(NamedTuple, Generic[ConfigT_co]):
     def policy(self) -> Policy:
         """The policy that the run starts from."""
         take(self.given)
-        return build_policy(self.spec, self.config.policy, self.horizon, self.config.seed)
+        policy = build_policy(self.spec, self.config.policy, self.horizon, self.config.seed)
+        if self.weights is not None:
+            self.weights.load_into(policy)
+        return policy
 
     def fragment_bytes(self, policy: Policy) -> int:
         """The least size in bytes of a worker's fragment of a row a lane: flags, provenance and true final observations

@@ -13,6 +13,12 @@ class TrainSettings(Settings, section="train"):
 
     total_timesteps: int = 500_000
     """Environment steps to train on."""
+    start_from: str | None = None
+    """Run, checkpoint, or URI of either in a mirror, from whose weights a new run starts, with a fresh optimizer.
+    Unset: from random ones."""
+    start_part: Literal["all", "core"] = "all"
+    """all: every weight, of a policy with the same layers. core: those of the sequence model, policy.controller; the
+    encoder and the heads are new."""
     stop_success: float | None = None
     """Stop early once the success rates of two evaluations in a row, on different episodes, reach this. Unset: train
     for total_timesteps."""
@@ -39,6 +45,8 @@ class TrainSettings(Settings, section="train"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"train.{name} is {value}; it must be at least 1")
+        if self.start_part != "all" and self.start_from is None:
+            raise self.fault("start_part", "it is a part of train.start_from; set that, or leave both unset")
         if not self.evaluation_timeout > 0:
             raise ValueError(f"train.evaluation_timeout is {self.evaluation_timeout}; it must be above 0")
         if self.stop_success is not None and not 0 < self.stop_success <= 1:

@@ -39,6 +39,7 @@ from mneme.storage.mirror import Mirror
 from mneme.storage.restoring import checked_state, load_run
 from mneme.storage.retention import Best
 from mneme.storage.run_folder import RunFolder
+from mneme.storage.starting import as_begun, started
 from mneme.storage.trust import refuse_foreign_places
 from mneme.storage.uri import below
 
@@ -103,14 +104,14 @@ def train(
             if list_checkpoints(folder.checkpoints):
                 return _go_on(config, folder, local, audience)
         folder = RunFolder.new(config, preset)
-        return _execute(checked_blueprint(config, local), folder, None, local, audience)
+        return _execute(started(checked_blueprint(config, local)), folder, None, local, audience)
 
 
 def _go_on(config: Config, folder: RunFolder, local: bool, audience: list[Callback]) -> Run:
     """Go on with a run whose whole configuration the user has given again, and so vouches for what it names."""
     folder.refuse_if_in_use()
     path, saved, recorded = load_run(folder.path, trust=True)
-    total = config.train.total_timesteps
+    total, config = config.train.total_timesteps, as_begun(config, recorded)
     blueprint = checked_blueprint(config.changed("learner", num_threads=recorded.learner.num_threads), local)
     same_length = blueprint.config.changed("train", total_timesteps=recorded.train.total_timesteps)
     if different := difference(same_length, recorded):

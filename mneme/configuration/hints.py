@@ -49,6 +49,8 @@ OTHER_NAMES: Mapping[str, str] = {
     "learner.replicas": "num_learners num_learner_workers num_gpu_learners world_size",
     "learner.num_threads": "shards threads n_threads",
     "train.total_timesteps": "total_steps timesteps steps max_steps",
+    "train.start_from": "from init_from load_from warm_start trained_agent pretrained restore initial_weights",
+    "train.start_part": "from_part",
     "train.evaluate_every": "eval_freq eval_every",
     "train.evaluation_episodes": "eval_episodes n_eval_episodes",
     "service.learner_gpus": "gpus num_gpus num_gpus_per_learner",

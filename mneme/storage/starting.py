@@ -1,0 +1,81 @@
+"""Weights of another run that a new one starts from."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from mneme.configuration.config import Config
+from mneme.controllers import Weights
+from mneme.distributed.blueprint import Blueprint
+from mneme.distributed.config import ConfigError
+from mneme.learner import weights_in
+from mneme.storage.checkpoint import CheckpointError, find_checkpoint
+from mneme.storage.fetching import brought_home, source_of
+from mneme.storage.paths import CHECKPOINTS
+from mneme.storage.uri import below
+
+_log = logging.getLogger(__name__)
+
+_CORE = "controller."  # before the names of what is the sequence model's
+
+
+def started(blueprint: Blueprint[Config]) -> Blueprint[Config]:
+    """The blueprint of a new run with the weights that `train.start_from` names, and there the very checkpoint.
+
+    Nothing but numbers is read, so nothing of the other run is imported. A run that goes on has weights of its own.
+
+    Raises:
+        ConfigError: there are none, or they do not fit; the sentence names the first that does not.
+    """
+    train = blueprint.config.train
+    if train.start_from is None:
+        return blueprint
+    given = Path(train.start_from)
+    try:
+        path, saved = find_checkpoint(brought_home(given))
+        source = source_of(given)
+        there = weights_in(saved.arrays["learner"]).arrays
+    except (CheckpointError, KeyError) as error:
+        what = error if isinstance(error, CheckpointError) else f"the checkpoint holds no {error}"
+        raise ConfigError(f"train.start_from is {train.start_from}: {what}") from None
+    named = str(path.absolute()) if source is None else below(source.uri, CHECKPOINTS, path.name)
+    fresh = Weights.from_module(blueprint.policy(), 0)
+    taken = {name: array for name, array in there.items() if train.start_part == "all" or name.startswith(_CORE)}
+    if misfit := _misfit(taken, fresh.arrays, train.start_part):
+        raise ConfigError(f"train.start_from is {train.start_from}, whose weights do not fit: {misfit}")
+    what = "the weights" if train.start_part == "all" else "the sequence model"
+    _log.info(f"this run starts from {what} of {named}, with a fresh optimizer")
+    config = blueprint.config.changed("train", start_from=named)
+    return blueprint._replace(config=config, weights=Weights(0, {**fresh.arrays, **taken}))
+
+
+def as_begun(config: Config, begun: Config) -> Config:
+    """The configuration with the very checkpoint that its run began from, where it names that or the run it is of."""
+    given, used = config.train.start_from, begun.train.start_from
+    if given is None or used is None:
+        return config
+    run = str(Path(given).absolute()) if source_of(Path(given)) is None else given.rstrip("/")
+    return config.changed("train", start_from=used) if f"{used}/".startswith(f"{run}/") else config
+
+
+def _misfit(there: Mapping[str, np.ndarray], here: Mapping[str, np.ndarray], part: str) -> str | None:
+    """What keeps arrays from being the weights of a policy, and the remedy; None if nothing does."""
+    remedy = (
+        "give this run the policy.controller of that one, and inputs as wide: with the same policy.encoder they are"
+        if part == "core"
+        else "give this run the policy, the observations and the actions of that one, or set train.start_part=core to "
+        "take its sequence model alone"
+    )
+    for name in here:
+        if name not in there and (part == "all" or name.startswith(_CORE)):
+            return f"{name} is missing there; {remedy}"
+    for name, array in there.items():
+        if name not in here:
+            return f"{name} is not of this policy; {remedy}"
+        if (array.shape, array.dtype) != (here[name].shape, here[name].dtype):
+            return f"{name} is {list(array.shape)} there and {list(here[name].shape)} here; {remedy}"
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            return f"{name} holds numbers that are not finite; choose another checkpoint"
+    return None
