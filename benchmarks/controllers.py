@@ -42,6 +42,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{kind: (kind, {}) for kind in CONTROLLERS},
     "gru, layer_norm": ("gru", {"layer_norm": True}),
     "lstm, layer_norm": ("lstm", {"layer_norm": True}),
+    "nbrc, cellular": ("nbrc", {"cellular": True}),
     "pseudo_mamba, query=state": ("pseudo_mamba", {"query": "state"}),
 }
 

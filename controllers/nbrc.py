@@ -17,7 +17,8 @@ class NbrcController(Controller):
 
     Chrono starts c as a GRU's z: time constants of 1 to horizon - 1 steps, c up to 1 - 1/horizon, so that what a step
     writes is still there at the horizon before anything has been learned. a starts at 1, where a unit is about to
-    become bistable and gradients pass through tanh(a h) undamped.
+    become bistable and gradients pass through tanh(a h) undamped. Where gates read a unit's own state alone, they start
+    with weights of 1, as in the authors' code.
     """
 
     settings_class = NbrcSettings
