@@ -19,6 +19,7 @@ from mneme.envs import EnvironmentFailure, TaskFacts
 from mneme.experiments.sweep.settings import SweepSettings, space_of, sweep_settings
 from mneme.readiness import check_memory, checked_blueprint
 from mneme.reporting.meter import evaluation_row
+from mneme.reporting.tracking.settings import TrackingSettings, absolute_uri
 from mneme.rollout_workers import Evaluation
 
 SECTION = "sweep"
@@ -39,6 +40,7 @@ class Plan:
     tree: Mapping[str, Any]  # settings of every trial
     bases: Mapping[Any, Mapping[str, Any]]  # of the presets that `extends` may be, by its value
     folder: Path  # full
+    store: str  # tracking.uri, as it is understood from anywhere
 
     def config(self, trial: Trial) -> Config:
         """The configuration of a trial's run.
@@ -56,6 +58,8 @@ class Plan:
             config = parse_config(tree)
         except ConfigError as error:
             raise ConfigError(f"with {described(trial.point)}: {error}") from None
+        parent = config.tracking.parent or self.folder.name
+        config = config.changed("tracking", uri=self.store, parent=parent)
         return config if config.learner.num_threads else config.changed("learner", num_threads=1)
 
     @property
@@ -127,7 +131,10 @@ def make_plan(path: Path | None, overrides: Sequence[str], search: Mapping[str, 
     if isinstance(presets, Range):
         raise ConfigError(f"sweep.space.{EXTENDS} is a range; list presets")
     bases = {word: read_preset(find_preset(str(word), path.parent if path else Path())) for word in presets}
-    return Plan(sweep=sweep, space=space, tree=tree, bases=bases, folder=folder)
+    tracking = tree.get("tracking")
+    given = tracking.get("uri") if isinstance(tracking, Mapping) else None
+    store = absolute_uri(given if isinstance(given, str) and given else TrackingSettings.uri)
+    return Plan(sweep=sweep, space=space, tree=tree, bases=bases, folder=folder, store=store)
 
 
 def trials_of(plan: Plan) -> list[Trial]:

@@ -1,5 +1,6 @@
 """`mneme sweep`: run what is missing, keep what comes of it, and write the table, the picture and the best preset."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -31,7 +32,10 @@ from mneme.experiments.sweep.results import FILE, SweepResults
 from mneme.experiments.sweep.table import as_csv, as_markdown
 from mneme.experiments.sweep.trial import begin
 from mneme.interruption import stopping_on_signals
+from mneme.reporting.tracking.settings import without_password
 from mneme.storage.paths import checked_name
+
+_log = logging.getLogger(__name__)
 
 ROOT = Path("runs/sweeps")
 _GRACE = 10  # one part in so many of the longest trial is left to every one
@@ -86,6 +90,8 @@ def run_sweep(
                 _run(plan, missing, left, results, _Watch(results, plan, console, status, total), lambda: stop.made)
         interrupted = stop.made
     best = _write(results, plan)
+    if left > 0:
+        _record(results, plan)
     if interrupted:
         console.print(f"interrupted; the same command goes on with {folder}", soft_wrap=True)
     else:
@@ -206,6 +212,21 @@ class _Watch:
     def _say(self) -> None:
         running = ", ".join(self._curves) or "starting Ray"
         self._status.update(f"{len(self._results.document['trials'])} of {self._total} done; {running}")
+
+
+def _record(results: SweepResults, plan: Plan) -> None:
+    """Add the results to the run that gathers the trials in MLflow; a store that fails costs no more than that."""
+    found, folder = results.best, results.path.parent
+    if found is None:
+        return
+    from mneme.reporting.tracking.parents import add_to_parent  # MLflow takes seconds to import
+
+    settings = plan.config(results.trial(found.trials[0])).tracking
+    files = [folder / name for name in ("sweep.png", "table.md", "table.csv", "best.yaml")]
+    try:
+        add_to_parent(settings, {results.metric: found.value(results.metric)}, files)
+    except Exception as error:
+        _log.warning(f"MLflow at {without_password(settings.uri)} did not take the sweep's results: {error}")
 
 
 def _write(results: SweepResults, plan: Plan) -> Path | None:

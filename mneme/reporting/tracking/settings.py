@@ -22,6 +22,8 @@ class TrackingSettings(Settings, section="tracking"):
     """MLflow experiment that gathers the runs."""
     run_name: str | None = None
     """Name of the run in MLflow. Unset: that of the run's folder."""
+    parent: str | None = None
+    """Name of a run in MLflow that gathers this one and others, and is made if there is none; a sweep names itself."""
     enabled: bool = True
     """Record the run at all."""
     registered_model_name: str | None = None
@@ -40,6 +42,8 @@ class TrackingSettings(Settings, section="tracking"):
             raise ValueError(f"tracking.uri is {self.uri}; {fault}")
         if not 1 <= len(self.experiment) <= 500:
             raise ValueError(f"tracking.experiment has {len(self.experiment)} characters; it must have 1 to 500")
+        if self.parent is not None and (not self.parent or re.search(r"['\"\\`]", self.parent)):
+            raise ValueError(f"tracking.parent is {self.parent!r}; give a name without quotes and backslashes")
         name = self.registered_model_name
         if name is not None and (not name or re.search("[/:%]", name)):
             raise ValueError(

@@ -13,6 +13,7 @@ from mneme.reporting.tracking.client import client_of
 from mneme.reporting.tracking.database import database_of, delete_metrics
 from mneme.reporting.tracking.model import ModelForm, log_model, register
 from mneme.reporting.tracking.names import NAME_CHARACTERS, TAG_CHARACTERS, clean_name, clean_text
+from mneme.reporting.tracking.parents import CHILD_TAG, parent_of
 from mneme.reporting.tracking.settings import TrackingSettings, sqlite_file
 from mneme.reporting.tracking.uploads import upload
 from mneme.storage.checkpoint import step_of
@@ -83,6 +84,8 @@ class StoreRun:
         if run is None:
             name = clean_text(self._settings.run_name or self._identity.folder.name, NAME_CHARACTERS)
             tags = {_KEY_TAG: self._identity.key, _FOLDER_TAG: clean_text(str(self._identity.folder), TAG_CHARACTERS)}
+            if self._settings.parent is not None:
+                tags[CHILD_TAG] = parent_of(self._client, self._experiment_id, self._settings.parent)
             run = self._client.create_run(self._experiment_id, run_name=name, tags=tags)
             self._continued = False
         else:

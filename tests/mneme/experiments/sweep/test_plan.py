@@ -100,6 +100,7 @@ def test_a_trials_run_is_an_ordinary_one_in_the_sweeps_folder() -> None:
     config = plan.config(Trial(3, 2, {"learner.bptt_length": 8, "policy.encoder": [16]}))
     assert (config.name, config.checkpoint.root, config.seed) == ("003-seed2", "/runs/sweeps/s", 2)
     assert (config.learner.bptt_length, config.policy.encoder, config.learner.mode) == (8, (16,), "truncated")
+    assert (config.tracking.parent, config.tracking.uri) == ("s", f"sqlite:///{Path.cwd()}/runs/mlflow.db")
     assert config.learner.num_threads == 1  # so that as many trials run at once as there are cores
 
 
