@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
@@ -95,8 +96,9 @@ def _described(name: str) -> dict[str, Any]:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError("torch finds no GPU on this machine; to try the command without one, use --device cpu --tiny")
     device = resolve_device(name)
-    there = [distribution for module, distribution in EXTRAS.items() if find_spec(module)]
-    document = {"machine": describe_machine(), "versions": versions("torch", "numpy", *there), "kinds": every_kind()}
+    there = {distribution: _version(distribution) for module, distribution in EXTRAS.items() if find_spec(module)}
+    known = versions("torch", "numpy") | there
+    document = {"machine": describe_machine(), "versions": known, "kinds": every_kind()}
     if device.type != "cuda":
         return document | {"device": device.type}
     properties = torch.cuda.get_device_properties(device)
@@ -107,6 +109,13 @@ def _described(name: str) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
     }
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:  # a folder that was carried there
+        return "unknown"
 
 
 def _store(document: dict[str, Any], path: Path | None) -> None:

@@ -23,7 +23,7 @@ def lines(stage: str, outcome: Outcome) -> Iterator[str]:
     if outcome.skipped:
         yield f"  skipped: {outcome.skipped}"
     for item, results in outcome.results.items():
-        for result in results if stage in ("agreement", "timing", "speed") else results[-1:]:
+        for result in results if stage in ("agreement", "timing", "recurrences", "speed") else results[-1:]:
             yield f"  {item:30} {_LINES[stage](item, result, outcome)}"
     for item, why in outcome.failures.items():
         yield f"  {item:30} FAILED: {why.splitlines()[-1]}"
@@ -44,8 +44,8 @@ def _timing(item: str, result: dict[str, Any], outcome: Outcome) -> str:
     shape = f"T, B, H = {', '.join(map(str, result['shape']))}"
     if "failure" in result:
         return f"{shape}: {result['failure']}"
-    kind, _, precision = item.split("/")
-    theirs = outcome.results.get(f"{kind}/{MODULE}/{precision}", [])
+    kind, _, *precision = item.split("/")
+    theirs = outcome.results.get("/".join((kind, MODULE, *precision)), [])
     same = [other for other in theirs if other["shape"] == result["shape"] and "both_ms" in other]
     cells = []
     for part, name in (("forward", "forward"), ("both", "with backward")):
@@ -77,4 +77,11 @@ def _lengths(item: str, result: dict[str, Any], outcome: Outcome) -> str:
     return f"{fit[-1]['steps']:,} steps in {fit[-1]['seconds']:.2f} s{memory}{end}"
 
 
-_LINES = {"agreement": _agreement, "timing": _timing, "solving": _solving, "speed": _speed, "lengths": _lengths}
+_LINES = {
+    "agreement": _agreement,
+    "solving": _solving,
+    "speed": _speed,
+    "timing": _timing,
+    "recurrences": _timing,
+    "lengths": _lengths,
+}

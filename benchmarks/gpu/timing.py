@@ -5,16 +5,12 @@ outputs, take at the rates that this device reaches on large ones. A backward pa
 forward one's.
 """
 
-from collections.abc import Callable
-from functools import cache
-from itertools import pairwise
-from statistics import median
-from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.clock import median_seconds, rates
 from benchmarks.gpu.scans import (
     MODULE,
     MODULES,
@@ -33,14 +29,6 @@ from benchmarks.gpu.stages import Tell
 SHAPES: tuple[Shape, ...] = ((128, 256, 128), (128, 1024, 128), (128, 256, 512), (1024, 256, 128))
 TINY: tuple[Shape, ...] = ((6, 3, 8),)
 OTHER_TILES = 5  # tried beside the best by the estimate
-SECONDS, ROUNDS = 0.2, (5, 50)  # about how long each time is measured for, and in how many rounds
-
-
-class Rates(NamedTuple):
-    """The rates that the device reaches."""
-
-    flops: float  # a second, in a large matrix product
-    bytes: float  # a second, read and written by a large copy
 
 
 def items(device: torch.device, kinds: list[str], tiny: bool) -> list[str]:
@@ -79,9 +67,9 @@ def _times(contestant: Contestant, shape: Shape, device: torch.device) -> dict[s
         y: Tensor = module(x)[0] if backend == MODULE else controller.scan(x, reset, carry)[0]
         return y
 
-    rates = _rates(precision, device)
+    known = rates(dtype, device)
     weights = sum(parameter.numel() for parameter in module.parameters())
-    floor = max(2 * weights * T * B / rates.flops, 2 * T * B * H * x.element_size() / rates.bytes)
+    floor = max(2 * weights * T * B / known.flops, 2 * T * B * H * x.element_size() / known.bytes)
     inputs = [x, *module.parameters()]
     dy = torch.randn(T, B, controller.output_size).to(x)
     with torch.no_grad():
@@ -93,38 +81,3 @@ def _times(contestant: Contestant, shape: Shape, device: torch.device) -> dict[s
         "forward_share": floor / alone,
         "both_share": 3 * floor / both,
     }
-
-
-@cache
-def _rates(precision: str, device: torch.device) -> Rates:
-    size = 8192 if device.type == "cuda" else 512
-    left, right = torch.randn(2, size, size, device=device).to(PRECISIONS[precision])
-    large = torch.empty(size, 8 * size, device=device)
-    return Rates(
-        flops=2 * size**3 / median_seconds(lambda: left @ right, device),
-        bytes=2 * large.numel() * large.element_size() / median_seconds(lambda: large.clone(), device),
-    )
-
-
-def median_seconds(run: Callable[[], object], device: torch.device) -> float:
-    """The median time of as many rounds as fit into SECONDS, after one to warm up and one to see how long it takes."""
-    run()
-    first = _seconds(run, 1, device)[0]
-    least, most = ROUNDS
-    return median(_seconds(run, min(most, max(least, int(SECONDS / first))), device))
-
-
-def _seconds(run: Callable[[], object], rounds: int, device: torch.device) -> list[float]:
-    if device.type != "cuda":
-        marks = [perf_counter()]
-        for _ in range(rounds):
-            run()
-            marks.append(perf_counter())
-        return [stop - start for start, stop in pairwise(marks)]
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(rounds + 1)]
-    events[0].record()
-    for event in events[1:]:
-        run()
-        event.record()
-    torch.cuda.synchronize()
-    return [1e-3 * start.elapsed_time(stop) for start, stop in pairwise(events)]

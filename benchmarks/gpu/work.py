@@ -30,10 +30,11 @@ class Stage:
 
 TRAINING = ("gymnasium", "pyarrow")
 STAGES = {
-    "agreement": Stage(title="Are the scans right?", seconds=95, item_seconds=40, at_once=8),
+    "agreement": Stage(title="Are the scans right?", seconds=90, item_seconds=40, at_once=8),
     "solving": Stage(title="Does it learn?", seconds=55, item_seconds=30, packages=TRAINING),
-    "speed": Stage(title="How fast does it train?", seconds=85, item_seconds=25, packages=TRAINING),
-    "timing": Stage(title="How fast are the scans?", seconds=85, item_seconds=25),
+    "speed": Stage(title="How fast does it train?", seconds=75, item_seconds=25, packages=TRAINING),
+    "timing": Stage(title="How fast are the scans?", seconds=75, item_seconds=25),
+    "recurrences": Stage(title="How near are recurrences to the memory's speed?", seconds=25, item_seconds=15),
     "lengths": Stage(title="How long may sequences be?", seconds=30, item_seconds=15, packages=TRAINING),
 }
 """By the name of their module, in the order in which they come; in all 350 seconds."""

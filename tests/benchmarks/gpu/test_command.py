@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu import agreement, lengths, speed, timing
+from benchmarks.gpu import agreement, lengths, recurrences, speed, timing
+from benchmarks.gpu.clock import Rates
 from benchmarks.gpu.report import lines, sound
 from benchmarks.gpu.scans import Contestant, contestants, other_tiles, tiled
 from benchmarks.gpu.stages import Outcome
@@ -77,6 +78,18 @@ def test_other_tiles_than_the_best_by_the_estimate_are_tried(monkeypatch: pytest
             found.append(kernels.tiles(*sizes))
     assert found == ranked_tiles(*sizes)[:3] and len(set(found)) == 3
     assert kernels.tiles(*sizes) == found[0]
+
+
+def test_the_floor_of_a_recurrence_is_what_it_has_to_read_and_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recurrences, "median_seconds", lambda run, device: run() and 2.0)
+    monkeypatch.setattr(recurrences, "rates", lambda dtype, device: Rates(flops=1.0, bytes=4.0))
+    (result,) = told(recurrences, "linear/torch")
+    steps, lanes, channels = result["shape"]
+    read = 2 * steps * lanes * channels + lanes * channels + channels
+    written = steps * lanes * channels + lanes * channels
+    assert result["forward_share"] == (read + written) / 2
+    assert result["both_share"] == (3 * read + 2 * written) / 2
+    assert told(recurrences, "selective/torch") and told(recurrences, "ssd/torch")
 
 
 def test_long_sequences_are_the_short_ones_end_to_end() -> None:

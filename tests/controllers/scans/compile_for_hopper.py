@@ -13,6 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mneme.controllers.scans.gru import triton as triton_gru
+from mneme.controllers.scans.linear import triton as triton_linear
 from mneme.controllers.scans.lstm import triton as triton_lstm
 from mneme.controllers.scans.persistent import tiles
 from mneme.controllers.scans.selective import triton as triton_selective
@@ -34,11 +35,14 @@ def main() -> None:
         block = {"ACC": tl.float32, "BN": states, "BI": triton_selective.BLOCK_I}
         for kernel in (triton_selective._forward_kernel, triton_selective._backward_kernel):
             _compile(kernel, block, triton_selective.warps(states))
+    block = {"ACC": tl.float32, "BLOCK_T": triton_linear.BLOCK_T, "BLOCK_C": triton_linear.BLOCK_C}
+    for kernel in (triton_linear._forward_kernel, triton_linear._backward_kernel):
+        _compile(kernel, block, 4)
 
 
 def _compile(kernel: Any, constants: Mapping[str, object], warps: int) -> None:
     types = {parameter.name: _type(parameter.name, constants) for parameter in kernel.params}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(types) if name.endswith("_ptr")}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(types.values()) if kind[0] == "*"}
     used = {name: value for name, value in constants.items() if name in types}
     source = ASTSource(kernel, types, used, aligned)
     compiled = triton.compile(source, target=H200, options={"num_warps": warps, "enable_fp_fusion": True})
@@ -49,9 +53,9 @@ def _compile(kernel: Any, constants: Mapping[str, object], warps: int) -> None:
 def _type(name: str, constants: Mapping[str, object]) -> str:
     if name in constants:
         return "constexpr"
-    if not name.endswith("_ptr"):
+    if "_" not in name:
         return "i32"
-    return {"reset_ptr": "*i1", "counters_ptr": "*i32"}.get(name, "*fp32")
+    return {"reset": "*i1", "stop": "*i1", "counters": "*i32"}.get(name.partition("_")[0], "*fp32")
 
 
 if __name__ == "__main__":
