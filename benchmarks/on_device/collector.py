@@ -20,8 +20,8 @@ OBSERVATION = "observation"  # the only part of one
 class DeviceCollector:
     """Collects what a `Collector` would from where it stands, up to rounding; that one is left alone.
 
-    It takes tasks that show one array and whose episodes end by termination, and stores the first carry alone. What
-    `collect` gives is overwritten by the next call. Nothing waits for the device while steps are made.
+    It takes tasks that show one array, not stacked, and whose episodes end by termination, and stores the first carry
+    alone. What `collect` gives is overwritten by the next call. Nothing waits for the device while steps are made.
 
     Args:
         collector: with an environment that has the task's parameters, and a policy of the same shape.
@@ -107,9 +107,8 @@ class DeviceCollector:
     def _outputs(self, observation_BF: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """`Controller.step` without looking which lanes are reset."""
         controller = self._policy.controller
-        carry = reset_carry(self._reset_B, controller.initial(), carry)
-        x_BD = self._policy.encoded({OBSERVATION: observation_BF}, self._reset_B)
-        return controller.fast_step(x_BD, carry)
+        x_BD, carry, _ = self._policy.encoded({OBSERVATION: observation_BF}, self._reset_B, carry)
+        return controller.fast_step(x_BD, reset_carry(self._reset_B, controller.initial(), carry))
 
     def _count(self, reward_B: Tensor, terminated_B: Tensor) -> None:
         self._return_B += reward_B
