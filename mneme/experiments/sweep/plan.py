@@ -198,8 +198,8 @@ def _check(config: Config, sweep: SweepSettings) -> None:
             f"sweep.early_stopping is {sweep.early_stopping}, which looks at regular evaluations; set "
             f"train.evaluate_every={max(1, config.train.total_timesteps // 10)}"
         )
-    blueprint = checked_blueprint(config, local=True)
-    check_memory(blueprint, local=True)
+    blueprint = checked_blueprint(config, local=False)  # trials are other processes, on the cluster's machines if any
+    check_memory(blueprint, local=False)
     known = metrics_of(blueprint.facts, config.env.success_return is not None)
     if sweep.metric not in known:
         raise ConfigError(f"sweep.metric is {sweep.metric}, which no evaluation has; there are {', '.join(known)}")

@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.status import Status
 
 from mneme.configuration.config import Config
+from mneme.controllers.given import pickled
 from mneme.distributed.config import ConfigError
 from mneme.distributed.search_space import Report, Trial
+from mneme.envs import registered_here
 from mneme.experiments.seeds import provenance
 from mneme.experiments.suite.results import replace_file
 from mneme.experiments.sweep.best import write_preset
@@ -30,7 +32,7 @@ from mneme.experiments.sweep.plan import (
 )
 from mneme.experiments.sweep.results import FILE, SweepResults
 from mneme.experiments.sweep.table import as_csv, as_markdown
-from mneme.experiments.sweep.trial import begin
+from mneme.experiments.sweep.trial import Code, begin
 from mneme.interruption import stopping_on_signals
 from mneme.reporting.tracking.settings import without_password
 from mneme.storage.paths import checked_name
@@ -134,10 +136,12 @@ def _run(
 
     configs = [plan.config(trial) for trial in stand_ins(plan)]
     longest = max(config.train.total_timesteps for config in configs)
+    controllers = {k: code for config in configs for k, code in pickled(config.policy.controller.kind).items()}
+    code = Code(registered_here(), controllers)
     searches = plan.sweep.search == "optuna"
     with ray_for(configs[0].service, map(demand_of, configs)):
         run_trials(
-            partial(begin, plan),
+            partial(begin, plan, code),
             watch,
             stop,
             trials=missing,

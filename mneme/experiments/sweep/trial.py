@@ -4,10 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from queue import Empty, SimpleQueue
 from threading import Thread
+from typing import NamedTuple
 
 from mneme.callbacks import Callback, Look, Progress, RunStart
 from mneme.configuration.config import Config
+from mneme.controllers.given import take
 from mneme.distributed.search_space import Report, Trial
+from mneme.envs import Registered, register_missing
 from mneme.experiments.sweep.plan import Plan
 from mneme.reporting.meter import Row, evaluation_row
 from mneme.rollout_workers import Evaluation
@@ -17,8 +20,17 @@ from mneme.training import train
 _PREFIX = "evaluation/"
 
 
-def begin(plan: Plan, trial: Trial) -> "RunningTrial":
+class Code(NamedTuple):
+    """What the process of the sweep has, and those of its trials cannot import."""
+
+    environments: Registered
+    controllers: Mapping[str, bytes]  # classes by their kinds, pickled
+
+
+def begin(plan: Plan, code: Code, trial: Trial) -> "RunningTrial":
     """Start a trial's run, or go on with it."""
+    register_missing(code.environments)
+    take(code.controllers)
     return RunningTrial(plan.config(trial), plan.sweep.metric)
 
 

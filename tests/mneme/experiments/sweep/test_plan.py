@@ -1,9 +1,11 @@
 """A sweep's file: what it may say, what is refused before anything starts, and the configurations that come of it."""
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 import yaml
 
@@ -11,6 +13,7 @@ from mneme.configuration.config import load_config
 from mneme.configuration.presets import SWEEPS
 from mneme.distributed.config import ConfigError
 from mneme.distributed.search_space import Range, Trial
+from mneme.envs.counting import CountingEnv
 from mneme.experiments.sweep.best import preset_of, write_preset
 from mneme.experiments.sweep.plan import Plan, check_plan, find_sweep, make_plan, stand_ins, trials_of
 
@@ -71,6 +74,15 @@ def test_a_bad_search_is_refused_in_one_sentence(space: Any, search: Mapping[str
 )
 def test_settings_that_no_trial_can_have_are_refused(override: str, sentence: str) -> None:
     assert sentence in refusal(SPACE, override)
+
+
+def test_code_that_no_other_process_can_have_is_refused() -> None:
+    lock = threading.Lock()  # which no pickle holds
+    gym.register("Locked-v0", entry_point=lambda: lock and CountingEnv())
+    try:
+        assert "whose code cannot be sent to other processes" in refusal(SPACE, "env={id: Locked-v0}")
+    finally:
+        del gym.registry["Locked-v0"]
 
 
 def test_the_metric_must_be_one_that_the_task_has() -> None:

@@ -1,12 +1,16 @@
 """`mneme sweep` on a Ray: stopped and gone on with, a search that learns, and what lies in its folder afterwards."""
 
 import io
+import json
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 import ray
 from rich.console import Console
@@ -16,6 +20,7 @@ from mneme.cli import main
 from mneme.configuration.config import load_config
 from mneme.distributed.ray_runner import start_ray
 from mneme.distributed.settings import ServiceSettings
+from mneme.envs.counting import CountingEnv
 from mneme.experiments.sweep.results import SweepResults
 from mneme.experiments.sweep.running import run_sweep, show_sweep
 
@@ -82,6 +87,42 @@ def test_a_grid_that_is_interrupted_goes_on_and_ends_in_a_table_a_picture_and_a_
     shown = io.StringIO()
     show_sweep("rates", console=Console(file=shown, highlight=False))
     assert shown.getvalue() in out.getvalue()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("a_ray")
+def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint() -> None:
+    killed: list[int] = []
+    folder = Path("runs/sweeps/rates/000-seed0")
+
+    def kill() -> None:
+        while not list(folder.glob("checkpoints/step-*")):
+            time.sleep(0.05)
+        state = json.loads((folder / "state.json").read_text())
+        killed.append(state["pid"])
+        os.kill(state["pid"], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    longer = ["train.total_timesteps=40000", "train.evaluate_every=20000", "checkpoint.every=400"]
+    sweep = run_sweep("rates", ["sweep.space={learner.gamma: [0.9]}", *longer], console=Console(quiet=True))
+    killer.join()
+    assert sweep.trials()["outcome"].to_pylist() == ["complete"]
+    assert sweep.trials()["steps"].to_pylist() == [40000]
+    told = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert any(line["message"].startswith("resuming ") for line in told)
+    assert json.loads((folder / "state.json").read_text())["pid"] != killed[0]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("a_ray")
+def test_a_task_that_only_this_process_has_is_sent_to_trials() -> None:
+    gym.register("Sent-v0", entry_point=lambda: CountingEnv())
+    try:
+        sweep = mneme.sweep("rates", "env={id: Sent-v0}", space={"learner.gamma": [0.9]}, name="sent", progress=False)
+    finally:
+        del gym.registry["Sent-v0"]
+    assert sweep.trials()["outcome"].to_pylist() == ["complete"]
 
 
 @pytest.mark.ray
