@@ -27,6 +27,7 @@ class LruController(ResidualBlock):
 
     settings_class = LruSettings
     mixes_precision = True
+    backends = ("numba", "torch")
     initial_h: Tensor
 
     def __init__(self, input_size: int, settings: LruSettings, horizon: int, generator: Generator) -> None:
@@ -49,29 +50,57 @@ class LruController(ResidualBlock):
         return torch.polar(torch.exp(-torch.exp(self.log_decay)), torch.exp(self.log_phase))
 
     def mixer_cell(self, u_BH: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        h_BN = self.eigenvalues() * _complex(carry["h"]) + self._drive(u_BH)
-        return self._read(h_BN, u_BH), {"h": torch.view_as_real(h_BN)}
+        h_BN = self.eigenvalues() * _complex(carry["h"]) + _joined(self._drive(u_BH))
+        return self._read(_parted(h_BN), u_BH), {"h": torch.view_as_real(h_BN)}
 
     def mixer_scan(
         self, u_TBH: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None
     ) -> tuple[Tensor, Carry]:
+        if self.backend_on(u_TBH.device) == "numba":
+            return self._compiled_scan(u_TBH, reset_TB, carry["h"], cut_TB)
         h_BN, initial_N = _complex(carry["h"]), torch.view_as_complex(self.initial_h)
-        h_TBN, h_BN = linear_scan(self.eigenvalues(), self._drive(u_TBH), reset_TB, h_BN, initial_N, cut_TB=cut_TB)
-        return self._read(h_TBN, u_TBH), {"h": torch.view_as_real(h_BN)}
+        h_TBN, h_BN = linear_scan(
+            self.eigenvalues(), _joined(self._drive(u_TBH)), reset_TB, h_BN, initial_N, cut_TB=cut_TB
+        )
+        return self._read(_parted(h_TBN), u_TBH), {"h": torch.view_as_real(h_BN)}
+
+    def _compiled_scan(
+        self, u_TBH: Tensor, reset_TB: Tensor, h_BN2: Tensor, cut_TB: Tensor | None
+    ) -> tuple[Tensor, Carry]:
+        from mneme.controllers.scans.linear.numba import numba_constant_scan  # here, as numba may be missing
+
+        a_2N, h_BM, initial_M = (
+            x.mT.flatten(-2) for x in (torch.view_as_real(self.eigenvalues()), h_BN2, self.initial_h)
+        )
+        h_TBM, h_BM = numba_constant_scan(
+            a_2N.unflatten(0, (2, -1)), self._drive(u_TBH), reset_TB, h_BM, initial_M, cut_TB
+        )
+        return self._read(h_TBM, u_TBH), {"h": h_BM.unflatten(1, (2, -1)).mT.contiguous()}
 
     def _drive(self, u: Tensor) -> Tensor:
-        """gamma (B u): [..., H] -> complex [..., N]."""
-        weight = self.weight_in * torch.exp(self.log_gamma).repeat_interleave(2).unsqueeze(1)
-        return torch.view_as_complex(wide(F.linear(u, weight)).unflatten(-1, (-1, 2)))
+        """gamma (B u): [..., H] -> [..., 2N], real parts, then imaginary ones."""
+        weight = self.weight_in.unflatten(0, (-1, 2)) * torch.exp(self.log_gamma)[:, None, None]
+        return wide(F.linear(u, weight.transpose(0, 1).flatten(0, 1)))
 
     def _read(self, h: Tensor, u: Tensor) -> Tensor:
-        """Re(C h) + D u: complex [..., N], [..., H] -> [..., H]."""
-        return torch.addcmul(F.linear(torch.view_as_real(h).flatten(-2), self.weight_out), self.skip, u)
+        """Re(C h) + D u: [..., 2N], real parts, then imaginary ones, and [..., H] -> [..., H]."""
+        weight = self.weight_out.unflatten(1, (-1, 2)).mT.flatten(1)
+        return torch.addcmul(F.linear(h, weight), self.skip, u)
 
 
 def _complex(parts: Tensor) -> Tensor:
     """[..., 2], wherever its numbers lie -> complex [...]."""
     return torch.complex(parts[..., 0], parts[..., 1])
+
+
+def _joined(parts: Tensor) -> Tensor:
+    """[..., 2N], real parts, then imaginary ones -> complex [..., N]."""
+    return torch.complex(*parts.chunk(2, -1))
+
+
+def _parted(h: Tensor) -> Tensor:
+    """The reverse."""
+    return torch.cat([h.real, h.imag], -1)
 
 
 def _orthogonal(rows: int, columns: int, generator: Generator) -> nn.Parameter:

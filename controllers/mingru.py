@@ -28,7 +28,7 @@ class MinGruController(ResidualBlock):
 
     settings_class = MinGruSettings
     mixes_precision = True
-    backends = ("triton", "torch")
+    backends = ("triton", "numba", "torch")
     initial_h: Tensor
 
     def __init__(self, input_size: int, settings: MinGruSettings, horizon: int, generator: Generator) -> None:
@@ -49,10 +49,14 @@ class MinGruController(ResidualBlock):
     def mixer_scan(
         self, u_TBH: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None
     ) -> tuple[Tensor, Carry]:
-        k, n = gates(self.gates, u_TBH).chunk(2, -1)
+        kn_TBM, backend = gates(self.gates, u_TBH), self.backend_on(u_TBH.device)
+        if backend == "numba":
+            from mneme.controllers.scans.linear.numba import numba_gated_scan  # here, as numba may be missing
+
+            h_TBH, h_BH = numba_gated_scan(kn_TBM, reset_TB, carry["h"], self.initial_h, cut_TB)
+            return self.state_norm(h_TBH, backend), {"h": h_BH}
+        k, n = kn_TBM.chunk(2, -1)
         keep = torch.sigmoid(k)
         written = torch.addcmul(n, keep, n, value=-1)
-        h_TBH, h_BH = linear_scan(
-            keep, written, reset_TB, carry["h"], self.initial_h, self.backend_on(u_TBH.device), cut_TB
-        )
+        h_TBH, h_BH = linear_scan(keep, written, reset_TB, carry["h"], self.initial_h, backend, cut_TB)
         return self.state_norm(h_TBH), {"h": h_BH}

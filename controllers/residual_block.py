@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
@@ -55,20 +56,31 @@ class ResidualBlock(Controller):
         """All steps of the mixer, as in `fast_scan`."""
 
     def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        return self._around(x_BD, partial(self.mixer_cell, carry=carry))
+        return self._around(x_BD, partial(self.mixer_cell, carry=carry), "torch")
 
     def fast_scan(
         self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None
     ) -> tuple[Tensor, Carry]:
         def steps(x_KBD: Tensor, reset_KB: Tensor, carry: Carry, cut_KB: Tensor | None) -> tuple[Tensor, Carry]:
-            return self._around(x_KBD, partial(self.mixer_scan, reset_TB=reset_KB, carry=carry, cut_TB=cut_KB))
+            mixer = partial(self.mixer_scan, reset_TB=reset_KB, carry=carry, cut_TB=cut_KB)
+            return self._around(x_KBD, mixer, self.backend_on(x_KBD.device))
 
         return in_blocks(steps, x_TBD, reset_TB, carry, cut_TB)
 
     def fast_step(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        return self.cell(x_BD, carry)
+        if self.backend_on(x_BD.device) != "numba":
+            return self.cell(x_BD, carry)
+        no_reset_TB = torch.zeros(1, len(x_BD), dtype=torch.bool)
+        mixer = partial(self.mixer_scan, reset_TB=no_reset_TB, carry=carry)
+        y_TBH, carry = self._around(x_BD.unsqueeze(0), mixer, "numba")
+        return y_TBH[0], carry
 
-    def _around(self, x: Tensor, mixer: _Mixer) -> tuple[Tensor, Carry]:
+    def _around(self, x: Tensor, mixer: _Mixer, backend: str) -> tuple[Tensor, Carry]:
         x = wide(self.project(x))
-        mixed, carry = mixer(self.norm(x))
-        return x + F.glu(self.mix(F.gelu(mixed))), carry
+        mixed, carry = mixer(self.norm(x, backend))
+        gated = self.mix(F.gelu(mixed))
+        if backend == "numba":
+            from mneme.controllers.scans.rows.glu import numba_glu_beside  # here, as numba may be missing
+
+            return numba_glu_beside(x, gated), carry
+        return x + F.glu(gated), carry

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from mneme.controllers.actions.distribution import BELOW_ONE
-from mneme.controllers.scans.heads import Heads, normalised, read
+from mneme.controllers.scans.heads import Heads, read
 from mneme.controllers.scans.machine_code import arrays, kernel, scratch
+from mneme.controllers.scans.norm_row import normalised
 
 
 class Choice:
@@ -39,7 +40,7 @@ class Choice:
 def _choose(outputs, uniform, heads, greedy, actions, log_probs, values, wide, narrow):
     n, y, log_p, p = wide[0], wide[1], narrow[0], narrow[1]
     for b in range(len(outputs)):
-        normalised(outputs[b], heads, n, y)
+        normalised(outputs[b], heads.gain, heads.shift, n, y)
         values[b] = read(y, heads, log_p, p)
         action, total, passed = 0, 0.0, 0.0
         if greedy:

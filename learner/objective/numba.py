@@ -2,13 +2,9 @@
 step after the other while it lies in the cache.
 
 In torch these are some eighty operations forward and back, which together take longer than the recurrence of a GRU.
-`controllers.scans.heads` has the way forward to log-probabilities and value. Backward through its norm,
-y = n s(i) gain + shift with n = (x - mean) i, it computes, with g = dy gain,
-
-    dx = i s (g - mean(g)) + n (s' - i s) sum(g n) / H
-
-A step's own numbers are in double precision, whatever the arrays are. Legend: K steps, W windows, H features, A
-actions.
+`controllers.scans.norm_row` has the norm and the way back through it, `controllers.scans.heads` the way forward to
+log-probabilities and value. A step's own numbers are in double precision, whatever the arrays are. Legend: K steps, W
+windows, H features, A actions.
 """
 
 from typing import Any, NamedTuple
@@ -20,21 +16,9 @@ from torch.autograd.function import once_differentiable
 
 from mneme.controllers import Policy
 from mneme.controllers.acting import head_inputs, head_parameters
-from mneme.controllers.layer_norm import EPSILON
-from mneme.controllers.scans.heads import Heads, normalised, read
-from mneme.controllers.scans.machine_code import (
-    add,
-    add_product,
-    arrays,
-    compiled,
-    copy,
-    dot,
-    fma,
-    kernel,
-    scratch,
-    sum_of,
-    times,
-)
+from mneme.controllers.scans.heads import Heads, read
+from mneme.controllers.scans.machine_code import arrays, compiled, copy, fma, kernel, scratch
+from mneme.controllers.scans.norm_row import back_through_norm, normalised
 from mneme.learner.objective.plain import OBJECTIVE_SUMS, Objective, Steps
 from mneme.learner.settings import LearnerSettings
 
@@ -108,7 +92,7 @@ class _Objective(torch.autograd.Function):
 
 @kernel
 def _objective(y, given, heads, weighing, dy, d, found, wide, narrow):
-    (K, W, H), A, normed, number = y.shape, len(heads.policy), len(heads.gain) > 0, y.dtype.type
+    (K, W, _), A, normed, number = y.shape, len(heads.policy), len(heads.gain) > 0, y.dtype.type
     n, out, d_out = wide[0], wide[1], wide[2]
     log_p, p, d_logits = narrow[0], narrow[1], narrow[2]
     for r in range(K * W):
@@ -116,7 +100,7 @@ def _objective(y, given, heads, weighing, dy, d, found, wide, narrow):
         if not given.mask[w, k]:
             dy[k, w] = number(0)
             continue
-        inverse, scale, rest = normalised(y[k, w], heads, n, out)
+        numbers = normalised(y[k, w], heads.gain, heads.shift, n, out)
         value = read(out, heads, log_p, p)
         d_value = number(_loss((w, k), given, weighing, log_p, p, value, d_logits, found))
         _add_scaled(d.value[0], d_value, out)
@@ -127,13 +111,7 @@ def _objective(y, given, heads, weighing, dy, d, found, wide, narrow):
             d.policy_bias[a] += d_logits[a]
             _add_scaled(d_out, d_logits[a], heads.policy[a])
         if normed:
-            add(d.shift, d_out)
-            _scale(out, number(scale), n)
-            add_product(d.gain, d_out, out)
-            times(d_out, heads.gain)
-            of_scale = (1 - EPSILON) * rest / scale * 2 * EPSILON * (inverse * inverse * inverse)
-            of_n = (of_scale - inverse * scale) * dot(d_out, n) / H
-            _through_norm(d_out, number(inverse * scale), number(sum_of(d_out) / H), n, number(of_n), dy[k, w])
+            back_through_norm(d_out, heads.gain, n, numbers, dy[k, w], d.gain, d.shift, out)
         else:
             copy(dy[k, w], d_out)
 
@@ -199,9 +177,3 @@ def _scale(out, factor, x):
 def _add_scaled(to, factor, x):
     for i in range(len(to)):
         to[i] += factor * x[i]
-
-
-@compiled
-def _through_norm(g, along_g, mean, n, along_n, dx):
-    for i in range(len(g)):
-        dx[i] = fma(along_n, n[i], along_g * (g[i] - mean))

@@ -75,7 +75,11 @@ print([value.double().sum().item() for value in found if value is not None])
 
 
 @pytest.mark.parametrize(
-    "kind", ["lstm", *(pytest.param(k, marks=pytest.mark.slow) for k in ("gru", "mamba", "mamba2", "pseudo_mamba"))]
+    "kind",
+    [
+        "lstm",
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("gru", "lru", "mamba", "mamba2", "mingru", "pseudo_mamba")),
+    ],
 )
 def test_the_process_that_compiles_finds_what_the_next_one_finds(kind: str, tmp_path: Path) -> None:
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
