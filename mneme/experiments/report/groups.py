@@ -20,6 +20,7 @@ _OF_NO_METHOD = (
     "rollout.unroll_length", "rollout.carry_stride", "rollout.warm_up", "learner.num_threads", "service.",
 )  # fmt: skip
 """Settings that follow from others, or from the machine."""
+_OF_THE_MODE = ("learner.mode", "learner.bptt_length", "learner.carry_source", "learner.burn_in")
 ALL = "all runs"
 
 
@@ -99,14 +100,22 @@ def _natural(name: str) -> list[tuple[str, int]]:
 
 
 def method_of(record: Record, keys: Sequence[str]) -> str:
-    """A run's method in words: the values of these settings, under the last parts of their names if need be."""
-    values = {key: record.settings.get(key) for key in keys}
-    words = [
-        value if key.endswith(".kind") else f"{key.rpartition('.')[2]}={value}"
-        for key, value in values.items()
-        if value is not None
-    ]
+    """A run's method in words: its mode if that is among these settings, and the values of the others."""
+    words = [mode_of(record)] if any(key in _OF_THE_MODE for key in keys) else []
+    for key in keys:
+        value = record.settings.get(key)
+        if value is not None and key not in _OF_THE_MODE:
+            words.append(value if key.endswith(".kind") else f"{key.rpartition('.')[2]}={value}")
     return ", ".join(words) or ALL
+
+
+def mode_of(record: Record) -> str:
+    """A run's mode of backpropagation in words, with those of its settings that count in it."""
+    mode, length, source, burn_in = (record.settings.get(key, "") for key in _OF_THE_MODE)
+    more = [] if mode == "full" or source == "fresh" else [f"{source} carries"]
+    more += [f"burn-in {burn_in}"] if mode == "truncated" and burn_in != "0" else []
+    words = f"{mode} {length}" if mode == "truncated" else mode
+    return f"{words} ({', '.join(more)})" if more else words
 
 
 def _differing_within_tasks(records: Sequence[Record]) -> list[str]:

@@ -8,15 +8,13 @@ from statistics import median
 
 import numpy as np
 
-from mneme.experiments.report.groups import Cell, Comparison, differences
+from mneme.experiments.report.groups import Cell, Comparison, differences, mode_of
 from mneme.experiments.report.pictures import Pair
 from mneme.experiments.report.records import Record
 from mneme.experiments.report.statistics import Estimate, interquartile_mean
 from mneme.reporting.display import NOTHING
 
 Table = list[tuple[str, ...]]
-
-_MODE = ("learner.mode", "learner.bptt_length", "learner.carry_source")
 
 
 def in_words(estimate: Estimate) -> str:
@@ -66,7 +64,7 @@ def modes_table(comparison: Comparison) -> Table | None:
     """Each mode of backpropagation against each task, over whatever else differs; None where there is one alone."""
     modes: dict[str, list[Record]] = {}
     for record in (record for cell in comparison.cells for record in cell.records):
-        modes.setdefault(_mode(record), []).append(record)
+        modes.setdefault(mode_of(record), []).append(record)
     if len(modes) < 2:
         return None
     rows: Table = [("mode", *comparison.tasks)]
@@ -78,12 +76,6 @@ def modes_table(comparison: Comparison) -> Table | None:
 
 def _middle(scores: Sequence[float]) -> str:
     return f"{in_words(interquartile_mean([np.array(scores)]))}, n = {len(scores)}" if scores else NOTHING
-
-
-def _mode(record: Record) -> str:
-    mode, length, source = (record.settings.get(key, "") for key in _MODE)
-    words = f"{mode} {length}" if mode == "truncated" else mode
-    return words if source == "fresh" or mode == "full" else f"{words}, {source} carries"
 
 
 def improvements_table(found: Mapping[Pair, Estimate]) -> Table:

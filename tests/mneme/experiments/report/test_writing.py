@@ -68,7 +68,7 @@ def test_runs_are_compared_by_what_differs_within_a_task(runs: Path) -> None:
 def test_methods_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     for length in (13, 4, 26):
         run(tmp_path, 0.5, "learner.mode=truncated", f"learner.bptt_length={length}")
-    assert list(compare(read_records([tmp_path])).methods) == ["bptt_length=4", "bptt_length=13", "bptt_length=26"]
+    assert list(compare(read_records([tmp_path])).methods) == ["truncated 4", "truncated 13", "truncated 26"]
 
 
 def test_what_only_one_kind_has_follows_from_the_kind_unless_it_differs_there_too(tmp_path: Path) -> None:
@@ -116,7 +116,21 @@ def test_modes_stand_side_by_side_and_differences_are_listed(tmp_path: Path) -> 
     run(tmp_path, 0.2, "learner.mode=truncated", "learner.bptt_length=4")
     found = compare(read_records([tmp_path]))
     assert [row[0] for row in modes_table(found) or ()] == ["mode", "full", "truncated 4"]
-    assert ("learner.mode", "truncated", "mode=truncated, bptt_length=4") in differences_table(found)
+    assert ("learner.mode", "truncated", "truncated 4") in differences_table(found)
+
+
+def test_a_mode_is_named_by_what_counts_in_it(tmp_path: Path) -> None:
+    for settings in (
+        ["mode=full", "bptt_length=8"],
+        ["mode=full", "bptt_length=9"],
+        ["mode=cached", "carry_source=stored"],
+        ["mode=truncated", "bptt_length=8", "carry_source=stored", "burn_in=2"],
+    ):
+        run(tmp_path, 0.5, *(f"learner.{setting}" for setting in settings))
+    found = compare(read_records([tmp_path]))
+    named = ["cached (stored carries)", "full", "truncated 8 (stored carries, burn-in 2)"]
+    assert list(found.methods) == named
+    assert [len(cell.records) for cell in found.cells if cell.method == "full"] == [2]
 
 
 def test_the_page_holds_everything_and_asks_for_nothing(runs: Path, tmp_path: Path) -> None:
