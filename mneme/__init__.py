@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mneme.distributed.runners import ServiceError
     from mneme.envs import EnvironmentFailure
     from mneme.experiments.sweep.running import Sweep
+    from mneme.reporting.boards import TensorBoard, Wandb
     from mneme.rollout_workers import Evaluation, EvaluationError
     from mneme.storage.checkpoint import CheckpointError
     from mneme.training import Run
@@ -42,6 +43,8 @@ __all__ = [
     "ServiceError",
     "Session",
     "Sweep",
+    "TensorBoard",
+    "Wandb",
     "evaluate",
     "export",
     "load",
@@ -59,6 +62,7 @@ _MODULES = {
     "distributed.config": ("ConfigError",),
     "distributed.runners": ("ServiceError",),
     "envs": ("EnvironmentFailure",),
+    "reporting.boards": ("TensorBoard", "Wandb"),
     "rollout_workers": ("Evaluation", "EvaluationError"),
     "storage.checkpoint": ("CheckpointError",),
     "experiments.sweep.running": ("Sweep",),

@@ -191,7 +191,7 @@ class ActiveRun:
         finally:
             self.meter.skip_pause()
         if look is not Look.RESULT or not result_recorded(self.folder, self.steps):
-            self._record(evaluation_row(evaluation, "confirmation/" if look is Look.CONFIRMATION else "evaluation/"))
+            self._record(evaluation_row(evaluation, look.prefix))
         _log.info(f"{name} at step {self.steps:,}: {describe_evaluation(evaluation)}")
         self.callbacks.evaluation(self.progress, evaluation, look)
         if look is Look.EVALUATION:

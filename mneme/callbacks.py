@@ -27,6 +27,11 @@ class Look(IntEnum):
     RESULT = 2  # what the run reports; decides nothing
     PROBE = 3  # whether a full look is worth its time; told as metrics of the update alone
 
+    @property
+    def prefix(self) -> str:
+        """Before the names of its metrics."""
+        return "confirmation/" if self is Look.CONFIRMATION else "evaluation/"
+
     def seed(self, run_seed: int, steps: int) -> int:
         """Seed of the look after `steps` environment steps."""
         return int(np.random.SeedSequence([run_seed, steps, int(self)]).generate_state(1)[0])

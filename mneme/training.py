@@ -24,6 +24,7 @@ from mneme.interruption import StopRequest, stopping_on_signals
 from mneme.learner import NonfiniteGradient
 from mneme.mode_schedule import ModeSchedule
 from mneme.readiness import check_memory, checked_blueprint
+from mneme.reporting.boards import boards_of
 from mneme.reporting.curves import LearningCurve
 from mneme.reporting.display import Display
 from mneme.reporting.meter import Meter
@@ -211,7 +212,8 @@ def _execute(
 ) -> Run:
     config: Config = blueprint.config
     outcome: Outcome = "failed"
-    mirror = [] if config.checkpoint.mirror is None else [Mirror(config, folder, saved and saved[0])]
+    others = boards_of(config.tracking.also)
+    others += [] if config.checkpoint.mirror is None else [Mirror(config, folder, saved and saved[0])]
     compile_policy(blueprint.policy(), config.policy.controller.kind)
     check_memory(blueprint, local)
     with ExitStack() as stack:
@@ -225,7 +227,7 @@ def _execute(
         stop = stack.enter_context(stopping_on_signals())
         log = stack.enter_context(RunLog(folder.log))
         exported = [] if local else [RayExport()]
-        told = Callbacks([log, *exported, *callbacks, LearningCurve(), Tracking(), *mirror], stop)
+        told = Callbacks([log, *exported, *callbacks, LearningCurve(), Tracking(), *others], stop)
         meter, curriculum = Meter(config.rollout.num_workers), Curriculum(config.curriculum)
         run = ActiveRun(blueprint, folder, runner, told, key, meter, curriculum, ModeSchedule(config.learner))
         stack.callback(lambda: told.end(run.progress, outcome))

@@ -20,7 +20,8 @@ from mneme.envs.counting import Counting, CountingEnv
 OFFERED = {
     "Agent", "AgentCarry", "Callback", "Carry", "CheckpointError", "Config", "ConfigError", "Controller",
     "ControllerSettings", "EnvironmentFailure", "Evaluation", "EvaluationError", "Look", "Outcome", "Progress", "Run",
-    "RunStart", "ServiceError", "Session", "Sweep", "evaluate", "export", "load", "resume", "sweep", "train",
+    "RunStart", "ServiceError", "Session", "Sweep", "TensorBoard", "Wandb", "evaluate", "export", "load", "resume",
+    "sweep", "train",
 }  # fmt: skip
 
 

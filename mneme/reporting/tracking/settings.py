@@ -4,6 +4,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 from urllib.parse import quote, unquote
 
 from mneme.controllers import Settings
@@ -31,6 +32,9 @@ class TrackingSettings(Settings, section="tracking"):
     Unset: none does."""
     system_metrics: bool = True
     """Record the use of CPU, memory, disk, network and GPU on the machine that runs the service."""
+    also: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Boards that show the metrics besides MLflow, and without it too: tensorboard writes event files into the run's
+    folder, wandb sends the run to Weights & Biases. Each needs its package."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
