@@ -29,6 +29,8 @@ def checked_blueprint(config: Config, local: bool) -> Blueprint[Config]:
             "service.mode is async, which needs Ray's actors; leave --local (local=True) out or set service.mode=sync"
         )
     blueprint = make_blueprint(config)
+    if sentence := short_reach(blueprint):
+        _log.warning(sentence)
     if not local:
         _check_sendable(config)
     if local or config.service.cluster() is None:  # learning runs here
@@ -40,6 +42,26 @@ def checked_blueprint(config: Config, local: bool) -> Blueprint[Config]:
         for sentence in remarks(config.learner, device, controller):
             _log.info(sentence)
     return blueprint
+
+
+def short_reach(blueprint: Blueprint[Config]) -> str | None:
+    """Why nothing teaches the agent to store what its task asks for later, as gradients go back too few steps; None if
+    they do, if the task does not say how many it takes, or if the mode changes in the run."""
+    s, facts = blueprint.config.learner, blueprint.facts
+    horizon = facts.memory_horizon if facts is not None else 0
+    window = {"cached": 1, "truncated": s.max_bptt_length or s.bptt_length, "full": blueprint.length}[s.mode]
+    reach = min(window, blueprint.length)
+    if reach > horizon or s.mode_schedule != "constant" or not blueprint.policy().controller.initial():
+        return None
+    remedy = "learner.mode=full"
+    if s.mode == "truncated":
+        remedy += f" or a learner.bptt_length of {4 * horizon}"
+    if blueprint.length <= horizon:
+        remedy = f"a rollout.unroll_length above {horizon}, with learner.mode=full"
+    return (
+        f"gradients go back {reach} step{'s' * (reach > 1)}, and {blueprint.config.env.id} asks to remember {horizon}: "
+        f"nothing teaches the agent to store; use {remedy}, unless it is meant so"
+    )
 
 
 def check_memory(blueprint: Blueprint[Config], local: bool) -> None:
