@@ -32,14 +32,17 @@ class Quantity(NamedTuple):
     name: str
     text: Callable[[float], str]
     in_line: str | None = None  # its place in a plain line, where {} is the value; None: the live view only
+    always: bool = True  # shown as a dash where it is not measured; otherwise left out
 
 
 QUANTITIES = (
     Quantity("return", "return", lambda v: f"{v:.2f}" if abs(v) < 1000 else f"{v:,.0f}", "return {}"),
     Quantity("success", "success", lambda v: f"{100 * v:.1f} %", "success {}"),
+    Quantity("episode_length", "length", lambda v: f"{v:,.0f}", "length {}"),
     Quantity("kl", "KL", lambda v: f"{v:.4f}", "kl {}"),
     Quantity("entropy", "entropy", lambda v: f"{v:.3f}"),
     Quantity("bptt_length", "K", lambda v: f"{v:,.0f}", "K {}"),
+    Quantity("signal/gate", "gate", lambda v: f"{v:.3f}", "gate {}", always=False),
     Quantity("value_loss", "value loss", lambda v: f"{v:.4g}"),
     Quantity("steps_per_second", "steps/s", lambda v: f"{v:,.0f}", "{} steps/s"),
     Quantity("lag", "lag", lambda v: f"{v:.2g}", "lag {}"),
@@ -73,7 +76,7 @@ class Display(Callback):
             console=self._console,
             expand=True,
         )
-        self._title = ""
+        self._title = self._about = ""
         self._total = 1
         self._first: tuple[float, int] | None = None  # time and step of the first update
         self._sentences = _Sentences(self)
@@ -90,44 +93,48 @@ class Display(Callback):
     def on_start(self, run: RunStart) -> None:
         """Begin."""
         self._sentences.listen()
-        self.start(run.config.train.total_timesteps, run.folder.name)
+        config = run.config
+        about = f"{config.env.id} with {config.policy.controller.kind} in {config.learner.mode} mode"
+        self.start(config.train.total_timesteps, run.folder.name, about)
 
     def on_update(self, progress: Progress, metrics: Mapping[str, float]) -> None:
         """Show the update."""
-        self.update(metrics, progress.steps)
+        self.update(metrics, progress.steps, progress.update)
 
     def on_end(self, progress: Progress, outcome: Outcome) -> None:
         """Leave the last view standing."""
         self.close()
 
-    def start(self, total_timesteps: int, title: str) -> None:
-        """Begin a run of `total_timesteps` environment steps."""
-        self._total, self._title = total_timesteps, title
+    def start(self, total_timesteps: int, title: str, about: str) -> None:
+        """Begin a run of `total_timesteps` environment steps, of that name and about that."""
+        self._total, self._title, self._about = total_timesteps, title, about
         if not self._console.is_terminal:
-            self._write(f"{title}: {total_timesteps:,} steps")
+            self._write(f"{title}: {about}, {total_timesteps:,} steps")
             return
         with self._costing_only_itself():
             self._bar.add_task("", total=total_timesteps, steps=self._progress(0), eta=NOTHING)
-            self._live = Live(self._view({}), console=self._console, refresh_per_second=4)
+            self._live = Live(self._view({}, NOTHING), console=self._console, refresh_per_second=4)
             self._live.start()
 
-    def update(self, row: Mapping[str, float | int], step: int) -> None:
+    def update(self, row: Mapping[str, float | int], step: int, number: int) -> None:
         """Show the latest values; what is missing, None or not a number appears as a dash.
 
         Args:
             row: metrics by name, those of `QUANTITIES` among them.
             step: environment steps so far.
+            number: updates so far; those to come are reckoned by their steps.
         """
-        texts = {quantity.key: _text(quantity, row.get(quantity.key)) for quantity in QUANTITIES}
-        eta = self._eta(row, step)
+        row = _with_gate(row)
+        texts = {q.key: _text(q, row.get(q.key)) for q in QUANTITIES if q.always or q.key in row}
+        eta, update = self._eta(row, step), f"{number:,}/{max(number, math.ceil(number * self._total / step)):,}"
         if self._live:
             with self._costing_only_itself():
                 self._bar.update(self._bar.task_ids[0], completed=step, steps=self._progress(step), eta=eta)
-                self._live.update(self._view(texts))
+                self._live.update(self._view(texts, update))
             return
         percent = f"{min(100, 100 * step // self._total):>3} %"
-        values = [q.in_line.format(texts[q.key]) for q in QUANTITIES if q.in_line]
-        self._write("  ".join([f"step {self._progress(step)}", percent, f"eta {eta}", *values]))
+        values = [q.in_line.format(texts[q.key]) for q in QUANTITIES if q.in_line and q.key in texts]
+        self._write("  ".join([f"step {self._progress(step)}", percent, f"update {update}", f"eta {eta}", *values]))
 
     def note(self, message: str) -> None:
         """Show an event or a warning above the live view, or as a line of its own. Any thread may call it."""
@@ -174,10 +181,10 @@ class Display(Callback):
             return NOTHING
         return clock(max(0, self._total - step) / speed)
 
-    def _view(self, texts: Mapping[str, str]) -> Group:
-        shown = {quantity.name: texts.get(quantity.key, NOTHING) for quantity in QUANTITIES}
+    def _view(self, texts: Mapping[str, str], update: str) -> Group:
+        shown = {q.name: texts.get(q.key, NOTHING) for q in QUANTITIES if q.always or q.key in texts}
         tables = [_table(part) for part in _broken(shown, self._console.width)]
-        return Group(Text(self._title, style="bold"), self._bar, *tables)
+        return Group(Text(self._title, style="bold"), Text(f"{self._about}, update {update}"), self._bar, *tables)
 
 
 class _Sentences(Listener):
@@ -218,6 +225,12 @@ def clock(duration: float) -> str:
     """Hours, minutes and seconds of a duration in seconds."""
     seconds = math.ceil(duration)
     return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+def _with_gate(row: Mapping[str, float | int]) -> Mapping[str, float | int]:
+    """The row, and where several layers say how far their gates are open, the mean of them."""
+    gates = [value for name, value in row.items() if name.startswith("signal/gate_")]
+    return {**row, "signal/gate": sum(gates) / len(gates)} if gates else row
 
 
 def _text(quantity: Quantity, value: float | None) -> str:

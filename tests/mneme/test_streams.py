@@ -49,8 +49,8 @@ FAILURES = [
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_display_whose_terminal_fails_goes_on(error: Exception, terminal: bool) -> None:
     with Display(Console(file=Failing(error), force_terminal=terminal)) as display:
-        display.start(100, "run")
-        display.update({"return": 1.0}, 10)
+        display.start(100, "run", "")
+        display.update({"return": 1.0}, 10, 1)
         display.note("a note")
 
 
@@ -61,8 +61,8 @@ def test_a_live_view_that_cannot_be_drawn_is_done_without(monkeypatch: pytest.Mo
     monkeypatch.setattr("rich.live.Live.start", broken)
     file = io.StringIO()
     with Display(Console(file=file, force_terminal=True)) as display:
-        display.start(100, "run")
-        display.update({"return": 1.0}, 10)
+        display.start(100, "run", "")
+        display.update({"return": 1.0}, 10, 1)
     assert "10/100" in file.getvalue()
 
 
@@ -70,7 +70,7 @@ def test_a_live_view_that_cannot_be_drawn_is_done_without(monkeypatch: pytest.Mo
 def test_a_width_that_no_terminal_has_is_not_believed(width: int) -> None:
     file = io.StringIO()
     with Display(Console(file=file, force_terminal=True, width=width)) as display:
-        display.start(100, "run")
+        display.start(100, "run", "")
     assert "return" in file.getvalue()
     assert max(map(len, file.getvalue().splitlines())) < 1000
 
