@@ -9,6 +9,7 @@ SHELL := bash
 VENV := .venv
 BENCH_VENV := .venv-bench
 AUDIT_VENV := .venv-audit
+DOCS_VENV := .venv-docs
 PYTHON ?= $(shell for candidate in python3.11 python3.12 python3; do \
 	$$candidate -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
 	&& echo $$candidate && break; done)
@@ -16,7 +17,7 @@ CONFIG ?= configs/delayed_cue.yaml
 ARGS ?=
 PACKAGES := mneme envs controllers rollout_workers learner distributed
 
-.PHONY: help setup train test test-slow lint format audit suite bench bench-check bench-controllers bench-setup dashboard clean
+.PHONY: help setup train test test-slow lint format audit docs suite bench bench-check bench-controllers bench-setup dashboard clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +48,9 @@ format: $(VENV)/.installed ## Format the code and mend what ruff can mend
 audit: $(AUDIT_VENV)/.installed ## Look up known vulnerabilities of the locked packages (asks PyPI)
 	$(AUDIT_VENV)/bin/pip-audit --no-deps --disable-pip --requirement requirements.lock --requirement requirements-linux.lock
 
+docs: $(DOCS_VENV)/.installed ## Write the documentation as a site into site/; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
+
 suite: $(VENV)/.installed ## Compare every controller on every memory task (hours); ARGS="--controllers gru,lstm"
 	$(VENV)/bin/python -m mneme suite $(ARGS)
 
@@ -68,7 +72,7 @@ dashboard: $(VENV)/.installed ## Open MLflow on http://127.0.0.1:5000; ARGS="--p
 	$(VENV)/bin/python -m mneme dashboard $(ARGS)
 
 clean: ## Remove caches and builds (.venv and runs stay)
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find $(PACKAGES) benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # Written last, the stamp says that an environment is complete; an interrupted set-up is simply run again.
@@ -94,6 +98,10 @@ $(BENCH_VENV)/.installed: benchmarks/requirements.lock
 $(AUDIT_VENV)/.installed:
 	$(PYTHON) -m venv $(AUDIT_VENV)
 	$(AUDIT_VENV)/bin/python -m pip install --disable-pip-version-check pip-audit
+	@touch $@
+
+$(DOCS_VENV)/.installed: docs/requirements.lock
+	$(call install,$(DOCS_VENV),docs/requirements.lock)
 	@touch $@
 
 # A package of requirements-linux.lock with its version.
