@@ -31,6 +31,7 @@ class Plan:
     items: Sequence[str]  # the most important first
     at_once: int  # workers
     item_seconds: float  # that an item may take
+    starting_seconds: float = 30.0  # that a worker's first item may take longer, as it has everything to import
 
 
 @dataclass
@@ -79,9 +80,10 @@ def run_stage(
         """One worker after another, each for as many items as it survives."""
         worker: _Worker | None = None
         while (item := next_item()) is not None:
+            limit = plan.item_seconds
             if worker is None or worker.gone:
-                worker = _Worker(command)
-            for result in worker.answers(item, min(plan.item_seconds, deadline - monotonic())):
+                worker, limit = _Worker(command), limit + plan.starting_seconds
+            for result in worker.answers(item, min(limit, deadline - monotonic())):
                 note(item, result, None)
             note(item, None, worker.failure)
         if worker is not None:

@@ -33,7 +33,7 @@ def run(*items: str, at_once: int = 1, item_seconds: float = 60.0, seconds: floa
     """The outcome, and how often something was heard."""
     outcome, heard = Outcome(), list[float]()
     command = [sys.executable, "-c", WORKER.format(root=str(ROOT))]
-    plan = Plan(items=items, at_once=at_once, item_seconds=item_seconds)
+    plan = Plan(items=items, at_once=at_once, item_seconds=item_seconds, starting_seconds=10.0)
     run_stage(plan, command, time.monotonic() + seconds, outcome, heard=lambda: heard.append(outcome.seconds))
     return outcome, len(heard)
 
@@ -54,9 +54,9 @@ def test_an_item_that_fails_costs_only_itself_and_keeps_what_it_told() -> None:
 
 
 def test_an_item_that_hangs_is_ended_and_the_next_goes_on() -> None:
-    outcome, _ = run("hangs", "a", item_seconds=4.0)
+    outcome, _ = run("a", "hangs", "b", item_seconds=4.0)
     assert outcome.failures == {"hangs": "no end after 4 s"}
-    assert len(outcome.results["a"]) == 2
+    assert [len(results) for results in outcome.results.values()] == [2, 1, 2]
 
 
 def test_what_there_is_no_time_for_is_named() -> None:

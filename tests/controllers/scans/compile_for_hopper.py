@@ -4,7 +4,11 @@ A program of its own, as Triton decides once in a process whether it interprets.
 """
 
 import json
+import re
+import subprocess
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import triton
@@ -46,8 +50,23 @@ def _compile(kernel: Any, constants: Mapping[str, object], warps: int) -> None:
     used = {name: value for name, value in constants.items() if name in types}
     source = ASTSource(kernel, types, used, aligned)
     compiled = triton.compile(source, target=H200, options={"num_warps": warps, "enable_fp_fusion": True})
-    report = {"kernel": f"{kernel.fn.__module__}.{kernel.__name__}", "shared_bytes": compiled.metadata.shared}
+    report = {
+        "kernel": f"{kernel.fn.__module__}.{kernel.__name__}",
+        "shared_bytes": compiled.metadata.shared,
+        "spilled_bytes": _spilled(compiled.asm["cubin"]),
+    }
     print(json.dumps(report))
+
+
+def _spilled(cubin: bytes) -> int:
+    """Bytes of each thread that have no room in its 255 registers, as the tool says that comes with Triton."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        said = subprocess.run([tool, "-res-usage", file.name], check=True, capture_output=True, text=True).stdout
+    (stack,) = re.findall(r"STACK:(\d+)", said)
+    return int(stack)
 
 
 def _type(name: str, constants: Mapping[str, object]) -> str:

@@ -161,4 +161,6 @@ def test_the_kernels_compile_for_hopper_and_fit_into_its_shared_memory() -> None
     reports = [json.loads(line) for line in compiled.stdout.splitlines()]
     assert len(reports) == 10
     assert all(report["shared_bytes"] <= 227 * 1024 for report in reports), reports
+    of_products = [report for report in reports if ".gru." in report["kernel"] or ".lstm." in report["kernel"]]
+    assert all(report["spilled_bytes"] <= 16 for report in reports if report not in of_products), reports
     assert all(report["shared_bytes"] > 0 for report in reports if "selective" not in report["kernel"]), reports
