@@ -10,7 +10,6 @@ which is LayerNorm for all that is above sqrt(epsilon), where m goes to 1, and x
 Axis letters: H features.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,16 +21,11 @@ from mneme.controllers.precision import autocasting, wide
 EPSILON = 1e-5
 
 
-def layer_norm(x: Tensor, gain_H: Tensor | None = None, bias_H: Tensor | None = None, backend: str = "torch") -> Tensor:
+def layer_norm(x: Tensor, gain_H: Tensor | None = None, bias_H: Tensor | None = None) -> Tensor:
     """Over the last axis: [..., H] -> [..., H]; computed in single precision at least, as halves cannot hold
-    1 - (1 - m)^2 where m is small. The backend may be "numba" where there is a gain."""
+    1 - (1 - m)^2 where m is small."""
     arguments = [value if value is None else wide(value) for value in (x, gain_H, bias_H)]
-    norm: Callable[..., Tensor] = _LayerNorm.apply
-    if backend == "numba":
-        from mneme.controllers.scans.rows.norm import numba_layer_norm  # here, as numba may be missing
-
-        norm = numba_layer_norm
-    y = norm(*arguments)
+    y: Tensor = _LayerNorm.apply(*arguments)
     return y if autocasting(x.device) else y.to(x.dtype)
 
 
@@ -90,5 +84,5 @@ def _damping(inverse: Tensor) -> tuple[Tensor, Tensor]:
 class LayerNorm(nn.LayerNorm):
     """`layer_norm` with torch's parameters."""
 
-    def forward(self, x: Tensor, backend: str = "torch") -> Tensor:
-        return layer_norm(x, self.weight, self.bias, backend)
+    def forward(self, x: Tensor) -> Tensor:
+        return layer_norm(x, self.weight, self.bias)

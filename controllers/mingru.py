@@ -16,6 +16,7 @@ from mneme.controllers.layer_norm import LayerNorm
 from mneme.controllers.precision import gates
 from mneme.controllers.residual_block import ResidualBlock
 from mneme.controllers.scans.linear.scan import linear_scan
+from mneme.controllers.scans.rows.layers import normed
 from mneme.controllers.settings import MinGruSettings
 
 
@@ -54,7 +55,7 @@ class MinGruController(ResidualBlock):
             from mneme.controllers.scans.linear.numba import numba_gated_scan  # here, as numba may be missing
 
             h_TBH, h_BH = numba_gated_scan(kn_TBM, reset_TB, carry["h"], self.initial_h, cut_TB)
-            return self.state_norm(h_TBH, backend), {"h": h_BH}
+            return normed(h_TBH, self.state_norm, backend), {"h": h_BH}
         k, n = kn_TBM.chunk(2, -1)
         keep = torch.sigmoid(k)
         written = torch.addcmul(n, keep, n, value=-1)

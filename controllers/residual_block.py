@@ -16,6 +16,7 @@ from mneme.controllers.initialisation import linear, projection
 from mneme.controllers.layer_norm import LayerNorm
 from mneme.controllers.precision import wide
 from mneme.controllers.scans.blocks import in_blocks
+from mneme.controllers.scans.rows.layers import glu_beside, normed
 from mneme.controllers.settings import ControllerSettings
 
 _Mixer = Callable[[Tensor], tuple[Tensor, Carry]]
@@ -77,10 +78,5 @@ class ResidualBlock(Controller):
 
     def _around(self, x: Tensor, mixer: _Mixer, backend: str) -> tuple[Tensor, Carry]:
         x = wide(self.project(x))
-        mixed, carry = mixer(self.norm(x, backend))
-        gated = self.mix(F.gelu(mixed))
-        if backend == "numba":
-            from mneme.controllers.scans.rows.glu import numba_glu_beside  # here, as numba may be missing
-
-            return numba_glu_beside(x, gated), carry
-        return x + F.glu(gated), carry
+        mixed, carry = mixer(normed(x, self.norm, backend))
+        return glu_beside(x, self.mix(F.gelu(mixed)), backend), carry

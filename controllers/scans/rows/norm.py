@@ -13,7 +13,7 @@ from mneme.controllers.scans.machine_code import arrays, kernel, scratch
 from mneme.controllers.scans.norm_row import back_through_norm, normalised
 
 
-def numba_layer_norm(x: Tensor, gain_H: Tensor, shift_H: Tensor | None) -> Tensor:
+def numba_layer_norm(x: Tensor, gain_H: Tensor, shift_H: Tensor | None = None) -> Tensor:
     """`controllers.layer_norm.layer_norm`. It can be differentiated once."""
     shift_H = torch.zeros_like(gain_H) if shift_H is None else shift_H
     x_RH = x.reshape(-1, x.shape[-1])
