@@ -212,6 +212,7 @@ class RolloutWorker:
             first_lane=self._worker * num_envs,
             spaces=config.spaces,
             success_return=config.env.success_return,
+            metrics=config.env.metrics,
         )
         self._packer = Packer(self._collector.blank(), stride) if packs else None
 

@@ -35,6 +35,10 @@ class EnvSettings:
     success_return: float | None = None
     """An episode succeeds when its return reaches this. Unset: what the task declares."""
 
+    metrics: tuple[str, ...] = ()
+    """Numbers that the environment says in the info that ends an episode, which are recorded as info/NAME, the mean
+    over episodes; outer.inner is a key inside another's."""
+
     max_failures: int = 5
     """So many failures of one lane in a row, without an episode between them that ended by itself, end the worker;
     fewer only cut the episodes that they happen in. In a vector form, action masks that allow nothing count."""
@@ -47,6 +51,10 @@ class EnvSettings:
             raise ValueError(f"env.kwargs is {self.kwargs!r}; it must be a mapping whose keys are text")
         if self.vectorization_mode not in get_args(VectorizationMode):
             raise ValueError(f"env.vectorization_mode is {self.vectorization_mode!r}; use 'auto', 'sync' or 'async'")
+        metrics: Any = self.metrics
+        if not isinstance(metrics, (list, tuple)) or not all(isinstance(name, str) and name for name in metrics):
+            raise ValueError(f"env.metrics is {metrics!r}; it must be a list of keys of the info, as in [score]")
+        object.__setattr__(self, "metrics", tuple(metrics))
         for name in ("max_episode_steps", "max_failures"):
             if name == "max_failures" or self.max_episode_steps is not None:
                 self._set(name, _whole_number(f"env.{name}", getattr(self, name)))

@@ -51,6 +51,7 @@ class Collector:
         spaces: how observations and actions pass between the two.
         success_return: an episode succeeds when its return reaches this; unset: what the environment declares.
         greedy: take the most probable action.
+        metrics: numbers of the info that ends an episode that the statistics have.
         warm_up: steps of the past that each fragment brings along, P.
         reset_carry_at: replace the carry by the initial one at this step of every episode (an ablation: an agent that
             needs its memory fails). The fragment's reset flags do not show it, so never train on such fragments.
@@ -68,6 +69,7 @@ class Collector:
     success_return: float | None = None
     greedy: bool = False
     reset_carry_at: int | None = None
+    metrics: tuple[str, ...] = ()
     warm_up: int = 0
     _step: int = field(default=0, init=False)
 
@@ -78,7 +80,7 @@ class Collector:
             self.success_return = facts.success_return
         self._numbers = np.arange(self.first_lane, self.first_lane + B, dtype=np.int64)
         env_keys, self._noise_keys = self._lane_keys()
-        self._lanes = Lanes(self.env, self.spaces, self.policy.spec.masked, self.worker)
+        self._lanes = Lanes(self.env, self.spaces, self.policy.spec.masked, self.worker, self.metrics)
         self._lanes.begin(self._env_seeds(env_keys))
         with torch.no_grad():
             self._carry: Carry = self.policy.initial_carry(B)
@@ -131,6 +133,7 @@ class Collector:
                 self._history.extend(fragment)
             self._step += T
         stats = self._episodes.stats(self.success_return, (*failures, *lanes.reset_failures), watch.seconds)
+        stats = stats._replace(numbers=lanes.numbers.take())
         lanes.reset_failures.clear()
         return fragment, stats
 

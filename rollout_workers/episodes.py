@@ -22,6 +22,7 @@ class EpisodeStats(NamedTuple):
     step: int  # steps of each lane so far
     failures: tuple[str, ...]  # one sentence for each episode that an environment's failure cut short; not among the E
     seconds: dict[str, float]  # "env", "inference" and, for the rest, "recording", wall clock
+    numbers: dict[str, np.ndarray]  # float64 [E] or fewer a name: what the environment said of those that it counts
 
 
 class EpisodeCounter:
@@ -57,4 +58,4 @@ class EpisodeCounter:
         self._ended = []
         successes = np.empty(0, np.bool_) if success_return is None else returns >= success_return - _ROUNDING
         oldest = self.step - int(self.step_B.max())
-        return EpisodeStats(lanes, returns, lengths, successes, starts, oldest, self.step, failures, seconds)
+        return EpisodeStats(lanes, returns, lengths, successes, starts, oldest, self.step, failures, seconds, {})

@@ -4,7 +4,7 @@ Whether the environment resets finished lanes in the same step or in the next is
 environment costs. Legend: B environments.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from mneme.envs import EnvironmentFailure, adrift_in, failures_in, one_line, reset_failures_in
+from mneme.rollout_workers.final_info import FinalNumbers
 from mneme.rollout_workers.settings import SpaceSettings
 from mneme.rollout_workers.spaces import Parts, SpaceAdapter
 from mneme.rollout_workers.stopwatch import Stopwatch
@@ -40,6 +41,7 @@ class Lanes:
         spaces: how observations and actions pass between the two.
         masked: whether the policy reads action masks.
         worker: whose lanes they are, for what is said of failures.
+        metrics: numbers of the info that ends an episode that are gathered.
     """
 
     observation: Parts
@@ -54,9 +56,16 @@ class Lanes:
     """The reward for that action, float64 [B]; 0 where an episode begins."""
 
     def __init__(
-        self, env: gym.vector.VectorEnv[Any, Any, Any], spaces: SpaceSettings, masked: bool, worker: int
+        self,
+        env: gym.vector.VectorEnv[Any, Any, Any],
+        spaces: SpaceSettings,
+        masked: bool,
+        worker: int,
+        metrics: Sequence[str] = (),
     ) -> None:
         self.env, self._worker = env, worker
+        self.numbers = FinalNumbers(metrics)
+        """What the environment says of the episodes that have ended."""
         self.adapter = SpaceAdapter(env.single_observation_space, env.single_action_space, spaces, masked)
         self.next_step = env.metadata.get("autoreset_mode") is AutoresetMode.NEXT_STEP
         """True if a lane that has ended an episode is reset by the step after (next-step autoreset)."""
@@ -113,6 +122,8 @@ class Lanes:
         if truncated_B.any() and len(cut := np.flatnonzero(truncated_B & ~terminated_B)):
             finals = self.adapter.observe_final(observation, info, cut, self.action_B, self.reward_B)
         self.reset_B = terminated_B | truncated_B
+        if self.numbers.names and self.reset_B.any():
+            self.numbers.add(info, self.reset_B)
         self.filler_B = self.reset_B if self.next_step else self._nobody
         if valid_B is not self._everyone:
             self.reset_B = self.reset_B | ~valid_B

@@ -11,7 +11,7 @@ from typing import Any
 def describe_machine() -> dict[str, Any]:
     """Processor, cores, system, date, and how busy it is."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cores": cores(),
         "system": platform.platform(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -29,7 +29,8 @@ def versions(*packages: str) -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """The processor's name."""
     info = Path("/proc/cpuinfo")
     names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
     return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()

@@ -67,7 +67,9 @@ def run_seed(
         success_low=evaluation.success_interval[0],
         success_high=evaluation.success_interval[1],
         mean_return=evaluation.mean_return,
-        sampled_success=next(filter(None.__ne__, reversed(result.history()["success"].to_pylist())), None),
+        sampled_success=next(
+            (share for share in result.history()["success"].to_pylist()[::-1] if share is not None), None
+        ),
         success_with_carry_reset=forgetful.success_rate,
     )
 

@@ -42,6 +42,9 @@ class Meter:
             np.concatenate([np.empty(0), *(getattr(played, name) for played in episodes)])
             for name in ("returns", "lengths", "successes")
         )
+        told: dict[str, list[np.ndarray]] = {}
+        for name, values in (item for s in stats for item in s.numbers.items()):
+            told.setdefault(name, []).append(values)
         spent = dict(report.seconds)
         for key in ("env", "inference", "recording", "broadcast"):
             spent[key] = spent.get(key, 0.0) + sum(s.seconds[key] for s in stats) / self._workers
@@ -54,6 +57,7 @@ class Meter:
             "success": _mean(successes),
             "episode_length": _mean(lengths),
             "episodes": float(len(returns)),
+            **{f"info/{name}": _mean(np.concatenate(parts)) for name, parts in told.items()},
             **report.metrics,
             "steps_per_second": report.steps / wall,
             "weights_version": float(report.version),

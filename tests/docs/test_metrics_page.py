@@ -2,7 +2,9 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
 import pytest
 
 from mneme.configuration.config import load_config
@@ -19,9 +21,25 @@ SMALL = [
     "learner.bptt_length=2",
     "train.total_timesteps=192", "train.evaluation_episodes=16", "tracking.enabled=false",
 ]  # fmt: skip
+TOLD = ["env.id=mneme-tests/Telling-v0", "env.metrics=[score]", "env.kwargs={}"]
 STALE = ["learner.anchor=always", "policy.controller.num_layers=2"]
 ADAPTIVE = ["learner.carry_source=fresh", "learner.max_bptt_length=4", "train.probe_episodes=1", "train.stop_success=1"]
 STAGED = ["curriculum.stages=[{horizon: 3}]", "train.evaluate_every=48", "train.stop_success=1e-9"]
+
+
+class Telling(gym.Env[Any, Any]):
+    """Says a score when an episode ends, after three steps."""
+
+    observation_space, action_space = gym.spaces.Discrete(4), gym.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.time = 0
+        return 0, {}
+
+    def step(self, action: Any) -> Any:
+        self.time += 1
+        return self.time, 1.0, self.time == 3, False, {"score": 2.5} if self.time == 3 else {}
 
 
 def named() -> dict[str, re.Pattern[str]]:
@@ -44,7 +62,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunFolder, "append", seen)
-        for extra in (STALE, STAGED, ADAPTIVE):
+        patch.setitem(
+            gym.registry, "mneme-tests/Telling-v0", gym.envs.registration.EnvSpec("mneme-tests/Telling-v0", Telling)
+        )
+        for extra in (STALE, STAGED, ADAPTIVE, TOLD):
             folder = tmp_path_factory.mktemp("runs")
             train(load_config(None, [*SMALL, *extra, f"checkpoint.root={folder}"]), local=True)
     return keys

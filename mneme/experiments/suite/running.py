@@ -138,6 +138,7 @@ def _jobs(
         of_contest = (*contest.settings, *contest.tasks.get(task, ()))
         fixed = [f"policy.controller.kind={controller}", f"checkpoint.root={folder}", *untracked]
         config = load_config(preset, [*of_contest, *overrides, *contest.variants[variant], *fixed])
+        config = config.changed("tracking", parent=config.tracking.parent or folder.name)
         facts = make_blueprint(config).facts
         if facts is None and config.env.success_return is None:
             raise ConfigError(f"{preset} does not say what success is; set env.success_return in it")

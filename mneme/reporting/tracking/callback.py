@@ -8,8 +8,10 @@ from typing import Any
 from mneme.callbacks import Callback, Look, Outcome, Progress, RunStart
 from mneme.configuration.config import Config
 from mneme.distributed.blueprint import Blueprint
+from mneme.reporting.meter import describe_evaluation
 from mneme.reporting.tracking.model import ModelForm, form_of
 from mneme.reporting.tracking.store_run import BEST, LAST, Identity, RunStatus
+from mneme.reporting.tracking.story import Story, tags_of, told
 from mneme.reporting.tracking.tracker import Tracker
 from mneme.rollout_workers import Evaluation
 from mneme.storage.checkpoint import step_of
@@ -31,6 +33,7 @@ class Tracking(Callback):
         self._best: Best | None = None  # of the evaluations so far
         self._checkpoint: Path | None = None  # the newest
         self._offered: int | None = None  # step of the newest model
+        self._story: Story | None = None
 
     def on_start(self, run: RunStart) -> None:
         """Open the run."""
@@ -41,7 +44,10 @@ class Tracking(Callback):
             run.config.tracking,
             Identity(run.key, run.folder.resolve(), run.resumed),
             params=_parameters(run.blueprint),
+            tags=tags_of(run.blueprint),
         )
+        self._story = told(run.blueprint, run.folder.name)
+        self._tracker.tell(self._story)
         self._tracker.artifact(self._folder.config)
 
     def on_begin(self, progress: Progress) -> None:
@@ -59,7 +65,8 @@ class Tracking(Callback):
         self._offer_best()
 
     def on_evaluation(self, progress: Progress, evaluation: Evaluation, look: Look) -> None:
-        """Keep the agent as a model if it is the best so far."""
+        """Tell how far the run is, and keep the agent as a model if it is the best so far."""
+        self._tell(how_far=_how_far(progress, evaluation, look))
         if look is not Look.CONFIRMATION:
             self._best = Best.of(progress.steps, evaluation, self._best)
             self._offer_best()
@@ -74,9 +81,15 @@ class Tracking(Callback):
         if self._tracker is not None:
             if self._folder.curve.exists():
                 self._tracker.artifact(self._folder.curve)
+                self._tell(curve=True)
             if outcome == "complete":
                 self._offer(LAST)
             self._tracker.close(_STATUS[outcome])
+
+    def _tell(self, **news: Any) -> None:
+        if self._tracker is not None and self._story is not None:
+            self._story = self._story._replace(**news)
+            self._tracker.tell(self._story)
 
     def _offer_best(self) -> None:
         """Add the newest checkpoint's agent, if the best evaluation is of it; either may come first."""
@@ -90,6 +103,11 @@ class Tracking(Callback):
         if step != self._offered:
             self._tracker.model(name, self._checkpoint, self._form)
             self._offered = step
+
+
+def _how_far(progress: Progress, evaluation: Evaluation, look: Look) -> str:
+    name = {Look.EVALUATION: "Evaluated", Look.CONFIRMATION: "Confirmed", Look.RESULT: "Result"}[look]
+    return f"**{name} at step {progress.steps:,}**: {describe_evaluation(evaluation)} (95 % intervals)."
 
 
 def _form(blueprint: Blueprint[Config]) -> ModelForm | None:

@@ -41,6 +41,7 @@ def serve_dashboard(store: str, port: int) -> None:
             uri = f"sqlite:///{uri.rpartition('/')[2]}"
             environment["PYTHONSAFEPATH"] = "1"
     arguments = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    print(f"MLflow for model training: http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning", flush=True)
     # In this process's place, so that whoever stops this process stops the server.
     os.execve(sys.executable, [sys.executable, "-m", "mlflow", "ui", *arguments], environment)
 

@@ -4,6 +4,7 @@ Every function calls the store and may raise.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,15 @@ _PARENT_TAG = "mneme.parent"  # the name under which a parent is found again
 def parent_of(client: Any, experiment_id: str, name: str) -> str:
     """The identifier of the run of this name that gathers others; made, if there is none.
 
-    Of several that were made at the same time all processes take the first, and each takes its own away.
+    In a SQLite file one process at a time looks for it. Of several that were made in another store at the same time all
+    processes take the first, and each takes its own away.
     """
+    file = sqlite_file(client.tracking_uri)
+    with nullcontext() if file is None else database.one_at_a_time(file.with_name(f".{file.name}.lock")):
+        return _found_or_made(client, experiment_id, name)
+
+
+def _found_or_made(client: Any, experiment_id: str, name: str) -> str:
     found = _parents(client, experiment_id, name)
     own = None
     if not found:

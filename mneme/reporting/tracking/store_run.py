@@ -6,15 +6,18 @@ Every method calls the store and may raise. Only the tracking thread is here, as
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from mneme.reporting.tracking import database
 from mneme.reporting.tracking.client import client_of
 from mneme.reporting.tracking.database import database_of, delete_metrics
+from mneme.reporting.tracking.groups import stored_name
 from mneme.reporting.tracking.model import ModelForm, log_model, register
 from mneme.reporting.tracking.names import NAME_CHARACTERS, TAG_CHARACTERS, clean_name, clean_text
 from mneme.reporting.tracking.parents import CHILD_TAG, parent_of
 from mneme.reporting.tracking.settings import TrackingSettings, sqlite_file
+from mneme.reporting.tracking.story import NOTE, Story
 from mneme.reporting.tracking.uploads import upload
 from mneme.storage.checkpoint import step_of
 
@@ -24,6 +27,7 @@ SYSTEM_METRICS_SECONDS = 5.0
 ENTRIES_PER_BATCH = 100  # parameters or tags; MLflow refuses more
 METRICS_PER_BATCH = 1000
 
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # else MLflow may take it for one of language models
 _KEY_TAG = "mneme.run"  # the run's own key, by which it is found again
 _FOLDER_TAG = "mneme.folder"
 _SYSTEM = "system/"  # metrics of MLflow's own monitor
@@ -31,6 +35,8 @@ _EVALUATION = "evaluation/"  # before the names of metrics of an evaluation
 
 BEST, LAST = "best", "last"
 """Models of a run: of the best evaluation, and of its end where that is another one."""
+
+EMPTY: Mapping[str, str] = MappingProxyType({})
 
 logger = logging.getLogger("mneme")
 
@@ -74,7 +80,7 @@ class StoreRun:
                 "MLflow's experiment %s does not have this run: a new one is begun, and filled in from metrics.jsonl.",
                 settings.experiment,
             )
-        self._params: Mapping[str, str] = {}
+        self._params = self._tags = EMPTY
         self._evaluations: dict[int, list[Point]] = {}  # by step, under names that MLflow takes
         self._begun_anew = False  # and not described yet
         self._take(run)
@@ -106,9 +112,12 @@ class StoreRun:
             self._free_name(experiment)
             experiment = None
         if experiment:
+            for key, value in _KIND.items() - experiment.tags.items():
+                if key not in experiment.tags:
+                    self._client.set_experiment_tag(experiment.experiment_id, key, value)
             return str(experiment.experiment_id)
         try:
-            return str(self._client.create_experiment(name, artifact_location=self._artifacts))
+            return str(self._client.create_experiment(name, artifact_location=self._artifacts, tags=_KIND))
         except MlflowException as error:
             experiment = self._client.get_experiment_by_name(name)
             if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:
@@ -169,25 +178,28 @@ class StoreRun:
         )
         self._monitor.start()
 
-    def describe(self, params: Mapping[str, str]) -> None:
-        """Record the parameters. MLflow's are immutable: what a resumed run changes becomes a tag."""
+    def describe(self, params: Mapping[str, str], tags: Mapping[str, str] = EMPTY) -> None:
+        """Record parameters and tags. MLflow's parameters are immutable: what a resumed run changes becomes a tag."""
         from mlflow.entities import Param, RunTag
 
-        self._params, known = params, self._known_params
+        self._params, self._tags, known = params, tags, self._known_params
         new = [Param(key, value) for key, value in params.items() if key not in known]
-        changed = [
-            RunTag(clean_name(f"resumed.{key}"), value)
-            for key, value in params.items()
-            if known.get(key, value) != value
+        changed = {f"resumed.{key}": value for key, value in params.items() if known.get(key, value) != value}
+        told = [
+            RunTag(clean_name(key), clean_text(value, TAG_CHARACTERS)) for key, value in {**tags, **changed}.items()
         ]
         _in_parts(new, ENTRIES_PER_BATCH, lambda part: self._client.log_batch(self.id, params=part))
-        _in_parts(changed, ENTRIES_PER_BATCH, lambda part: self._client.log_batch(self.id, tags=part))
+        _in_parts(told, ENTRIES_PER_BATCH, lambda part: self._client.log_batch(self.id, tags=part))
+
+    def tell(self, story: Story) -> None:
+        """Say in words how far the run has come."""
+        self._client.set_tag(self.id, NOTE, story.note(self.id)[:TAG_CHARACTERS])
 
     def log(self, points: Iterable[Point]) -> None:
         """Record points under names that MLflow takes."""
         from mlflow.entities import Metric
 
-        points = [point._replace(key=clean_name(point.key)) for point in points]
+        points = [point._replace(key=stored_name(point.key)) for point in points]
         for point in points:
             if point.key.startswith(_EVALUATION):
                 self._evaluations.setdefault(point.step, []).append(point)
@@ -203,7 +215,7 @@ class StoreRun:
         """
         self._forget_after(resumed_at)
         if self._begun_anew:
-            self.describe(self._params)
+            self.describe(self._params, self._tags)
             self.watch_system()
             self._begun_anew = False
         recorded = {
@@ -212,7 +224,7 @@ class StoreRun:
             if not key.startswith(_SYSTEM)
             for point in self._client.get_metric_history(self.id, key)
         }
-        self.log(point for point in points if (clean_name(point.key), point.step, point.value) not in recorded)
+        self.log(point for point in points if (stored_name(point.key), point.step, point.value) not in recorded)
 
     def _forget_after(self, step: int) -> None:
         """Remove what an abandoned future left. A server removes no metrics: there the run is begun anew.

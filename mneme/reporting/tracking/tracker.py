@@ -20,7 +20,8 @@ from mneme.reporting.tracking.metrics_file import MetricsFile, points_of
 from mneme.reporting.tracking.model import ModelForm
 from mneme.reporting.tracking.names import flatten
 from mneme.reporting.tracking.settings import TrackingSettings, sqlite_file, without_password
-from mneme.reporting.tracking.store_run import Identity, Point, RunStatus, StoreRun
+from mneme.reporting.tracking.store_run import EMPTY, Identity, Point, RunStatus, StoreRun
+from mneme.reporting.tracking.story import Story, code_tags
 
 POLL_SECONDS = 0.5
 RETRY_SECONDS = 30.0
@@ -47,6 +48,7 @@ class Tracker:
         identity: Identity,
         *,
         params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] = EMPTY,
     ) -> None:
         """Open the run in the background.
 
@@ -54,15 +56,17 @@ class Tracker:
             settings: The store and the experiment.
             identity: By which the store's run is found again.
             params: The resolved configuration, nested; keys are recorded with dots between the levels.
+            tags: By which the run is found among others; the version of the code comes on top.
         """
         self._settings, self._identity = settings, identity
-        self._params = flatten(params or {})
+        self._params, self._tags = flatten(params or {}), tags
         self._metrics: MetricsFile | None = None
         self._resumed_at: int | None = None  # until what an interrupted run left has been put right
         self._unwritten: deque[list[Point]] = deque(maxlen=_UNWRITTEN_ROWS)
         self._files: dict[tuple[str, str], Path] = {}  # to upload: (folder, name) -> path, the newest of each name
         self._models: dict[str, tuple[Path, ModelForm]] = {}  # to add: name -> checkpoint and form, the newest of each
-        self._lock = threading.Lock()  # of the files and models
+        self._stories: dict[None, Story] = {}  # the newest, if it is to be told
+        self._lock = threading.Lock()  # of the files, models and stories
         self._tried = Event()  # the run is open, or the first attempt has failed
         self._closing = Event()
         self._status: RunStatus = "FAILED"
@@ -107,6 +111,11 @@ class Tracker:
         with self._lock:
             self._models[name] = checkpoint, form
 
+    def tell(self, story: Story) -> None:
+        """Say in words how far the run has come."""
+        with self._lock:
+            self._stories[None] = story
+
     def close(self, status: RunStatus = "FINISHED", timeout: float | None = None) -> None:
         """Record what is there, end the run with `status` and stop; gives up after `timeout` seconds.
 
@@ -147,7 +156,7 @@ class Tracker:
         """Send all that there is."""
         if self._run is None:
             run = StoreRun(self._settings, self._identity)
-            run.describe(self._params)
+            run.describe(self._params, {**self._tags, **code_tags()})
             run.watch_system()
             self._run = run
         if self._metrics is not None:
@@ -172,10 +181,11 @@ class Tracker:
                 raise
 
     def _send_files(self, run: StoreRun) -> None:
-        """Send the files and models that wait, each by itself; what fails waits on."""
+        """Send the files, models and words that wait, each by itself; what fails waits on."""
         failures = [
             *self._sent(self._files, lambda key, path: run.upload(path, key[0])),
             *self._sent(self._models, lambda name, model: run.log_model(name, *model)),
+            *self._sent(self._stories, lambda _, story: run.tell(story)),
         ]
         if failures:
             raise failures[0]

@@ -113,6 +113,7 @@ def test_runs_are_tracked_if_a_setting_says_so(trained: list[Config]) -> None:
     run()
     run(seeds=2, overrides=["tracking.experiment=compared"])
     run(seeds=3, overrides=["tracking={experiment: compared, enabled: false}"])
+    assert {config.tracking.parent for config in trained} == {"s"}
     assert [(c.tracking.enabled, c.tracking.experiment) for c in trained] == [
         (False, "mneme"), (True, "compared"), (False, "compared"),
     ]  # fmt: skip

@@ -94,6 +94,15 @@ def test_the_best_agent_is_a_model_with_everything_and_without_pickle(uri: str, 
     assert model.params["controller"] == "gru"
 
 
+def test_the_page_of_the_run_tells_how_far_it_came(stored: Any) -> None:
+    note = stored.data.tags["mlflow.note.content"]
+    assert note.startswith("**gru** on **mneme/DelayedCue-v0** (cues=4, horizon=8)")
+    assert "**Result at step 144**: return " in note
+    assert f"![learning curve](get-artifact?path=curve.png&run_uuid={stored.info.run_id})" in note
+    assert (stored.data.tags["controller"], stored.data.tags["seed"]) == ("gru", "0")
+    assert {"agent/return", "agent/success", "evaluation/return", "speed/steps_per_second"} <= set(stored.data.metrics)
+
+
 def test_it_says_nothing_of_its_home(uri: str, stored: Any, run: mneme.Run) -> None:
     for model in models(uri, stored):
         folder = Path(model.artifact_location.removeprefix("file://"), "artifacts")

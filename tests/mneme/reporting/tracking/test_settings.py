@@ -14,6 +14,7 @@ ODD = "what? #1 100% 50%25 ü & a=b;c"
     [
         ({"uri": ""}, "tracking.uri is empty"),
         ({"experiment": ""}, "experiment"),
+        ({"registered_model_name": "a/b"}, "it is part of models:/NAME/VERSION"),
         ({"uri": "runs/mlruns"}, "no stores in plain folders any more; use sqlite:///runs/mlruns/mlflow.db"),
         ({"uri": "runs/my mlflow.db"}, "use sqlite:///runs/my mlflow.db"),
         ({"uri": "file:///srv/mlruns"}, "use sqlite:////srv/mlruns/mlflow.db"),

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from mneme.reporting.tracking import store_run, tracker
+from mneme.reporting.tracking.groups import stored_name
 from mneme.reporting.tracking.metrics_file import MetricsFile
 from mneme.reporting.tracking.settings import TrackingSettings
 from mneme.reporting.tracking.store_run import Identity
@@ -47,7 +48,7 @@ def client_of(store: Path) -> Any:
 
 
 def history(store: Path, run_id: str, key: str) -> list[tuple[int, float]]:
-    return sorted((point.step, point.value) for point in client_of(store).get_metric_history(run_id, key))
+    return sorted((point.step, point.value) for point in client_of(store).get_metric_history(run_id, stored_name(key)))
 
 
 def identity_of(folder: RunFolder, resumed: bool = False, key: str | None = None) -> Identity:
@@ -90,9 +91,9 @@ def test_round_trip(store: Path, folder: RunFolder, tmp_path: Path, monkeypatch:
     assert run_id is not None
     run = client_of(store).get_run(run_id)
     assert (run.info.run_name, run.info.status, run.data.params) == ("first", "FINISHED", {"learner.clip_range": "0.2"})
-    assert set(run.data.metrics) == {"return"}, "values that are not finite are left out"
+    assert set(run.data.metrics) == {"agent/return"}, "values that are not finite are left out"
     assert history(store, run_id, "return") == [(10, 0.5), (20, 0.75), (30, 0.875)]
-    times = sorted(point.timestamp / 1000 for point in client_of(store).get_metric_history(run_id, "return"))
+    times = sorted(point.timestamp / 1000 for point in client_of(store).get_metric_history(run_id, "agent/return"))
     assert times[:2] == [json.loads(line)["time"] for line in folder.metrics.read_text().splitlines()]
     assert (store.parent / "mlartifacts" / run_id / "artifacts" / "curve.png").read_bytes() == b"picture"
     assert [path.name for path in tmp_path.iterdir()] == ["run"], "nothing lands in the cwd"
@@ -145,10 +146,10 @@ def test_a_resumed_run_has_the_rows_of_its_file_and_none_of_an_abandoned_future(
     assert history(store, run_id, "return") == expected
     assert history(store, run_id, "entropy") == [(15, 1.5)]
     latest = client_of(store).get_run(run_id).data.metrics
-    assert latest == {"return": 0.4, "entropy": 1.5, "system/cpu": 0.5}
+    assert latest == {"agent/return": 0.4, "learning/entropy": 1.5, "system/cpu": 0.5}
     record(store, folder, {}, resumed_at=20)
     assert history(store, run_id, "return") == expected[:3]
-    assert client_of(store).get_run(run_id).data.metrics["return"] == 0.25
+    assert client_of(store).get_run(run_id).data.metrics["agent/return"] == 0.25
 
 
 def test_a_store_without_the_run_is_filled_in(
@@ -285,7 +286,7 @@ def test_odd_names_and_values_cost_nothing(store: Path, folder: RunFolder) -> No
 def test_what_a_store_refuses_is_left_out_and_costs_nothing_else(
     store: Path, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(store_run, "clean_name", lambda name: name)
+    monkeypatch.setattr(store_run, "stored_name", lambda name: name)
     tracker = Tracker(settings_of(store), identity_of(folder))
     tracker.follow(folder.metrics)
     folder.append(10, {"a": 1.0, "load %": 2.0, "b": 3.0, "speed [m/s]": 4.0, "c": 5.0})
@@ -391,3 +392,14 @@ def test_system_metrics_are_recorded(store: Path, folder: RunFolder, monkeypatch
     tracker.close(timeout=60)
     keys = client_of(store).get_run(run_id).data.metrics
     assert "system/cpu_utilization_percentage" in keys
+
+
+def test_experiments_are_of_model_training_unless_somebody_says_otherwise(store: Path, folder: RunFolder) -> None:
+    client, kind = client_of(store), "mlflow.experimentKind"
+    for name, tags in {"plain": {}, "theirs": {kind: "genai_development"}}.items():
+        client.create_experiment(name, tags=tags)
+    for name in ("fresh", "plain", "theirs"):
+        record(store, folder, {}, experiment=name)
+    found = {name: client.get_experiment_by_name(name).tags[kind] for name in ("fresh", "plain", "theirs")}
+    training = "custom_model_development"
+    assert found == {"fresh": training, "plain": training, "theirs": "genai_development"}

@@ -1,0 +1,47 @@
+"""Numbers that an environment says of an episode in the info that ends it.
+
+Legend: B environments, E episodes.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+class FinalNumbers:
+    """Gathers numbers from the infos with which episodes end.
+
+    Args:
+        names: keys of the info; "outer.inner" is a key inside another's.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        self._told: dict[str, list[np.ndarray]] = {name: [] for name in self.names}
+
+    def add(self, info: Mapping[str, Any], ended_B: np.ndarray) -> None:
+        """Take what a step's info says of the episodes that ended in it, bool [B]; what is no number is left out."""
+        final = info.get("final_info", info)  # of an environment that resets in the same step; else the info itself
+        for name in self.names:
+            column, said_B = _column(final, name.split("."))
+            if column.shape == ended_B.shape and column.dtype.kind in "biuf":
+                self._told[name].append(column[ended_B & said_B].astype(np.float64))
+
+    def take(self) -> dict[str, np.ndarray]:
+        """What was gathered since this was last asked, float64 [E] a name, none of a name that nothing was said of."""
+        taken = {name: np.concatenate([np.empty(0), *parts]) for name, parts in self._told.items()}
+        self._told = {name: [] for name in self.names}
+        return taken
+
+
+def _column(info: Any, path: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """A vector environment's values [B] under a path, and where they were said, bool [B]; empty if there are none."""
+    said_B: Any = True
+    for key in path:
+        if not isinstance(info, Mapping) or key not in info:
+            return np.empty(0), np.empty(0, np.bool_)
+        said_B = said_B & np.asarray(info.get(f"_{key}", True), np.bool_)
+        info = info[key]
+    column = np.asarray(info)
+    return column, np.broadcast_to(said_B, column.shape[:1])
