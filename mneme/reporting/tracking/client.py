@@ -4,7 +4,7 @@ import logging
 import os
 from typing import Any
 
-from mneme.reporting.tracking.database import connect
+from mneme.reporting.tracking.database import connect, prepare
 from mneme.reporting.tracking.settings import sqlite_file
 
 ENVIRONMENT = {
@@ -20,14 +20,25 @@ ENVIRONMENT = {
 """Environment variables of MLflow, where the user has set no others."""
 
 
-def client_of(uri: str) -> Any:
-    """A client of a store and of the models registered in it; a SQLite file has its tables already."""
+def hush() -> None:
+    """Set MLflow up before it is imported, which is when it reads its environment."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    from mlflow.tracking import MlflowClient
-
     for logger in ("mlflow", "alembic", "urllib3.connectionpool"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-    if sqlite_file(uri):
+
+
+def client_of(uri: str) -> Any:
+    """A client of a store and of the models registered in it; a SQLite file is made, or brought up to date.
+
+    Raises:
+        OSError: see `database.prepare`.
+    """
+    hush()
+    from mlflow.tracking import MlflowClient
+
+    hush()  # MLflow sets levels of its own when it is imported
+    if (file := sqlite_file(uri)) is not None:
+        prepare(file)
         connect(uri)
     return MlflowClient(uri, uri)

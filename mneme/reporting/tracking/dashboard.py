@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from mneme.reporting.tracking import database
-from mneme.reporting.tracking.client import ENVIRONMENT
+from mneme.reporting.tracking.client import ENVIRONMENT, hush
 from mneme.reporting.tracking.settings import absolute_uri, fault_of, sqlite_file, without_password
 
 
@@ -35,6 +35,7 @@ def serve_dashboard(store: str, port: int) -> None:
             ) from None
     environment = os.environ | ENVIRONMENT
     if file is not None:
+        hush()
         database.prepare(file)
         if "%" in uri:  # MLflow would make a folder of that quoted name; here the file's name alone is read
             os.chdir(file.parent)

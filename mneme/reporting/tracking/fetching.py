@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mneme.reporting.tracking.client import client_of
+from mneme.reporting.tracking.client import client_of, hush
 from mneme.reporting.tracking.settings import TrackingSettings, absolute_uri, sqlite_file, without_password
 from mneme.storage.checkpoint import CheckpointError, list_checkpoints, step_of
 from mneme.storage.paths import MANIFEST
@@ -58,6 +58,7 @@ def _store() -> str:
     Raises:
         CheckpointError: it is a file that is not there.
     """
+    hush()
     from mlflow import get_tracking_uri
     from mlflow.tracking import is_tracking_uri_set
 

@@ -58,8 +58,6 @@ def add_to_parent(settings: TrackingSettings, metrics: Mapping[str, float], file
     """
     if not settings.enabled or settings.parent is None:
         return
-    if (file := sqlite_file(settings.uri)) is not None:
-        database.prepare(file)
     client = client_of(settings.uri)
     experiment = client.get_experiment_by_name(settings.experiment)
     if experiment is None or experiment.lifecycle_stage != "active":

@@ -9,7 +9,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-from mneme.reporting.tracking import database
 from mneme.reporting.tracking.client import client_of
 from mneme.reporting.tracking.database import database_of, delete_metrics
 from mneme.reporting.tracking.groups import stored_name
@@ -70,8 +69,6 @@ class StoreRun:
         self._settings, self._identity = settings, identity
         file = sqlite_file(settings.uri)
         self._artifacts = (file.parent / "mlartifacts").as_uri() if file else None  # else the server decides
-        if file:
-            database.prepare(file)
         self._client = client_of(settings.uri)
         self._experiment_id = self._experiment()
         run = self._found()

@@ -169,6 +169,31 @@ def test_without_a_store_nothing_is_made(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.iterdir()) == []
 
 
+def test_mlflow_is_told_to_send_nothing_before_it_is_imported(tmp_path: Path) -> None:
+    """It reads its environment when it is imported."""
+    code = (
+        "import builtins, os, sys\n"
+        "real = builtins.__import__\n"
+        "def watched(name, *rest, **more):\n"
+        "    if name.partition('.')[0] == 'mlflow':\n"
+        "        assert os.environ.get('MLFLOW_DISABLE_TELEMETRY') == 'true', name\n"
+        "    return real(name, *rest, **more)\n"
+        "builtins.__import__ = watched\n"
+        "from pathlib import Path\n"
+        "import mneme\n"
+        "from mneme.reporting.tracking.client import client_of\n"
+        "try:\n"
+        "    mneme.load('models:/cue/1')\n"
+        "except mneme.CheckpointError:\n"
+        "    pass\n"
+        "client_of('sqlite:///mlflow.db')\n"
+        "assert 'mlflow' in sys.modules\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "DO_NOT"))}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+
+
 def test_a_run_cannot_go_on_from_a_model() -> None:
     with pytest.raises(mneme.CheckpointError, match="holds nothing to learn on with; go on with its run"):
         mneme.resume("models:/cue/1", local=True)
