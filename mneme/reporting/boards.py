@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import yaml
 
@@ -105,7 +106,9 @@ class TensorBoard(Board):
         from tensorboardX import SummaryWriter
 
         folder = run.folder / "tensorboard" if self._folder is None else Path(self._folder) / run.folder.name
-        self._writer = SummaryWriter(str(folder), purge_step=progress.steps + 1 if run.resumed else None)
+        purge = progress.steps + 1 if run.resumed else None
+        own = f".{uuid4().hex[:8]}"  # a file's name has the second, in which a short run may end and be resumed
+        self._writer = SummaryWriter(str(folder), purge_step=purge, filename_suffix=own)
         settings = yaml.safe_dump(run.config.to_dict(), sort_keys=False)
         self._writer.add_text("config", f"```yaml\n{settings}```", progress.steps)
 
