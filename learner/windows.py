@@ -22,6 +22,7 @@ from mneme.learner.settings import WindowPlan
 from mneme.learner.transfer import moved
 
 _SHARE = 0.7  # of the memory that whole sequences take
+_WINDOW_COST = 1.5  # how many steps' activations it costs the gated kernels to have one more lane
 _CARRY_COST = 0.35  # how many steps' activations a carry of as many numbers as an output costs, gradients included
 
 
@@ -57,7 +58,7 @@ def _windows_at_once(policy: Policy, plan: WindowPlan, sequences: int, length: i
         return sequences
     controller = policy.controller
     carry = sum(value.numel() for value in controller.initial().values()) / controller.output_size
-    steps = plan.window + _CARRY_COST * carry
+    steps = plan.window + _WINDOW_COST + _CARRY_COST * carry
     return max(1, int(_SHARE * sequences * length / steps))
 
 
