@@ -113,7 +113,8 @@ class ActiveRun:
             return {}
         finally:
             self.meter.skip_pause()
-        return {"probe/return": probe.mean_return, "probe/success": float(probe.successes.mean())}
+        prefix = Look.PROBE.prefix
+        return {f"{prefix}return": probe.mean_return, f"{prefix}success": float(probe.successes.mean())}
 
     def _note_reach(self, steps: float) -> None:
         if self.reach is not None and steps != self.reach:

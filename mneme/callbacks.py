@@ -30,7 +30,7 @@ class Look(IntEnum):
     @property
     def prefix(self) -> str:
         """Before the names of its metrics."""
-        return "confirmation/" if self is Look.CONFIRMATION else "evaluation/"
+        return {Look.CONFIRMATION: "confirmation/", Look.PROBE: "probe/"}.get(self, "evaluation/")
 
     def seed(self, run_seed: int, steps: int) -> int:
         """Seed of the look after `steps` environment steps."""

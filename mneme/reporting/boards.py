@@ -4,6 +4,7 @@ import logging
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import yaml
 from mneme.callbacks import Callback, Look, Outcome, Progress, RunStart
 from mneme.distributed.config import ConfigError
 from mneme.reporting.meter import evaluation_row
+from mneme.reporting.tracking.settings import without_password
 from mneme.rollout_workers import Evaluation
 
 _log = logging.getLogger(__name__)
@@ -58,7 +60,10 @@ class Board(Callback):
         self._show(progress, evaluation_row(evaluation, look.prefix))
 
     def on_end(self, progress: Progress, outcome: Outcome) -> None:
-        """Close the board."""
+        """Close the board, also one that has failed: what stays open would take what another run shows."""
+        if self._failed:
+            with suppress(Exception):
+                self.close(outcome)
         self._attempt(lambda: self.close(outcome))
 
     @abstractmethod
@@ -109,7 +114,7 @@ class TensorBoard(Board):
         purge = progress.steps + 1 if run.resumed else None
         own = f".{uuid4().hex[:8]}"  # a file's name has the second, in which a short run may end and be resumed
         self._writer = SummaryWriter(str(folder), purge_step=purge, filename_suffix=own)
-        settings = yaml.safe_dump(run.config.to_dict(), sort_keys=False)
+        settings = yaml.safe_dump(_configuration(run), sort_keys=False)
         self._writer.add_text("config", f"```yaml\n{settings}```", progress.steps)
 
     def show(self, steps: int, metrics: Mapping[str, float]) -> None:
@@ -153,7 +158,7 @@ class Wandb(Board):
             "id": run.key,
             "resume": "allow",
             "dir": str(run.folder),
-            "config": run.config.to_dict(),
+            "config": _configuration(run),
         }
         self._run = wandb.init(**given | self._settings)
         self._run.define_metric("*", step_metric="env_steps")
@@ -168,6 +173,12 @@ class Wandb(Board):
         if self._run is not None:
             self._run.finish(exit_code=int(outcome == "failed"))
             self._run = None
+
+
+def _configuration(run: RunStart) -> dict[str, Any]:
+    """The configuration, without the password of MLflow's store."""
+    tracking = run.config.tracking
+    return run.config.changed("tracking", uri=without_password(tracking.uri)).to_dict()
 
 
 BOARDS: Mapping[str, type[TensorBoard] | type[Wandb]] = {board.name: board for board in (TensorBoard, Wandb)}

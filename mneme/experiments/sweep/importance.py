@@ -24,7 +24,7 @@ def importances(found: Sequence[Configuration], metric: str, space: Mapping[str,
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    distributions = {key: _distribution(given) for key, given in space.items()}
+    distributions = {key: _distribution(given, [point[key] for point, _ in known]) for key, given in space.items()}
     study = optuna.create_study()
     for point, value in known:
         params = {key: given.index(point[key]) if _lists(given) else point[key] for key, given in space.items()}
@@ -37,11 +37,13 @@ def _lists(given: Any) -> bool:
     return isinstance(given, list | tuple)
 
 
-def _distribution(given: Any) -> Any:
-    import optuna
+def _distribution(given: Any, values: Sequence[Any]) -> Any:
+    """The distribution of a setting's values; bounds that are whole numbers do not say that what lies between is."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if _lists(given):
-        return optuna.distributions.CategoricalDistribution(range(len(given)))
-    whole = isinstance(given["low"], int) and isinstance(given["high"], int)
-    kind = optuna.distributions.IntDistribution if whole else optuna.distributions.FloatDistribution
-    return kind(given["low"], given["high"], log=given.get("log", False))
+        return CategoricalDistribution(range(len(given)))
+    low, high, log = given["low"], given["high"], given.get("log", False)
+    if all(isinstance(value, int) for value in values):
+        return IntDistribution(int(low), int(high), log=log)
+    return FloatDistribution(low, high, log=log)

@@ -72,7 +72,7 @@ class RunningTrial:
             return
         history = RunFolder(run.folder).history()
         results = evaluations_in(history)
-        if not results or self._metric not in results[-1]:
+        if not results or results[-1]["steps"] != run.steps or self._metric not in results[-1]:
             missing = f"the evaluation at the end came to no result with {self._metric}"
             self._end({"failure": missing, self._metric: math.nan, "steps": run.steps})
             return

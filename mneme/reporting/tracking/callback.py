@@ -46,14 +46,17 @@ class Tracking(Callback):
             params=_parameters(run.blueprint),
             tags=tags_of(run.blueprint),
         )
-        self._story = told(run.blueprint, run.folder.name)
-        self._tracker.tell(self._story)
+        self._story = told(run.blueprint, run.folder.name)._replace(model=self._form is not None)
+        if not self._resumed:
+            self._tell()
         self._tracker.artifact(self._folder.config)
 
     def on_begin(self, progress: Progress) -> None:
         """Follow the metrics, from which nothing is removed any more."""
         if self._resumed:
             self._best = Best.among(self._folder.history())
+            best = "" if self._best is None else f"; the best evaluation so far was at step {self._best.step:,}"
+            self._tell(how_far=f"Gone on with at step {progress.steps:,}{best}.")
         if self._tracker is not None:
             self._tracker.follow(self._folder.metrics, progress.steps if self._resumed else None)
 

@@ -126,6 +126,7 @@ def _for_acting(checkpoint: Path, folder: Path) -> Path:
     saved = load_checkpoint(checkpoint, part="learner")
     config = {key: value for key, value in saved.run["config"].items() if key not in _OF_HOME}
     config["service"] = {**config["service"], "address": None}
+    config["train"] = {**config["train"], "start_from": None, "start_part": "all"}
     run = {**saved.run, "config": config, "tracking_run": None, "waiting_episodes": [], "resumes_exactly": False}
     arrays = {key: array for key, array in saved.arrays["learner"].items() if not key.startswith(_NOT_FOR_ACTING)}
     return save_checkpoint(folder, step_of(checkpoint), run, {"learner": arrays}, keep=1)

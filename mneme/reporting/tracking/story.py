@@ -25,16 +25,18 @@ class Story(NamedTuple):
     name: str
     how_far: str = "Nothing has been evaluated yet."
     curve: bool = False  # whether there is a picture
+    model: bool = True  # whether its agents become models
 
     def note(self, run_id: str) -> str:
         """In Markdown, for the run's page; the picture is one of its artifacts."""
         again = f"mneme train config.yaml name={shlex.quote(f'{self.name}-again')}"
+        best = f"mneme evaluate runs:/{run_id}/best"
         paragraphs = (
             self.what,
             self.how_far,
             f"![learning curve](get-artifact?path=curve.png&run_uuid={run_id})" if self.curve else "",
             f"Again, with `config.yaml` of the artifacts: `{again}`",
-            f"The best agent, in the folder where `runs/` is: `mneme evaluate runs:/{run_id}/best`",
+            f"The best agent, in the folder where `runs/` is: `{best}`" if self.model else "",
         )
         return "\n\n".join(filter(None, paragraphs))
 
@@ -69,13 +71,16 @@ def tags_of(blueprint: Blueprint[Config]) -> Mapping[str, str]:
         "machine": f"{cpu_model()}, {cores()} cores",
         "device": device,
         "mlflow.source.type": "LOCAL",
-        "mlflow.source.name": without_password(shlex.join([_program(), *sys.argv[1:]])),
+        "mlflow.source.name": _command(),
     }
 
 
-def _program() -> str:
-    name = Path(sys.argv[0]).name
-    return "mneme" if name == "__main__.py" else name
+def _command() -> str:
+    """The command of this process; of a program of somebody else's its name alone, as its words may be secrets."""
+    program = Path(sys.argv[0])
+    if program.name == "mneme" or program.parts[-2:] == ("mneme", "__main__.py"):
+        return without_password(shlex.join(["mneme", *sys.argv[1:]]))
+    return program.name
 
 
 def code_tags() -> Mapping[str, str]:

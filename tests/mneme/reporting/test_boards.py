@@ -117,8 +117,10 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> StandIn:
 
 
 def test_wandb_has_every_metric_and_a_resumed_run_goes_on_there(tmp_path: Path, wandb: StandIn) -> None:
-    run = short(tmp_path, "tracking.also=[wandb]", "tracking.experiment=mine")
+    store = "tracking.uri=http://me:secret@host:5000"  # which is not opened, as tracking.enabled is false
+    run = short(tmp_path, "tracking.also=[wandb]", "tracking.experiment=mine", store)
     begun = wandb.begun[0]
+    assert begun["config"]["tracking"]["uri"] == "http://***@host:5000"
     assert (begun["project"], begun["name"], begun["resume"], begun["dir"]) == ("mine", "run", "allow", str(run.folder))
     assert begun["config"]["rollout"]["unroll_length"] == 10
     assert wandb.defined == [("*", "env_steps")]
@@ -146,6 +148,7 @@ def test_a_board_that_fails_costs_itself_and_not_the_run(
     wandb.fault = OSError("no network")
     run = short(tmp_path, "tracking.also=[wandb]")
     assert run.steps == 160
+    assert wandb.ended == [0], "left open it would take what the next run shows"
     assert [record.message for record in caplog.records if "wandb" in record.message] == [
         "wandb failed (OSError: no network): training goes on without it"
     ]

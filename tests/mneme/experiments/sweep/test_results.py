@@ -12,7 +12,7 @@ from mneme.distributed.search_space import Trial
 from mneme.experiments.sweep.importance import importances
 from mneme.experiments.sweep.picture import draw
 from mneme.experiments.sweep.plan import Plan, make_plan
-from mneme.experiments.sweep.results import SweepResults
+from mneme.experiments.sweep.results import Configuration, SweepResults
 from mneme.experiments.sweep.table import as_csv, as_markdown, in_order, short_names
 
 METRIC = "evaluation/success"
@@ -115,6 +115,17 @@ def test_the_setting_that_matters_has_the_larger_share(results: SweepResults) ->
     assert sum(shares.values()) == pytest.approx(1)
     assert shares["learner.learning_rate"] > 0.8
     assert importances(results.configurations, METRIC, {"learner.learning_rate": [1]}) == {}
+
+
+def test_a_range_may_have_bounds_that_are_whole_where_its_values_are_not_and_the_reverse() -> None:
+    pytest.importorskip("optuna")
+    space = {"learner.ent_coef": {"low": 0, "high": 1}, "learner.num_epochs": {"low": 1.0, "high": 8.0}}
+    points = [(0.1, 8), (0.37, 1), (0.5, 4), (0.75, 2), (0.9, 8), (0.2, 2)]
+    found = [
+        Configuration(number=number, point=dict(zip(space, point, strict=True)), trials=[{METRIC: point[0]}])
+        for number, point in enumerate(points)
+    ]
+    assert list(importances(found, METRIC, space)) == list(space)
 
 
 def test_a_picture_is_drawn_of_what_has_a_value(results: SweepResults, tmp_path: Path) -> None:

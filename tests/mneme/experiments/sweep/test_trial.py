@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 
 import mneme.experiments.sweep.trial as module
+from mneme.callbacks import Look
 from mneme.configuration.config import Config, load_config
+from mneme.distributed.runners import LocalRunner
 from mneme.distributed.search_space import Report
 from mneme.experiments.sweep.trial import RunningTrial, seconds_of
+from mneme.rollout_workers import Evaluation, EvaluationError
 from mneme.storage.checkpoint import list_checkpoints
 
 METRIC = "evaluation/return"
@@ -73,6 +76,22 @@ def test_a_run_that_fails_is_told_in_a_sentence(tmp_path: Path, monkeypatch: pyt
     report = RunningTrial(small(tmp_path), METRIC).report(20.0)
     assert (report["failure"], report["done"]) == ("the loss is nan", True)
     assert math.isnan(report[METRIC])
+
+
+def test_without_a_result_an_evaluation_on_the_way_does_not_stand_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate = LocalRunner.evaluate
+
+    def no_result(runner: LocalRunner, episodes: int, seed: int) -> Evaluation:
+        if seed == Look.RESULT.seed(0, 120):
+            raise EvaluationError("the licence is taken")
+        return evaluate(runner, episodes, seed)
+
+    monkeypatch.setattr(LocalRunner, "evaluate", no_result)
+    told = reports(RunningTrial(small(tmp_path), METRIC))
+    assert [report["steps"] for report in told] == [40, 80, 120]
+    assert told[-1]["failure"] == f"the evaluation at the end came to no result with {METRIC}"
 
 
 def test_seconds_are_those_of_training() -> None:

@@ -21,9 +21,11 @@ import mneme
 from mneme.callbacks import Callback, Progress
 from mneme.reporting.tracking import callback
 from mneme.reporting.tracking.client import client_of
-from mneme.reporting.tracking.model import ModelForm, log_model
+from mneme.reporting.tracking.model import ModelForm, _for_acting, log_model
 from mneme.reporting.tracking.settings import TrackingSettings
 from mneme.reporting.tracking.store_run import Identity, StoreRun
+from mneme.reporting.tracking.story import Story
+from mneme.storage.checkpoint import list_checkpoints
 from mneme.storage.retention import Best
 
 SMALL = [
@@ -109,6 +111,14 @@ def test_it_says_nothing_of_its_home(uri: str, stored: Any, run: mneme.Run) -> N
         (text,) = (path.read_text() for path in folder.rglob("run.json"))
         assert run.folder.name not in text
         assert "mlflow.db" not in text
+
+
+def test_it_says_nothing_of_what_its_run_started_from(run: mneme.Run, tmp_path: Path) -> None:
+    given = ["tracking.enabled=false", f"checkpoint.root={tmp_path}", f"train.start_from={run.folder}"]
+    later = mneme.train("delayed_cue", *SMALL, *given, "train.start_part=core", local=True, progress=False)
+    slim = _for_acting(list_checkpoints(later.folder / "checkpoints")[-1], tmp_path / "slim")
+    assert run.folder.name not in (slim / "run.json").read_text()
+    assert mneme.load(slim).policy.spec.actions.mask_size == 4
 
 
 def test_it_carries_its_memory_from_call_to_call(stored: Any, chosen: None) -> None:
@@ -210,9 +220,13 @@ class Noted:
 
     def __init__(self) -> None:
         self.models: list[tuple[str, str]] = []
+        self.stories: list[Story] = []
 
     def model(self, name: str, checkpoint: Path, form: ModelForm) -> None:
         self.models.append((name, checkpoint.name))
+
+    def tell(self, story: Story) -> None:
+        self.stories.append(story)
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_, **__: None
@@ -264,6 +278,16 @@ def test_a_resumed_run_knows_its_best() -> None:
     ]
     assert Best.among(rows) == Best(2, [0.75, 0.75])
     assert Best.among(rows[:1]) is None
+
+
+def test_a_run_that_goes_on_does_not_say_that_nothing_was_evaluated(tmp_path: Path) -> None:
+    tracking, noted = callback.Tracking(), Noted()
+    tracking._tracker, tracking._story = noted, Story("what", "name")  # type: ignore[assignment]
+    tracking._folder, tracking._resumed = callback.RunFolder(tmp_path), True
+    tracking._folder.append(3, {"evaluation/return": 0.5})
+    tracking.on_begin(Progress(1, 4, 9))
+    (story,) = noted.stories
+    assert story.how_far == "Gone on with at step 4; the best evaluation so far was at step 3."
 
 
 def test_a_checkpoint_that_has_gone_is_passed_over_and_a_damaged_one_is_not(uri: str, tmp_path: Path) -> None:

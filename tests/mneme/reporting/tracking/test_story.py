@@ -23,6 +23,7 @@ def test_a_note_says_what_how_far_and_how_to_repeat_it() -> None:
     assert "`mneme train config.yaml name='my run-again'`" in note
     assert "`mneme evaluate runs:/1f2e/best`" in note
     assert "](get-artifact" not in note
+    assert "mneme evaluate" not in story._replace(model=False).note("1f2e")
     assert "![learning curve](get-artifact?path=curve.png&run_uuid=1f2e)" in story._replace(curve=True).note("1f2e")
 
 
@@ -36,6 +37,20 @@ def test_tags_say_by_what_runs_are_told_apart_and_no_password(monkeypatch: pytes
     assert tags["mlflow.source.name"].startswith("mneme train x")
     assert "secret" not in tags["mlflow.source.name"]
     assert tags["machine"].endswith("cores")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["/clone/mneme/__main__.py", "train", "x"], "mneme train x"),
+        (["/venv/ray/default_worker.py", "--redis-password=secret"], "default_worker.py"),
+        (["/mine/train.py", "--key", "secret"], "train.py"),
+        ([""], ""),
+    ],
+)
+def test_of_other_programs_only_the_name_is_told(words: list[str], told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", words)
+    assert tags_of(make_blueprint(load_config(None, ["learner.device=cpu"])))["mlflow.source.name"] == told
 
 
 def test_the_version_of_the_code_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
