@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mneme.distributed.config import ConfigError
 from mneme.experiments.report.gate import Held, check_share, gate_table, held_against
 from mneme.experiments.report.groups import Comparison, compare
 from mneme.experiments.report.page import Section, write_page
@@ -69,11 +70,15 @@ def write_report(
         share: of the old score that each group must reach.
 
     Raises:
-        ConfigError: there are no runs, or a setting or the score is none of theirs.
+        ConfigError: there are no runs, a setting or the score is none of theirs, or the folder is held against.
         ValueError: the share is none.
         OSError: it cannot be written.
     """
     check_share(share)
+    if folder.resolve() in [path.resolve() for path in against]:
+        raise ConfigError(
+            f"the report would replace {folder}, which runs are held against; choose another --out"
+        )
     records = read_records(paths)
     comparison = compare(records, by, score)
     held = held_against(records, read_records(against), share, by, score) if against else []

@@ -198,7 +198,10 @@ class _Watch:
             figures["failure"] = f"its process was lost, again and again: {reason}"
         outcome = "failed" if "failure" in figures else figures.get("outcome", "stopped early")
         self._results.end(trial, curve, figures | {"outcome": outcome})
-        _write(self._results, self._plan)
+        try:
+            _write(self._results, self._plan)
+        except OSError as error:
+            self._console.print(f"tables and picture cannot be written ({error}); the sweep goes on", markup=False)
         done = len(self._results.document["trials"])
         seed = f", seed {trial.seed}" if self._plan.sweep.seeds > 1 else ""
         self._console.print(

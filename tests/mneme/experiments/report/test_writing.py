@@ -183,6 +183,13 @@ def test_the_gate_fails_what_is_missing_and_allows_for_scores_below_zero(tmp_pat
     assert done.held[0].least == pytest.approx(-0.22)
 
 
+def test_a_report_is_not_written_over_what_it_is_held_against(tmp_path: Path) -> None:
+    run(tmp_path / "runs", 0.5)
+    write_report([tmp_path / "runs"], tmp_path / "kept")
+    with pytest.raises(ConfigError, match="kept, which runs are held against; choose another --out"):
+        write_report([tmp_path / "runs"], tmp_path / "kept", against=[tmp_path / "kept"])
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
