@@ -76,9 +76,7 @@ def write_report(
     """
     check_share(share)
     if folder.resolve() in [path.resolve() for path in against]:
-        raise ConfigError(
-            f"the report would replace {folder}, which runs are held against; choose another --out"
-        )
+        raise ConfigError(f"the report would replace {folder}, which runs are held against; choose another --out")
     records = read_records(paths)
     comparison = compare(records, by, score)
     held = held_against(records, read_records(against), share, by, score) if against else []
