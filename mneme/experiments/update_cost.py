@@ -19,7 +19,7 @@ from mneme.envs import EnvSettings, make_vector_env
 from mneme.learner import Learner, LearnerSettings
 from mneme.rollout_workers import Collector, policy_spec
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
+_MMAP_THRESHOLD = -3  # of mallopt
 
 
 class Cost(NamedTuple):
@@ -47,7 +47,7 @@ def update_costs(
     kind: str, variants: Mapping[str, LearnerSettings], *, length: int, lanes: int, hidden: int, rounds: int = 1
 ) -> dict[str, Cost]:
     """The cost of an update under each of some settings: median seconds of the rounds, in which they take turns, and
-    afterwards the peak of one more update. From then on memory is given back at once, which slows the process down.
+    the highest peak. Memory is given back at once from now on, which slows the process down.
 
     Args:
         kind: of the controller.
@@ -58,18 +58,19 @@ def update_costs(
         rounds: of one update of each.
     """
     torch.set_num_threads(1)
-    _keep()
+    _give_back_at_once()
     trials = {name: make_trial(kind, settings, length, lanes, hidden) for name, settings in variants.items()}
     for trial in trials.values():  # code is compiled, and Adam has its moments
         trial.update()
+    peaks: dict[str, list[int]] = {name: [] for name in trials}
     seconds: dict[str, list[float]] = {name: [] for name in trials}
     for _ in range(rounds):
         for name, trial in trials.items():
             clock = process_time()
-            trial.update()
+            peaks[name].append(peak_bytes(trial.update))
             seconds[name].append(process_time() - clock)
     return {
-        name: Cost(peak_bytes(trial.update), median(seconds[name]), trial.collecting, trial.batch.nbytes)
+        name: Cost(max(peaks[name]), median(seconds[name]), trial.collecting, trial.batch.nbytes)
         for name, trial in trials.items()
     }
 
@@ -101,16 +102,9 @@ def peak_bytes(work: Callable[[], object]) -> int:
     return _held("VmHWM") - before
 
 
-def _keep() -> None:
-    """From now on what is let go is kept for what comes next, as in a process that has trained for a while."""
-    ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 2**25)
-    ctypes.CDLL(None).mallopt(_TRIM_THRESHOLD, 2**30)
-
-
 def _give_back_at_once() -> None:
     """From now on what is large goes back to the system when it is let go, and not into heaps where it hides."""
     ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 2**16)
-    ctypes.CDLL(None).mallopt(_TRIM_THRESHOLD, 2**17)
 
 
 def _held(name: str) -> int:
