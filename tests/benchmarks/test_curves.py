@@ -1,17 +1,14 @@
 """Curves of an update's cost over its size."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.curves import Point, draw, measure
-from mneme.learner import LearnerSettings
 
 
 def test_a_point_has_a_row_for_each_mode_and_is_drawn(tmp_path: Path) -> None:
-    variants = {
-        name: LearnerSettings(mode=mode, num_epochs=1, num_threads=1)  # type: ignore[arg-type]
-        for name, mode in (("full", "full"), ("cached", "cached"))
-    }
-    rows = measure("gru", Point(length=4, sequences=8, hidden=8), variants, rounds=1)
+    with ThreadPoolExecutor(1) as apart:
+        rows = measure("gru", Point(length=4, sequences=8, hidden=8), ["full", "cached"], 1, apart)
     assert [(row["mode"], row["length"], row["sequences"], row["hidden"]) for row in rows] == [
         ("full", 4, 8, 8), ("cached", 4, 8, 8),
     ]  # fmt: skip
