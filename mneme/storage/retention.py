@@ -16,10 +16,7 @@ class Best(NamedTuple):
     @classmethod
     def of(cls, step: int, evaluation: Evaluation, before: "Best | None") -> "Best | None":
         """The better of an evaluation after so many steps and the best one before it."""
-        score = [evaluation.success_rate or 0.0, evaluation.mean_return]
-        if not math.isfinite(score[1]) or (before is not None and score <= before.score):
-            return before
-        return cls(step, score)
+        return cls._better(step, [evaluation.success_rate or 0.0, evaluation.mean_return], before)
 
     @classmethod
     def among(cls, rows: Iterable[Mapping[str, float]]) -> "Best | None":
@@ -28,8 +25,14 @@ class Best(NamedTuple):
         for row in rows:
             if "evaluation/return" in row:
                 score = [row.get("evaluation/success", 0.0), row["evaluation/return"]]
-                best = cls(int(row["step"]), score) if best is None or score > best.score else best
+                best = cls._better(int(row["step"]), score, best)
         return best
+
+    @classmethod
+    def _better(cls, step: int, score: list[float], before: "Best | None") -> "Best | None":
+        if not math.isfinite(score[1]) or (before is not None and score <= before.score):
+            return before
+        return cls(step, score)
 
     @staticmethod
     def fits(recorded: Any) -> bool:
