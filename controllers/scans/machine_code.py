@@ -259,6 +259,13 @@ def add(to, source):
 
 
 @compiled
+def scale(to, factor, source):
+    """Fill in a number times an array, [I] each."""
+    for i in range(len(to)):
+        to[i] = factor * source[i]
+
+
+@compiled
 def times(to, factor):
     """Multiply one array by another, [I] each."""
     for i in range(len(to)):

@@ -11,7 +11,7 @@ A row's own numbers are in double precision, whatever the arrays are. Legend: H 
 import numpy as np
 
 from mneme.controllers.layer_norm import EPSILON
-from mneme.controllers.scans.machine_code import add, add_product, compiled, copy, dot, fma, sum_of, sums, times
+from mneme.controllers.scans.machine_code import add, add_product, compiled, copy, dot, fma, scale, sum_of, sums, times
 
 
 @compiled
@@ -24,10 +24,10 @@ def normalised(x, gain, shift, n, y):
     mean = sum_of(x) / H
     inverse = 1 / np.sqrt(_squares(x, number(mean)) / H + EPSILON)
     rest = EPSILON * inverse * inverse
-    scale = np.sqrt(1 - (1 - EPSILON) * (rest * rest))
+    damping = np.sqrt(1 - (1 - EPSILON) * (rest * rest))
     _normalise(x, number(mean), number(inverse), n)
-    _scale_and_shift(n, number(scale), gain, shift, y)
-    return inverse, scale, rest
+    _scale_and_shift(n, number(damping), gain, shift, y)
+    return inverse, damping, rest
 
 
 @compiled
@@ -41,15 +41,15 @@ def back_through_norm(dy, gain, n, numbers, dx, d_gain, d_shift, room):
         d_gain, d_shift: [H] added to.
         room: [H] to work in.
     """
-    (inverse, scale, rest), number, H = numbers, dy.dtype.type, len(dy)
+    (inverse, damping, rest), number, H = numbers, dy.dtype.type, len(dy)
     add(d_shift, dy)
-    _scale(room, number(scale), n)
+    scale(room, number(damping), n)
     add_product(d_gain, dy, room)
     copy(room, dy)
     times(room, gain)
-    of_scale = (1 - EPSILON) * rest / scale * 2 * EPSILON * (inverse * inverse * inverse)
-    of_n = (of_scale - inverse * scale) * dot(room, n) / H
-    _combine(room, number(inverse * scale), number(sum_of(room) / H), n, number(of_n), dx)
+    of_damping = (1 - EPSILON) * rest / damping * 2 * EPSILON * (inverse * inverse * inverse)
+    of_n = (of_damping - inverse * damping) * dot(room, n) / H
+    _combine(room, number(inverse * damping), number(sum_of(room) / H), n, number(of_n), dx)
 
 
 @sums
@@ -72,12 +72,6 @@ def _normalise(x, mean, inverse, n):
 def _scale_and_shift(n, scale, gain, shift, y):
     for i in range(len(n)):
         y[i] = n[i] * scale * gain[i] + shift[i]
-
-
-@compiled
-def _scale(out, factor, x):
-    for i in range(len(out)):
-        out[i] = factor * x[i]
 
 
 @compiled

@@ -5,7 +5,8 @@ They are rare, so that rows are replaced one by one and nothing is masked.
 Axis letters: T steps, B environments, N rows, H hidden units, R resets of all steps in order.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,25 @@ from torch import Tensor
 def gradient_stops(reset_TB: Tensor, cut_TB: Tensor | None) -> Tensor:
     """True where no gradient goes back to the state before the step: at a reset, and at a cut."""
     return reset_TB if cut_TB is None else reset_TB | cut_TB
+
+
+def scan_with_stops(
+    function: Any, run: Callable[..., tuple[Tensor, Tensor]], x_TBD: Tensor, reset_TB: Tensor, h_BH: Tensor,
+    initial_H: Tensor, p: Sequence[Tensor], cut_TB: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Outputs [T, B, H], which are the only state, and the last of them [B, H].
+
+    Args:
+        function: takes the flags where gradients stop after those of resets, and the parameters one by one; under
+            autograd.
+        run: gives states [T + 1, B, H], the incoming one first, and what it is told to keep; without autograd.
+        x_TBD, reset_TB, h_BH, initial_H, p, cut_TB: of the scan.
+    """
+    if torch.is_grad_enabled():
+        y_TBH, last_BH = function.apply(x_TBD, reset_TB, gradient_stops(reset_TB, cut_TB), h_BH, initial_H, *p)
+        return y_TBH, last_BH
+    h_SBH, _ = run(x_TBD, reset_TB, h_BH, initial_H, p, keep=False)
+    return h_SBH[1:], h_SBH[-1].clone()
 
 
 def cut_carry(cut_B: Tensor, carry: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from mneme.controllers import Policy
 from mneme.controllers.acting import head_inputs, head_parameters
 from mneme.controllers.scans.heads import Heads, read
-from mneme.controllers.scans.machine_code import arrays, compiled, copy, fma, kernel, scratch
+from mneme.controllers.scans.machine_code import arrays, compiled, copy, fma, kernel, scale, scratch
 from mneme.controllers.scans.norm_row import back_through_norm, normalised
 from mneme.learner.objective.plain import OBJECTIVE_SUMS, Objective, Steps
 from mneme.learner.settings import LearnerSettings
@@ -105,7 +105,7 @@ def _objective(y, given, heads, weighing, dy, d, found, wide, narrow):
         d_value = number(_loss((w, k), given, weighing, log_p, p, value, d_logits, found))
         _add_scaled(d.value[0], d_value, out)
         d.value_bias[0] += d_value
-        _scale(d_out, d_value, heads.value[0])
+        scale(d_out, d_value, heads.value[0])
         for a in range(A):
             _add_scaled(d.policy[a], d_logits[a], out)
             d.policy_bias[a] += d_logits[a]
@@ -165,12 +165,6 @@ def _value_loss(error, huber):
     if size > huber:
         return huber * (size - 0.5 * huber), np.copysign(huber, error)
     return 0.5 * error * error, error
-
-
-@compiled
-def _scale(out, factor, x):
-    for i in range(len(out)):
-        out[i] = factor * x[i]
 
 
 @compiled

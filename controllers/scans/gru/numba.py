@@ -23,7 +23,7 @@ from mneme.controllers.scans.gru.cell import GruParameters
 from mneme.controllers.scans.machine_code import add, arrays, compiled, copy, kernel, sigmoid
 from mneme.controllers.scans.one_state import Saved, Stepper, run, run_back
 from mneme.controllers.scans.products import multiply, panels
-from mneme.controllers.scans.resets import gradient_stops
+from mneme.controllers.scans.resets import scan_with_stops
 
 
 class _Weights(NamedTuple):
@@ -39,11 +39,7 @@ def numba_gru_scan(
     x_TBD: Tensor, reset_TB: Tensor, h_BH: Tensor, initial_H: Tensor, p: GruParameters, cut_TB: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """`scans.gru.scan.gru_scan`."""
-    if torch.is_grad_enabled():
-        y_TBH, last_BH = _GruScan.apply(x_TBD, reset_TB, gradient_stops(reset_TB, cut_TB), h_BH, initial_H, *p)
-        return y_TBH, last_BH
-    h_SBH, _ = _run(x_TBD, reset_TB, h_BH, initial_H, p, keep=False)
-    return h_SBH[1:], h_SBH[-1].clone()
+    return scan_with_stops(_GruScan, _run, x_TBD, reset_TB, h_BH, initial_H, p, cut_TB)
 
 
 def gru_stepper(initial_H: Tensor, p: GruParameters) -> Stepper:

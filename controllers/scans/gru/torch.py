@@ -10,7 +10,6 @@ Axis letters: T steps (K of one block, S = T + 1 states), B environments, D inpu
 G = 4H sums (n, r, z, m).
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from mneme.controllers.precision import add_product
 from mneme.controllers.scans.back_in_time import back_in_time
 from mneme.controllers.scans.blocks import blocks
 from mneme.controllers.scans.gru.cell import GruParameters
-from mneme.controllers.scans.resets import gradient_stops, lanes_to_reset, of_steps
+from mneme.controllers.scans.resets import lanes_to_reset, of_steps, scan_with_stops
 from mneme.controllers.scans.weight_gradients import WeightGradients
 
 
@@ -29,11 +28,7 @@ def torch_gru_scan(
     x_TBD: Tensor, reset_TB: Tensor, h_BH: Tensor, initial_H: Tensor, p: GruParameters, cut_TB: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """`scans.gru.scan.gru_scan`."""
-    if torch.is_grad_enabled():
-        y_TBH, last_BH = _GruScan.apply(x_TBD, reset_TB, gradient_stops(reset_TB, cut_TB), h_BH, initial_H, *p)
-        return y_TBH, last_BH
-    h_SBH, _ = _forward(x_TBD, lanes_to_reset(reset_TB), h_BH, initial_H, p, keep=False)
-    return h_SBH[1:], h_SBH[-1].clone()
+    return scan_with_stops(_GruScan, _forward, x_TBD, reset_TB, h_BH, initial_H, p, cut_TB)
 
 
 def gru_step(x_BD: Tensor, h_BH: Tensor, p: GruParameters) -> Tensor:
@@ -54,7 +49,7 @@ def gru_step(x_BD: Tensor, h_BH: Tensor, p: GruParameters) -> Tensor:
 
 def _forward(
     x_TBD: Tensor,
-    resets: Sequence[Tensor],
+    reset_TB: Tensor,
     h_BH: Tensor,
     initial_H: Tensor,
     p: GruParameters,
@@ -71,6 +66,7 @@ def _forward(
     h_SBH = h_BH.new_empty(T + 1, B, H)
     h_SBH[0] = h_BH
     outputs = h_SBH[1:].unbind()
+    resets = lanes_to_reset(reset_TB)
     initial_rows = of_steps(initial_H.expand(sum(map(len, resets)), -1), resets)
     h_in = torch.empty_like(h_BH)
     gates_TBG = h_BH.new_empty(T if keep else spans[0][1], B, 4 * H)
@@ -108,7 +104,7 @@ class _GruScan(torch.autograd.Function):
         ctx: Any, x_TBD: Tensor, reset_TB: Tensor, stop_TB: Tensor, h_BH: Tensor, initial_H: Tensor, *p: Tensor
     ) -> tuple[Tensor, Tensor]:
         parameters = GruParameters(*p)
-        h_SBH, gates_TBG = _forward(x_TBD, lanes_to_reset(reset_TB), h_BH, initial_H, parameters, keep=True)
+        h_SBH, gates_TBG = _forward(x_TBD, reset_TB, h_BH, initial_H, parameters, keep=True)
         ctx.save_for_backward(x_TBD, reset_TB, stop_TB, initial_H, parameters.w_ih, parameters.w_hh, h_SBH, gates_TBG)
         return h_SBH[1:], h_SBH[-1].clone()
 

@@ -9,7 +9,6 @@ Axis letters: T steps (K of one block, S = T + 1 states), B environments, D inpu
 G = 3H sums (a, c, n).
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from mneme.controllers.precision import add_product
 from mneme.controllers.scans.back_in_time import back_in_time
 from mneme.controllers.scans.blocks import blocks
 from mneme.controllers.scans.nbrc.cell import NbrcParameters
-from mneme.controllers.scans.resets import gradient_stops, lanes_to_reset, of_steps
+from mneme.controllers.scans.resets import lanes_to_reset, of_steps, scan_with_stops
 from mneme.controllers.scans.weight_gradients import WeightGradients
 
 
@@ -28,15 +27,11 @@ def torch_nbrc_scan(
     x_TBD: Tensor, reset_TB: Tensor, h_BH: Tensor, initial_H: Tensor, p: NbrcParameters, cut_TB: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """`scans.nbrc.scan.nbrc_scan`."""
-    if torch.is_grad_enabled():
-        y_TBH, last_BH = _NbrcScan.apply(x_TBD, reset_TB, gradient_stops(reset_TB, cut_TB), h_BH, initial_H, *p)
-        return y_TBH, last_BH
-    h_SBH, _ = _forward(x_TBD, lanes_to_reset(reset_TB), h_BH, initial_H, p, keep=False)
-    return h_SBH[1:], h_SBH[-1].clone()
+    return scan_with_stops(_NbrcScan, _forward, x_TBD, reset_TB, h_BH, initial_H, p, cut_TB)
 
 
 def _forward(
-    x_TBD: Tensor, resets: Sequence[Tensor], h_BH: Tensor, initial_H: Tensor, p: NbrcParameters, keep: bool
+    x_TBD: Tensor, reset_TB: Tensor, h_BH: Tensor, initial_H: Tensor, p: NbrcParameters, keep: bool
 ) -> tuple[Tensor, Tensor]:
     """States [T + 1, B, H], the incoming one first, and k, c, n [T, B, G], which are scratch unless `keep`."""
     T, B, D = x_TBD.shape
@@ -52,6 +47,7 @@ def _forward(
     h_SBH = h_BH.new_empty(T + 1, B, H)
     h_SBH[0] = h_BH
     outputs = h_SBH[1:].unbind()
+    resets = lanes_to_reset(reset_TB)
     initial_rows = of_steps(initial_H.expand(sum(map(len, resets)), -1), resets)
     h_in = torch.empty_like(h_BH)
     sums_TBG = h_BH.new_empty(T if keep else spans[0][1], B, 3 * H)
@@ -87,7 +83,7 @@ class _NbrcScan(torch.autograd.Function):
     def forward(
         ctx: Any, x_TBD: Tensor, reset_TB: Tensor, stop_TB: Tensor, h_BH: Tensor, initial_H: Tensor, *p: Tensor
     ) -> tuple[Tensor, Tensor]:
-        h_SBH, sums_TBG = _forward(x_TBD, lanes_to_reset(reset_TB), h_BH, initial_H, NbrcParameters(*p), keep=True)
+        h_SBH, sums_TBG = _forward(x_TBD, reset_TB, h_BH, initial_H, NbrcParameters(*p), keep=True)
         ctx.save_for_backward(x_TBD, reset_TB, stop_TB, initial_H, h_SBH, sums_TBG, *p)
         return h_SBH[1:], h_SBH[-1].clone()
 
