@@ -20,6 +20,7 @@ from mneme.interruption import StopRequest
 from mneme.learner import NonfiniteGradient
 from mneme.mode_schedule import ModeSchedule
 from mneme.reporting.meter import Meter, Row, describe_evaluation, evaluation_row
+from mneme.resumption import result_recorded
 from mneme.rollout_workers import Evaluation, EvaluationError
 from mneme.storage.checkpoint import save_checkpoint
 from mneme.storage.failed_update import save_failed_update
@@ -32,13 +33,6 @@ _log = logging.getLogger(__name__)
 
 _PROBED = 8  # steps of training for each step of a probe
 _ENDLESS = 1000  # steps of each lane after which an environment of which no episode has ended is suspicious
-
-
-def result_recorded(folder: RunFolder, steps: int) -> bool:
-    """True if the newest metrics of a run whose training ended at a step are of its result, as a process that was
-    killed after that may have left them."""
-    newest = folder.history()[-1:]
-    return any(row["step"] == steps and any(key.startswith("evaluation/") for key in row) for row in newest)
 
 
 @dataclass

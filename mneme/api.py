@@ -96,7 +96,7 @@ def train(
 
 def resume(
     run: Run | Path | str,
-    *,
+    *changes: str,
     total_timesteps: int | None = None,
     replicas: int | None = None,
     local: bool = False,
@@ -104,11 +104,27 @@ def resume(
     callbacks: Iterable[Callback] = (),
     progress: bool = True,
 ) -> Run:
-    """Go on with a run under its own settings; see `mneme.training.resume`."""
+    """Go on with a run under its own settings.
+
+    `mneme.resume(run, "train.stop_success=null", total_timesteps=run.steps + 10_000)`
+
+    Args:
+        run: a run, its folder, or one of its checkpoints, which may lie in a mirror.
+        changes: settings as `key=value` that replace the run's own: `train.total_timesteps`, `train.stop_success` or
+            `learner.replicas`.
+        total_timesteps, replicas: the first and the last of these.
+        trust: import what the run names, whoever wrote it, and join the cluster and open the store that it names.
+        local, callbacks, progress: as for `train`.
+
+    Raises:
+        ConfigError: the run has solved its task or trained for its steps already; the sentence says what to change.
+        CheckpointError: there is no usable checkpoint. Else as `train`.
+    """
+    given = {"train.total_timesteps": total_timesteps, "learner.replicas": replicas}
+    changes += tuple(f"{key}={value}" for key, value in given.items() if value is not None)
     with _threads_kept():
         return training.resume(
-            _path(run), total_timesteps=total_timesteps, replicas=replicas, local=local, trust=trust,
-            callbacks=callbacks, progress=progress,
+            _path(run), *changes, local=local, trust=trust, callbacks=callbacks, progress=progress
         )  # fmt: skip
 
 

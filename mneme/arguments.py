@@ -41,7 +41,12 @@ def make_parser() -> argparse.ArgumentParser:
     train.add_argument("preset", nargs="?", help="a preset such as delayed_cue, or a YAML file")
     train.add_argument("settings", nargs="*", metavar="key=value", help="settings that replace the preset's")
     train.add_argument("--local", action="store_true", help="one process, without Ray")
-    train.add_argument("--resume", metavar="PATH", type=_run, help=f"go on with a run: {_A_RUN}")
+    train.add_argument(
+        "--resume",
+        metavar="PATH",
+        type=_run,
+        help=f"go on with a run: {_A_RUN}; train.total_timesteps, train.stop_success and learner.replicas may change",
+    )
     train.add_argument(
         "--retries", metavar="N", type=_count,
         help="go on with the run name=..., if it has begun; start again from the last checkpoint when the process that "

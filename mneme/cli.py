@@ -149,25 +149,19 @@ def _begun(options: argparse.Namespace, preset: Path | None, overrides: list[str
 
 
 def _resumed(options: argparse.Namespace, preset: Path | None, overrides: list[str]) -> "Run":
+    from mneme.resumption import refuse_other_changes
     from mneme.training import resume
 
-    given = {override.partition("=")[0] for override in overrides}
-    if preset or given - {"train.total_timesteps", "learner.replicas"}:
-        raise ConfigError(
-            "--resume goes on with the run's own settings; besides it, give only train.total_timesteps=N or "
-            "learner.replicas=N"
-        )
+    refuse_other_changes([*([] if preset is None else [str(preset)]), *overrides])
     if options.retries is not None and (source := source_of(options.resume)):
         raise ConfigError(
             f"--retries goes on in a folder, and {source.uri} is a mirror; give name={source.name} and its "
             f"checkpoint.mirror, with the settings of the run, and what is not here is brought home"
         )
-    asked = load_config(None, overrides)
+    load_config(None, overrides)  # which refuses what cannot be before there is a parent
     if options.retries:
         become_supervisor(RunFolder.of(options.resume).path, options.retries, options.words)
-    total = asked.train.total_timesteps if "train.total_timesteps" in given else None
-    replicas = asked.learner.replicas if "learner.replicas" in given else None
-    return resume(options.resume, total_timesteps=total, replicas=replicas, local=options.local, trust=options.trust)
+    return resume(options.resume, *overrides, local=options.local, trust=options.trust)
 
 
 def _as_seen_from_here(path: Path) -> Path:

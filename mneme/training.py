@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from mneme.active_run import ActiveRun, result_recorded
+from mneme.active_run import ActiveRun
 from mneme.callbacks import Callback, Callbacks, Look, Outcome, RunStart, checked
 from mneme.configuration.config import Config, difference
 from mneme.controllers.compilation import compile_policy
@@ -32,10 +32,10 @@ from mneme.reporting.ray_export import RayExport
 from mneme.reporting.run_log import RunLog
 from mneme.reporting.tracking.callback import Tracking
 from mneme.reporting.tracking.settings import absolute_uri
+from mneme.resumption import NothingLeft, changed, left_to_do
 from mneme.rollout_workers import Evaluation
 from mneme.storage.checkpoint import list_checkpoints, set_aside_after
 from mneme.storage.fetching import brought_home, fetched, source_of
-from mneme.storage.holding import read_state
 from mneme.storage.mirror import Mirror
 from mneme.storage.restoring import checked_state, load_run
 from mneme.storage.retention import Best
@@ -112,65 +112,43 @@ def _go_on(config: Config, folder: RunFolder, local: bool, audience: list[Callba
     """Go on with a run whose whole configuration the user has given again, and so vouches for what it names."""
     folder.refuse_if_in_use()
     path, saved, recorded = load_run(folder.path, trust=True)
-    total, config = config.train.total_timesteps, as_begun(config, recorded)
+    config = as_begun(config, recorded)
     blueprint = checked_blueprint(config.changed("learner", num_threads=recorded.learner.num_threads), local)
-    same_length = blueprint.config.changed("train", total_timesteps=recorded.train.total_timesteps)
-    if different := difference(same_length, recorded):
+    before, asked = recorded.train, blueprint.config.train
+    until = {"total_timesteps": before.total_timesteps, "stop_success": before.stop_success}
+    if different := difference(blueprint.config.changed("train", **until), recorded):
         raise ConfigError(
             f"{folder.path} was begun with {different}; go on with it as it is: --resume {folder.path}, or choose "
             f"another name=..."
         )
-    run = _left_to_do(folder, saved.run, recorded, total, asked=total != recorded.train.total_timesteps)
-    if run is None:
-        _log.info(f"{folder.path} is complete")
+    try:
+        run = left_to_do(folder, saved.run, recorded, blueprint.config, asked=asked != before)
+    except NothingLeft as done:
+        _log.info(str(done))
         return Run(folder.path.absolute(), saved.run["steps"], None, interrupted=False)
     return _execute(blueprint, folder, (run, checked_state(path, saved, blueprint)), local, audience)
 
 
-def _left_to_do(
-    folder: RunFolder, run: dict[str, Any], config: Config, total: int, *, asked: bool
-) -> dict[str, Any] | None:
-    """What a checkpoint records of its run, to go on from; `ended` where nothing but the result is missing, as its
-    process was lost before it was done with that. None if nothing is left to do.
-
-    Args:
-        folder: the run's.
-        run: what the checkpoint records.
-        config: the run's own.
-        total: steps to train for.
-        asked: whether a run that has ended by itself before that many is to train on.
-    """
-    state = read_state(folder.path)
-    complete = state is not None and state.state == "complete"
-    lost = state is not None and state.state == "training"
-    ended = run["ended"] and total <= config.train.total_timesteps and not complete
-    ended = ended and (lost or not result_recorded(folder, run["steps"]))
-    done = (complete and not asked) or (run["steps"] >= total and not ended)
-    return None if done else run | {"ended": ended}
-
-
 def resume(
     path: Path,
-    *,
-    total_timesteps: int | None = None,
-    replicas: int | None = None,
+    *changes: str,
     local: bool = False,
     trust: bool = False,
     callbacks: Iterable[Callback] = (),
     progress: bool = True,
 ) -> Run:
-    """Go on with a run under its own configuration, in its own folder and its own tracking run.
+    """Go on with a run under its own configuration, but for a few settings, in its own folder and its own tracking run.
 
     Args:
         path: a run folder or one of its checkpoints, or the URI of either in a mirror, which is brought home first.
-        total_timesteps: train for this many environment steps in all instead of the configured number.
-        replicas: learn with so many learner actors instead of the configured number; learner.num_threads is then
-            chosen anew.
+        changes: settings as `key=value` that replace the run's own: `train.total_timesteps`, `train.stop_success`,
+            which null lifts, and `learner.replicas`.
         trust: import what the run names, whoever wrote it, and join the cluster and open the store that it names.
         local, callbacks, progress: as for `train`.
 
     Raises:
-        CheckpointError: there is no usable checkpoint. Else as `train`.
+        CheckpointError: there is no usable checkpoint.
+        NothingLeft: the run has solved its task, or trained for its steps. Else as `train`.
     """
     with _audience(callbacks, progress) as audience:
         source = source_of(path)
@@ -178,18 +156,10 @@ def resume(
         folder = RunFolder.of(path)
         folder.refuse_if_in_use()
         path, saved, config = load_run(path, trust)
-        if replicas is not None and replicas != config.learner.replicas:
-            config = config.changed("learner", replicas=replicas, num_threads=None)
+        begun, config = config, changed(config, changes)
         if not trust:
             refuse_foreign_places(config, path, folder.path, local, source and source.uri)
-        total = config.train.total_timesteps if total_timesteps is None else total_timesteps
-        run = _left_to_do(folder, saved.run, config, total, asked=True)
-        config = config.changed("train", total_timesteps=total)
-        if run is None:
-            raise ConfigError(
-                f"{path} is complete at step {saved.run['steps']}; to train for longer, give train.total_timesteps=N "
-                f"above that"
-            )
+        run = left_to_do(folder, saved.run, begun, config, asked=True)
         blueprint = checked_blueprint(config, local)
         state = checked_state(path, saved, blueprint)
         return _execute(blueprint, folder, (run, state), local, audience)

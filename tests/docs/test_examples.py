@@ -58,8 +58,8 @@ def test_what_the_pages_show_of_the_front_door_runs(page: str, tmp_path: Path, m
     def briefly(*given: Any, **options: Any) -> mneme.Run:
         return train(*given, *small, **options | {"local": True, "progress": False})
 
-    def resumed(run: mneme.Run, *, total_timesteps: int, local: bool) -> mneme.Run:
-        return resume(run, total_timesteps=run.steps + 1, local=local, progress=False)
+    def resumed(run: mneme.Run, *changes: str, total_timesteps: int, local: bool) -> mneme.Run:
+        return resume(run, *changes, total_timesteps=run.steps + 1, local=local, progress=False)
 
     monkeypatch.setattr(mneme, "train", briefly)
     monkeypatch.setattr(mneme, "resume", resumed)

@@ -155,7 +155,7 @@ def recorded_and_replayed(mneme: Command, run: Path, folder: Path) -> str:
         (["train", "a.yaml", "b.yaml"], 2, "got 2 presets"),
         (["train", "--local", "service.mode=async"], 2, "set service.mode=sync"),
         (["train", "--resume", "/nowhere"], 2, "no usable checkpoint under /nowhere/checkpoints"),
-        (["train", "--resume", "runs/x", "seed=1"], 2, "only train.total_timesteps"),
+        (["train", "--resume", "runs/x", "seed=1"], 2, "those that may change are train.total_timesteps"),
         (["train", "service.address=127.0.0.1:1"], 1, "cannot join the Ray cluster at 127.0.0.1:1"),
         (["evaluate", "/nowhere"], 2, "no usable checkpoint"),
         (["evaluate", "/nowhere", "--episodes", "0"], 2, "episodes is 0"),

@@ -112,7 +112,7 @@ def test_a_run_climbs_its_levels_and_resumes_on_the_one_it_was_on(tmp_path: Path
     short = train(staged(tmp_path / "b", f"train.total_timesteps={int(before)}"), local=True)
     saved = load_checkpoint(list_checkpoints(short.folder / "checkpoints")[-1])
     assert saved.run["curriculum"]["level"] == 1  # the last update's episodes count
-    resume(short.folder, total_timesteps=960, local=True)
+    resume(short.folder, "train.total_timesteps=960", local=True)
     a, b = (load_checkpoint(list_checkpoints(run.folder / "checkpoints")[-1]) for run in (straight, short))
     assert a.run["curriculum"] == b.run["curriculum"]
     for part, arrays in a.arrays.items():

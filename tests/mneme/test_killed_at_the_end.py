@@ -101,5 +101,5 @@ def test_a_run_killed_at_its_result_ends_with_that_of_an_unkilled_one(
 
 def test_more_steps_are_trained_all_the_same(tmp_path: Path) -> None:
     folder = killed(config(tmp_path, *ALL_STEPS), "before")
-    longer = resume(folder.path, total_timesteps=784, local=True, progress=False)
+    longer = resume(folder.path, "train.total_timesteps=784", local=True, progress=False)
     assert (longer.steps, longer.interrupted) == (784, False)

@@ -113,7 +113,7 @@ def test_a_probe_that_succeeds_is_followed_by_full_looks(tmp_path: Path, looks: 
 @pytest.mark.parametrize("looks", [0.5], indirect=True)
 def test_probes_come_at_the_same_steps_whether_a_run_is_resumed_or_not(tmp_path: Path, looks: Looks) -> None:
     first = train(config(tmp_path, *PROBES, "train.total_timesteps=336"), local=True)
-    resume(first.folder, total_timesteps=1120, local=True)
+    resume(first.folder, "train.total_timesteps=1120", local=True)
     at = range(224, 1120, 224)
     results = {Look.RESULT.seed(0, step) for step in (336, 1120)}
     assert [seed for seed in looks.seeds if seed not in results] == [Look.PROBE.seed(0, step) for step in (*at, 1120)]

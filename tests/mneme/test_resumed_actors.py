@@ -36,5 +36,5 @@ def test_actors_that_were_away_are_told_from_an_environment_without_a_state(
          "rollout.unroll_length=7", "train.total_timesteps=112", "train.evaluation_episodes=16"],
     )  # fmt: skip
     run = train(config, local=True, progress=False)
-    resume(run.folder, total_timesteps=224, local=True, progress=False)
+    resume(run.folder, "train.total_timesteps=224", local=True, progress=False)
     assert f"this run resumes with {sentence}" in notes

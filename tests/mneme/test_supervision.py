@@ -208,7 +208,7 @@ def test_a_run_of_that_name_goes_on_where_it_was_and_is_left_alone_when_complete
     short = train(config(tmp_path, "train.total_timesteps=448"), local=True, go_on=True, progress=False)
     again = train(config(tmp_path, "train.total_timesteps=448"), local=True, go_on=True, progress=False)
     assert (again.folder, again.steps, again.evaluation) == (short.folder, 448, None)
-    assert f"{short.folder} is complete" in notes
+    assert any(note.startswith(f"{short.folder} is complete at step 448; ") for note in notes)
     longer = train(config(tmp_path, "train.total_timesteps=896"), local=True, go_on=True, progress=False)
     assert (longer.folder, longer.steps) == (short.folder, 896)
     assert any("resuming" in note for note in notes)

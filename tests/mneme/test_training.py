@@ -143,7 +143,7 @@ def test_one_worker_and_two_give_the_same_batch_and_first_update(tmp_path: Path)
 
 def test_resume_can_train_for_longer(tmp_path: Path, finished: Run) -> None:
     short = train(small(tmp_path, "train.total_timesteps=224"), local=True)
-    longer = resume(short.folder, total_timesteps=448, local=True)
+    longer = resume(short.folder, "train.total_timesteps=448", local=True)
     assert longer.steps == 448
     assert_same_bits(last_arrays(finished.folder), last_arrays(longer.folder))
 
@@ -246,7 +246,7 @@ def test_a_checkpoint_of_another_architecture_is_named(tmp_path: Path, finished:
     with pytest.raises(CheckpointError, match="do not fit its configuration: .*float32 .* it must be float32"):
         evaluate_checkpoint(other, episodes=16, num_envs=16, seed=0)
     with pytest.raises(CheckpointError, match="do not fit its configuration: .*float32 .* it must be float32"):
-        resume(other, total_timesteps=2240, local=True)
+        resume(other, "train.total_timesteps=2240", local=True)
 
 
 def test_a_replay_too_small_for_one_update_is_said(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_resuming_an_older_checkpoint_sets_the_abandoned_future_aside(copied: Pa
 
 def test_one_folder_is_trained_in_by_one_process(finished: Run) -> None:
     with RunFolder(finished.folder).lock(), pytest.raises(ConfigError, match="another process is training in"):
-        resume(finished.folder, total_timesteps=2240, local=True)
+        resume(finished.folder, "train.total_timesteps=2240", local=True)
 
 
 def test_a_complete_run_is_not_resumed_by_accident(finished: Run) -> None:
@@ -288,7 +288,7 @@ def test_an_environment_without_a_state_resumes_with_new_episodes(
         "rollout.unroll_length=64", "learner.learning_rate=1e-12",
     ]  # fmt: skip
     run = train(small(tmp_path, *cart, "train.total_timesteps=256"), local=True)
-    resume(run.folder, total_timesteps=512, local=True)
+    resume(run.folder, "train.total_timesteps=512", local=True)
     rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     returns = {row["step"]: row["return"] for row in rows if "kl" in row}
     assert returns.keys() == {256, 512}

@@ -50,7 +50,7 @@ def test_it_is_diagnosed(run: Any) -> None:
 
 def test_its_loss_cannot_change_when_it_is_resumed(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--resume", str(run.folder), "--local", "learner.value_loss=mse"]) == 2
-    assert "--resume goes on with the run's own settings" in capsys.readouterr().err
+    assert "learner.value_loss=mse is given, but a run goes on with its own settings" in capsys.readouterr().err
 
 
 def test_it_resumes_to_the_bits_of_the_uninterrupted_run(run: Any, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_updates_keep_the_invariants_of_the_pipe(tmp_path: Path, task: str, mode
 def test_a_run_resumes_with_its_statistics(tmp_path: Path) -> None:
     first = run(tmp_path, [*TASKS["POPGym's CartPole"], "learner.normalize_rewards=true"])
     before = load_checkpoint(list_checkpoints(first.folder / "checkpoints")[-1]).arrays["learner"]
-    resumed = resume(first.folder, total_timesteps=first.steps + 1, local=True)
+    resumed = resume(first.folder, f"train.total_timesteps={first.steps + 1}", local=True)
     after = load_checkpoint(list_checkpoints(resumed.folder / "checkpoints")[-1]).arrays["learner"]
     counts = [name for name in before if name.endswith("count")]
     assert counts

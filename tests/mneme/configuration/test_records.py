@@ -181,7 +181,7 @@ def test_a_run_is_evaluated_resumed_and_started_again_with_the_arguments_that_it
             again = read.changed("rollout", carry_stride=None, warm_up=None)
             assert again == config.changed("tracking", uri=read.tracking.uri)
         assert evaluate_checkpoint(run, episodes=4, num_envs=4, seed=0).episodes == 4
-        assert resume(run, total_timesteps=56, local=True).steps == 56
+        assert resume(run, "train.total_timesteps=56", local=True).steps == 56
         again = train(load_config(run / "config.yaml", ["name=again", "train.total_timesteps=28"]), local=True)
         assert load_config(again.folder / "config.yaml", ["name=run"]) == load_config(
             run / "config.yaml", ["train.total_timesteps=28"]

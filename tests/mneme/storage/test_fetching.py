@@ -197,7 +197,7 @@ def test_only_a_mirror_that_its_user_has_named_is_gone_on_with_unasked(there: Pa
     for given in (Path("runs/a"), Path(f"file://{copy}")):
         brought_home(Path(f"file://{there}"))
         with pytest.raises(CheckpointError, match=r"has checkpoint.mirror=file://.*there, where all .* \(trust=True\)"):
-            resume(given, total_timesteps=160, local=True, progress=False)
+            resume(given, "train.total_timesteps=160", local=True, progress=False)
 
 
 def test_a_store_that_goes_away_meanwhile_is_one_sentence(

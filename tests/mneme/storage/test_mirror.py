@@ -101,7 +101,7 @@ def test_a_run_goes_on_from_the_store_on_another_machine_as_if_nothing_had_happe
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     run = resume(
-        Path(below(there, "a")), total_timesteps=128, local=True, progress=False
+        Path(below(there, "a")), "train.total_timesteps=128", local=True, progress=False
     )  # whose mirror needs no trust
     assert run.folder == tmp_path / "elsewhere" / "runs" / "a"
     assert run.folder.stat().st_mode & 0o777 == 0o700
@@ -326,7 +326,8 @@ def test_a_mirror_keeps_runs_apart(tmp_path: Path, server: S3Server, bucket: str
 def test_what_a_run_has_abandoned_is_gone_from_the_store(tmp_path: Path, server: S3Server, bucket: str) -> None:
     there = f"s3://{bucket}/runs{server.options}"
     run = train(small(tmp_path / "runs", there, "checkpoint.keep=9"), local=True, progress=False)
-    resume(list_checkpoints(run.folder / "checkpoints")[1], total_timesteps=96, local=True, progress=False, trust=True)
+    second = list_checkpoints(run.folder / "checkpoints")[1]
+    resume(second, "train.total_timesteps=96", local=True, progress=False, trust=True)
     _, files = open_store(below(there, "a"), writing=False)
     assert sorted(whole_checkpoints(files)) == [32, 64, 96]
     for path in list_checkpoints(run.folder / "checkpoints"):  # the third of them written anew

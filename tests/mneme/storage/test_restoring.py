@@ -212,7 +212,7 @@ def test_what_only_an_environment_can_judge_is_left_to_it(tmp_path: Path, kind: 
         worker = load_checkpoint(list_checkpoints(run.folder / "checkpoints")[-1]).arrays["worker-0"]
         assert worker["level"] == bool(more)
         assert evaluate_checkpoint(run.folder, episodes=4, num_envs=4, seed=0).lengths.size == 4
-        assert resume(run.folder, total_timesteps=160, local=True).steps == 160
+        assert resume(run.folder, "train.total_timesteps=160", local=True).steps == 160
     finally:
         del gym.registry["Own-v0"]
 
@@ -254,7 +254,7 @@ def test_evaluate_and_resume_refuse_alike_and_leave_the_run_as_it_was(saved: Che
         before = sorted(str(file) for file in tmp_path.rglob("*"))
         for load in (
             lambda path=path: evaluate_checkpoint(path, episodes=4, num_envs=4, seed=0),
-            lambda path=path: resume(path, total_timesteps=160, local=True),
+            lambda path=path: resume(path, "train.total_timesteps=160", local=True),
         ):
             with pytest.raises(CheckpointError, match=sentence) as caught:
                 load()

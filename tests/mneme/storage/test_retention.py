@@ -89,7 +89,7 @@ def test_the_best_of_a_run_and_of_its_continuation_is_saved_and_kept(
 
     assert kept() == [96, 192]
     told = Scripted(monkeypatch, [2.75, 3.5, 9.0])  # at 224 and 256, and the result
-    resume(run.folder, total_timesteps=288, local=True, callbacks=[told], progress=False)
+    resume(run.folder, "train.total_timesteps=288", local=True, callbacks=[told], progress=False)
     assert kept() == [256, 288]
     newest: dict[str, Any] = load_checkpoint(list_checkpoints(run.folder / "checkpoints")[-1]).run
     assert newest["best"] == {"step": 256, "score": [0.0, 3.5]}

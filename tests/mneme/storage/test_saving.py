@@ -55,7 +55,7 @@ def test_a_run_that_cannot_save_its_end_fails_and_goes_on_from_elsewhere(
     assert spare.stat().st_mode & 0o077 == 0
     assert evaluate_checkpoint(spare, episodes=4, num_envs=4, seed=0).lengths.size == 4
     monkeypatch.undo()
-    resumed = resume(spare, total_timesteps=64, local=True)
+    resumed = resume(spare, "train.total_timesteps=64", local=True)
     assert (resumed.folder, resumed.steps) == (spare, 64)
     assert [row["step"] for row in RunFolder(spare).history() if "kl" in row] == [32, 64]
 
@@ -168,7 +168,7 @@ def test_an_annealed_run_that_is_extended_never_learns_faster_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = train(small(tmp_path, "learner.lr_schedule=linear", "train.total_timesteps=128"), local=True)
-    resume(run.folder, total_timesteps=256, local=True)
+    resume(run.folder, "train.total_timesteps=256", local=True)
     assert "under learner.lr_schedule the value of the last update falls to zero at step 256" in capsys.readouterr().out
     rates = [row["learning_rate"] for row in RunFolder(run.folder).history() if "learning_rate" in row]
     assert len(rates) == 8

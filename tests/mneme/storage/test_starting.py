@@ -94,7 +94,7 @@ def test_a_run_goes_on_without_what_it_began_from(first: Run, tmp_path: Path) ->
     assert again.folder == run.folder
     assert again.steps == 224
     assert_same_bits(last_arrays(straight.folder), last_arrays(again.folder))
-    assert resume(run.folder, total_timesteps=336, local=True, progress=False).steps == 336
+    assert resume(run.folder, "train.total_timesteps=336", local=True, progress=False).steps == 336
     other = config.changed("train", start_from=str(tmp_path / "other"))
     with pytest.raises(ConfigError, match="was begun with train.start_from="):
         train(other, local=True, go_on=True, progress=False)

@@ -85,7 +85,7 @@ def test_a_module_that_comes_with_the_run_is_named_and_not_imported(
         for load in (
             lambda: evaluate_checkpoint(folder, episodes=4, num_envs=4, seed=0),
             lambda: evaluate_checkpoint(folder / "checkpoints" / "step-000000000028", episodes=4, num_envs=4, seed=0),
-            lambda: resume(folder, total_timesteps=56, local=True),
+            lambda: resume(folder, "train.total_timesteps=56", local=True),
         ):
             with pytest.raises(
                 CheckpointError, match=rf"{setting}=evil:X.*the code in .*evil.*beside the run.*--trust"
@@ -209,9 +209,9 @@ def test_a_strangers_cluster_and_store_are_reached_with_trust_alone(
         config[section][setting] = value
         folder = written(strange, run)
         with pytest.raises(CheckpointError, match=f"{section}.{setting}={value}"):
-            resume(folder, total_timesteps=56, local=section == "tracking")
+            resume(folder, "train.total_timesteps=56", local=section == "tracking")
         with pytest.raises(Reached):
-            resume(folder, total_timesteps=56, trust=True)
+            resume(folder, "train.total_timesteps=56", trust=True)
 
 
 OWN = (
