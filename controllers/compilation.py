@@ -38,20 +38,23 @@ def _act(policy: Policy) -> None:
 
 
 def compile_ahead(controller: Controller, kind: str) -> None:
-    """Compile the scans of this kind now, if they run in numba on this machine's CPU and were never compiled here.
+    """Compile this kind's scans and its step now, if they run in numba on this machine's CPU and were never compiled
+    here.
 
     Args:
         controller: an instance of the kind.
         kind: its name, under which the compilation is remembered.
     """
     if controller.backend_on(torch.device("cpu")) == "numba":
-        _once(kind, f"the scans of {kind}", lambda: _scan(controller))
+        _once(kind, f"the scans of {kind}", lambda: _scan_and_step(controller))
 
 
-def _scan(controller: Controller) -> None:
+def _scan_and_step(controller: Controller) -> None:
     x_TBD, reset_TB = torch.zeros(1, 1, controller.input_size), torch.zeros(1, 1, dtype=torch.bool)
     y_TBH, _ = controller.scan(x_TBD, reset_TB, controller.initial_carry(1))
     torch.autograd.grad(y_TBH.sum(), list(controller.parameters()), allow_unused=True)
+    with torch.no_grad():
+        controller.stepper()(x_TBD[0], reset_TB[0], controller.initial_carry(1))
 
 
 def _once(name: str, what: str, run: Callable[[], None]) -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from mneme.controllers.controller import Carry
+from mneme.controllers.controller import Carry, Step
 from mneme.controllers.initialisation import chrono_bias
 from mneme.controllers.precision import wide
 from mneme.controllers.residual_block import ResidualBlock
@@ -77,15 +77,31 @@ class LruController(ResidualBlock):
         )
         return self._read(h_TBM, u_TBH), {"h": h_BM.unflatten(1, (2, -1)).mT.contiguous()}
 
+    def stepper(self) -> Step:
+        if self.backend_on(self.initial_h.device) != "numba":
+            return super().stepper()
+        from mneme.controllers.scans.linear.step import constant_block_step  # here, as numba may be missing
+        from mneme.controllers.scans.rows.block import block
+
+        weights = self._drive_weight(), torch.view_as_real(self.eigenvalues()).mT, self._read_weight()
+        return constant_block_step(block(self.project, self.norm, self.mix), *weights, self.skip, self.initial_h)
+
     def _drive(self, u: Tensor) -> Tensor:
         """gamma (B u): [..., H] -> [..., 2N], real parts, then imaginary ones."""
+        return wide(F.linear(u, self._drive_weight()))
+
+    def _drive_weight(self) -> Tensor:
+        """gamma B, [2N, H]."""
         weight = self.weight_in.unflatten(0, (-1, 2)) * torch.exp(self.log_gamma)[:, None, None]
-        return wide(F.linear(u, weight.transpose(0, 1).flatten(0, 1)))
+        return weight.transpose(0, 1).flatten(0, 1)
 
     def _read(self, h: Tensor, u: Tensor) -> Tensor:
         """Re(C h) + D u: [..., 2N], real parts, then imaginary ones, and [..., H] -> [..., H]."""
-        weight = self.weight_out.unflatten(1, (-1, 2)).mT.flatten(1)
-        return torch.addcmul(F.linear(h, weight), self.skip, u)
+        return torch.addcmul(F.linear(h, self._read_weight()), self.skip, u)
+
+    def _read_weight(self) -> Tensor:
+        """C for real parts, then for imaginary ones, [H, 2N]."""
+        return self.weight_out.unflatten(1, (-1, 2)).mT.flatten(1)
 
 
 def _complex(parts: Tensor) -> Tensor:

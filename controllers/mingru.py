@@ -10,7 +10,7 @@ keeps the state among the candidates that it has seen, and a plain candidate let
 import torch
 from torch import Generator, Tensor
 
-from mneme.controllers.controller import Carry
+from mneme.controllers.controller import Carry, Step
 from mneme.controllers.initialisation import chrono_bias, linear
 from mneme.controllers.layer_norm import LayerNorm
 from mneme.controllers.precision import gates
@@ -61,3 +61,12 @@ class MinGruController(ResidualBlock):
         written = torch.addcmul(n, keep, n, value=-1)
         h_TBH, h_BH = linear_scan(keep, written, reset_TB, carry["h"], self.initial_h, backend, cut_TB)
         return self.state_norm(h_TBH), {"h": h_BH}
+
+    def stepper(self) -> Step:
+        if self.backend_on(self.initial_h.device) != "numba":
+            return super().stepper()
+        from mneme.controllers.scans.linear.step import gated_block_step  # here, as numba may be missing
+        from mneme.controllers.scans.rows.block import block
+
+        around = block(self.project, self.norm, self.mix)
+        return gated_block_step(around, self.gates, self.state_norm, self.initial_h)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from mneme.controllers.controller import Carry, Controller
+from mneme.controllers.controller import Carry, Controller, Step
 
 _Run = Callable[[Controller, Tensor, Carry], tuple[Tensor, Carry]]
 
@@ -44,6 +44,10 @@ class Stack(Controller):
 
     def fast_step(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         return self._through(x_BD, carry, lambda layer, x, c: layer.fast_step(x, c))
+
+    def stepper(self) -> Step:
+        steps = {layer: layer.stepper() for layer in self._each()}
+        return lambda x_BD, reset_B, carry: self._through(x_BD, carry, lambda layer, x, c: steps[layer](x, reset_B, c))
 
     def run_with_signals(
         self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None

@@ -33,7 +33,7 @@ def drawn(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 2) -> Ten
 @pytest.mark.parametrize("greedy", [False, True])
 @pytest.mark.parametrize("norm,heads", [(True, ()), (False, ()), (True, (5,)), (False, (7, 3))])
 @pytest.mark.parametrize(
-    "kind,start", [("gru", "zero"), ("gru", "learned"), ("lstm", "learned"), ("nbrc", "learned"), ("mingru", "zero")]
+    "kind,start", [("gru", "zero"), *((kind, "learned") for kind in ("gru", "lstm", "nbrc", "mingru", "lru", "mamba2"))]
 )
 def test_it_acts_as_the_policy_does(kind: str, start: str, norm: bool, heads: tuple[int, ...], greedy: bool) -> None:
     policy = policy_of(kind, heads=heads, output_norm=norm, initial_carry=start)
@@ -48,7 +48,7 @@ def test_it_acts_as_the_policy_does(kind: str, start: str, norm: bool, heads: tu
         own, carry = given.carry, expected.carry
 
 
-@pytest.mark.parametrize("kind", ["gru", "lstm", "nbrc", "mamba"])
+@pytest.mark.parametrize("kind", ["gru", "lstm", "nbrc", "mingru", "lru", "mamba"])
 def test_the_number_of_lanes_may_change(kind: str) -> None:
     policy = policy_of(kind)
     actor = Actor(policy)
@@ -60,8 +60,9 @@ def test_the_number_of_lanes_may_change(kind: str) -> None:
         torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_lane_acts_the_same_whoever_is_beside_it() -> None:
-    policy, x, uniform = policy_of(), drawn(B, 3, dtype=torch.float32), torch.rand(B, 1)
+@pytest.mark.parametrize("kind", ["gru", "mingru", "lru"])
+def test_a_lane_acts_the_same_whoever_is_beside_it(kind: str) -> None:
+    policy, x, uniform = policy_of(kind), drawn(B, 3, dtype=torch.float32), torch.rand(B, 1)
     together = Actor(policy).act({"x": x}, torch.ones(B, dtype=torch.bool), policy.initial_carry(B), uniform)
     for b in range(B):
         own = slice(b, b + 1)

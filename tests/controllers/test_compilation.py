@@ -93,11 +93,11 @@ def test_a_policy_is_compiled_whole_so_that_who_acts_finds_all_of_it(tmp_path: P
     program = (
         "from mneme.controllers import *; from mneme.controllers.compilation import compile_policy; "
         "from mneme.controllers.acting import Actor; import torch; "
-        "settings = PolicySettings(controller=GruSettings(hidden_size=8)); "
+        "settings = PolicySettings(controller=MinGruSettings(hidden_size=8)); "
         "policy = build_policy(PolicySpec({'x': Vector(3)}, Categorical(2)), settings, 5, seed=0); "
     )
     ahead, after = (
-        "compile_policy(policy, 'gru')",
+        "compile_policy(policy, 'mingru')",
         "reset, uniform = torch.zeros(4, dtype=torch.bool), torch.zeros(4, 1); "
         "act = Actor(policy).act({'x': torch.zeros(4, 3)}, reset, policy.initial_carry(4), uniform); "
         "Actor(policy, greedy=True).act({'x': torch.zeros(4, 3)}, reset, act.carry, uniform)",

@@ -115,7 +115,7 @@ def _gated(sn, reset, initial, h, before):
     for t in range(T):
         for b in range(B):
             copy(before, initial if reset[t, b] else h[t, b])
-            _gated_step(sn[t, b, :N], sn[t, b, N:], before, h[t + 1, b])
+            gated_step(sn[t, b, :N], sn[t, b, N:], before, h[t + 1, b])
 
 
 @kernel
@@ -136,8 +136,8 @@ def _constant(b_, reset, initial, a, h, before):
         for b in range(B):
             copy(before, initial if reset[t, b] else h[t, b])
             real, imag, added, after = before[:N], before[N:], b_[t, b], h[t + 1, b]
-            _real(a[0], a[1], real, imag, added[:N], after[:N])
-            _imag(a[0], a[1], real, imag, added[N:], after[N:])
+            real_part(a[0], a[1], real, imag, added[:N], after[:N])
+            imaginary_part(a[0], a[1], real, imag, added[N:], after[N:])
 
 
 @kernel
@@ -166,7 +166,8 @@ def _stop_at(t, b, reset, stop, dh, dinitial):
 
 
 @compiled
-def _gated_step(s, n, before, after):
+def gated_step(s, n, before, after):
+    """Fill in n + sigmoid(s) (before - n), [N]."""
     for i in range(len(s)):
         after[i] = sigmoid(s[i]) * (before[i] - n[i]) + n[i]
 
@@ -182,14 +183,14 @@ def _gated_step_back(s, n, before, dh, ds, dn):
 
 
 @compiled
-def _real(a, a_i, h, h_i, b, to):
+def real_part(a, a_i, h, h_i, b, to):
     """Re(a h) + b."""
     for i in range(len(to)):
         to[i] = fma(a[i], h[i], fma(-a_i[i], h_i[i], b[i]))
 
 
 @compiled
-def _imag(a, a_i, h, h_i, b, to):
+def imaginary_part(a, a_i, h, h_i, b, to):
     """Im(a h) + b."""
     for i in range(len(to)):
         to[i] = fma(a[i], h_i[i], fma(a_i[i], h[i], b[i]))

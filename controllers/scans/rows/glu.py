@@ -48,7 +48,7 @@ class _GluBeside(torch.autograd.Function):
 def _forward(x, m, y):
     H = x.shape[1]
     for r in range(len(x)):
-        _row(x[r], m[r, :H], m[r, H:], y[r])
+        glu_row(x[r], m[r, :H], m[r, H:], y[r])
 
 
 @kernel
@@ -59,7 +59,8 @@ def _backward(m, dy, dm):
 
 
 @compiled
-def _row(x, a, b, y):
+def glu_row(x, a, b, y):
+    """Fill in y = x + a sigmoid(b), [H] each."""
     for i in range(len(x)):
         y[i] = a[i] * sigmoid(b[i]) + x[i]
 
