@@ -204,7 +204,7 @@ def make_parser() -> argparse.ArgumentParser:
     report.add_argument(
         "paths", nargs="+", type=_path, metavar="PATH", help="runs, or folders of them (suites, sweeps)"
     )
-    report.add_argument("--out", type=_path, default=Path("report"), metavar="FOLDER", help="default %(default)s")
+    report.add_argument("--out", type=_path, metavar="FOLDER", help="default: runs/reports/NAME, as the first path's")
     report.add_argument(
         "--by", type=_names, metavar="A,B", help="settings that make a method (default: all that differ within a task)"
     )

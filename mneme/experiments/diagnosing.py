@@ -14,6 +14,7 @@ from mneme.experiments.carries import Ageing, ageing, batches_of, learner_of, tu
 from mneme.learner import LearnerSettings
 from mneme.learner.fidelity import Fidelity
 from mneme.reporting.curves import BLUE, GREY, picture, plain_numbers
+from mneme.reporting.display import NOTHING
 from mneme.storage.paths import locate
 from mneme.storage.run_folder import RunFolder
 
@@ -57,17 +58,16 @@ class Diagnosis(NamedTuple):
         """All of it, to be read, and what to change."""
         fidelity = self.fidelity
         yield f"mode: {self.mode}"
-        yield f"beside full: cosine {fidelity.cosine:.3f}, norm {fidelity.norm_ratio:.3f} times"
-        yield (
-            f"beside full, recurrent core: cosine {fidelity.core_cosine:.3f}, norm {fidelity.core_norm_ratio:.3f} times"
-        )
+        cosine, norm, core_cosine, core_norm = map(_shown, fidelity)
+        yield f"beside full: cosine {cosine}, norm {norm} times"
+        yield f"beside full, recurrent core: cosine {core_cosine}, norm {core_norm} times"
         yield "norm of d loss / d carry, by steps back:"
         for distance in distances(len(self.reach)):
-            yield f"  {distance:>6,}  {self.reach[distance]:.3g}"
+            yield f"  {distance:>6,}  {_shown(self.reach[distance], '.3g')}"
         for unit, aged in (("epoch", self.ageing.by_epoch), ("lag", self.ageing.by_lag)):
-            drift = ", ".join(f"{i}: {staleness.distance:.3f}" for i, staleness in enumerate(aged, 1))
+            drift = ", ".join(f"{i}: {_shown(staleness.distance)}" for i, staleness in enumerate(aged, 1))
             yield f"staleness of stored carries, by {unit}: {drift}"
-        parts = ", ".join(f"{name} {share:.3f}" for name, share in self.turnover.items())
+        parts = ", ".join(f"{name} {_shown(share)}" for name, share in self.turnover.items())
         yield f"share of the carry that a step replaces: {parts or 'there is no carry'}"
         if self.recent:
             yield f"in the last updates: {', '.join(f'{name} {value:.3g}' for name, value in self.recent.items())}"
@@ -164,6 +164,11 @@ def draw_reach(diagnosis: Diagnosis, path: Path) -> None:
         if diagnosis.memory_horizon:
             axes.axvline(diagnosis.memory_horizon, color=GREY, linestyle=":")
         axes.set(xlabel="steps back", ylabel="norm of d loss / d carry", title=f"reach, {diagnosis.mode}")
+
+
+def _shown(value: float, form: str = ".3f") -> str:
+    """A number, or a dash where nothing was measured."""
+    return format(value, form) if math.isfinite(value) else NOTHING
 
 
 def _mode(s: LearnerSettings) -> str:

@@ -1,149 +1,34 @@
-"""How runs are, read from their folders: one in detail, and all of a folder as a table. Nothing of theirs is run."""
+"""How runs are, as people read it: one in detail, and all of a folder as a table."""
 
-import json
 import math
-import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mneme.configuration.records import read_yaml
 from mneme.reporting.display import NOTHING, clock
-from mneme.storage.checkpoint import list_checkpoints, step_of
-from mneme.storage.files import opened, read_text
-from mneme.storage.holding import Held, held, read_state
-from mneme.storage.run_folder import Row, RunFolder
+from mneme.reporting.run_status import RunStatus, gathered_in, run_status, runs_in
 
-_TAIL = 1 << 20  # bytes of metrics.jsonl that are read, from its end
 _LOG_LINES = 5
-_RECENT = 100  # updates over which the rate is taken
-_MOST = 1e18  # in metrics; a number beyond is none that a run has written
 _WIDTH = 160  # columns where the output is no terminal
 _HEADINGS = ("name", "task", "controller", "step", "success", "state", "last seen")
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunStatus:
-    """A run as its folder has it; None is what that does not say."""
-
-    path: Path
-    settings: Mapping[str, Any]  # config.yaml
-    held: bool  # a process trains there now
-    state: Held | None
-    checkpoint: Path | None  # the newest
-    rows: list[Row]  # the last of metrics.jsonl, oldest first
-    seen: float | None  # seconds since 1970, of its last sign of life
-
-    @property
-    def word(self) -> str:
-        """Its state in a word or two."""
-        if self.held:
-            return "training"
-        if self.state is None:
-            return NOTHING
-        return "cut off" if self.state.state == "training" else self.state.state
-
-    @property
-    def step(self) -> int | None:
-        """Environment steps that it has trained on."""
-        saved = None if self.checkpoint is None else step_of(self.checkpoint)
-        return int(self.rows[-1]["step"]) if self.rows else saved
-
-    @property
-    def total(self) -> int | None:
-        """Environment steps after which it ends."""
-        total = self.setting("train", "total_timesteps")
-        return total if type(total) is int and _plain(total) else None
-
-    @property
-    def rate(self) -> float | None:
-        """Environment steps a second lately, evaluations and checkpoints included; while it trains."""
-        began = self.state.began if self.state is not None else 0.0
-        rows = [row for row in self.rows if "weights_version" in row and row["time"] >= began][-_RECENT:]
-        if not self.held or not rows:
-            return None
-        steps, seconds = rows[-1]["step"] - rows[0]["step"], rows[-1]["time"] - rows[0]["time"]
-        rate = steps / seconds if seconds > 0 else rows[-1].get("steps_per_second", 0)
-        return float(rate) if rate > 0 else None
-
-    def setting(self, *keys: str) -> Any:
-        """A setting of its configuration."""
-        value: Any = self.settings
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        return value
-
-    def last(self, *names: str) -> float | None:
-        """The newest value of any of these metrics."""
-        for row in reversed(self.rows):
-            for name in names:
-                if name in row:
-                    return float(row[name])
-        return None
-
-
-def run_status(path: Path) -> RunStatus:
-    """How the run in a folder is.
-
-    Raises:
-        ValueError: there is no run.
-    """
-    folder = RunFolder(path)
-    state = read_state(path)
-    try:
-        settings = read_yaml(read_text(folder.config)) if folder.config.exists() else {}
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
-        settings = {}
-    checkpoints = list_checkpoints(folder.checkpoints)
-    if not (folder.config.exists() or checkpoints):
-        raise ValueError(f"there is no run at {path}; name a run's folder, or list those of a folder with: mneme runs")
-    rows, modified = _last_rows(folder.metrics)
-    signs = [modified] if state is None else [modified, state.seen]
-    return RunStatus(
-        path=path,
-        settings=settings if isinstance(settings, dict) else {},
-        held=held(path),
-        state=state,
-        checkpoint=checkpoints[-1] if checkpoints else None,
-        rows=rows,
-        seen=max((sign for sign in signs if sign is not None), default=None),
-    )
-
-
-def runs_in(folder: Path) -> list[RunStatus]:
-    """The runs whose folders lie in a folder, the one that was seen last at the end.
-
-    Raises:
-        ValueError: there is no such folder.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}; name the one that holds your runs, as checkpoint.root had it")
-    found = []
-    for path in filter(Path.is_dir, folder.iterdir()):
-        try:
-            found.append(run_status(path))
-        except (ValueError, OSError):  # another folder, or one that may not be read
-            continue
-    return sorted(found, key=lambda run: (run.seen or 0.0, run.path.name))
-
-
 def show_runs(folder: Path, console: Console | None = None) -> None:
-    """Print the runs of a folder.
+    """Print the runs of a folder, and a line for each folder in it that gathers others, such as a sweep's.
 
     Raises:
         ValueError: there is no such folder.
     """
-    runs = runs_in(folder)
+    runs, gathered = runs_in(folder), list(gathered_in(folder))
     console = _console(console)
-    if not runs:
+    if not runs and not gathered:
         console.print(Text(f"no runs in {folder}; begin one with: mneme train"))
         return
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
@@ -151,7 +36,10 @@ def show_runs(folder: Path, console: Console | None = None) -> None:
         table.add_column(name, justify="right" if name in ("step", "success") else "left")
     for run in runs:
         table.add_row(*map(Text, _cells(run)))
-    console.print(table)
+    if runs:
+        console.print(table)
+    for path, inner in gathered:
+        console.print(Text(_text(f"{path.relative_to(folder)}: {_summary(inner)}; mneme runs {path}")), soft_wrap=True)
 
 
 def show_status(path: Path, console: Console | None = None) -> None:
@@ -186,12 +74,19 @@ def _show_lines(lines: Iterable[tuple[str, str]], console: Console | None) -> No
     _console(console).print(table)
 
 
+def _summary(runs: list[RunStatus]) -> str:
+    words = Counter(run.word for run in runs)
+    known = ", ".join(f"{number} {word}" for word, number in words.most_common() if word != NOTHING)
+    what = f"{len(runs)} runs" if len(runs) > 1 else "1 run"
+    return f"{what}{known and f', {known}'}, last seen {_ago(runs[-1].seen)}"
+
+
 def _cells(run: RunStatus) -> Iterator[str]:
     yield _text(run.path.name)
     yield _text(run.setting("env", "id"))
     yield _text(run.setting("policy", "controller", "kind"))
     yield _steps(run)
-    yield _percent(run.last("evaluation/success", "success"))
+    yield _success(run)
     yield run.word
     yield _ago(run.seen)
 
@@ -212,49 +107,30 @@ def _lines(run: RunStatus) -> Iterator[tuple[str, str]]:
     yield "steps/s", NOTHING if rate is None else f"{rate:,.0f}"
     left = None if rate is None or run.step is None or run.total is None else max(0, run.total - run.step) / rate
     yield "eta", NOTHING if left is None else clock(left)
-    returns = run.last("return")
-    yield "return", NOTHING if returns is None else f"{returns:.3f}"
-    yield "success", _percent(run.last("success"))
-    yield "evaluation", _evaluation(run)
+    yield "training", _outcome(run, "", "actions drawn")
+    yield "evaluation", _outcome(run, "evaluation/", "greedy")
     yield (
         "checkpoint",
         NOTHING if run.checkpoint is None else f"{run.checkpoint}, {_ago(run.checkpoint.stat().st_mtime)}",
     )
 
 
-def _evaluation(run: RunStatus) -> str:
-    row = next((row for row in reversed(run.rows) if "evaluation/return" in row), None)
+def _outcome(run: RunStatus, prefix: str, how: str) -> str:
+    """The newest return and success of training or of evaluations, with how actions were chosen, and when."""
+    row = next((row for row in reversed(run.rows) if f"{prefix}return" in row), None)
     if row is None:
         return NOTHING
-    text = f"return {row['evaluation/return']:.3f}"
-    if "evaluation/success" in row:
-        text += f", success {_percent(row['evaluation/success'])}"
-    return f"{text} at step {row['step']:,}"
+    success = row.get(f"{prefix}success")
+    shown = "" if success is None else f", success {_percent(success)}"
+    return f"return {row[f'{prefix}return']:.3f}{shown} at step {row['step']:,} ({how})"
 
 
-def _last_rows(metrics: Path) -> tuple[list[Row], float | None]:
-    """The rows at the end of a file of metrics, and when it was written."""
-    try:
-        with os.fdopen(opened(metrics, os.O_RDONLY), "rb") as file:
-            status = os.fstat(file.fileno())
-            file.seek(max(0, status.st_size - _TAIL))
-            lines = file.read().splitlines()
-    except OSError:
-        return [], None
-    rows = []
-    for line in lines:  # the first may be a part of one
-        try:
-            row = {key: value for key, value in json.loads(line).items() if _plain(value)}
-        except (ValueError, AttributeError, RecursionError):
-            continue
-        if type(row.get("step")) is int and "time" in row:
-            rows.append(row)
-    return rows, status.st_mtime
-
-
-def _plain(value: Any) -> bool:
-    """True of numbers that can be reckoned with; neither those without end nor NaN are."""
-    return isinstance(value, int | float) and abs(value) < _MOST
+def _success(run: RunStatus) -> str:
+    """The newest success, greedy unless it says otherwise."""
+    row = next((row for row in reversed(run.rows) if {"success", "evaluation/success"} & row.keys()), None)
+    if row is None:
+        return NOTHING
+    return _percent(row["evaluation/success"]) if "evaluation/success" in row else f"{_percent(row['success'])} drawn"
 
 
 def _steps(run: RunStatus) -> str:
@@ -262,8 +138,8 @@ def _steps(run: RunStatus) -> str:
     return f"{step} / {total}"
 
 
-def _percent(value: float | None) -> str:
-    return NOTHING if value is None or not math.isfinite(value) else f"{100 * value:.1f} %"
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %" if math.isfinite(value) else NOTHING
 
 
 def _text(value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 CHECKPOINTS, CHECKPOINT_PREFIX, MANIFEST = "checkpoints", "step-", "manifest.json"
 UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EBADF)
 """Error numbers by which network and user-space file systems say that they do not lock files or flush folders."""
-_RESERVED = ("suites", "mlflow.db", "mlartifacts")  # what else lies under runs/
+_RESERVED = ("suites", "sweeps", "reports", "mlflow.db", "mlartifacts")  # what else lies under runs/
 _LONGEST_NAME = 200  # bytes; file systems take 255, and files beside it get longer names
 _ELSEWHERE = "name a folder that can be written, such as checkpoint.root=/tmp/runs"
 

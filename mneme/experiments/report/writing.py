@@ -12,7 +12,7 @@ from mneme.experiments.report.gate import Held, check_share, gate_table, held_ag
 from mneme.experiments.report.groups import Comparison, compare
 from mneme.experiments.report.page import Section, write_page
 from mneme.experiments.report.pictures import Pair, draw_curves, draw_horizons, draw_improvements, draw_profiles
-from mneme.experiments.report.records import FILE, read_records, write_records
+from mneme.experiments.report.records import FILE, Record, read_records, write_records
 from mneme.experiments.report.statistics import Array, Estimate, interquartile_mean, probability_of_improvement
 from mneme.experiments.report.tables import (
     Table,
@@ -25,7 +25,7 @@ from mneme.experiments.report.tables import (
     runs_table,
 )
 
-PAGE = "report.html"
+ROOT, PAGE = Path("runs/reports"), "report.html"
 _PAIRS = 15  # of methods that are compared with each other; of more methods each with the best
 _STATISTICS = (
     "Brackets are 95 % intervals of the percentile bootstrap over seeds, stratified by task (Agarwal et al. 2021). A "
@@ -56,14 +56,15 @@ class Report(NamedTuple):
 
 
 def write_report(
-    paths: Sequence[Path], folder: Path, *, by: Sequence[str] | None = None, score: str | None = None,
+    paths: Sequence[Path], folder: Path | None = None, *, by: Sequence[str] | None = None, score: str | None = None,
     against: Sequence[Path] = (), share: float = 1.0,
 ) -> Report:  # fmt: skip
     """Compare runs and write what came of it.
 
     Args:
         paths: of runs, or of folders that hold runs, or of reports.
-        folder: for the page, its pictures as PNG, its tables as CSV, and the runs' figures as JSON.
+        folder: for the page, its pictures as PNG, its tables as CSV, and the runs' figures as JSON. Unset: one of the
+            first path's name in runs/reports.
         by: settings that make a method; unset, those that differ between runs of one task.
         score: the figure of an evaluation that is compared.
         against: runs of old that these are held against.
@@ -75,6 +76,7 @@ def write_report(
         OSError: it cannot be written.
     """
     check_share(share)
+    folder = ROOT / (paths[0].parent if paths[0].is_file() else paths[0]).resolve().name if folder is None else folder
     if folder.resolve() in [path.resolve() for path in against]:
         raise ConfigError(f"the report would replace {folder}, which runs are held against; choose another --out")
     records = read_records(paths)
@@ -87,8 +89,15 @@ def write_report(
         (folder / f"{name}.csv").write_text(as_csv(table))
     sections = [*_gate(held, share), *_sections(comparison, tables["groups"], folder)]
     names = ", ".join(path.name or str(path.resolve().name) for path in paths)
-    write_page(f"{names}: {len(records)} runs", _STATISTICS, sections, folder / PAGE)
+    write_page(f"{names}: {_counted(records)}", _STATISTICS, sections, folder / PAGE)
     return Report(folder / PAGE, held)
+
+
+def _counted(records: Sequence[Record]) -> str:
+    """How many runs are compared, and how many are left out as nothing is known of their result."""
+    evaluated = sum(bool(record.result) for record in records)
+    left = len(records) - evaluated
+    return f"{evaluated} run{'s' * (evaluated != 1)}{f', and {left} never evaluated' if left else ''}"
 
 
 def _gate(held: Sequence[Held], share: float) -> Iterator[Section]:

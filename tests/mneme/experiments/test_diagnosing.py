@@ -68,6 +68,19 @@ def test_a_run_of_whole_episodes_is_diagnosed_on_whole_episodes(
     assert len(found.ageing.by_epoch) == 4
 
 
+def test_what_was_not_measured_is_a_dash() -> None:
+    nothing = float("nan")
+    found = Diagnosis(
+        "full", Fidelity(1.0, 1.0, nothing, nothing), np.array([0.5, nothing]), None, 2, False,
+        Ageing([Staleness(0, nothing, nothing, {}, {})], []), {}, {},
+    )  # fmt: skip
+    lines = list(found.lines())
+    assert "nan" not in "\n".join(lines)
+    assert "beside full, recurrent core: cosine –, norm – times" in lines
+    assert "       1  –" in lines
+    assert "staleness of stored carries, by epoch: 1: –" in lines
+
+
 def test_the_same_seed_gives_the_same_figures(run: Path) -> None:
     first, second, other = (diagnose(run, seed=seed, num_envs=4) for seed in (1, 1, 2))
     assert first.fidelity == second.fidelity != other.fidelity

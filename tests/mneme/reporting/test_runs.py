@@ -13,7 +13,8 @@ from rich.console import Console
 
 from mneme.cli import main
 from mneme.distributed.ray_jobs import JobState
-from mneme.reporting.runs import run_status, runs_in, show_job, show_runs, show_status
+from mneme.reporting.run_status import run_status, runs_in
+from mneme.reporting.runs import show_job, show_runs, show_status
 from mneme.storage.holding import Holding
 
 CONFIG = """
@@ -91,9 +92,8 @@ def test_one_run_is_told_in_detail(tmp_path: Path) -> None:
         "step": "3,000 / 4,000",
         "steps/s": "–",
         "eta": "–",
-        "return": "0.100",
-        "success": "25.0 %",
-        "evaluation": "return 0.900, success 75.0 % at step 3,000",
+        "training": "return 0.100, success 25.0 % at step 3,000 (actions drawn)",
+        "evaluation": "return 0.900, success 75.0 % at step 3,000 (greedy)",
     }
 
 
@@ -103,6 +103,31 @@ def test_runs_are_in_the_order_in_which_they_were_seen(tmp_path: Path) -> None:
     (tmp_path / "suites").mkdir()
     (tmp_path / "mlflow.db").touch()
     assert [run.path.name for run in runs_in(tmp_path)] == ["b", "a", "c"]
+
+
+def test_success_that_is_of_drawn_actions_says_so(tmp_path: Path) -> None:
+    path = a_run(tmp_path / "one")
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 3300, "time": time.time(), "return": 0.2, "success": 0.5}) + "\n")
+    assert shown(show_runs, tmp_path)[1][4] == "50.0 % drawn"
+
+
+def test_what_gathers_runs_has_a_line_of_its_own(tmp_path: Path) -> None:
+    a_run(tmp_path / "one")
+    for number, state in enumerate(("complete", "complete", "failed")):
+        a_run(tmp_path / "sweeps" / "rates" / f"00{number}-seed0", state=state, seconds_ago=300 - 60 * number)
+    (tmp_path / "suites" / "empty").mkdir(parents=True)
+    a_run(tmp_path / "mine" / "first", state=None, seconds_ago=300)
+    lines = shown(show_runs, tmp_path)
+    assert [line[0] for line in lines[:2]] == ["name", "one"]
+    assert [" ".join(line) for line in lines[2:]] == [
+        f"mine: 1 run, last seen 5 min ago; mneme runs {tmp_path / 'mine'}",
+        f"sweeps/rates: 3 runs, 2 complete, 1 failed, last seen 3 min ago; mneme runs {tmp_path / 'sweeps' / 'rates'}",
+    ]
+    assert [line[0] for line in shown(show_runs, tmp_path / "sweeps" / "rates")] == [
+        "name", "000-seed0", "001-seed0", "002-seed0",
+    ]  # fmt: skip
+    assert [line[0][:5] for line in shown(show_runs, tmp_path / "sweeps")] == ["rates"]
 
 
 def test_what_is_broken_is_a_dash(tmp_path: Path) -> None:
@@ -116,7 +141,7 @@ def test_what_is_broken_is_a_dash(tmp_path: Path) -> None:
 
 def test_only_the_end_of_long_metrics_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = a_run(tmp_path / "one")
-    monkeypatch.setattr("mneme.reporting.runs._TAIL", 300)
+    monkeypatch.setattr("mneme.reporting.run_status._TAIL", 300)
     assert 0 < len(run_status(path).rows) < 11
     assert run_status(path).step == 3000
 
@@ -147,7 +172,8 @@ def test_a_number_without_measure_is_none(tmp_path: Path, number: float) -> None
     with Holding(path):
         assert shown(show_runs, tmp_path)[1][3:6] == ["3,000 / –", "75.0 %", "training"]
         lines = dict(line for line in shown(show_status, path) if len(line) == 2)
-    assert (lines["success"], lines["evaluation"]) == ("–", "return 1.000 at step 3,000")
+    assert lines["training"] == "return 0.100 at step 3,000 (actions drawn)"
+    assert lines["evaluation"] == "return 1.000 at step 3,000 (greedy)"
 
 
 @pytest.mark.timeout(20)

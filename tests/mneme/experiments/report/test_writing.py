@@ -150,6 +150,22 @@ def test_the_page_holds_everything_and_asks_for_nothing(runs: Path, tmp_path: Pa
     assert {(row["method"], row["seed"]) for row in rows} == {(m, str(s)) for m in ("gru", "mlp") for s in range(3)}
 
 
+def test_the_title_counts_what_is_compared_and_the_folder_is_named_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in range(3):
+        path = run(tmp_path / "runs" / "sweeps" / "rates", 0.5, seed=number)
+    assert main(["report", "runs/sweeps/rates"]) == 0
+    page = Path("runs/reports/rates/report.html")
+    assert f"wrote {page}" in capsys.readouterr().out
+    assert "<title>rates: 3 runs</title>" in page.read_text()
+    rows = [line for line in (path / "metrics.jsonl").read_text().splitlines() if "evaluation" not in line]
+    (path / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    assert main(["report", "runs/reports/rates/report.json", "runs/sweeps/rates"]) == 0
+    assert "<title>report.json, rates: 5 runs, and 1 never evaluated</title>" in page.read_text()
+
+
 def test_names_of_runs_are_text_on_the_page(tmp_path: Path) -> None:
     path = run(tmp_path, 0.5, "env={id: 'mine:<script>alert(1)</script>'}")
     assert "<script>" not in write_report([path], tmp_path / "out").page.read_text()
