@@ -272,7 +272,7 @@ class ActiveRun:
             "ended": self.ended,
             "best": None if self.best is None else self.best._asdict(),
             "waiting_episodes": self.episodes.state(),
-            "config": to_json(self.config.to_dict()),
+            "config": to_json(self.config.without_password().to_dict()),
             "tracking_run": self.key,
             "resumes_exactly": self.config.service.mode == "sync"
             and self.config.train.evaluation_environments == "own"

@@ -116,7 +116,8 @@ def _go_on(config: Config, folder: RunFolder, local: bool, audience: list[Callba
     blueprint = checked_blueprint(config.changed("learner", num_threads=recorded.learner.num_threads), local)
     before, asked = recorded.train, blueprint.config.train
     until = {"total_timesteps": before.total_timesteps, "stop_success": before.stop_success}
-    if different := difference(blueprint.config.changed("train", **until), recorded):
+    given = blueprint.config.changed("train", **until).without_password()
+    if different := difference(given, recorded.without_password()):
         raise ConfigError(
             f"{folder.path} was begun with {different}; go on with it as it is: --resume {folder.path}, or choose "
             f"another name=..."

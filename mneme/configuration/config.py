@@ -20,7 +20,7 @@ from mneme.configuration.records import RecordError, read_yaml, refuse_what_chan
 from mneme.configuration.renamed import RENAMED, new_name
 from mneme.controllers import hints_of
 from mneme.distributed.config import ConfigError, ServiceConfig
-from mneme.reporting.tracking.settings import TrackingSettings
+from mneme.reporting.tracking.settings import TrackingSettings, passwordless
 from mneme.storage.settings import CheckpointSettings
 
 
@@ -67,8 +67,12 @@ class Config(ServiceConfig):
         """Nested dictionaries and lists; what stands in a free-form mapping is left as it is."""
         return {name: _plain(value) for name, value in self}
 
+    def without_password(self) -> Self:
+        """This configuration without the password that `tracking.uri` may hold, as every file and store keeps it."""
+        return super().changed("tracking", uri=passwordless(self.tracking.uri))
+
     def as_recorded(self) -> "Config":
-        """This configuration as it will be read back from the run's folder and its checkpoints.
+        """This configuration as it will be read back from the run's folder and its checkpoints, a password besides.
 
         Raises:
             ConfigError: a setting would change on the way.

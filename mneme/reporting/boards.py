@@ -15,7 +15,6 @@ import yaml
 from mneme.callbacks import Callback, Look, Outcome, Progress, RunStart
 from mneme.distributed.config import ConfigError
 from mneme.reporting.meter import evaluation_row
-from mneme.reporting.tracking.settings import without_password
 from mneme.rollout_workers import Evaluation
 
 _log = logging.getLogger(__name__)
@@ -177,8 +176,7 @@ class Wandb(Board):
 
 def _configuration(run: RunStart) -> dict[str, Any]:
     """The configuration, without the password of MLflow's store."""
-    tracking = run.config.tracking
-    return run.config.changed("tracking", uri=without_password(tracking.uri)).to_dict()
+    return run.config.without_password().to_dict()
 
 
 BOARDS: Mapping[str, type[TensorBoard] | type[Wandb]] = {board.name: board for board in (TensorBoard, Wandb)}

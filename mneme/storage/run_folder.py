@@ -164,8 +164,8 @@ class RunFolder:
             self.lock().close()
 
     def write_config(self, config: Config) -> None:
-        """Keep the resolved configuration beside the results."""
-        self._replace(self.config, write_yaml(config.to_dict()))
+        """Keep the resolved configuration beside the results, without a password."""
+        self._replace(self.config, write_yaml(config.without_password().to_dict()))
 
     def append(self, step: int, row: Row) -> None:
         """Add one line of metrics with the time, in seconds since 1970; values that are not finite are left out."""

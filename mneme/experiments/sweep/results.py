@@ -13,6 +13,7 @@ from mneme.distributed.config import ConfigError
 from mneme.distributed.search_space import Report, Trial
 from mneme.experiments.suite.results import replace_file
 from mneme.experiments.sweep.plan import Plan, run_name
+from mneme.reporting.tracking.settings import passwordless
 
 FILE = "results.json"
 _MAY_GROW = ("trials", "seeds", "max_concurrent")
@@ -99,8 +100,8 @@ class SweepResults:
             ConfigError: something else was, under this name.
         """
         sweep = {name: getattr(plan.sweep, name) for name in vars(plan.sweep)}
-        now = {"sweep": sweep, "settings": dict(plan.tree)}
-        before = {name: self.document.get(name) for name in now}
+        now = {"sweep": sweep, "settings": _kept(plan.tree)}
+        before = {"sweep": self.document.get("sweep"), "settings": _kept(self.document.get("settings", {}))}
         if self.document["trials"] or self.document["begun"]:
             for name in now:
                 one, other = _fixed(before[name]), _fixed(now[name])
@@ -109,7 +110,7 @@ class SweepResults:
                     raise ConfigError(
                         f"{self.path} is of another sweep, with other {key}; give the same, or choose another --name"
                     )
-        self.document |= now | dict(about)
+        self.document |= now | {"starts": dict(plan.starts)} | dict(about)
 
     def begin(self, trial: Trial) -> None:
         """Note that a trial has a process."""
@@ -152,6 +153,14 @@ class SweepResults:
         """Write what is known."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(self.path, json.dumps(to_json(self.document), indent=2) + "\n")
+
+
+def _kept(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a sweep, without a password."""
+    tracking = tree.get("tracking")
+    if not isinstance(tracking, Mapping) or not isinstance(uri := tracking.get("uri"), str):
+        return dict(tree)
+    return {**tree, "tracking": {**tracking, "uri": passwordless(uri)}}
 
 
 def _fixed(settings: Any) -> dict[str, Any]:

@@ -20,6 +20,10 @@ from mneme.storage.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
 
+_PASSWORD = (
+    "the password in tracking.uri is kept in no file: to go on with this run, set MLFLOW_TRACKING_USERNAME and "
+    "MLFLOW_TRACKING_PASSWORD, or what the database's own driver reads, such as PGPASSWORD"
+)
 _STATUS: Mapping[Outcome, RunStatus] = {"complete": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 
@@ -40,6 +44,8 @@ class Tracking(Callback):
         self._folder, self._resumed = RunFolder(run.folder), run.resumed
         if run.config.tracking.enabled:
             self._form = _form(run.blueprint)
+            if run.config.without_password() != run.config:
+                _log.info(_PASSWORD)
         self._tracker = Tracker(
             run.config.tracking,
             Identity(run.key, run.folder.resolve(), run.resumed),
@@ -129,4 +135,4 @@ def _parameters(blueprint: Blueprint[Config]) -> dict[str, Any]:
         "observations": {name: str(part) for name, part in spec.observations.items()},
         "actions": str(spec.actions),
     }
-    return blueprint.config.to_dict() | {"derived": derived}
+    return blueprint.config.without_password().to_dict() | {"derived": derived}

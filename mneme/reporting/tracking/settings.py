@@ -101,7 +101,12 @@ def absolute_uri(uri: str) -> str:
 
 def without_password(text: str) -> str:
     """A text that may hold a URI, fit to be shown."""
-    return re.sub(r"//[^/@\s]+@", "//***@", text)
+    return re.sub(r"//[^/\s]+@", "//***@", text)
+
+
+def passwordless(uri: str) -> str:
+    """A URI fit to be kept: with its user, and not the password."""
+    return re.sub(r"^(\w[\w+.-]*://[^/:@\s]*):[^/\s]*@", r"\1@", uri)
 
 
 def _folders_allowed() -> bool:

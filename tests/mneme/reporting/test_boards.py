@@ -120,7 +120,7 @@ def test_wandb_has_every_metric_and_a_resumed_run_goes_on_there(tmp_path: Path, 
     store = "tracking.uri=http://me:secret@host:5000"  # which is not opened, as tracking.enabled is false
     run = short(tmp_path, "tracking.also=[wandb]", "tracking.experiment=mine", store)
     begun = wandb.begun[0]
-    assert begun["config"]["tracking"]["uri"] == "http://***@host:5000"
+    assert begun["config"]["tracking"]["uri"] == "http://me@host:5000"
     assert (begun["project"], begun["name"], begun["resume"], begun["dir"]) == ("mine", "run", "allow", str(run.folder))
     assert begun["config"]["rollout"]["unroll_length"] == 10
     assert wandb.defined == [("*", "env_steps")]
