@@ -33,6 +33,19 @@ class FrameStack:
         """The frames before an episode: none, and room for P of each part, float32 [P, ...] a name."""
         return {name: torch.zeros(shape, device=device) for name, shape in ((COUNT, (1,)), *self._shapes.items())}
 
+    def refuse_collision(self, kind: str, carry: Carry) -> None:
+        """See that a controller's carry has no part of a name that the frames have.
+
+        Raises:
+            ValueError: it has.
+        """
+        for name in carry:
+            if name == COUNT or name in self._shapes:
+                raise ValueError(
+                    f"policy.controller.kind is {kind!r}, whose carry has a part {name!r}, which is what spaces.stack "
+                    f"calls its own; rename that part, or set spaces.stack=1"
+                )
+
     def split(self, carry: Carry) -> tuple[Carry, Carry]:
         """The frames in a carry, and what is the controller's.
 

@@ -109,6 +109,8 @@ class Policy(nn.Module):
         if spec.previous_action:
             read[PREVIOUS_ACTION] = (spec.actions.feature_size,)
         self._frames = FrameStack(read, spec.stack) if spec.stack > 1 else None
+        if self._frames:
+            self._frames.refuse_collision(settings.controller.kind, self.controller.initial())
         self._expected = {name: (part.dtypes, part.shape) for name, part in spec.observations.items()}
         if spec.masked:
             self._expected[ACTION_MASK] = ((torch.bool,), (spec.actions.mask_size,))

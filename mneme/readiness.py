@@ -1,6 +1,9 @@
 """What is found out before a run starts: that its parts fit each other, this machine, and Ray."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from mneme.configuration.config import Config
 from mneme.controllers import given
@@ -11,6 +14,8 @@ from mneme.envs import check_sendable
 from mneme.learner import remarks, resolve_device
 
 _log = logging.getLogger(__name__)
+
+_said: ContextVar[list[str] | None] = ContextVar("said", default=None)  # warnings of a short reach, if they are counted
 
 
 def checked_blueprint(config: Config, local: bool) -> Blueprint[Config]:
@@ -30,7 +35,7 @@ def checked_blueprint(config: Config, local: bool) -> Blueprint[Config]:
         )
     blueprint = make_blueprint(config)
     if sentence := short_reach(blueprint):
-        _log.warning(sentence)
+        _warn_of_reach(sentence)
     if not local:
         _check_sendable(config)
     if local or config.service.cluster() is None:  # learning runs here
@@ -42,6 +47,26 @@ def checked_blueprint(config: Config, local: bool) -> Blueprint[Config]:
         for sentence in remarks(config.learner, device, controller):
             _log.info(sentence)
     return blueprint
+
+
+@contextmanager
+def reach_warned_of_once() -> Iterator[None]:
+    """Within, of the runs that are checked the first whose gradients go back too few steps is warned of, and no other:
+    of a sweep or a suite that compares how far they go, some are meant to."""
+    token = _said.set([])
+    try:
+        yield
+    finally:
+        _said.reset(token)
+
+
+def _warn_of_reach(sentence: str) -> None:
+    said = _said.get()
+    if said is None:
+        _log.warning(sentence)
+    elif not said:
+        said.append(sentence)
+        _log.warning(f"{sentence}; of further runs this is not said")
 
 
 def short_reach(blueprint: Blueprint[Config]) -> str | None:

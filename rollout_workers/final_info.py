@@ -14,15 +14,17 @@ class FinalNumbers:
 
     Args:
         names: keys of the info; "outer.inner" is a key inside another's.
+        next_step: whether the environment resets in the step after an episode's last, whose info then is the
+            episode's; if it resets in the same step, the episode's is `final_info`, and without that nothing is said.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = tuple(names)
+    def __init__(self, names: Sequence[str], next_step: bool) -> None:
+        self.names, self._next_step = tuple(names), next_step
         self._told: dict[str, list[np.ndarray]] = {name: [] for name in self.names}
 
     def add(self, info: Mapping[str, Any], ended_B: np.ndarray) -> None:
         """Take what a step's info says of the episodes that ended in it, bool [B]; what is no number is left out."""
-        final = info.get("final_info", info)  # of an environment that resets in the same step; else the info itself
+        final = info if self._next_step else info.get("final_info")
         for name in self.names:
             column, said_B = _column(final, name.split("."))
             if column.shape == ended_B.shape and column.dtype.kind in "biuf":

@@ -64,11 +64,11 @@ class Lanes:
         metrics: Sequence[str] = (),
     ) -> None:
         self.env, self._worker = env, worker
-        self.numbers = FinalNumbers(metrics)
-        """What the environment says of the episodes that have ended."""
         self.adapter = SpaceAdapter(env.single_observation_space, env.single_action_space, spaces, masked)
         self.next_step = env.metadata.get("autoreset_mode") is AutoresetMode.NEXT_STEP
         """True if a lane that has ended an episode is reset by the step after (next-step autoreset)."""
+        self.numbers = FinalNumbers(metrics, self.next_step)
+        """What the environment says of the episodes that have ended."""
         self.reset_failures: list[str] = []
         """Sentences about resets that failed before one succeeded, kept until a reader clears them."""
         self._everyone = np.ones(env.num_envs, dtype=np.bool_)

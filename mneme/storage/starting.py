@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,24 +15,43 @@ from mneme.learner import weights_in
 from mneme.storage.checkpoint import CheckpointError, find_checkpoint
 from mneme.storage.fetching import brought_home, source_of
 from mneme.storage.paths import CHECKPOINTS
-from mneme.storage.uri import below
+from mneme.storage.uri import as_uri, below, split_options
 
 _log = logging.getLogger(__name__)
 
 _CORE = "controller."  # before the names of what is the sequence model's
 
 
-def started(blueprint: Blueprint[Config]) -> Blueprint[Config]:
-    """The blueprint of a new run with the weights that `train.start_from` names, and there the very checkpoint.
+class Start(NamedTuple):
+    """What a new run starts from."""
 
-    Nothing but numbers is read, so nothing of the other run is imported. A run that goes on has weights of its own.
+    named: str  # the very checkpoint, by its full path or its URI
+    weights: Weights  # of version 0
+
+
+def started(blueprint: Blueprint[Config]) -> Blueprint[Config]:
+    """The blueprint of a new run with the weights that `train.start_from` names, and there the very checkpoint; see
+    `start_of`. A run that goes on has weights of its own."""
+    start = start_of(blueprint)
+    if start is None:
+        return blueprint
+    what = "the weights" if blueprint.config.train.start_part == "all" else "the sequence model"
+    _log.info(f"this run starts from {what} of {start.named}, with a fresh optimizer")
+    config = blueprint.config.changed("train", start_from=start.named)
+    return blueprint._replace(config=config, weights=start.weights)
+
+
+def start_of(blueprint: Blueprint[Config]) -> Start | None:
+    """The weights that `train.start_from` names; None if it is unset.
+
+    Nothing but numbers is read, so nothing of the other run is imported.
 
     Raises:
         ConfigError: there are none, or they do not fit; the sentence names the first that does not.
     """
     train = blueprint.config.train
     if train.start_from is None:
-        return blueprint
+        return None
     given = Path(train.start_from)
     try:
         path, saved = find_checkpoint(brought_home(given))
@@ -45,10 +65,7 @@ def started(blueprint: Blueprint[Config]) -> Blueprint[Config]:
     taken = {name: array for name, array in there.items() if train.start_part == "all" or name.startswith(_CORE)}
     if misfit := _misfit(taken, fresh.arrays, train.start_part):
         raise ConfigError(f"train.start_from is {train.start_from}, whose weights do not fit: {misfit}")
-    what = "the weights" if train.start_part == "all" else "the sequence model"
-    _log.info(f"this run starts from {what} of {named}, with a fresh optimizer")
-    config = blueprint.config.changed("train", start_from=named)
-    return blueprint._replace(config=config, weights=Weights(0, {**fresh.arrays, **taken}))
+    return Start(named, Weights(0, {**fresh.arrays, **taken}))
 
 
 def as_begun(config: Config, begun: Config) -> Config:
@@ -56,8 +73,15 @@ def as_begun(config: Config, begun: Config) -> Config:
     given, used = config.train.start_from, begun.train.start_from
     if given is None or used is None:
         return config
-    run = str(Path(given).absolute()) if source_of(Path(given)) is None else given.rstrip("/")
-    return config.changed("train", start_from=used) if f"{used}/".startswith(f"{run}/") else config
+    (run, options), (checkpoint, others) = _place(given), _place(used)
+    same = options == others and f"{checkpoint}/".startswith(f"{run}/")
+    return config.changed("train", start_from=used) if same else config
+
+
+def _place(given: str) -> tuple[str, str]:
+    """A full path, or a URI without its options, and these."""
+    uri = as_uri(given)
+    return (str(Path(given).absolute()), "") if uri is None else split_options(uri)
 
 
 def _misfit(there: Mapping[str, np.ndarray], here: Mapping[str, np.ndarray], part: str) -> str | None:

@@ -1,13 +1,18 @@
-"""What is said before a run starts of how far its gradients go back."""
+"""What is said, and what is refused, before a run starts."""
 
 import re
 from pathlib import Path
 
 import pytest
+from torch import Generator, Tensor
 
 from mneme.configuration.config import load_config
+from mneme.controllers import Controller, ControllerSettings
+from mneme.controllers.controller import Carry
+from mneme.controllers.given import kind_of
 from mneme.distributed.blueprint import make_blueprint
-from mneme.readiness import checked_blueprint, short_reach
+from mneme.distributed.config import ConfigError
+from mneme.readiness import checked_blueprint, reach_warned_of_once, short_reach
 
 
 def said(*overrides: str) -> str | None:
@@ -59,3 +64,36 @@ def test_the_warning_comes_before_a_run_starts(tmp_path: Path, caplog: pytest.Lo
     overrides = [f"checkpoint.root={tmp_path}", "learner.mode=cached", "policy.controller.hidden_size=8"]
     checked_blueprint(load_config(None, overrides), local=True)
     assert [record.levelname for record in caplog.records if "asks to remember 64" in record.message] == ["WARNING"]
+
+
+def test_of_many_runs_that_are_compared_the_first_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    overrides = [f"checkpoint.root={tmp_path}", "policy.controller.hidden_size=8", "learner.mode=truncated"]
+    with reach_warned_of_once():
+        for length in (4, 8, 16):
+            checked_blueprint(load_config(None, [*overrides, f"learner.bptt_length={length}"]), local=True)
+    (said,) = [record.message for record in caplog.records if "asks to remember 64" in record.message]
+    assert said.startswith("gradients go back 4 steps")
+    assert said.endswith("; of further runs this is not said")
+    caplog.clear()
+    for _ in range(2):
+        checked_blueprint(load_config(None, [*overrides, "learner.bptt_length=4"]), local=True)
+    assert len([record for record in caplog.records if "asks to remember 64" in record.message]) == 2
+
+
+class Framed(Controller):
+    """Its carry has a part of the name that stacked frames have."""
+
+    def __init__(self, input_size: int, settings: ControllerSettings, horizon: int, generator: Generator) -> None:
+        super().__init__(input_size, input_size, {"frames": (input_size,)}, learn_initial=False)
+
+    def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        return x_BD + carry["frames"], {"frames": x_BD}
+
+
+def test_a_carry_with_a_part_of_the_name_that_stacked_frames_have_is_refused(tmp_path: Path) -> None:
+    overrides = [f"checkpoint.root={tmp_path}", f"policy.controller.kind={kind_of(Framed)}"]
+    checked_blueprint(load_config(None, overrides), local=True)
+    with pytest.raises(ConfigError, match=r"Framed', whose carry has a part 'frames', .*; rename that part, or set sp"):
+        checked_blueprint(load_config(None, [*overrides, "spaces.stack=2"]), local=True)

@@ -62,11 +62,21 @@ def test_what_nobody_asked_for_is_not_kept() -> None:
 
 
 def test_arrays_that_are_not_one_number_a_lane_are_left_out() -> None:
-    numbers = FinalNumbers(["a", "b"])
+    numbers = FinalNumbers(["a", "b"], next_step=False)
     numbers.add({"final_info": {"a": np.ones((2, 3)), "b": np.array([1.0, 2.0])}}, np.array([False, True]))
     taken = numbers.take()
     assert (taken["a"].tolist(), taken["b"].tolist()) == ([], [2.0])
     assert numbers.take()["b"].tolist() == []
+
+
+@pytest.mark.parametrize(("next_step", "kept"), [(True, [5.0]), (False, [])])
+def test_the_info_of_the_next_episode_is_not_taken_for_that_of_the_one_that_ended(
+    next_step: bool, kept: list[float]
+) -> None:
+    """An environment that resets in the same step, and says nothing of the end."""
+    numbers = FinalNumbers(["a"], next_step)
+    numbers.add({"a": np.array([1.0, 5.0])}, np.array([False, True]))
+    assert numbers.take()["a"].tolist() == kept
 
 
 @pytest.mark.parametrize("given", ["score", [""], [3]])

@@ -25,6 +25,7 @@ from mneme.experiments.machine import describe_machine
 from mneme.experiments.seeds import DEFAULT_TARGET, provenance, run_seed
 from mneme.experiments.suite.contest import CONTROLLERS_CONTEST, Contest, Measurement
 from mneme.experiments.suite.results import OF_NO_CONSEQUENCE, Job, Results
+from mneme.readiness import reach_warned_of_once
 from mneme.reporting.display import NOTHING, Display, clock
 from mneme.rollout_workers import EvaluationError
 from mneme.storage.paths import checked_name
@@ -75,6 +76,7 @@ def run_suite(
         return _interrupted(folder, console)
     with ExitStack() as stack:
         log = stack.enter_context((folder / "log.txt").open("a"))
+        stack.enter_context(reach_warned_of_once())
         if missing and not local:
             from mneme.distributed.ray_runner import start_ray  # once for all runs
 

@@ -3,7 +3,7 @@ is one that a run takes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -13,14 +13,16 @@ import numpy as np
 
 from mneme.configuration.config import Config, insert, overridden, parse_config
 from mneme.configuration.presets import EXTENDS, SWEEPS, find_preset, merged, read_preset
+from mneme.distributed.blueprint import Blueprint
 from mneme.distributed.config import ConfigError
 from mneme.distributed.search_space import Range, Space, Trial
 from mneme.envs import EnvironmentFailure, TaskFacts
 from mneme.experiments.sweep.settings import SweepSettings, space_of, sweep_settings
-from mneme.readiness import check_memory, checked_blueprint
+from mneme.readiness import check_memory, checked_blueprint, reach_warned_of_once
 from mneme.reporting.meter import evaluation_row
 from mneme.reporting.tracking.settings import TrackingSettings, absolute_uri
 from mneme.rollout_workers import Evaluation
+from mneme.storage.starting import start_of
 
 SECTION = "sweep"
 _OWN = {
@@ -41,6 +43,8 @@ class Plan:
     bases: Mapping[Any, Mapping[str, Any]]  # of the presets that `extends` may be, by its value
     folder: Path  # full
     store: str  # tracking.uri, as it is understood from anywhere
+    starts: Mapping[str, str] = field(default_factory=dict)
+    """Very checkpoints for what `train.start_from` may be, as one trial may begin when that run has gone on."""
 
     def config(self, trial: Trial) -> Config:
         """The configuration of a trial's run.
@@ -60,6 +64,8 @@ class Plan:
             raise ConfigError(f"with {described(trial.point)}: {error}") from None
         parent = config.tracking.parent or self.folder.name
         config = config.changed("tracking", uri=self.store, parent=parent)
+        if (start := config.train.start_from) is not None:
+            config = config.changed("train", start_from=self.starts.get(start, start))
         return config if config.learner.num_threads else config.changed("learner", num_threads=1)
 
     @property
@@ -123,10 +129,10 @@ def make_plan(path: Path | None, overrides: Sequence[str], search: Mapping[str, 
         if key in _OWN or key.startswith(("tracking.", "service.")):
             remedy = _OWN.get(key, "set it for all trials")
             raise ConfigError(f"sweep.space has {key}, which a sweep does not search; {remedy}")
-    for key in ("name", "root"):
-        if tree.get(key) or (isinstance(tree.get("checkpoint"), Mapping) and key in tree["checkpoint"]):
-            full = key if key == "name" else "checkpoint.root"
-            raise ConfigError(f"{full} is what a sweep sets by itself; name the sweep with --name")
+    checkpoint = tree.get("checkpoint")
+    if tree.get("name") or (isinstance(checkpoint, Mapping) and "root" in checkpoint):
+        key = "name" if tree.get("name") else "checkpoint.root"
+        raise ConfigError(f"{key} is what a sweep sets by itself; name the sweep with --name")
     presets = space.get(EXTENDS, ())
     if isinstance(presets, Range):
         raise ConfigError(f"sweep.space.{EXTENDS} is a range; list presets")
@@ -159,8 +165,8 @@ def _points(plan: Plan) -> list[Mapping[str, Any]]:
     return list(drawn(plan.space, grid=plan.sweep.search == "grid", number=number, seed=plan.seed))
 
 
-def check_plan(plan: Plan) -> None:
-    """Refuse what a trial would refuse, before anything starts.
+def check_plan(plan: Plan) -> Plan:
+    """Refuse what a trial would refuse, before anything starts; the plan with what trials start from.
 
     Raises:
         ConfigError: a configuration cannot run, or lacks the metric; in one sentence, which says which it is.
@@ -168,12 +174,19 @@ def check_plan(plan: Plan) -> None:
     """
     if plan.sweep.search == "optuna" and find_spec("optuna") is None:
         raise ConfigError("sweep.search is optuna, which is not installed: pip install mneme-rl[train]")
-    for trial in stand_ins(plan):
-        config = plan.config(trial)
-        try:
-            _check(config, plan.sweep)
-        except (ConfigError, EnvironmentFailure) as error:
-            raise type(error)(f"with {described(trial.point)}: {error}") from None
+    starts = dict(plan.starts)
+    with reach_warned_of_once():
+        for trial in stand_ins(plan):
+            config = plan.config(trial)
+            try:
+                blueprint = _check(config, plan.sweep)
+                given = config.train.start_from
+                start = None if given in plan.starts.values() else start_of(blueprint)  # else it was seen to before
+            except (ConfigError, EnvironmentFailure) as error:
+                raise type(error)(f"with {described(trial.point)}: {error}") from None
+            if given is not None and start is not None:
+                starts.setdefault(given, start.named)
+    return replace(plan, starts=starts)
 
 
 def _corners(space: Space) -> Iterator[Mapping[str, Any]]:
@@ -186,7 +199,8 @@ def _corners(space: Space) -> Iterator[Mapping[str, Any]]:
             yield {**first, key: int(value) if whole else value}
 
 
-def _check(config: Config, sweep: SweepSettings) -> None:
+def _check(config: Config, sweep: SweepSettings) -> Blueprint[Config]:
+    """Refuse a trial, or have what it is built from."""
     for key, value, only in (
         ("service.mode", config.service.mode, "sync"),
         ("learner.replicas", config.learner.replicas, 1),
@@ -203,6 +217,7 @@ def _check(config: Config, sweep: SweepSettings) -> None:
     known = metrics_of(blueprint.facts, config.env.success_return is not None)
     if sweep.metric not in known:
         raise ConfigError(f"sweep.metric is {sweep.metric}, which no evaluation has; there are {', '.join(known)}")
+    return blueprint
 
 
 def metrics_of(facts: TaskFacts | None, has_success: bool) -> list[str]:

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,9 +78,9 @@ def run_sweep(
     console = console or Console(highlight=False)
     path = None if file is None else find_sweep(str(file))
     folder = _folder(name or (path.stem if path is not None else "sweep"))
-    plan = make_plan(path, overrides, search or {}, folder)
-    check_plan(plan)
     results = SweepResults(folder)
+    plan = make_plan(path, overrides, search or {}, folder)
+    plan = check_plan(replace(plan, starts=results.document.get("starts", {})))
     results.declare(plan, provenance())
     trials = trials_of(plan)
     missing = results.missing(trials) if trials else results.begun

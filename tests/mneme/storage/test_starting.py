@@ -115,6 +115,27 @@ def test_a_mirrors_uri_is_brought_home_and_recorded(
 
 
 @pytest.mark.parametrize(
+    ("given", "begun", "same"),
+    [
+        ("s3://b/runs/a?region=x", "s3://b/runs/a/checkpoints/step-000000000224?region=x", True),
+        ("s3://b/runs/a/?region=x", "s3://b/runs/a/checkpoints/step-000000000224?region=x", True),
+        ("s3://b/runs/a/checkpoints?region=x", "s3://b/runs/a/checkpoints/step-000000000224?region=x", True),
+        ("s3://b/runs/a?region=y", "s3://b/runs/a/checkpoints/step-000000000224?region=x", False),
+        ("s3://b/runs/aa?region=x", "s3://b/runs/a/checkpoints/step-000000000224?region=x", False),
+        ("s3://b/runs/a", "s3://b/runs/a/checkpoints/step-000000000224", True),
+        ("/runs/a", "/runs/a/checkpoints/step-000000000224", True),
+        ("/runs/a/", "/runs/a/checkpoints/step-000000000224", True),
+        ("/runs/b", "/runs/a/checkpoints/step-000000000224", False),
+    ],
+)
+def test_what_a_run_began_from_is_known_again_by_what_was_given(
+    tmp_path: Path, given: str, begun: str, same: bool
+) -> None:
+    found = as_begun(small(tmp_path, f"train.start_from={given}"), small(tmp_path, f"train.start_from={begun}"))
+    assert found.train.start_from == (begun if same else given)
+
+
+@pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
         (

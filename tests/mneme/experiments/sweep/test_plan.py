@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from mneme.distributed.search_space import Range, Trial
 from mneme.envs.counting import CountingEnv
 from mneme.experiments.sweep.best import preset_of, write_preset
 from mneme.experiments.sweep.plan import Plan, check_plan, find_sweep, make_plan, stand_ins, trials_of
+from mneme.storage.checkpoint import list_checkpoints
+from mneme.training import train
 
 SPACE = {"learner.learning_rate": [1e-3, 3e-3]}
 
@@ -83,6 +86,46 @@ def test_code_that_no_other_process_can_have_is_refused() -> None:
         assert "whose code cannot be sent to other processes" in refusal(SPACE, "env={id: Locked-v0}")
     finally:
         del gym.registry["Locked-v0"]
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four cues at a horizon of 4, of a GRU of 8 units."""
+    root = tmp_path_factory.mktemp("other")
+    settings = [
+        f"checkpoint.root={root}", "name=other", "env.kwargs={horizon: 4}", "policy.controller.hidden_size=8",
+        "tracking.enabled=false", "train.total_timesteps=1", "train.evaluation_episodes=1", "rollout.num_envs=8",
+    ]  # fmt: skip
+    return train(load_config(None, settings), local=True, progress=False).folder
+
+
+def test_what_trials_start_from_is_found_before_them(other: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(other.parent)
+    start, small = "train.start_from=other", "policy.controller.hidden_size=8"
+    assert "start_from is nowhere: no usable checkpoint" in refusal(SPACE, "train.start_from=nowhere")
+    assert "whose weights do not fit" in refusal(SPACE, start)
+    sizes = {"policy.controller.hidden_size": [8, 16]}
+    assert refusal(sizes, start).startswith("with policy.controller.hidden_size=16: train.start_from is other, whose")
+    (very,) = list_checkpoints(other / "checkpoints")
+    plan = check_plan(plan_of(SPACE, start, small))
+    assert plan.starts == {"other": str(very)}
+    monkeypatch.chdir("/")  # as another process may be elsewhere
+    assert {plan.config(trial).train.start_from for trial in trials_of(plan)} == {str(very)}
+    assert check_plan(plan).starts == plan.starts
+
+
+def test_a_sweep_that_goes_on_starts_its_trials_from_where_it_did(other: Path) -> None:
+    """Though that has gone, as its run went on: those that have begun do without."""
+    plan = plan_of(SPACE, f"train.start_from={other}", "policy.controller.hidden_size=8")
+    before = {str(other): "/runs/other/checkpoints/step-000000000064"}
+    again = check_plan(replace(plan, starts=before))
+    assert again.starts == before
+    assert again.config(trials_of(again)[0]).train.start_from == before[str(other)]
+
+
+def test_a_reach_that_is_searched_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    check_plan(plan_of({"learner.bptt_length": [1, 2, 3]}, "learner.mode=truncated"))
+    assert len([record for record in caplog.records if "asks to remember 4" in record.message]) == 1
 
 
 def test_the_metric_must_be_one_that_the_task_has() -> None:
