@@ -24,6 +24,7 @@ from mneme.controllers.settings import (
     TransformerSettings,
     settings_class,
 )
+from mneme.controllers.traces import Elementwise, Run, Traces
 from mneme.controllers.two_hot import VALUE_BINS, two_hot_of
 from mneme.controllers.typed import Settings, hints_of, typed
 from mneme.controllers.weights import Weights
@@ -42,6 +43,7 @@ __all__ = [
     "Categorical",
     "Controller",
     "ControllerSettings",
+    "Elementwise",
     "Gaussian",
     "GruSettings",
     "Image",
@@ -63,7 +65,9 @@ __all__ = [
     "PolicySettings",
     "PolicySpec",
     "PseudoMambaSettings",
+    "Run",
     "Settings",
+    "Traces",
     "TransformerSettings",
     "Vector",
     "Weights",

@@ -14,6 +14,7 @@ from mneme.controllers.precision import autocast, autocasting, wide
 from mneme.controllers.scans.backends import REFERENCE, chosen_backend, obstacle
 from mneme.controllers.scans.resets import cut_carry
 from mneme.controllers.settings import ControllerSettings
+from mneme.controllers.traces import Elementwise, Run
 
 Carry = dict[str, Tensor]
 """Recurrent state: one [B, ...] tensor a name. Empty for a model without memory."""
@@ -110,6 +111,15 @@ class Controller(nn.Module, ABC):
         """
         y_TBH, carry = self.fast_scan(x_BD.unsqueeze(0), x_BD.new_zeros(1, len(x_BD), dtype=torch.bool), carry)
         return y_TBH[0], carry
+
+    def elementwise(self) -> dict[str, Elementwise]:
+        """The recurrences that its carry is made by, by the carry's parts, as far as units go each by itself: those can
+        have traces (`controllers/traces.py`). Empty if none does."""
+        return {}
+
+    def elementwise_runs(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> dict[str, Run]:
+        """The steps of each of these recurrences in a scan of these arguments; without autograd."""
+        return {}
 
     def signals(self, y_TBH: Tensor) -> dict[str, Tensor]:
         """Further quantities in the outputs of a scan, [T, B] by name, for metrics and for an auxiliary loss."""

@@ -7,6 +7,8 @@ h is complex and lambda diagonal and constant, so |lambda| < 1 whatever nu and t
 Axis letters: T time, B environments, H hidden, N complex states, 2N their real and imaginary parts, which alternate.
 """
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
@@ -17,6 +19,7 @@ from mneme.controllers.precision import wide
 from mneme.controllers.residual_block import ResidualBlock
 from mneme.controllers.scans.linear.scan import linear_scan
 from mneme.controllers.settings import LruSettings
+from mneme.controllers.traces import Elementwise, Run
 
 
 class LruController(ResidualBlock):
@@ -56,17 +59,24 @@ class LruController(ResidualBlock):
     def mixer_scan(
         self, u_TBH: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None
     ) -> tuple[Tensor, Carry]:
+        h_TBM, h_BN2 = self._states(u_TBH, reset_TB, carry, cut_TB)
+        return self._read(h_TBM, u_TBH), {"h": h_BN2}
+
+    def _states(
+        self, u_TBH: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The states after each step [T, B, 2N], real parts, then imaginary ones, and after the last [B, N, 2]."""
         if self.backend_on(u_TBH.device) == "numba":
             return self._compiled_scan(u_TBH, reset_TB, carry["h"], cut_TB)
         h_BN, initial_N = _complex(carry["h"]), torch.view_as_complex(self.initial_h)
         h_TBN, h_BN = linear_scan(
             self.eigenvalues(), _joined(self._drive(u_TBH)), reset_TB, h_BN, initial_N, cut_TB=cut_TB
         )
-        return self._read(_parted(h_TBN), u_TBH), {"h": torch.view_as_real(h_BN)}
+        return _parted(h_TBN), torch.view_as_real(h_BN)
 
     def _compiled_scan(
         self, u_TBH: Tensor, reset_TB: Tensor, h_BN2: Tensor, cut_TB: Tensor | None
-    ) -> tuple[Tensor, Carry]:
+    ) -> tuple[Tensor, Tensor]:
         from mneme.controllers.scans.linear.numba import numba_constant_scan  # here, as numba may be missing
 
         a_2N, h_BM, initial_M = (
@@ -75,7 +85,19 @@ class LruController(ResidualBlock):
         h_TBM, h_BM = numba_constant_scan(
             a_2N.unflatten(0, (2, -1)), self._drive(u_TBH), reset_TB, h_BM, initial_M, cut_TB
         )
-        return self._read(h_TBM, u_TBH), {"h": h_BM.unflatten(1, (2, -1)).mT.contiguous()}
+        return h_TBM, h_BM.unflatten(1, (2, -1)).mT.contiguous()
+
+    def elementwise(self) -> dict[str, Elementwise]:
+        eigenvalues_2N = torch.view_as_real(self.eigenvalues()).t()
+        return {"h": Elementwise({"drive": self._gained(), "eigenvalues": eigenvalues_2N}, _advance, self.initial_h)}
+
+    def mixer_runs(self, u_TBH: Tensor, reset_TB: Tensor, carry: Carry) -> dict[str, Run]:
+        h_TBM, _ = self._states(u_TBH, reset_TB, carry)
+        return {"h": Run(u_TBH, h_TBM.unflatten(-1, (2, -1)).mT, carry["h"])}
+
+    def _gained(self) -> Tensor:
+        """gamma B: [2, N, H], real parts and imaginary ones."""
+        return (self.weight_in.unflatten(0, (-1, 2)) * torch.exp(self.log_gamma)[:, None, None]).transpose(0, 1)
 
     def stepper(self) -> Step:
         if self.backend_on(self.initial_h.device) != "numba":
@@ -92,8 +114,7 @@ class LruController(ResidualBlock):
 
     def _drive_weight(self) -> Tensor:
         """gamma B, [2N, H]."""
-        weight = self.weight_in.unflatten(0, (-1, 2)) * torch.exp(self.log_gamma)[:, None, None]
-        return weight.transpose(0, 1).flatten(0, 1)
+        return self._gained().flatten(0, 1)
 
     def _read(self, h: Tensor, u: Tensor) -> Tensor:
         """Re(C h) + D u: [..., 2N], real parts, then imaginary ones, and [..., H] -> [..., H]."""
@@ -102,6 +123,12 @@ class LruController(ResidualBlock):
     def _read_weight(self) -> Tensor:
         """C for real parts, then for imaginary ones, [H, 2N]."""
         return self.weight_out.unflatten(1, (-1, 2)).mT.flatten(1)
+
+
+def _advance(h: Tensor, sums: Mapping[str, Tensor]) -> Tensor:
+    """lambda h + gamma (B u), in real numbers."""
+    (h_re, h_im), (a_re, a_im) = h.unbind(-1), sums["eigenvalues"].unbind(-2)
+    return torch.stack((a_re * h_re - a_im * h_im, a_re * h_im + a_im * h_re), -1) + sums["drive"].mT
 
 
 def _complex(parts: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ numbers. The paper's positive candidate serves its log-space scan; here nothing 
 keeps the state among the candidates that it has seen, and a plain candidate lets a blank observation write nothing.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Generator, Tensor
 
@@ -18,6 +20,7 @@ from mneme.controllers.residual_block import ResidualBlock
 from mneme.controllers.scans.linear.scan import linear_scan
 from mneme.controllers.scans.rows.layers import normed
 from mneme.controllers.settings import MinGruSettings
+from mneme.controllers.traces import Elementwise, Run
 
 
 class MinGruController(ResidualBlock):
@@ -42,25 +45,28 @@ class MinGruController(ResidualBlock):
         self.state_norm = LayerNorm(hidden)
 
     def mixer_cell(self, u_BH: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        k, n = self.gates(u_BH).chunk(2, -1)
-        keep = torch.sigmoid(k)
-        h_BH = keep * carry["h"] + (1 - keep) * n
+        h_BH = _next_state(self.gates(u_BH).unflatten(-1, (2, -1)), carry["h"])
         return self.state_norm(h_BH), {"h": h_BH}
 
     def mixer_scan(
         self, u_TBH: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None
     ) -> tuple[Tensor, Carry]:
+        h_TBH, h_BH = self._states(u_TBH, reset_TB, carry, cut_TB)
+        return normed(h_TBH, self.state_norm, self.backend_on(u_TBH.device)), {"h": h_BH}
+
+    def _states(
+        self, u_TBH: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The states after each step, and after the last."""
         kn_TBM, backend = gates(self.gates, u_TBH), self.backend_on(u_TBH.device)
         if backend == "numba":
             from mneme.controllers.scans.linear.numba import numba_gated_scan  # here, as numba may be missing
 
-            h_TBH, h_BH = numba_gated_scan(kn_TBM, reset_TB, carry["h"], self.initial_h, cut_TB)
-            return normed(h_TBH, self.state_norm, backend), {"h": h_BH}
+            return numba_gated_scan(kn_TBM, reset_TB, carry["h"], self.initial_h, cut_TB)
         k, n = kn_TBM.chunk(2, -1)
         keep = torch.sigmoid(k)
         written = torch.addcmul(n, keep, n, value=-1)
-        h_TBH, h_BH = linear_scan(keep, written, reset_TB, carry["h"], self.initial_h, backend, cut_TB)
-        return self.state_norm(h_TBH), {"h": h_BH}
+        return linear_scan(keep, written, reset_TB, carry["h"], self.initial_h, backend, cut_TB)
 
     def stepper(self) -> Step:
         if self.backend_on(self.initial_h.device) != "numba":
@@ -70,3 +76,22 @@ class MinGruController(ResidualBlock):
 
         around = block(self.project, self.norm, self.mix)
         return gated_block_step(around, self.gates, self.state_norm, self.initial_h)
+
+    def elementwise(self) -> dict[str, Elementwise]:
+        parameters = {"gates": self.gates.weight, "bias": self.gates.bias}
+        pairs = {name: p.unflatten(0, (2, -1)) for name, p in parameters.items()}
+        return {"h": Elementwise(pairs, _advance, self.initial_h.unsqueeze(1))}
+
+    def mixer_runs(self, u_TBH: Tensor, reset_TB: Tensor, carry: Carry) -> dict[str, Run]:
+        h_TBH, _ = self._states(u_TBH, reset_TB, carry)
+        return {"h": Run(u_TBH, h_TBH.unsqueeze(-1), carry["h"].unsqueeze(-1))}
+
+
+def _next_state(kn: Tensor, h: Tensor) -> Tensor:
+    k, n = kn.unbind(-2)
+    keep = torch.sigmoid(k)
+    return keep * h + (1 - keep) * n
+
+
+def _advance(h: Tensor, sums: Mapping[str, Tensor]) -> Tensor:
+    return _next_state(sums["gates"] + sums["bias"], h.squeeze(-1)).unsqueeze(-1)

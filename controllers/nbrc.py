@@ -1,15 +1,16 @@
 """Bistable recurrent cells (Vecoven, Ernst & Drion 2021): units of which each can hold a bit for ever."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Generator, Tensor, nn
 
 from mneme.controllers.controller import Carry, Controller, Step
 from mneme.controllers.initialisation import chrono_bias, gate_weights
-from mneme.controllers.scans.nbrc.cell import NbrcParameters, nbrc_cell
+from mneme.controllers.scans.nbrc.cell import NbrcParameters, nbrc_cell, next_state
 from mneme.controllers.scans.nbrc.scan import nbrc_scan
 from mneme.controllers.settings import NbrcSettings
+from mneme.controllers.traces import Elementwise, Run
 
 
 class NbrcController(Controller):
@@ -68,3 +69,22 @@ class NbrcController(Controller):
             return h_BH, {"h": h_BH}
 
         return step
+
+    def elementwise(self) -> dict[str, Elementwise]:
+        p = self.nbrc_parameters()
+        if not p.cellular:
+            return {}
+        pairs = {"own": p.w_hh.unflatten(0, (2, -1)), "bias": p.bias.unflatten(0, (2, -1))}
+        parameters = {"input": p.w_ih.unflatten(0, (3, -1)), **pairs}
+        return {"h": Elementwise(parameters, _advance, self.initial_h.unsqueeze(1))}
+
+    def elementwise_runs(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> dict[str, Run]:
+        h_TBH, _ = self.fast_scan(x_TBD, reset_TB, carry)
+        return {"h": Run(x_TBD, h_TBH.unsqueeze(-1), carry["h"].unsqueeze(-1))}
+
+
+def _advance(h: Tensor, sums: Mapping[str, Tensor]) -> Tensor:
+    """`nbrc_cell` of each unit."""
+    x_a, x_c, x_n = sums["input"].unbind(-2)
+    s_a, s_c = (h.mT * sums["own"] + sums["bias"]).unbind(-2)
+    return next_state(x_a + s_a, x_c + s_c, x_n, h.squeeze(-1)).unsqueeze(-1)

@@ -21,6 +21,7 @@ from mneme.controllers.observations import Observation, ObservationEncoder, Obse
 from mneme.controllers.precision import autocast, wide
 from mneme.controllers.registry import build_controller
 from mneme.controllers.settings import PolicySettings
+from mneme.controllers.traces import Traces, no_traces, traced, traces_after
 from mneme.controllers.two_hot import expectation
 
 ACTION_MASK, PREVIOUS_ACTION = "action_mask", "previous_action"
@@ -151,6 +152,21 @@ class Policy(nn.Module):
             x_TBF, core, frames = self._encoded(observations, reset_TB, carry)
             y_TBH, core, signals = self.controller.scan_with_signals(wide(x_TBF), reset_TB, core, cut_TB)
             return y_TBH, core | frames, signals
+
+    def no_traces(self, lanes: int) -> Traces:
+        """The traces of carries that depend on no parameter."""
+        return no_traces(self.controller.elementwise(), lanes)
+
+    def traced(self, carry: Carry, traces: Traces) -> Carry:
+        """The same carry, whose gradient reaches the parameters by its traces."""
+        return traced(self.controller.elementwise(), carry, traces)
+
+    @torch.no_grad()
+    def traces_after(self, observations: Observation, reset_TB: Tensor, carry: Carry, traces: Traces) -> Traces:
+        """The traces of the carry that `scan` of these arguments leads to, from those of the carry before."""
+        x_TBD, core, _ = self._encoded(observations, reset_TB, carry)
+        runs = self.controller.elementwise_runs(wide(x_TBD), reset_TB, core)
+        return traces_after(self.controller.elementwise(), runs, reset_TB, traces)
 
     def _encoded(self, observations: Observation, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry, Carry]:
         """The inputs of the controller, [T, B, D], its part of the carry, and the frames after the last step."""

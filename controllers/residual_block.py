@@ -18,6 +18,7 @@ from mneme.controllers.precision import wide
 from mneme.controllers.scans.blocks import in_blocks
 from mneme.controllers.scans.rows.layers import glu_beside, normed
 from mneme.controllers.settings import ControllerSettings
+from mneme.controllers.traces import Run
 
 _Mixer = Callable[[Tensor], tuple[Tensor, Carry]]
 
@@ -67,6 +68,14 @@ class ResidualBlock(Controller):
             return self._around(x_KBD, mixer, self.backend_on(x_KBD.device))
 
         return in_blocks(steps, x_TBD, reset_TB, carry, cut_TB)
+
+    def elementwise_runs(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> dict[str, Run]:
+        x_TBH = wide(self.project(x_TBD))
+        return self.mixer_runs(normed(x_TBH, self.norm, self.backend_on(x_TBD.device)), reset_TB, carry)
+
+    def mixer_runs(self, u_TBH: Tensor, reset_TB: Tensor, carry: Carry) -> dict[str, Run]:
+        """The runs of the mixer, as in `elementwise_runs`."""
+        return {}
 
     def fast_step(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         if self.backend_on(x_BD.device) != "numba":

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mneme.controllers.controller import Carry, Controller, Step
+from mneme.controllers.traces import Elementwise, Run
 
 _Run = Callable[[Controller, Tensor, Carry], tuple[Tensor, Carry]]
 
@@ -74,6 +75,22 @@ class Stack(Controller):
     @property
     def has_auxiliary_loss(self) -> bool:
         return any(layer.has_auxiliary_loss for layer in self._each())
+
+    def elementwise(self) -> dict[str, Elementwise]:
+        """Those of the layers, if all have them: each layer's traces take its inputs as they are."""
+        own = [layer.elementwise() for layer in self._each()]
+        every = [
+            {names[name]: cell for name, cell in cells.items()} for names, cells in zip(self._names, own, strict=True)
+        ]
+        return {name: cell for cells in every for name, cell in cells.items()} if all(own) else {}
+
+    def elementwise_runs(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> dict[str, Run]:
+        runs: dict[str, Run] = {}
+        for layer, names in zip(self._each(), self._names, strict=True):
+            own = {name: carry[stacked] for name, stacked in names.items()}
+            runs |= {names[name]: run for name, run in layer.elementwise_runs(x_TBD, reset_TB, own).items()}
+            x_TBD, _ = layer.run(x_TBD, reset_TB, own)
+        return runs
 
     def _each(self) -> list[Controller]:
         return list(self.layers)  # type: ignore[arg-type]

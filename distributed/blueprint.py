@@ -149,7 +149,7 @@ def make_blueprint(config: ConfigT) -> Blueprint[ConfigT]:
                 "learner.mode_schedule is evaluation_plateau, but there are no regular evaluations; set "
                 "train.evaluate_every, or use plateau, which goes by the return in training"
             )
-        _check_anchor(config)
+        _check_order(config)
         blueprint = Blueprint(
             config.changed(
                 "rollout",
@@ -169,11 +169,7 @@ def make_blueprint(config: ConfigT) -> Blueprint[ConfigT]:
         policy = blueprint.policy()
         _try_out(policy.controller, config.policy.controller.kind)
         _check_replay(blueprint, policy)
-        if config.learner.max_bptt_length is not None and not policy.controller.initial():
-            raise ValueError(
-                f"learner.max_bptt_length is {config.learner.max_bptt_length}, but {config.policy.controller.kind} has "
-                f"no carry through which a gradient could go back; leave it out, or choose another kind"
-            )
+        config.learner.check_controller(policy.controller, config.policy.controller.kind)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     finally:
@@ -220,13 +216,21 @@ def _neighbours(config: ServiceConfig) -> int:
     return config.learner.replicas if together else 1
 
 
-def _check_anchor(config: ServiceConfig) -> None:
-    """Refuse to do without the anchor pass where fragments are older than the weights."""
+def _check_order(config: ServiceConfig) -> None:
+    """Refuse what goes by the order of a lane's fragments, or does not look at their age, where they are older than the
+    weights."""
     for setting, value in (("service.mode", config.service.mode), ("rollout.batching", config.rollout.batching)):
-        if value in ("async", "episodes") and config.learner.anchor == "never":
+        if value not in ("async", "episodes"):
+            continue
+        if config.learner.anchor == "never":
             raise ValueError(
                 f"learner.anchor is never, but {setting}={value} corrects what older weights did from what the anchor "
                 f"pass finds; use learner.anchor=auto"
+            )
+        if config.learner.mode == "traces":
+            raise ValueError(
+                f"learner.mode is traces, which go on from a lane's last fragment to its next, and {setting}={value} "
+                f"does not keep them in order; use {setting}={'sync' if value == 'async' else 'sequences'}"
             )
 
 

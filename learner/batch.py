@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mneme.controllers import Carry, Observation, PolicySpec
+from mneme.controllers import Carry, Observation, PolicySpec, Traces
 from mneme.learner.carries import StoredCarries
 from mneme.learner.transfer import moved, sent, staging
 from mneme.rollout_workers.fragment import Fragment
@@ -46,6 +46,7 @@ class SequenceBatch:
     lane: Tensor  # [B] int64
     first_step: Tensor  # [B] int64
     past: PastBatch | None
+    traces: Traces | None = None  # of their first stored carries
     packed: bool  # whether they are episodes end to end, so that what counts steps begins anew in each
 
     @property
@@ -121,6 +122,7 @@ class SequenceBatch:
             **{name: torch.zeros(0, dtype=torch.int64, device=device) for name in ("lane", "first_step")},
             past=None,
             packed=False,
+            traces=None,
         )
 
     @classmethod

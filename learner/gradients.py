@@ -118,8 +118,11 @@ class _Shard:
             return
         gradient: dict[str, Tensor] = {}  # of the carry after the chunk
         for span, before in zip(reversed(spans), reversed(carries), strict=True):
-            leaves = {name: value.detach().requires_grad_() for name, value in before.items()}
-            found, _ = self._added(steps.between(span), leaves, sequences, auxiliary, gradient, tuple(leaves.values()))
+            leaves = {name: value.detach().requires_grad_() for name, value in before.items()} if span.start else {}
+            entering = leaves or before  # the first one's own gradient is that of its traces, if it has any
+            found, _ = self._added(
+                steps.between(span), entering, sequences, auxiliary, gradient, tuple(leaves.values())
+            )
             gradient = dict(zip(leaves, found, strict=True))
             auxiliary = auxiliary and auxiliary.counted()
 

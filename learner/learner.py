@@ -31,6 +31,7 @@ from mneme.learner.returns import Returns, gae, vtrace
 from mneme.learner.reward_scale import RewardScale
 from mneme.learner.settings import LearnerSettings
 from mneme.learner.staleness import Staleness, measure_staleness
+from mneme.learner.traces import LaneTraces
 from mneme.learner.whole_batch import WholeBatch
 from mneme.learner.windows import pieces
 from mneme.rollout_workers.stopwatch import Stopwatch
@@ -96,6 +97,7 @@ class Learner:
         stale = self._off_policy or settings.precision == "bf16"
         self._anchors = settings.anchor == "always" or (settings.anchor == "auto" and stale)
         self._reward_scale = RewardScale(settings.gamma, packed) if settings.normalize_rewards else None
+        self._traces = LaneTraces(self.policy) if settings.mode == "traces" else None
         self._optimizer = Optimizer(self.policy, settings, total_timesteps, self.group)
 
     def weights(self) -> Weights:
@@ -152,6 +154,9 @@ class Learner:
         with watch("returns"):
             batch, returns = self._returns(batch, whole, anchor)
         metrics = self._metrics(lags, staleness if self._anchors else None) | _value_metrics(whole, batch, returns)
+        if self._traces is not None:
+            with watch("traces"):
+                batch, metrics["traces_missing"] = self._traces.through(batch, self._optimizer)
         with watch("fidelity"):
             metrics |= self._gradient_metrics(batch, returns, whole)
         metrics["padding"] = 1 - whole.steps / whole.valid.numel()
@@ -301,6 +306,8 @@ class Learner:
         state = {f"policy.{name}": copy(value.detach()) for name, value in self.policy.state_dict().items()}
         if self._reward_scale is not None:
             state |= {f"reward_scale.{name}": array for name, array in self._reward_scale.state().items()}
+        if self._traces is not None:
+            state |= {f"traces.{name}": value for name, value in self._traces.state(copy).items()}
         return state | {"version": np.array(self.version), "env_steps": np.array(self.env_steps)}
 
     def set_state(self, state: State) -> None:
@@ -312,13 +319,15 @@ class Learner:
         weights_in(state).load_into(self.policy)
         if self._reward_scale is not None:
             self._reward_scale.set_state(_under("reward_scale.", state))
+        if self._traces is not None:
+            self._traces.set_state(_under("traces.", state))
         self.version, self.env_steps = int(state["version"]), int(state["env_steps"])
         self._optimizer.set_state(state, self.env_steps)
 
 
 def _watch() -> Stopwatch:
     return Stopwatch(
-        "batch", "anchor", "returns", "fidelity", "windows", "forward", "backward", "synchronize", "optimizer"
+        "batch", "anchor", "returns", "traces", "fidelity", "windows", "forward", "backward", "synchronize", "optimizer"
     )
 
 

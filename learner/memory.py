@@ -55,6 +55,8 @@ def update_memory(
     of_one, of_two = (_kept(policy, s, probed, B) for B in (1, 2))
     arrays = _PASSING_COMPILED if heads_compile(policy) else _PASSING
     passing = arrays * policy.controller.output_size * policy.value_head.weight.element_size()
+    if s.mode == "traces":  # those that enter and those that leave, and what the lanes keep
+        batch_bytes += 3 * sequences * sum(trace.nbytes for trace in policy.no_traces(1).values())
     activations = at_once * steps * ((of_two - of_one) / probed + passing)
     weights = sum(p.numel() * p.element_size() for p in policy.parameters()) * (_OF_WEIGHTS + threads) * copies
     if plan.window < length:  # stored carries are most of a fragment, and are left where they lie

@@ -14,6 +14,7 @@ from mneme.learner.losses import masked_sum
 from mneme.learner.objective import Number, Steps, objective
 from mneme.learner.returns import Returns
 from mneme.learner.settings import LearnerSettings, WindowPlan
+from mneme.learner.transfer import moved
 from mneme.learner.windows import Piece, taken, windows_of
 
 SIGNAL = "signal/"
@@ -32,7 +33,7 @@ class Loss(NamedTuple):
 def steps_of(
     policy: Policy, plan: WindowPlan, batch: SequenceBatch, returns: Returns, piece: Piece
 ) -> tuple[Steps, Carry]:
-    """A piece's steps, and the carry before the first one of each window."""
+    """A piece's steps, and the carry before the first one of each window, with its gradient where it is traced."""
     K, T = plan.window, batch.length
     windows = windows_of(policy, plan, batch, piece)
     steps = Steps(
@@ -47,7 +48,10 @@ def steps_of(
         taken(returns.targets, piece, K),
         taken(batch.episodes, piece, K) if batch.packed else None,
     )
-    return steps, windows.carry
+    if batch.traces is None:
+        return steps, windows.carry
+    rows = moved(piece.rows, batch.valid.device)
+    return steps, policy.traced(windows.carry, {name: trace[rows] for name, trace in batch.traces.items()})
 
 
 def units(batch: SequenceBatch, piece: Piece) -> int:

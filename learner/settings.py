@@ -4,12 +4,12 @@ from dataclasses import dataclass, replace
 from math import ceil, gcd, inf, sqrt
 from typing import Literal, NamedTuple
 
-from mneme.controllers import VALUE_BINS, Settings
+from mneme.controllers import VALUE_BINS, Controller, Settings
 
 ScalarLoss = Literal["mse", "huber"]
 ValueLoss = Literal["mse", "huber", "two_hot"]
 Schedule = Literal["constant", "linear", "cosine"]
-Mode = Literal["cached", "truncated", "full"]
+Mode = Literal["cached", "truncated", "full", "traces"]
 ModeSchedule = Literal["constant", "steps", "plateau", "evaluation_plateau"]
 Precision = Literal["float32", "tf32", "bf16"]
 
@@ -32,7 +32,8 @@ class LearnerSettings(Settings, section="learner"):
     """PPO over windows of recurrent experience."""
 
     mode: Mode = "full"
-    """Backpropagation through time: cached (none), truncated (over K steps) or full (over whole sequences)."""
+    """Backpropagation through time: cached (none), truncated (over K steps), full (over whole sequences) or traces
+    (over whole sequences, and beyond where they begin by traces, for lru, mingru and nbrc with cellular=true)."""
     bptt_length: int = 32
     """Steps between gradient cuts, K, in truncated mode; longer than the sequence means the whole sequence."""
     max_bptt_length: int | None = None
@@ -156,6 +157,10 @@ class LearnerSettings(Settings, section="learner"):
             raise self.fault("activation_checkpointing", "it needs carry_source=fresh; leave it unset, or set that")
         if self.carry_source == "zero" and self.mode == "full":
             raise self.fault("carry_source", "mode=full has no cuts to start afresh at; use fresh, or another mode")
+        if self.carry_source != "fresh" and self.mode == "traces":
+            raise self.fault("carry_source", "mode=traces goes on from the carries that it has traces of; use fresh")
+        if self.replicas > 1 and self.mode == "traces":
+            raise self.fault("replicas", "mode=traces keeps every lane's traces in one learner; use 1, or another mode")
         if self.carry_source != "stored" and self.burn_in:
             raise self.fault("burn_in", "it refreshes stored carries; leave it out, or set carry_source=stored")
 
@@ -167,8 +172,9 @@ class LearnerSettings(Settings, section="learner"):
         if (scheduled or longest is not None) and self.carry_source != "fresh":
             name = "mode_schedule" if scheduled else "max_bptt_length"
             raise self.fault(name, "it needs carry_source=fresh, as carries are stored for one plan of windows")
-        if scheduled and self.mode == "cached":
-            raise self.fault("mode_schedule", "mode=cached has no mode before it; set mode=truncated or mode=full")
+        if scheduled and self.mode in ("cached", "traces"):
+            why = f"mode={self.mode} has no mode before it; set mode=truncated or mode=full"
+            raise self.fault("mode_schedule", why)
         if self.mode_switches is not None:
             shares, least = self.mode_switches, len(self.modes) - 1
             if self.mode_schedule != "steps":
@@ -199,7 +205,7 @@ class LearnerSettings(Settings, section="learner"):
 
     def plan(self, length: int) -> WindowPlan:
         """The plan for cutting sequences of `length` steps; a window longer than the sequence is clamped to it."""
-        window = {"cached": 1, "truncated": min(self.bptt_length, length), "full": length}[self.mode]
+        window = {"cached": 1, "truncated": min(self.bptt_length, length)}.get(self.mode, length)
         if self.carry_source == "fresh":
             chunk = length
             if self.activation_checkpointing:
@@ -226,6 +232,23 @@ class LearnerSettings(Settings, section="learner"):
     def full(self) -> "LearnerSettings":
         """The same with full backpropagation through time."""
         return replace(self, carry_source="fresh", burn_in=0).at("full", self.bptt_length)
+
+    def check_controller(self, controller: Controller, kind: str) -> None:
+        """Refuse a controller, of this kind, that the mode makes nothing of.
+
+        Raises:
+            ValueError: it has no carry for K to adapt to, or none that can have traces.
+        """
+        if self.max_bptt_length is not None and not controller.initial():
+            raise ValueError(
+                f"learner.max_bptt_length is {self.max_bptt_length}, but {kind} has no carry through which a gradient "
+                f"could go back; leave it out, or choose another kind"
+            )
+        if self.mode == "traces" and not controller.elementwise():
+            raise ValueError(
+                f"learner.mode is traces, but the units of {kind} do not go each by itself, so that it has none; "
+                f"choose lru, mingru or nbrc with policy.controller.cellular=true, or learner.mode=full"
+            )
 
     def check_batch(self, sequences: int) -> None:
         """Refuse a batch that cannot be split.

@@ -74,9 +74,14 @@ def short_reach(blueprint: Blueprint[Config]) -> str | None:
     they do, if the task does not say how many it takes, or if the mode changes in the run."""
     s, facts = blueprint.config.learner, blueprint.facts
     horizon = facts.memory_horizon if facts is not None else 0
-    window = {"cached": 1, "truncated": s.max_bptt_length or s.bptt_length, "full": blueprint.length}[s.mode]
+    window = {"cached": 1, "truncated": s.max_bptt_length or s.bptt_length}.get(s.mode, blueprint.length)
     reach = min(window, blueprint.length)
-    if reach > horizon or s.mode_schedule != "constant" or not blueprint.policy().controller.initial():
+    if (
+        reach > horizon
+        or s.mode == "traces"
+        or s.mode_schedule != "constant"
+        or not blueprint.policy().controller.initial()
+    ):
         return None
     remedy = "learner.mode=full"
     if s.mode == "truncated":

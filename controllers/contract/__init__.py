@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from mneme.controllers.contract import agreement, arguments, isolation
+from mneme.controllers.contract import agreement, arguments, isolation, traces
 from mneme.controllers.contract.figures import Figures, measure
 from mneme.controllers.contract.finding import Build, Check, Finding
 
@@ -17,6 +17,7 @@ CHECKS: tuple[Check, ...] = (
     agreement.acting_is_learning,
     agreement.steps_are_the_scan,
     agreement.split_is_the_whole,
+    traces.traces_are_the_gradient_of_the_past,
     agreement.gradients_are_finite_differences,
     agreement.parts_have_their_own_gradients,
     agreement.a_second_backward_is_the_first,

@@ -78,6 +78,8 @@ class Diagnosis(NamedTuple):
         horizon, furthest = self.memory_horizon, self.furthest()
         if horizon and not self.turnover:
             yield f"the controller carries nothing, the task remembers {horizon}: choose another policy.controller.kind"
+        elif self.mode == "traces":
+            pass  # beyond the sequence the gradient goes by them
         elif horizon and furthest < horizon and min(self.bptt_length, len(self.reach)) <= horizon:
             cut = self.bptt_length < len(self.reach)
             remedy = _remedy(self.bptt_length, horizon) if cut else "raise rollout.unroll_length"
@@ -174,7 +176,7 @@ def _shown(value: float, form: str = ".3f") -> str:
 def _mode(s: LearnerSettings) -> str:
     window = f" {s.bptt_length}" if s.mode == "truncated" else ""
     burn_in = f", burn-in {s.burn_in}" if s.burn_in else ""
-    return s.mode if s.mode == "full" else f"{s.mode}{window}, {s.carry_source} carries{burn_in}"
+    return s.mode if s.mode in ("full", "traces") else f"{s.mode}{window}, {s.carry_source} carries{burn_in}"
 
 
 def _remedy(bptt_length: int, horizon: int) -> str:

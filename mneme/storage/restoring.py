@@ -29,12 +29,12 @@ from mneme.storage.retention import Best
 from mneme.storage.trust import refuse_foreign_code
 
 _NOT_NEGATIVE = re.compile(
-    r"adam\.(step|exp_avg_sq)\..*|policy\..*\.(count|variance)|version|env_steps|reward_scale\.expected"
+    r"adam\.(step|exp_avg_sq)\..*|policy\..*\.(count|variance)|version|env_steps|(reward_scale|traces)\.expected"
     r"|nonfinite_in_a_row|warmup|bptt\.looks|level|step|incarnation|episode_step|env\.(episode|step)"
 )
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of one parameter in Adam: all of them or none
 _WAITING = "waiting."  # before the names of what waits to be packed: up to so many steps
-_BY_LANE = ("reward_scale.running", "reward_scale.expected")  # of the lanes up to the last that has been seen
+_BY_LANE = re.compile(r"reward_scale\.(running|expected)|traces\..*")  # of the lanes up to the last that has been seen
 
 
 def load_run(path: Path, trust: bool) -> tuple[Path, Checkpoint, Config]:
@@ -159,8 +159,9 @@ def _check(path: Path, part: str, found: State, expected: State, lanes: int) -> 
                 continue
             raise _misfit(path, f"{name} in {part} is missing")
         array, like = found[name], expected[name]
-        shape = (lanes,) if name in _BY_LANE else like.shape
-        fewer = name in _BY_LANE or name.startswith(_WAITING)
+        by_lane = _BY_LANE.fullmatch(name) is not None
+        shape = (lanes, *like.shape[1:]) if by_lane else like.shape
+        fewer = by_lane or name.startswith(_WAITING)
         fits = array.shape == shape
         if fewer and array.ndim == len(shape):
             fits = len(array) <= shape[0] and array.shape[1:] == shape[1:]

@@ -28,6 +28,7 @@ def said(*overrides: str) -> str | None:
         ["learner.mode=truncated", "learner.bptt_length=4", "learner.max_bptt_length=16"],
         ["learner.mode=cached", "policy.controller.kind=mlp"],
         ["learner.mode_schedule=plateau"],
+        ["learner.mode=traces", "policy.controller.kind=lru", "rollout.unroll_length=8"],
         ["learner.mode=cached", "env.id=mneme/Counting-v0", "env.kwargs={}"],
         ["learner.mode=cached", "env.id=CartPole-v1", "env.kwargs={}"],
     ],
@@ -97,3 +98,19 @@ def test_a_carry_with_a_part_of_the_name_that_stacked_frames_have_is_refused(tmp
     checked_blueprint(load_config(None, overrides), local=True)
     with pytest.raises(ConfigError, match=r"Framed', whose carry has a part 'frames', .*; rename that part, or set sp"):
         checked_blueprint(load_config(None, [*overrides, "spaces.stack=2"]), local=True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ([], "the units of gru do not go each by itself, .* choose lru, mingru or nbrc .*, or learner.mode=full"),
+        (["policy.controller.kind=lru", "service.mode=async"], "service.mode=async does not keep .* service.mode=sync"),
+        (
+            ["policy.controller.kind=lru", "rollout.batching=episodes"],
+            "rollout.batching=episodes does not keep them in order; use rollout.batching=sequences",
+        ),
+    ],
+)
+def test_traces_are_refused_where_there_can_be_none(overrides: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        said("learner.mode=traces", *overrides)

@@ -5,6 +5,7 @@ import math
 import shutil
 import signal
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,10 @@ def test_a_controller_without_memory_stays_at_chance_where_one_with_it_learns(tm
     assert 0.18 < evaluation.success_rate < 0.32
 
 
-@pytest.mark.parametrize("mode", ["cached", "truncated", "full"])
-@pytest.mark.parametrize("env", ["DelayedCue", "Counting", "Counting, packed"])
+@pytest.mark.parametrize(
+    ("mode", "env"),
+    [*product(["cached", "truncated", "full"], ["DelayedCue", "Counting", "Counting, packed"]), ("traces", "Counting")],
+)
 def test_same_seed_same_bits_and_resume_equals_the_uninterrupted_run(tmp_path: Path, mode: str, env: str) -> None:
     overrides = [
         f"learner.mode={mode}",
@@ -102,6 +105,8 @@ def test_same_seed_same_bits_and_resume_equals_the_uninterrupted_run(tmp_path: P
         "learner.lr_schedule=linear",
         "rollout.unroll_length=8",
     ]
+    if mode == "traces":
+        overrides += ["policy.controller.kind=mingru"]
     if env != "DelayedCue":  # of several lengths: at the checkpoint some have ended that are not yet counted
         overrides += ["env.id=mneme/Counting-v0", "env.kwargs={}"]
         overrides += ["policy.normalize_observations=true", "learner.normalize_rewards=true"]

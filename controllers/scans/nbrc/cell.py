@@ -36,5 +36,10 @@ def nbrc_cell(x_BD: Tensor, h_BH: Tensor, p: NbrcParameters) -> Tensor:
     x_a, x_c, x_n = (x_BD @ p.w_ih.t()).chunk(3, -1)
     from_h_BG = h_BH.repeat(1, 2) * p.w_hh if p.cellular else h_BH @ p.w_hh.t()
     h_a, h_c = (from_h_BG + p.bias).chunk(2, -1)
-    a, c = 1 + torch.tanh(x_a + h_a), torch.sigmoid(x_c + h_c)
-    return c * h_BH + (1 - c) * torch.tanh(x_n + a * h_BH)
+    return next_state(x_a + h_a, x_c + h_c, x_n, h_BH)
+
+
+def next_state(s_a: Tensor, s_c: Tensor, x_n: Tensor, h: Tensor) -> Tensor:
+    """h' of the sums that a and c are of, and of the candidate's part of the input."""
+    a, c = 1 + torch.tanh(s_a), torch.sigmoid(s_c)
+    return c * h + (1 - c) * torch.tanh(x_n + a * h)

@@ -112,7 +112,7 @@ def method_of(record: Record, keys: Sequence[str]) -> str:
 def mode_of(record: Record) -> str:
     """A run's mode of backpropagation in words, with those of its settings that count in it."""
     mode, length, source, burn_in = (record.settings.get(key, "") for key in _OF_THE_MODE)
-    more = [] if mode == "full" or source == "fresh" else [f"{source} carries"]
+    more = [] if mode in ("full", "traces") or source == "fresh" else [f"{source} carries"]
     more += [f"burn-in {burn_in}"] if mode == "truncated" and burn_in != "0" else []
     words = f"{mode} {length}" if mode == "truncated" else mode
     return f"{words} ({', '.join(more)})" if more else words

@@ -45,7 +45,12 @@ def told(blueprint: Blueprint[Config], name: str) -> Story:
     """The beginning of a run's story."""
     config, facts, learner = blueprint.config, blueprint.facts, blueprint.config.learner
     kwargs = ", ".join(f"{key}={value}" for key, value in config.env.kwargs.items())
-    reach = {"full": "the whole sequence", "cached": "one step", "truncated": f"{learner.bptt_length} steps"}
+    reach = {
+        "full": "the whole sequence",
+        "traces": "all time, by traces",
+        "cached": "one step",
+        "truncated": f"{learner.bptt_length} steps",
+    }
     what = (
         f"**{config.policy.controller.kind}** on **{config.env.id}**{f' ({kwargs})' if kwargs else ''}, by PPO with "
         f"gradients through {reach[learner.mode]} in {config.service.mode} service, seed {config.seed}, for at most "
