@@ -104,19 +104,24 @@ def _after(cell: Elementwise, run: Run, reset_TB: Tensor, before: Mapping[str, T
         owed = []
         for in_state_BNMM, reset_B in zip(reversed(in_state_KBNMM), reversed(reset_TB[start:stop]), strict=True):
             owed.append(owed_BNMM)
-            owed_BNMM = owed_BNMM @ in_state_BNMM
+            owed_BNMM = _product(owed_BNMM, in_state_BNMM)
             starts_B = reset_B[:, None, None, None]
             if _INITIAL in sums:
                 sums[_INITIAL] += (owed_BNMM * starts_B).permute(0, 2, 3, 1)
             owed_BNMM = owed_BNMM.masked_fill(starts_B, 0)
         owed_KBNMM = torch.stack(owed[::-1])
         for name, d_KBGNM in in_sums.items():
-            d_KBMGN = torch.einsum("kbnij,kbgnj->kbign", owed_KBNMM, d_KBGNM)
+            d_KBGNM = _product(owed_KBNMM.unsqueeze(2), d_KBGNM.unsqueeze(-1)).squeeze(-1)
             if cell.parameters[name].dim() == 3:
-                sums[name] += torch.einsum("kbign,kbd->bignd", d_KBMGN, x_TBD[start:stop])
+                sums[name] += torch.einsum("kbgni,kbd->bignd", d_KBGNM, x_TBD[start:stop])
             else:
-                sums[name] += d_KBMGN.sum(0)
+                sums[name] += d_KBGNM.sum(0).movedim(-1, 1)
     return {name: s + torch.einsum("bnij,bjgn...->bign...", owed_BNMM, before[name]) for name, s in sums.items()}
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b, for matrices so small that one by one they would cost more than all their numbers."""
+    return a * b if a.shape[-1] == 1 else (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(-2)
 
 
 def _derivatives(cell: Elementwise, h_KBNM: Tensor, x_KBD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -127,7 +132,7 @@ def _derivatives(cell: Elementwise, h_KBNM: Tensor, x_KBD: Tensor) -> tuple[Tens
         for name, p in cell.parameters.items()
     }
     with torch.enable_grad():
-        h_KBNM, *leaves = (x.detach().clone().requires_grad_() for x in (h_KBNM, *sums.values()))
+        h_KBNM, *leaves = (x.detach().requires_grad_() for x in (h_KBNM, *sums.values()))
         after_KBNM = cell.advance(h_KBNM, dict(zip(sums, leaves, strict=True)))
         numbers_M = after_KBNM.sum((0, 1, 2))  # each unit's gradient is its own, as no other depends on it
         wanted = h_KBNM, *leaves

@@ -156,7 +156,9 @@ class Learner:
         metrics = self._metrics(lags, staleness if self._anchors else None) | _value_metrics(whole, batch, returns)
         if self._traces is not None:
             with watch("traces"):
-                batch, metrics["traces_missing"] = self._traces.through(batch, self._optimizer)
+                batch, metrics["traces_missing"] = self._traces.through(
+                    batch, self._optimizer.map, self._optimizer.num_threads
+                )
         with watch("fidelity"):
             metrics |= self._gradient_metrics(batch, returns, whole)
         metrics["padding"] = 1 - whole.steps / whole.valid.numel()

@@ -6,7 +6,7 @@ them all. A lane's next sequence begins with the carry that these steps led to, 
 Legend: B sequences of T steps.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from mneme.controllers import Policy, Traces
 from mneme.learner.batch import SequenceBatch
-from mneme.learner.optimizer import Optimizer
 
 
 class LaneTraces:
@@ -31,22 +30,23 @@ class LaneTraces:
         self._kept: Traces = policy.no_traces(0)  # [lanes, ...]
         self._expected = np.zeros(0, np.int64)  # [lanes] the step at which that lane goes on
 
-    def through(self, batch: SequenceBatch, optimizer: Optimizer) -> tuple[SequenceBatch, float]:
+    def through(
+        self, batch: SequenceBatch, apply: Callable[..., Iterable[Any]] = map, parts: int = 1
+    ) -> tuple[SequenceBatch, float]:
         """The batch with the traces of its first carries; those of its last carries, of the present weights, are kept.
 
         And the share of its sequences that go on from one that was not trained on, so that their traces are missing:
-        these are taken to depend on no parameter.
+        these are taken to depend on no parameter. `apply` is `map` or what does as it does, on so many parts.
         """
-        batch, missing = self.entering(batch)
-        shares = torch.arange(batch.sequences).chunk(optimizer.num_threads)
-        parts = optimizer.map(lambda share: self.leaving(batch.rows(share)), shares)
+        batch, missing = self._entering(batch)
+        shares = torch.arange(batch.sequences).chunk(parts)
+        leaving = list(apply(lambda share: self._leaving(batch.rows(share)), shares))
         for name, kept in self._kept.items():
-            kept[batch.lane] = torch.cat([part[name] for part in parts])
+            kept[batch.lane] = torch.cat([part[name] for part in leaving])
         self._expected[batch.lane.cpu().numpy()] = batch.first_step.cpu().numpy() + batch.length
         return batch, missing
 
-    def entering(self, batch: SequenceBatch) -> tuple[SequenceBatch, float]:
-        """See `through`."""
+    def _entering(self, batch: SequenceBatch) -> tuple[SequenceBatch, float]:
         self._make_room(int(batch.lane.max()) + 1)
         lane, first = batch.lane.cpu().numpy(), batch.first_step.cpu().numpy()
         goes_on = torch.from_numpy(self._expected[lane] == first).to(batch.lane.device)
@@ -56,7 +56,7 @@ class LaneTraces:
         missing = ~goes_on & ~batch.resets[:, 0]
         return replace(batch, traces=traces), float(missing.float().mean())
 
-    def leaving(self, batch: SequenceBatch) -> Traces:
+    def _leaving(self, batch: SequenceBatch) -> Traces:
         """The traces of the last carries of some sequences that have those of their first."""
         assert batch.traces is not None
         first = batch.stored.at(torch.arange(batch.sequences), slice(0, 1))

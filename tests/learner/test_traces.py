@@ -14,8 +14,6 @@ from mneme.envs import EnvSettings, make_vector_env
 from mneme.learner import Learner, LearnerSettings
 from mneme.learner.batch import SequenceBatch
 from mneme.learner.gradients import shard_gradients
-from mneme.learner.group import Group
-from mneme.learner.optimizer import Optimizer
 from mneme.learner.returns import Returns
 from mneme.learner.traces import LaneTraces
 from mneme.rollout_workers import Collector, policy_spec
@@ -52,10 +50,6 @@ def gradients(policy: Policy, batch: SequenceBatch, settings: LearnerSettings = 
     return {name: g for (name, _), g in zip(policy.named_parameters(), found, strict=True) if g is not None}
 
 
-def optimizer(policy: Policy) -> Optimizer:
-    return Optimizer(policy, SETTINGS, 1000, Group())
-
-
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("start", ["zero", "learned"])
@@ -64,12 +58,12 @@ def test_the_fragments_gradients_add_up_to_the_whole_episodes(kind: str, checkpo
     whole, parts = collector(kind, PARTS * LENGTH, initial_carry=start), collector(kind, initial_carry=start)
     policy = parts.policy
     expected = gradients(policy, SequenceBatch.from_fragments([whole.collect()[0]], CPU))
-    traces, steps = LaneTraces(policy), optimizer(policy)
+    traces = LaneTraces(policy)
     settings = replace(SETTINGS, activation_checkpointing=checkpointing)
     with_traces, alone = ({name: torch.zeros_like(g) for name, g in expected.items()} for _ in range(2))
     for _ in range(PARTS):
         batch = SequenceBatch.from_fragments([parts.collect()[0]], CPU)
-        traced, missing = traces.through(batch, steps)
+        traced, missing = traces.through(batch)
         assert missing == 0
         for sums, each in ((with_traces, traced), (alone, batch)):
             for name, g in gradients(policy, each, settings).items():
@@ -86,12 +80,12 @@ def test_the_fragments_gradients_add_up_to_the_whole_episodes(kind: str, checkpo
 
 def test_a_fragment_that_was_missed_leaves_traces_missing_until_the_next_episode() -> None:
     parts = collector("mingru")
-    traces, steps = LaneTraces(parts.policy), optimizer(parts.policy)
+    traces = LaneTraces(parts.policy)
     said = []
     for number in range(6):
         batch = SequenceBatch.from_fragments([parts.collect()[0]], CPU)
         if number != 1:
-            traced, missing = traces.through(batch, steps)
+            traced, missing = traces.through(batch)
             said.append(missing)
             assert traced.traces is not None
             if missing:
