@@ -24,6 +24,7 @@ SMALL = [
 TOLD = ["env.id=mneme-tests/Telling-v0", "env.metrics=[score]", "env.kwargs={}"]
 STALE = ["learner.anchor=always", "policy.controller.num_layers=2"]
 ADAPTIVE = ["learner.carry_source=fresh", "learner.max_bptt_length=4", "train.probe_episodes=1", "train.stop_success=1"]
+TRACED = ["learner.mode=traces", "learner.carry_source=fresh", "policy.controller.kind=lru"]
 STAGED = ["curriculum.stages=[{horizon: 3}]", "train.evaluate_every=48", "train.stop_success=1e-9"]
 
 
@@ -65,7 +66,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         patch.setitem(
             gym.registry, "mneme-tests/Telling-v0", gym.envs.registration.EnvSpec("mneme-tests/Telling-v0", Telling)
         )
-        for extra in (STALE, STAGED, ADAPTIVE, TOLD):
+        for extra in (STALE, STAGED, ADAPTIVE, TRACED, TOLD):
             folder = tmp_path_factory.mktemp("runs")
             train(load_config(None, [*SMALL, *extra, f"checkpoint.root={folder}"]), local=True)
     return keys
