@@ -138,12 +138,12 @@ def gathered_in(folder: Path) -> Iterator[tuple[Path, list[RunStatus]]]:
 
 
 def _folders_in(folder: Path) -> list[Path]:
-    """Folders in a folder, those of runs left out."""
+    """Folders in a folder; those of runs are left out, and that in which MLflow has copies of runs' files."""
     try:
         found = sorted(path for path in folder.iterdir() if path.is_dir())
     except OSError:
         return []
-    return [path for path in found if not (path / "config.yaml").exists()]
+    return [path for path in found if path.name != "mlartifacts" and not (path / "config.yaml").exists()]
 
 
 def _last_rows(metrics: Path) -> tuple[list[Row], float | None]:

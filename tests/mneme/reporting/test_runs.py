@@ -117,6 +117,7 @@ def test_what_gathers_runs_has_a_line_of_its_own(tmp_path: Path) -> None:
     for number, state in enumerate(("complete", "complete", "failed")):
         a_run(tmp_path / "sweeps" / "rates" / f"00{number}-seed0", state=state, seconds_ago=300 - 60 * number)
     (tmp_path / "suites" / "empty").mkdir(parents=True)
+    a_run(tmp_path / "mlartifacts" / "0123456789abcdef" / "artifacts")
     a_run(tmp_path / "mine" / "first", state=None, seconds_ago=300)
     lines = shown(show_runs, tmp_path)
     assert [line[0] for line in lines[:2]] == ["name", "one"]
