@@ -75,6 +75,12 @@ def test_a_run_is_trained_evaluated_and_kept(capsys: pytest.CaptureFixture[str])
     assert "step 176/100" in Path("runs/suites/s/log.txt").read_text()
 
 
+def test_gradients_that_go_back_too_few_steps_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    run("tmaze", "gru", 2, [*TINY, "learner.mode=cached"])
+    assert len(document()["runs"]) == 2
+    assert len([record for record in caplog.records if "gradients go back 1 step" in record.message]) == 1
+
+
 def test_what_is_done_is_not_done_again_and_more_may_be_added(trained: list[Config]) -> None:
     run("tmaze,delayed_cue", "mlp", 2)
     assert [(config.env.id, config.seed) for config in trained] == [
