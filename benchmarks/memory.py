@@ -22,7 +22,9 @@ MODES: dict[str, dict[str, Any]] = {
     "truncated 16, stored": {"mode": "truncated", "bptt_length": 16, "carry_source": "stored"},
     "truncated 16, burn-in 16": {"mode": "truncated", "bptt_length": 16, "burn_in": 16, "carry_source": "stored"},
     "cached, stored": {"mode": "cached", "carry_source": "stored"},
+    "traces": {"mode": "traces"},
 }
+TRACED = ("lru", "mingru")  # of the kinds as they are by default
 MIB = 2**20
 
 
@@ -43,14 +45,20 @@ def main() -> int:
         table.add_column("fragment", justify="right")
     for kind in arguments.kinds:
         variants = {name: LearnerSettings(**MODES[name], num_epochs=1, num_threads=1) for name in arguments.modes}
+        if kind not in TRACED:
+            variants.pop("traces", None)
         costs = update_costs(
             kind, variants, length=arguments.length, lanes=arguments.num_envs, hidden=arguments.hidden,
             rounds=arguments.repeats,
         )  # fmt: skip
         cells = []
-        for name, cost in costs.items():
-            cells += [f"{cost.peak / MIB:,.0f}, {cost.seconds:.2f} s", f"{cost.fragment / MIB:,.0f}"]
-            print(kind, name, *cells[-2:], file=sys.stderr)
+        for name in arguments.modes:
+            cost = costs.get(name)
+            shown = ("–", "–")
+            if cost is not None:
+                shown = f"{cost.peak / MIB:,.0f}, {cost.seconds:.3f} s", f"{cost.fragment / MIB:,.0f}"
+            cells += shown
+            print(kind, name, *shown, file=sys.stderr)
         table.add_row(kind, *cells)
     Console(width=180).print(table)
     return 0

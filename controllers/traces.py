@@ -121,7 +121,8 @@ def _after(cell: Elementwise, run: Run, reset_TB: Tensor, before: Mapping[str, T
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b, for matrices so small that one by one they would cost more than all their numbers."""
-    return a * b if a.shape[-1] == 1 else (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(-2)
+    first, *rest = (column * row for column, row in zip(a.split(1, -1), b.split(1, -2), strict=True))
+    return sum(rest, first)
 
 
 def _derivatives(cell: Elementwise, h_KBNM: Tensor, x_KBD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

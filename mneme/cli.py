@@ -214,7 +214,7 @@ def _diagnose(options: argparse.Namespace) -> int:
 
 
 def _horizons(options: argparse.Namespace) -> int:
-    from mneme.experiments.horizons import draw_horizons, horizons_of
+    from mneme.experiments.horizons import draw_horizons, horizons_of, keep_horizons
     from mneme.reporting.curves import check_picture
     from mneme.reporting.meter import json_evaluation
 
@@ -224,6 +224,7 @@ def _horizons(options: argparse.Namespace) -> int:
         options.checkpoint, options.horizons, episodes=options.episodes, seed=options.seed, num_envs=options.num_envs,
         trust=options.trust, tell=None if options.json else print,
     )  # fmt: skip
+    keep_horizons(found, options.checkpoint)
     if options.json:
         points = [{"horizon": point.horizon} | json_evaluation(point.evaluation) for point in found.points]
         print(json.dumps({"setting": found.setting, "trained": found.trained, "points": points}, allow_nan=False))

@@ -1,5 +1,7 @@
 """`mneme horizons`: a trained agent at horizons other than the one it was trained at."""
 
+import json
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +15,11 @@ from mneme.envs import horizon_of, make_vector_env
 from mneme.evaluation import changed_task, evaluate_checkpoint
 from mneme.reporting.curves import BLUE, GREY, INK, picture, plain_numbers
 from mneme.rollout_workers import Evaluation
+from mneme.storage.files import read_text, replace
+from mneme.storage.paths import locate
+
+_log = logging.getLogger(__name__)
+_KEPT = "horizons.json"  # in a run's folder
 
 
 class AtHorizon(NamedTuple):
@@ -86,6 +93,27 @@ def horizons_of(
         if tell is not None:
             tell(points[-1].line())
     return Horizons(setting, trained, tuple(points))
+
+
+def keep_horizons(found: Horizons, path: Path) -> None:
+    """Leave success by horizon in the folder of the run that a path means, for reports, in place of what was there; a
+    checkpoint may lie in none, and a folder may be another's."""
+    run, _ = locate(path)
+    if run is None:
+        return
+    success = {point.horizon: point.evaluation.success_rate for point in found.points}
+    try:
+        replace(run / _KEPT, json.dumps(success) + "\n")
+    except OSError as error:
+        _log.warning("what was found is not kept for mneme report: %s", error)
+
+
+def kept_horizons(run: Path) -> list[tuple[int, float]]:
+    """What was left in a run's folder; nothing if it cannot be read."""
+    try:
+        return [(int(horizon), float(success)) for horizon, success in json.loads(read_text(run / _KEPT)).items()]
+    except (OSError, ValueError, TypeError, AttributeError):
+        return []
 
 
 def draw_horizons(found: Horizons, path: Path, title: str) -> None:

@@ -132,7 +132,7 @@ def _ends(estimate: Estimate) -> tuple[float, float]:
 
 
 def draw_horizons(points: Mapping[Pair, Sequence[tuple[int, Array]]], methods: Sequence[str], path: Path) -> None:
-    """Draw success against the horizon at which runs were trained.
+    """Draw success against the horizon.
 
     Args:
         points: by environment and method, horizons and the success of each seed at them.
@@ -154,6 +154,6 @@ def draw_horizons(points: Mapping[Pair, Sequence[tuple[int, Array]]], methods: S
             axes.set(xscale="log", ylim=(-0.03, 1.03))
             axes.set_title(environment, fontsize=8)
             plain_numbers(axes.xaxis)
-        figure.supxlabel("horizon at which it was trained and evaluated; points are seeds", fontsize=8)
+        figure.supxlabel("horizon at which it was evaluated; points are seeds", fontsize=8)
         figure.supylabel("success", fontsize=8)
         _legend(figure, shade)

@@ -13,6 +13,7 @@ import yaml
 from mneme.configuration.records import from_json, read_yaml, to_json
 from mneme.distributed.config import ConfigError
 from mneme.envs import EnvironmentFailure, EnvSettings, horizon_of, make_vector_env
+from mneme.experiments.horizons import kept_horizons
 from mneme.experiments.seeds import DEFAULT_TARGET
 from mneme.experiments.sweep.trial import evaluations_in, seconds_of
 from mneme.reporting.tracking.names import flatten
@@ -38,6 +39,7 @@ class Record:
     seed: int
     environment: str  # its id
     horizon: int | None  # of the task, if it is one of ours that has one
+    horizons: Sequence[tuple[int, float]] = ()  # that it was evaluated at besides, with its success
     settings: Mapping[str, str]  # by dotted keys, as text; those of one run alone left out
     steps: int  # that it trained on
     seconds: float  # of training, evaluations left out
@@ -117,6 +119,7 @@ def _record(folder: RunFolder) -> Record | None:
         seed=tree["seed"] if isinstance(tree.get("seed"), int) else 0,
         environment=settings.get("env.id", ""),
         horizon=_horizon(tree),
+        horizons=kept_horizons(folder.path),
         settings=settings,
         steps=int(history[-1]["step"]),
         seconds=seconds_of(history),

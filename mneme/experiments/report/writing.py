@@ -40,6 +40,7 @@ _CURVES = (
     "Interquartile mean over seeds of {}, with its 95 % interval. A run that ended early stands at its last value."
 )
 _PAIRED = "How probably a run of the first scores more than one of the second on the same task, ties counted half."
+_HORIZONS = "Of runs of one task that differ by its horizon, and of agents evaluated at other horizons than their own."
 _OF_MODES = "Interquartile mean of {} of all runs of a mode, whatever else they differ in."
 
 
@@ -121,7 +122,7 @@ def _sections(comparison: Comparison, groups: Table, folder: Path) -> Iterator[S
         yield Section("Probability of improvement", _PAIRED, picture, improvements_table(found))
     if points := by_horizon(comparison):
         draw_horizons(points, comparison.methods, picture := folder / "horizons.png")
-        yield Section("Success by horizon", "Of runs of one task that differ by its horizon.", picture)
+        yield Section("Success by horizon", _HORIZONS, picture)
     if modes := modes_table(comparison):
         yield Section("Modes of backpropagation", _OF_MODES.format(comparison.score), None, modes)
     note = "Whatever is not listed is equal in all groups."
@@ -150,9 +151,12 @@ def by_horizon(comparison: Comparison) -> dict[Pair, list[tuple[int, Array]]]:
     found: dict[Pair, dict[int, list[float]]] = {}
     for cell in comparison.cells:
         for record in cell.records:
+            points = dict(record.horizons)
             if record.horizon is not None and "success" in record.result:
-                successes = found.setdefault((record.environment, cell.method), {}).setdefault(record.horizon, [])
-                successes.append(record.result["success"])
+                points[record.horizon] = record.result["success"]
+            own = found.setdefault((record.environment, cell.method), {})
+            for horizon, success in points.items():
+                own.setdefault(horizon, []).append(success)
     return {
         pair: [(horizon, np.array(successes)) for horizon, successes in sorted(points.items())]
         for pair, points in found.items()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mneme.controllers import CONTROLLERS
-from mneme.experiments.horizons import horizons_of
+from mneme.experiments.horizons import horizons_of, keep_horizons
 from mneme.experiments.suite.contest import Contest, Measurement
 from mneme.experiments.suite.results import Document, replace_file
 from mneme.experiments.suite.table import in_columns
@@ -27,6 +27,7 @@ class _HorizonMeasurement(Measurement):
         if self.path is None:
             return {}
         found = horizons_of(self.path, HORIZONS, episodes=_EPISODES, num_envs=_EPISODES)
+        keep_horizons(found, self.path)
         return {
             "trained_at": found.trained,
             "by_horizon": [

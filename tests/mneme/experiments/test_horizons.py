@@ -1,12 +1,15 @@
 """`mneme horizons` evaluates an agent at other horizons than its own."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from mneme.cli import main
 from mneme.configuration.config import load_config
+from mneme.experiments.horizons import horizons_of, keep_horizons, kept_horizons
+from mneme.experiments.report.records import read_records
 from mneme.training import train
 
 
@@ -39,6 +42,25 @@ def test_every_horizon_has_its_line_and_its_point(
     assert [point["mean_length"] for point in found["points"]] == [4, 41]
     for line, point in zip(lines, found["points"], strict=False):
         assert f"{point['success']:.1%}" in line
+    (record,) = read_records([run])
+    assert list(record.horizons) == [(point["horizon"], point["success"]) for point in found["points"]]
+
+
+def test_what_cannot_be_kept_is_told_and_what_is_damaged_is_nothing(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = horizons_of(run, (3,), episodes=8)
+    own = tmp_path / "own"
+    shutil.copytree(run, own)
+    (own / "horizons.json").unlink(missing_ok=True)
+    (own / "horizons.json").mkdir()
+    keep_horizons(found, own)
+    assert "is not kept for mneme report" in caplog.text
+    assert kept_horizons(own) == []
+    (alone,) = (run / "checkpoints").glob("step-*")
+    shutil.copytree(alone, tmp_path / "alone")
+    keep_horizons(found, tmp_path / "alone")
+    assert not (tmp_path / "horizons.json").exists()
 
 
 @pytest.mark.parametrize("given", ["", "0", "64,", "a", "64,-1", "1000000001"])

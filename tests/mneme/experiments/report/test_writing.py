@@ -103,6 +103,13 @@ def test_the_better_method_comes_first_and_probably_improves(runs: Path) -> None
     assert estimate == (1.0, 1.0, 1.0)
 
 
+def test_success_at_horizons_that_were_never_seen_is_told_beside_that_at_its_own(tmp_path: Path) -> None:
+    path = run(tmp_path, 0.9, "policy.controller.kind=gru")
+    (path / "horizons.json").write_text('{"64": 0.5, "16": 0.1}')
+    points = by_horizon(compare(read_records([tmp_path])))
+    assert [(h, list(s)) for h, s in points["mneme/DelayedCue-v0", ALL]] == [(16, [0.9]), (64, [0.5])]
+
+
 def test_success_is_told_by_horizon_where_tasks_differ_by_it(runs: Path) -> None:
     points = by_horizon(compare(read_records([runs])))
     horizons, successes = zip(*points["mneme/DelayedCue-v0", "gru"], strict=True)
