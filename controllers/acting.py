@@ -74,13 +74,15 @@ class Actor:
 
             self._choice = Choice(head_parameters(policy), greedy)
 
-    @torch.no_grad()
     def act(self, observations: Observation, reset_B: Tensor, carry: Carry, uniform_BN: Tensor) -> Act:
-        """One action a lane; the carry may be overwritten, and the one returned is good until the next call.
+        """One action a lane; the carry may be overwritten, and what is returned is good until the next call.
 
         Raises:
             ValueError: an observation does not fit the policy, or the arguments are of different numbers of lanes.
         """
+        if torch.is_grad_enabled():  # as a rule it is not, and asking takes less time than saying so again
+            with torch.no_grad():
+                return self.act(observations, reset_B, carry, uniform_BN)
         lanes = {len(reset_B), len(uniform_BN), *map(len, carry.values())}
         if len(lanes) > 1:
             raise ValueError(f"reset flags, noise and carry are of {sorted(lanes)} lanes; give all for as many")
@@ -91,3 +93,12 @@ class Actor:
         else:
             action_B, log_prob_B, value_B = self._choice(head_inputs(self._policy, y_BH), uniform_BN)
         return Act(action_B, log_prob_B, value_B, carry | frames)
+
+    def value(self, observations: Observation, reset_B: Tensor, carry: Carry) -> Tensor:
+        """`Policy.value` [B]; a call like any other, after which the carry of the one before is good no longer.
+
+        Raises:
+            ValueError: as for `act`.
+        """
+        uniform_BN = torch.full((len(reset_B), self._policy.action_distribution.noise_size), 0.5, device=reset_B.device)
+        return self.act(observations, reset_B, carry, uniform_BN).value_B

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from mneme.controllers.controller import Carry, Controller
+from mneme.controllers.controller import Carry, Controller, Step
 from mneme.controllers.initialisation import initial_steps, projection
 from mneme.controllers.layer_norm import LayerNorm
 from mneme.controllers.precision import wide
@@ -125,6 +125,18 @@ class MambaController(Controller):
             lambda u, window, w, b: silu_convolution_step(u, window, w, b, backend),
             lambda x, h, p: (selective_step(x, h, p, backend), h),
         )
+
+    def stepper(self) -> Step:
+        if self.backend_on(self.initial_state.device) != "numba":
+            return super().stepper()
+        from mneme.controllers.scans.rows.block import entrance  # here, as numba may be missing
+        from mneme.controllers.scans.selective.step import MambaWeights, mamba_step
+
+        m, start = self.mixer, (self.initial_state, self.initial_window)
+        u, z = m.in_proj.weight.chunk(2)
+        taps, taps_bias, dt = m.conv1d.weight[:, 0], m.conv1d.bias, m.dt_proj
+        weights = MambaWeights(u, z, taps, taps_bias, m.x_proj.weight, dt.weight, dt.bias, m.out_proj.weight)
+        return mamba_step(entrance(self.embed, self.norm), weights, SelectiveParameters(m.A_log, m.D), *start)
 
     def _layer(self, x: Tensor, carry: Carry, convolve: _Convolve, recur: _Recur) -> tuple[Tensor, Carry]:
         u = wide(self.embed(x))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from mneme.controllers.controller import Carry, Controller
+from mneme.controllers.controller import Carry, Controller, Step
 from mneme.controllers.initialisation import initial_steps, projection
 from mneme.controllers.layer_norm import LayerNorm
 from mneme.controllers.precision import wide
@@ -81,12 +81,15 @@ class Mamba2Mixer(nn.Module):
         self, u: Tensor, carry: Carry, convolve: _Convolve, recur: _Recur, backend: str = "torch"
     ) -> tuple[Tensor, Carry]:
         """[..., M] -> [..., M], over one step or over all, as `convolve` and `recur` are."""
-        widths = [self.sizes.inner, self.channels, self.sizes.heads]
-        z, xbc, dt = (F.linear(u, weight) for weight in self.in_proj.weight.split(widths))
+        z, xbc, dt = (F.linear(u, weight) for weight in self.in_weights())
         xbc, window_BWC = convolve(xbc, carry["window"], self.conv1d.weight[:, 0], self.conv1d.bias)
         y, h_BNI = recur(xbc, F.softplus(dt + self.dt_bias), carry["state"], -self.A_log.exp(), self.D)
         y = gated_norm(y, z, self.norm.weight, NORM_EPS, backend)
         return self.out_proj(y), {"state": h_BNI, "window": window_BWC}
+
+    def in_weights(self) -> tuple[Tensor, ...]:
+        """The weights of the gate z [I, M], of x, B and C [C, M], and of dt [H, M]."""
+        return self.in_proj.weight.split([self.sizes.inner, self.channels, self.sizes.heads])
 
 
 class Mamba2Controller(Controller):
@@ -154,6 +157,20 @@ class Mamba2Controller(Controller):
             lambda x, dt, h, a, d: (ssd_step(x, dt, h, a, d, backend), h),
             backend,
         )
+
+    def stepper(self) -> Step:
+        if self.backend_on(self.initial_state.device) != "numba":
+            return super().stepper()
+        from mneme.controllers.scans.rows.block import entrance  # here, as numba may be missing
+        from mneme.controllers.scans.ssd.numba import SsdParameters
+        from mneme.controllers.scans.ssd.step import Mamba2Weights, mamba2_step
+
+        m = self.mixer
+        z, xbc, dt = m.in_weights()
+        taps, taps_bias, out = m.conv1d.weight[:, 0], m.conv1d.bias, m.out_proj.weight
+        weights = Mamba2Weights(z, xbc, dt, taps, taps_bias, m.dt_bias, m.norm.weight, out)
+        recurrence, start = SsdParameters(-m.A_log.exp(), m.D), (self.initial_state, self.initial_window)
+        return mamba2_step(entrance(self.embed, self.norm), weights, recurrence, *start, NORM_EPS)
 
     def _layer(
         self, x: Tensor, carry: Carry, convolve: _Convolve, recur: _Recur, backend: str = "torch"

@@ -17,7 +17,7 @@ from mneme.controllers.frames import FrameStack
 from mneme.controllers.initialisation import linear
 from mneme.controllers.layer_norm import LayerNorm
 from mneme.controllers.mlp import dense
-from mneme.controllers.observations import Observation, ObservationEncoder, ObservationPart
+from mneme.controllers.observations import Observation, ObservationEncoder, ObservationPart, Vector
 from mneme.controllers.precision import autocast, wide
 from mneme.controllers.registry import build_controller
 from mneme.controllers.settings import PolicySettings
@@ -113,6 +113,9 @@ class Policy(nn.Module):
         if self._frames:
             self._frames.refuse_collision(settings.controller.kind, self.controller.initial())
         self._expected = {name: (part.dtypes, part.shape) for name, part in spec.observations.items()}
+        first, kind = next(iter(spec.observations.items()))
+        plain = len(read) == 1 and isinstance(kind, Vector) and not settings.normalize_observations
+        self._as_it_is = first if plain and spec.stack == 1 and not settings.encoder else None
         if spec.masked:
             self._expected[ACTION_MASK] = ((torch.bool,), (spec.actions.mask_size,))
         if spec.previous_action:
@@ -248,6 +251,9 @@ class Policy(nn.Module):
 
     def encoded(self, observations: Observation, reset_B: Tensor, carry: Carry) -> tuple[Tensor, Carry, Carry]:
         """The controller's inputs of one step, [B, D], its part of the carry, and the frames for the next step."""
+        if self._as_it_is is not None:  # one vector, read as it is: no need for a time axis
+            self._check(observations, reset_B.shape)
+            return observations[self._as_it_is], carry, {}
         steps = {name: x.unsqueeze(0) for name, x in observations.items()}
         x_TBD, core, frames = self._encoded(steps, reset_B.unsqueeze(0), carry)
         return x_TBD[0], core, frames

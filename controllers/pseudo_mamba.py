@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Generator, Tensor, nn
 
-from mneme.controllers.controller import Carry, Controller
+from mneme.controllers.controller import Carry, Controller, Step
 from mneme.controllers.initialisation import linear
 from mneme.controllers.mamba2 import Mamba2Controller
 from mneme.controllers.precision import gates
@@ -97,6 +97,23 @@ class PseudoMambaController(Controller):
             return memory
 
         return self._step(x_BD, carry, self.core.fast_step, write)
+
+    def stepper(self) -> Step:
+        if self.backend_on(self.initial_slots.device) != "numba":
+            return super().stepper()
+        from mneme.controllers.scans.slots.step import SlotsWeights, slots_step  # here, as numba may be missing
+
+        query = (value / math.sqrt(self.to_query.out_features) for value in self.to_query.parameters())
+        weights = SlotsWeights(*query, *self.to_value.parameters(), *self.to_gate.parameters())
+        through = slots_step(weights, len(self.initial_usage), self.decay, self.rule == "recent")
+        core_step = self.core.stepper()
+
+        def step(x_BD: Tensor, reset_B: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+            h_BM, core = core_step(x_BD, reset_B, carry)
+            y_BY, memory = through(torch.cat([x_BD, h_BM], 1), reset_B, carry)
+            return y_BY, core | memory
+
+        return step
 
     def _step(self, x_BD: Tensor, carry: Carry, core_step: _Step, write: _Write) -> tuple[Tensor, Carry]:
         memory, core = self._parts(carry)

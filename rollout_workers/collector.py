@@ -123,11 +123,11 @@ class Collector:
                 step = lanes.step(act.action_B.numpy(), self._step + t, watch)
                 draft.step(t, step)
                 if len(step.cut):
-                    draft.finals(t, step.cut, step.finals, self._values_of(step.cut, step.finals))
+                    draft.finals(t, step.cut, step.finals, self._values_of(actor, step.cut, step.finals))
                 failures += step.failures.values()
                 self._episodes.count(step.reward_B, step.terminated_B | step.truncated_B, lanes.reset_B)
             draft.state(T, lanes.observation, lanes.reset_B, self._carry)
-            draft.last_value(self._value_now())
+            draft.last_value(self._value_now(actor))
             fragment = draft.finished(past)
             if self._history:
                 self._history.extend(fragment)
@@ -149,14 +149,19 @@ class Collector:
         # What is to be kept of the carry has been recorded.
         return actor.act(_tensors(self._lanes.observation), torch.from_numpy(reset_B), self._carry, noise_BN)
 
-    def _value_now(self) -> np.ndarray:
-        observation, reset_B = _tensors(self._lanes.observation), torch.from_numpy(self._lanes.reset_B)
-        return self.policy.value(observation, reset_B, self._carry).numpy()
+    def _value_now(self, actor: Actor) -> np.ndarray:
+        return self._value(actor, self._lanes.observation, self._lanes.reset_B, self._carry)
 
-    def _values_of(self, lanes: np.ndarray, finals: Parts) -> np.ndarray:
+    def _values_of(self, actor: Actor, lanes: np.ndarray, finals: Parts) -> np.ndarray:
         """Values of the true final observations of truncated lanes, read with the carry those lanes had then."""
         carry = {name: c[lanes] for name, c in self._carry.items()}
-        return self.policy.value(_tensors(finals), torch.zeros(len(lanes), dtype=torch.bool), carry).numpy()
+        return self._value(actor, finals, np.zeros(len(lanes), np.bool_), carry)
+
+    def _value(self, actor: Actor, parts: Parts, reset_B: np.ndarray, carry: Carry) -> np.ndarray:
+        kept = {name: c.clone() for name, c in self._carry.items()}  # the actor's own is good until its next call
+        value_B = actor.value(_tensors(parts), torch.from_numpy(reset_B), carry).numpy()
+        self._carry = kept
+        return value_B
 
     def _draft(self, weights_version: int) -> Draft:
         """Room for this collector's next T steps."""

@@ -27,13 +27,22 @@ class Choice:
         self._heads, self._greedy = Heads(*arrays(*heads)), greedy
         A, H = heads[2].shape
         self._rooms = scratch(heads[2], (2, H), (2, A))
+        self._take_lanes(0)
 
     def __call__(self, y_BH: Tensor, uniform_B1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Actions int64 [B], their log-probabilities in nats and values, [B] each, from noise in [0, 1)."""
-        B = len(y_BH)
-        chosen = torch.empty(B, dtype=torch.int64), y_BH.new_empty(B), y_BH.new_empty(B)
-        _choose(*arrays(y_BH, uniform_B1), self._heads, self._greedy, *arrays(*chosen), *self._rooms)
-        return chosen
+        """Actions int64 [B], their log-probabilities in nats and values, [B] each, from noise in [0, 1); they are good
+        until the next call."""
+        if len(y_BH) != len(self._arrays[0]):
+            self._take_lanes(len(y_BH))
+        _choose(*arrays(y_BH, uniform_B1), self._heads, self._greedy, *self._arrays, *self._rooms)
+        return self._chosen
+
+    def _take_lanes(self, lanes: int) -> None:
+        """Make room for what is chosen in so many."""
+        numbers = scratch(torch.from_numpy(self._heads.policy_bias), (lanes,), (lanes,))
+        self._arrays = np.empty(lanes, np.int64), *numbers
+        action_B, log_prob_B, value_B = map(torch.from_numpy, self._arrays)
+        self._chosen = action_B, log_prob_B, value_B
 
 
 @kernel

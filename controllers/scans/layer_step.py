@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from mneme.controllers.scans.machine_code import arrays, scratch
@@ -16,12 +18,12 @@ class LayerStep:
 
     Args:
         kernel: of the inputs [B, D], reset flags [B], weights, states, which become those after the step, outputs
-            [B, H], and room.
+            [B, H], and room, a tuple of arrays.
         weights: as the kernel takes them.
         states: names in the carry, in the kernel's order.
         like: a tensor of the states' type.
         outputs: H.
-        room: shapes of what the kernel works in.
+        room: for the kernel to work in.
     """
 
     def __init__(
@@ -31,15 +33,17 @@ class LayerStep:
         states: Sequence[str],
         like: Tensor,
         outputs: int,
-        room: Sequence[tuple[int, ...]],
+        room: tuple[np.ndarray, ...],
     ) -> None:
         self._kernel, self._weights, self._states = kernel, weights, states
-        self._y_BH, self._room = like.detach().new_empty(0, outputs), scratch(like, *room)
+        self._room, self._y = room, scratch(like, (0, outputs))[0]
 
     def __call__(self, x_BD: Tensor, reset_B: Tensor, carry: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The outputs [B, H], good until the next call, and the carry, which has been overwritten."""
-        if len(x_BD) != len(self._y_BH):
-            self._y_BH = self._y_BH.new_empty(len(x_BD), self._y_BH.shape[1])
+        x, reset = arrays(x_BD, reset_B)
+        if len(x) != len(self._y):
+            self._y = np.empty((len(x), self._y.shape[1]), self._y.dtype)
+            self._y_BH = torch.from_numpy(self._y)
         after = {name: carry[name].contiguous() for name in self._states}
-        self._kernel(*arrays(x_BD, reset_B), self._weights, *arrays(*after.values(), self._y_BH), *self._room)
+        self._kernel(x, reset, self._weights, *arrays(*after.values()), self._y, self._room)
         return self._y_BH, after

@@ -12,6 +12,7 @@ from mneme.controllers.acting import head_inputs, head_parameters, heads_compile
 from mneme.controllers.scans.choice import Choice
 
 T, B, H = 30, 13, 24
+COMPILED = ("gru", "lstm", "nbrc", "mingru", "lru", "mamba2")
 
 
 def policy_of(kind: str = "gru", actions: int = 4, heads: tuple[int, ...] = (), **settings: Any) -> Policy:
@@ -32,9 +33,7 @@ def drawn(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 2) -> Ten
 
 @pytest.mark.parametrize("greedy", [False, True])
 @pytest.mark.parametrize("norm,heads", [(True, ()), (False, ()), (True, (5,)), (False, (7, 3))])
-@pytest.mark.parametrize(
-    "kind,start", [("gru", "zero"), *((kind, "learned") for kind in ("gru", "lstm", "nbrc", "mingru", "lru", "mamba2"))]
-)
+@pytest.mark.parametrize("kind,start", [("gru", "zero"), *((kind, "learned") for kind in COMPILED)])
 def test_it_acts_as_the_policy_does(kind: str, start: str, norm: bool, heads: tuple[int, ...], greedy: bool) -> None:
     policy = policy_of(kind, heads=heads, output_norm=norm, initial_carry=start)
     assert heads_compile(policy, policy.value_head.weight)
@@ -60,14 +59,14 @@ def test_the_number_of_lanes_may_change(kind: str) -> None:
         torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["gru", "mingru", "lru"])
+@pytest.mark.parametrize("kind", ["gru", "mingru", "lru", "mamba", "mamba2", "pseudo_mamba"])
 def test_a_lane_acts_the_same_whoever_is_beside_it(kind: str) -> None:
     policy, x, uniform = policy_of(kind), drawn(B, 3, dtype=torch.float32), torch.rand(B, 1)
     together = Actor(policy).act({"x": x}, torch.ones(B, dtype=torch.bool), policy.initial_carry(B), uniform)
     for b in range(B):
         own = slice(b, b + 1)
         alone = Actor(policy).act({"x": x[own]}, torch.ones(1, dtype=torch.bool), policy.initial_carry(1), uniform[own])
-        assert torch.equal(alone.carry["h"][0], together.carry["h"][b])
+        assert all(torch.equal(one[0], together.carry[name][b]) for name, one in alone.carry.items())
         assert all(torch.equal(one[0], all_of[b]) for one, all_of in zip(alone[:3], together[:3], strict=True))
 
 

@@ -105,6 +105,10 @@ def check_acting_is_scanning(policy: Policy) -> None:
         assert act.action_B.dtype == distribution.action_dtype
         assert not any(x.requires_grad for x in (act.log_prob_B, act.value_B, *act.carry.values()))
         carry = act.carry
+        kept = {name: value.clone() for name, value in own.items()}
+        own_value = actor.value(at(observations, t), reset[t], own)
+        own = kept
+        torch.testing.assert_close(own_value, whole.value_TB[t], rtol=3e-6, atol=3e-6)
         of_many = actor.act(at(observations, t), reset[t], own, uniform[t])
         torch.testing.assert_close(of_many[:3], act[:3], rtol=1e-5, atol=5e-6)
         own = of_many.carry

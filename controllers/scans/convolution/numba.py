@@ -133,7 +133,7 @@ def _forward(reset, seen, weight, bias, y, last, pre, unkept, ones):
             copy(total, bias)
             for k in range(W + 1):
                 _add_seen(total, weight[k], seen, t, b, since, W - k)
-            _silu(total, y[t, b])
+            silu_each(total, y[t, b])
         for w in range(W):
             for c in range(C):
                 last[b, w, c] = 0
@@ -141,9 +141,31 @@ def _forward(reset, seen, weight, bias, y, last, pre, unkept, ones):
 
 
 @compiled
-def _silu(x, y):
+def silu_each(x, y):
+    """Fill in y = x sigmoid(x), [C] each."""
     for i in range(len(x)):
         y[i] = x[i] * sigmoid(x[i])
+
+
+@compiled
+def convolution_step(x, window, weight, bias, total, y):
+    """Fill in the output y [C] of an input [C or more] after those of a window [W, C], which goes one step on.
+
+    Args:
+        x, window: the inputs.
+        weight: [K, C], the present input's last.
+        bias: [C].
+        total: [C] room.
+        y: [C].
+    """
+    W = len(window)
+    copy(total, bias)
+    for w in range(W):
+        add_product(total, weight[w], window[w])
+    add_product(total, weight[W], x)
+    silu_each(total, y)
+    for w in range(W):
+        copy(window[w], window[w + 1] if w + 1 < W else x)
 
 
 @kernel

@@ -71,14 +71,17 @@ def _gated(y, z, g):
 
 @kernel
 def _forward(y, z, weight, eps, out):
-    R, I = y.shape
-    dtype = y.dtype.type
-    for r in range(R):
-        out_r = out[r]
-        _gated(y[r], z[r], out_r)
-        scale = dtype(_scale(dot(out_r, out_r) / I, eps)[0])
-        for i in range(I):
-            out_r[i] *= scale * weight[i]
+    for r in range(len(y)):
+        gated_norm_row(y[r], z[r], weight, eps, out[r])
+
+
+@compiled
+def gated_norm_row(y, z, weight, eps, out):
+    """Fill in the norm of y under the gate z, [I] each."""
+    _gated(y, z, out)
+    scale = out.dtype.type(_scale(dot(out, out) / len(out), eps)[0])
+    for i in range(len(out)):
+        out[i] *= scale * weight[i]
 
 
 @kernel

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mneme.controllers.layer_norm import LayerNorm
 from mneme.controllers.scans.layer_step import LANES, LayerStep
 from mneme.controllers.scans.linear.numba import gated_step, imaginary_part, real_part
-from mneme.controllers.scans.machine_code import add, add_product, arrays, compiled, copy, kernel
+from mneme.controllers.scans.machine_code import add, add_product, arrays, compiled, copy, kernel, scratch
 from mneme.controllers.scans.norm_row import normalised
 from mneme.controllers.scans.products import multiply, padded, panels
 from mneme.controllers.scans.rows.block import Block, enter, halves, leave
@@ -44,7 +44,7 @@ def gated_block_step(block: Block, gates: nn.Linear, norm: LayerNorm, initial_H:
     weights = _Gated(block, *halves(gates), *arrays(initial_H, norm.weight, norm.bias))
     H = len(initial_H)
     width = padded(H, weights.gain.dtype)
-    room = (LANES, width), (LANES, H), (LANES, 2 * width), (H,)
+    room = scratch(initial_H, (LANES, width), (LANES, H), (LANES, 2 * width), (H,))
     return LayerStep(_gated, weights, ("h",), initial_H, H, room)
 
 
@@ -59,20 +59,21 @@ def constant_block_step(
     weights = _Constant(block, panels(drive.T, (0, 1)), factor, panels(read.T), skip, initial)
     H, N = len(skip), len(initial)
     width, driven = padded(H, skip.dtype), padded(N, skip.dtype)
-    room = (LANES, width), (LANES, H), (LANES, 2 * max(width, driven)), (LANES, 2 * N), (2 * N,), (H,)
+    shared = (LANES, width), (LANES, H), (LANES, 2 * max(width, driven))
+    room = scratch(initial_N2, *shared, (LANES, 2 * N), (2 * N,), (H,))
     return LayerStep(_constant, weights, ("h",), initial_N2, H, room)
 
 
 @kernel
-def _gated(x, reset, w, h, y, stream, u, wide, before):
+def _gated(x, reset, w, h, y, room):
     for start in range(0, len(x), LANES):
         stop = min(start + LANES, len(x))
-        _gated_lanes(x[start:stop], reset[start:stop], w, h[start:stop], y[start:stop], stream, u, wide, before)
+        _gated_lanes(x[start:stop], reset[start:stop], w, h[start:stop], y[start:stop], room)
 
 
 @compiled
-def _gated_lanes(x, reset, w, h, y, stream, u, wide, before):
-    B, H = h.shape
+def _gated_lanes(x, reset, w, h, y, room):
+    (B, H), (stream, u, wide, before) = h.shape, room
     half = len(w.bias) // 2
     enter(x, w.block.entrance, stream, before, u)
     multiply(u[:B], 0, H, w.gates, 0, len(w.gates), wide, 0, False)
@@ -85,17 +86,16 @@ def _gated_lanes(x, reset, w, h, y, stream, u, wide, before):
 
 
 @kernel
-def _constant(x, reset, w, h, y, stream, u, wide, states, before, n):
+def _constant(x, reset, w, h, y, room):
     for start in range(0, len(x), LANES):
         stop = min(start + LANES, len(x))
-        _constant_lanes(
-            x[start:stop], reset[start:stop], w, h[start:stop], y[start:stop], stream, u, wide, states, before, n
-        )  # fmt: skip
+        _constant_lanes(x[start:stop], reset[start:stop], w, h[start:stop], y[start:stop], room)
 
 
 @compiled
-def _constant_lanes(x, reset, w, h, y, stream, u, wide, states, before, n):
+def _constant_lanes(x, reset, w, h, y, room):
     (B, N, _), H, (a, a_i) = h.shape, len(w.skip), (w.factor[0], w.factor[1])
+    stream, u, wide, states, before, n = room
     half = len(w.drive) // 2 * w.drive.shape[2]
     enter(x, w.block.entrance, stream, n, u)
     multiply(u[:B], 0, H, w.drive, 0, len(w.drive), wide, 0, False)

@@ -100,12 +100,12 @@ def _run(
     kept_TBI = x.u.new_empty(T if keep else 0, B, I)
     before_QBNI = h_BNI.new_empty(-(-T // STEPS) if keep else 0, *h_BNI.shape)
     trace = _Trace(*arrays(kept_TBI, before_QBNI))
-    given = arrays(reset_TB, initial_NI, LOG2_E * _rates(p), p.skip, y_TBI, last_BNI)
+    given = arrays(reset_TB, initial_NI, LOG2_E * rates(p), p.skip, y_TBI, last_BNI)
     _forward(in_arrays(x), *given, trace, *scratch(y_TBI, *[(STEPS, I)] * 3))
     return y_TBI, last_BNI, kept_TBI, before_QBNI
 
 
-def _rates(p: SelectiveParameters) -> Tensor:
+def rates(p: SelectiveParameters) -> Tensor:
     """A [N, I]."""
     return -p.a_log.t().contiguous().exp()
 
@@ -126,7 +126,7 @@ class _SelectiveScan(torch.autograd.Function):
         reset_TB, stop_TB, initial_NI, kept_TBI, before_QBNI, *tensors = ctx.saved_tensors
         x, p = SelectiveInputs(*tensors[:5]), SelectiveParameters(*tensors[5:])
         dx = SelectiveInputs(*(value.new_empty(value.shape) for value in x))
-        a_NI = _rates(p)
+        a_NI = rates(p)
         da_NI, dskip_I = torch.zeros_like(a_NI), torch.zeros_like(p.skip)
         dh_BNI = dlast_BNI.clone(memory_format=torch.contiguous_format)
         dinitial_NI = initial_NI.new_zeros(initial_NI.shape)
@@ -139,7 +139,7 @@ class _SelectiveScan(torch.autograd.Function):
 
 
 @compiled
-def _lengths(dt, u, length, written):
+def lengths(dt, u, length, written):
     """Fill the step's length d and d u, [I] each."""
     for i in range(len(dt)):
         length[i] = softplus(dt[i])
@@ -158,7 +158,7 @@ def _forward(x, reset, initial, rate, skip, y, h, trace, length, written, total)
                 copy(trace.before[start // STEPS, b], h[b])
             for k in range(steps):
                 t = start + k
-                _lengths(x.dt[t, b], x.u[t, b], length[k], written[k])
+                lengths(x.dt[t, b], x.u[t, b], length[k], written[k])
                 for i in range(I):
                     total[k, i] = skip[i] * x.u[t, b, i]
             for n in range(N):
@@ -166,16 +166,16 @@ def _forward(x, reset, initial, rate, skip, y, h, trace, length, written, total)
                     t = start + k
                     if reset[t, b]:
                         copy(h[b, n], initial[n])
-                    _step(h[b, n], rate[n], length[k], written[k], x.write[t, b, n], x.read[t, b, n], total[k])
+                    state_step(h[b, n], rate[n], length[k], written[k], x.write[t, b, n], x.read[t, b, n], total[k])
             for k in range(steps):
                 t = start + k
-                _gate(total[k], x.z[t, b], y[t, b])
+                gate(total[k], x.z[t, b], y[t, b])
                 if len(trace.y) > 0:
                     copy(trace.y[t, b], total[k])
 
 
 @compiled
-def _step(h, rate, length, written, write, read, total):
+def state_step(h, rate, length, written, write, read, total):
     """One state of all channels, h [I], goes one step on and is added to what is read, total [I]."""
     for i in range(len(h)):
         h[i] = fma(exp2(rate[i] * length[i]), h[i], write * written[i])
@@ -183,7 +183,8 @@ def _step(h, rate, length, written, write, read, total):
 
 
 @compiled
-def _gate(total, z, y):
+def gate(total, z, y):
+    """Fill in y = total silu(z), [I] each."""
     for i in range(len(y)):
         y[i] = total[i] * z[i] * sigmoid(z[i])
 
@@ -200,7 +201,7 @@ def _backward(
             steps = min(STEPS, T - start)
             for k in range(steps):
                 t = start + k
-                _lengths(x.dt[t, b], x.u[t, b], length[k], written[k])
+                lengths(x.dt[t, b], x.u[t, b], length[k], written[k])
                 _gate_back(trace.y[t, b], x.z[t, b], dy[t, b], s[k], d.x.z[t, b])
                 for i in range(I):
                     dlength[k, i] = dtype.type(0)

@@ -106,7 +106,8 @@ def _gate(logit):
 
 
 @compiled
-def _clear(memory, b):
+def clear(memory, b):
+    """Empty memory b."""
     zero = memory.slots.dtype.type(0)
     for k in range(memory.usage.shape[1]):
         memory.usage[b, k] = zero
@@ -191,16 +192,23 @@ def _forward(reset, x, decay, recent, read, memory, before, unweighed, attention
     for t in range(T):
         for b in range(B):
             if reset[t, b]:
-                _clear(memory, b)
+                clear(memory, b)
             if t % STEPS == 0 and len(before.slots) > 0:
                 block = t // STEPS
                 copy(before.slots[block, b], memory.slots[b])
                 copy(before.usage[block, b], memory.usage[b])
                 copy(before.age[block, b], memory.age[b])
-            _read(x.query[t, b], memory.slots[b], memory.usage[b], recent, unweighed, attention, read[t, b])
-            target = _target(memory.usage[b], memory.age[b], recent)
-            gate, free = _gate(x.logit[t, b])
-            _write(gate, free, x.value[t, b], decay, recent, memory, b, target)
+            given = x.query[t, b], x.logit[t, b], x.value[t, b]
+            read_and_write(given, decay, recent, memory, b, read[t, b], unweighed, attention)
+
+
+@compiled
+def read_and_write(given, decay, recent, memory, b, read, unweighed, attention):
+    """One step of memory b, which is `given` a query [D], a gate's logit and a value [D], and fills `read` [D]."""
+    query, logit, value = given
+    _read(query, memory.slots[b], memory.usage[b], recent, unweighed, attention, read)
+    gate, free = _gate(logit)
+    _write(gate, free, value, decay, recent, memory, b, _target(memory.usage[b], memory.age[b], recent))
 
 
 @compiled
@@ -233,7 +241,7 @@ def _backward(
             for t in range(start, end):
                 i = t - start
                 if reset[t, b]:
-                    _clear(again, STEPS)
+                    clear(again, STEPS)
                 _copy(again, i, again, STEPS)
                 targets[i] = _target(again.usage[i], again.age[i], recent)
                 gates[i], frees[i] = _gate(x.logit[t, b])
@@ -284,4 +292,4 @@ def _backward(
                         dq[d] += dscore * slots_t[j, d]
                         dslots_b[j, d] += fma(share, dr[d], dscore * q[d])
                 if stop[t, b]:
-                    _clear(dmemory, b)
+                    clear(dmemory, b)

@@ -150,18 +150,18 @@ def _forward(x, reset, initial, p, y, h, before, decay, written):
             if len(before) > 0:
                 copy(before[start // STEPS, b], h[b])
             for k in range(steps):
-                _by_heads(x.xbc[start + k, b], x.dt[start + k, b], p.a, decay_KHP[k], written_KHP[k])
-                _skip(x.xbc[start + k, b], p.skip, y[start + k, b])
+                decay_and_written(x.xbc[start + k, b], x.dt[start + k, b], p.a, decay_KHP[k], written_KHP[k])
+                skip_heads(x.xbc[start + k, b], p.skip, y[start + k, b])
             for n in range(N):
                 for k in range(steps):
                     t = start + k
                     if reset[t, b]:
                         copy(h[b, n], initial[n])
-                    _step(h[b, n], decay[k], written[k], x.xbc[t, b, I + n], x.xbc[t, b, I + N + n], y[t, b])
+                    state_step(h[b, n], decay[k], written[k], x.xbc[t, b, I + n], x.xbc[t, b, I + N + n], y[t, b])
 
 
 @compiled
-def _by_heads(xbc, dt, a, decay, written):
+def decay_and_written(xbc, dt, a, decay, written):
     """Fill exp(a dt) and dt x, [H, P] each."""
     H, P = decay.shape
     for head in range(H):
@@ -172,7 +172,8 @@ def _by_heads(xbc, dt, a, decay, written):
 
 
 @compiled
-def _skip(xbc, skip, y):
+def skip_heads(xbc, skip, y):
+    """Fill y [I] with D x."""
     P = len(y) // len(skip)
     for head in range(len(skip)):
         for p in range(P):
@@ -180,7 +181,7 @@ def _skip(xbc, skip, y):
 
 
 @compiled
-def _step(h, decay, written, write, read, y):
+def state_step(h, decay, written, write, read, y):
     """One state of all channels, h [I], goes one step on and is added to what is read, y [I]."""
     for i in range(len(h)):
         h[i] = fma(decay[i], h[i], write * written[i])
@@ -203,7 +204,7 @@ def _backward(x, reset, stop, initial, p, y, before, dy, d, decay, written, dwri
             for i in range(I):
                 at_end[i] = dtype.type(0)
             for k in range(steps):
-                _by_heads(x.xbc[start + k, b], x.dt[start + k, b], p.a, decay_KHP[k], written_KHP[k])
+                decay_and_written(x.xbc[start + k, b], x.dt[start + k, b], p.a, decay_KHP[k], written_KHP[k])
                 for i in range(I):
                     dwritten[k, i] = dtype.type(0)
             for n in range(N):

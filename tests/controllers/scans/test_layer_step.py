@@ -1,4 +1,4 @@
-"""The compiled step of a residual block with a linear recurrence against the loop over its cell."""
+"""Compiled steps of whole layers against the loop over their cells."""
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from mneme.controllers import Controller, ControllerSettings, build_controller
 from mneme.controllers.scans.layer_step import LANES
 
 STEPS = 12
+KINDS = ["mingru", "lru", "mamba", "mamba2", "pseudo_mamba"]
 
 
 def drawn(kind: str, inputs: int, hidden: int, lanes: int, dtype: torch.dtype) -> tuple[Controller, Tensor, Tensor]:
@@ -24,7 +25,7 @@ def drawn(kind: str, inputs: int, hidden: int, lanes: int, dtype: torch.dtype) -
 
 @pytest.mark.parametrize("dtype,close", [(torch.float64, 1e-13), (torch.float32, 3e-6)])
 @pytest.mark.parametrize("inputs,hidden,lanes", [(3, 5, 2), (33, 33, LANES + 3), (4, 48, 2 * LANES)])
-@pytest.mark.parametrize("kind", ["mingru", "lru"])
+@pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_steps_are_the_loop_over_the_cell(
     kind: str, inputs: int, hidden: int, lanes: int, dtype: torch.dtype, close: float
@@ -36,18 +37,18 @@ def test_steps_are_the_loop_over_the_cell(
         found.append(y_BH.clone())
     exact = controller.double()
     expected = exact.reference_scan(x.double(), reset, exact.initial_carry(lanes))
-    for one, other in ((torch.stack(found), expected[0]), (carry["h"], expected[1]["h"])):
-        torch.testing.assert_close(one.double(), other, rtol=close, atol=close)
+    given = torch.stack(found).double(), {name: value.double() for name, value in carry.items()}
+    torch.testing.assert_close(given, expected, rtol=close, atol=close)
 
 
-@pytest.mark.parametrize("kind", ["mingru", "lru"])
+@pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_a_step_takes_no_memory_and_strided_arguments_do_as_well(kind: str) -> None:
     controller, x, reset = drawn(kind, 3, 8, 6, torch.float32)
     step, carry = controller.stepper(), controller.initial_carry(6)
     y, after = step(x[0], reset[0], carry)
     place, kept = y.data_ptr(), y.clone()
-    assert after["h"] is carry["h"]
-    strided = controller.initial_carry(6)["h"].transpose(0, 1).contiguous().transpose(0, 1)
-    again, _ = step(x[0].t().contiguous().t(), reset[0], {"h": strided})
+    assert all(after[name] is value for name, value in carry.items())
+    strided = {n: v.transpose(0, 1).contiguous().transpose(0, 1) for n, v in controller.initial_carry(6).items()}
+    again, _ = step(x[0].t().contiguous().t(), reset[0], strided)
     assert again.data_ptr() == place and torch.equal(again, kept)
