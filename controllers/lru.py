@@ -19,7 +19,7 @@ from mneme.controllers.precision import wide
 from mneme.controllers.residual_block import ResidualBlock
 from mneme.controllers.scans.linear.scan import linear_scan
 from mneme.controllers.settings import LruSettings
-from mneme.controllers.traces import Elementwise, Run
+from mneme.controllers.traces import Elementwise, Run, State
 
 
 class LruController(ResidualBlock):
@@ -89,11 +89,12 @@ class LruController(ResidualBlock):
 
     def elementwise(self) -> dict[str, Elementwise]:
         eigenvalues_2N = torch.view_as_real(self.eigenvalues()).t()
-        return {"h": Elementwise({"drive": self._gained(), "eigenvalues": eigenvalues_2N}, _advance, self.initial_h)}
+        parameters = {"drive": self._gained(), "eigenvalues": eigenvalues_2N}
+        return {"h": Elementwise(parameters, _advance, self.initial_h.unbind(-1))}
 
     def mixer_runs(self, u_TBH: Tensor, reset_TB: Tensor, carry: Carry) -> dict[str, Run]:
         h_TBM, _ = self._states(u_TBH, reset_TB, carry)
-        return {"h": Run(u_TBH, h_TBM.unflatten(-1, (2, -1)).mT, carry["h"])}
+        return {"h": Run(u_TBH, h_TBM.chunk(2, -1), carry["h"].unbind(-1))}
 
     def _gained(self) -> Tensor:
         """gamma B: [2, N, H], real parts and imaginary ones."""
@@ -125,10 +126,11 @@ class LruController(ResidualBlock):
         return self.weight_out.unflatten(1, (-1, 2)).mT.flatten(1)
 
 
-def _advance(h: Tensor, sums: Mapping[str, Tensor]) -> Tensor:
+def _advance(state: State, sums: Mapping[str, Tensor]) -> State:
     """lambda h + gamma (B u), in real numbers."""
-    (h_re, h_im), (a_re, a_im) = h.unbind(-1), sums["eigenvalues"].unbind(-2)
-    return torch.stack((a_re * h_re - a_im * h_im, a_re * h_im + a_im * h_re), -1) + sums["drive"].mT
+    (h_re, h_im), (a_re, a_im) = state, sums["eigenvalues"].unbind(-2)
+    b_re, b_im = sums["drive"].unbind(-2)
+    return a_re * h_re - a_im * h_im + b_re, a_re * h_im + a_im * h_re + b_im
 
 
 def _complex(parts: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from mneme.controllers.residual_block import ResidualBlock
 from mneme.controllers.scans.linear.scan import linear_scan
 from mneme.controllers.scans.rows.layers import normed
 from mneme.controllers.settings import MinGruSettings
-from mneme.controllers.traces import Elementwise, Run
+from mneme.controllers.traces import Elementwise, Run, State
 
 
 class MinGruController(ResidualBlock):
@@ -80,11 +80,11 @@ class MinGruController(ResidualBlock):
     def elementwise(self) -> dict[str, Elementwise]:
         parameters = {"gates": self.gates.weight, "bias": self.gates.bias}
         pairs = {name: p.unflatten(0, (2, -1)) for name, p in parameters.items()}
-        return {"h": Elementwise(pairs, _advance, self.initial_h.unsqueeze(1))}
+        return {"h": Elementwise(pairs, _advance, (self.initial_h,))}
 
     def mixer_runs(self, u_TBH: Tensor, reset_TB: Tensor, carry: Carry) -> dict[str, Run]:
         h_TBH, _ = self._states(u_TBH, reset_TB, carry)
-        return {"h": Run(u_TBH, h_TBH.unsqueeze(-1), carry["h"].unsqueeze(-1))}
+        return {"h": Run(u_TBH, (h_TBH,), (carry["h"],))}
 
 
 def _next_state(kn: Tensor, h: Tensor) -> Tensor:
@@ -93,5 +93,5 @@ def _next_state(kn: Tensor, h: Tensor) -> Tensor:
     return keep * h + (1 - keep) * n
 
 
-def _advance(h: Tensor, sums: Mapping[str, Tensor]) -> Tensor:
-    return _next_state(sums["gates"] + sums["bias"], h.squeeze(-1)).unsqueeze(-1)
+def _advance(state: State, sums: Mapping[str, Tensor]) -> State:
+    return (_next_state(sums["gates"] + sums["bias"], *state),)

@@ -10,7 +10,7 @@ from mneme.controllers.initialisation import chrono_bias, gate_weights
 from mneme.controllers.scans.nbrc.cell import NbrcParameters, nbrc_cell, next_state
 from mneme.controllers.scans.nbrc.scan import nbrc_scan
 from mneme.controllers.settings import NbrcSettings
-from mneme.controllers.traces import Elementwise, Run
+from mneme.controllers.traces import Elementwise, Run, State
 
 
 class NbrcController(Controller):
@@ -76,15 +76,16 @@ class NbrcController(Controller):
             return {}
         pairs = {"own": p.w_hh.unflatten(0, (2, -1)), "bias": p.bias.unflatten(0, (2, -1))}
         parameters = {"input": p.w_ih.unflatten(0, (3, -1)), **pairs}
-        return {"h": Elementwise(parameters, _advance, self.initial_h.unsqueeze(1))}
+        return {"h": Elementwise(parameters, _advance, (self.initial_h,))}
 
     def elementwise_runs(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> dict[str, Run]:
         h_TBH, _ = self.fast_scan(x_TBD, reset_TB, carry)
-        return {"h": Run(x_TBD, h_TBH.unsqueeze(-1), carry["h"].unsqueeze(-1))}
+        return {"h": Run(x_TBD, (h_TBH,), (carry["h"],))}
 
 
-def _advance(h: Tensor, sums: Mapping[str, Tensor]) -> Tensor:
+def _advance(state: State, sums: Mapping[str, Tensor]) -> State:
     """`nbrc_cell` of each unit."""
+    (h,) = state
     x_a, x_c, x_n = sums["input"].unbind(-2)
-    s_a, s_c = (h.mT * sums["own"] + sums["bias"]).unbind(-2)
-    return next_state(x_a + s_a, x_c + s_c, x_n, h.squeeze(-1)).unsqueeze(-1)
+    s_a, s_c = (h.unsqueeze(-2) * sums["own"] + sums["bias"]).unbind(-2)
+    return (next_state(x_a + s_a, x_c + s_c, x_n, h),)

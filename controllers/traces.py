@@ -23,8 +23,11 @@ from mneme.controllers.scans.blocks import blocks_on
 
 _INITIAL = "initial"
 
-Advance = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
-"""A step of every unit: states [..., N, M], and by parameter its sums [..., G, N], to the next states [..., N, M]."""
+State = tuple[Tensor, ...]
+"""M numbers of every unit, [..., N] each."""
+
+Advance = Callable[[State, Mapping[str, Tensor]], State]
+"""A step of every unit: the state, and by parameter its sums [..., G, N], to the next state."""
 
 
 class Elementwise(NamedTuple):
@@ -34,20 +37,21 @@ class Elementwise(NamedTuple):
     """Differentiable functions of the controller's: weights of the inputs [G, N, D], or numbers of each unit [G, N],
     which are their own sums."""
     advance: Advance
-    initial: Tensor
-    """The state at the start of an episode, [N, M]."""
+    initial: State
+    """The state at the start of an episode, [N] each."""
 
     def traced(self) -> dict[str, Tensor]:
         """What has traces: the parameters, and the initial state where it is learned, as [M, N]."""
-        return {**self.parameters, **({_INITIAL: self.initial.t()} if self.initial.requires_grad else {})}
+        learned = {_INITIAL: torch.stack(self.initial)} if self.initial[0].requires_grad else {}
+        return {**self.parameters, **learned}
 
 
 class Run(NamedTuple):
     """T steps of an elementwise recurrence."""
 
     inputs_TBD: Tensor
-    states_TBNM: Tensor  # after each step
-    before_BNM: Tensor  # the first
+    states: State  # after each step, [T, B, N] each
+    before: State  # the first, [B, N] each
 
 
 Traces = dict[str, Tensor]
@@ -57,7 +61,7 @@ Traces = dict[str, Tensor]
 def no_traces(cells: Mapping[str, Elementwise], lanes: int) -> Traces:
     """Those of carries that depend on no parameter."""
     return {
-        f"{part}.{name}": p.new_zeros(lanes, cell.initial.shape[1], *p.shape)
+        f"{part}.{name}": p.new_zeros(lanes, len(cell.initial), *p.shape)
         for part, cell in cells.items()
         for name, p in cell.traced().items()
     }
@@ -86,57 +90,62 @@ def traced(cells: Mapping[str, Elementwise], carry: Mapping[str, Tensor], traces
     for part, cell in cells.items():
         for name, p in cell.traced().items():
             axes = "gnd"[: p.dim()]
-            added_BNM = torch.einsum(f"bi{axes},{axes}->bni", traces[f"{part}.{name}"], p - p.detach())  # nothing
-            carry[part] = carry[part] + added_BNM.view_as(carry[part])
+            nothing_BNM = torch.einsum(f"bi{axes},{axes}->bni", traces[f"{part}.{name}"], p - p.detach())
+            carry[part] = carry[part] + nothing_BNM.view_as(carry[part])
     return carry
 
 
 def _after(cell: Elementwise, run: Run, reset_TB: Tensor, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    x_TBD, states, h_BNM = run
-    T, B, N, M = states.shape
-    owed_BNMM = torch.eye(M, dtype=h_BNM.dtype, device=h_BNM.device).expand(B, N, M, M)  # by the last state to this one
+    """The traces of one part of the carry, by parameter."""
+    x_TBD, states, first = run
+    T, B, N = states[0].shape
+    M = len(states)
+    owed_MMBN = torch.eye(M, dtype=x_TBD.dtype, device=x_TBD.device)[:, :, None, None].expand(M, M, B, N)
     sums = {name: torch.zeros_like(s) for name, s in before.items()}
     for start, stop in reversed(blocks_on(x_TBD.device, T, B)):
-        first = h_BNM.unsqueeze(0) if start == 0 else states[start - 1 : start]
-        into_KBNM = torch.cat((first, states[start : stop - 1]))
-        into_KBNM = torch.where(reset_TB[start:stop, :, None, None], cell.initial, into_KBNM)
-        in_state_KBNMM, in_sums = _derivatives(cell, into_KBNM, x_TBD[start:stop])
-        owed = []
-        for in_state_BNMM, reset_B in zip(reversed(in_state_KBNMM), reversed(reset_TB[start:stop]), strict=True):
-            owed.append(owed_BNMM)
-            owed_BNMM = _product(owed_BNMM, in_state_BNMM)
-            starts_B = reset_B[:, None, None, None]
+        into = tuple(
+            torch.where(
+                reset_TB[start:stop].unsqueeze(-1),
+                initial_N,
+                torch.cat((h_BN.unsqueeze(0) if start == 0 else h_TBN[start - 1 : start], h_TBN[start : stop - 1])),
+            )
+            for h_TBN, h_BN, initial_N in zip(states, first, cell.initial, strict=True)
+        )
+        in_state_KMMBN, in_sums = _derivatives(cell, into, x_TBD[start:stop])
+        owed = []  # by the last state to each, [M, M, B, N]
+        for in_state_MMBN, reset_B in zip(reversed(in_state_KMMBN), reversed(reset_TB[start:stop]), strict=True):
+            owed.append(owed_MMBN)
+            owed_MMBN = (owed_MMBN.unsqueeze(2) * in_state_MMBN).sum(1)
+            starts_B1 = reset_B.unsqueeze(-1)
             if _INITIAL in sums:
-                sums[_INITIAL] += (owed_BNMM * starts_B).permute(0, 2, 3, 1)
-            owed_BNMM = owed_BNMM.masked_fill(starts_B, 0)
-        owed_KBNMM = torch.stack(owed[::-1])
-        for name, d_KBGNM in in_sums.items():
-            d_KBGNM = _product(owed_KBNMM.unsqueeze(2), d_KBGNM.unsqueeze(-1)).squeeze(-1)
-            if cell.parameters[name].dim() == 3:
-                sums[name] += torch.einsum("kbgni,kbd->bignd", d_KBGNM, x_TBD[start:stop])
-            else:
-                sums[name] += d_KBGNM.sum(0).movedim(-1, 1)
-    return {name: s + torch.einsum("bnij,bjgn...->bign...", owed_BNMM, before[name]) for name, s in sums.items()}
+                sums[_INITIAL] += (owed_MMBN * starts_B1).permute(2, 0, 1, 3)
+            owed_MMBN = owed_MMBN.masked_fill(starts_B1, 0)
+        owed_KMMBN = torch.stack(owed[::-1])
+        for name, of_numbers in in_sums.items():
+            for i in range(M):
+                d_KBGN = owed_KMMBN[:, i, 0].unsqueeze(-2) * of_numbers[0]
+                for j in range(1, M):
+                    d_KBGN.addcmul_(owed_KMMBN[:, i, j].unsqueeze(-2), of_numbers[j])
+                if cell.parameters[name].dim() == 3:
+                    sums[name][:, i] += torch.einsum("kbgn,kbd->bgnd", d_KBGN, x_TBD[start:stop])
+                else:
+                    sums[name][:, i] += d_KBGN.sum(0)
+    return {name: s + torch.einsum("ijbn,bjgn...->bign...", owed_MMBN, before[name]) for name, s in sums.items()}
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b, for matrices so small that one by one they would cost more than all their numbers."""
-    first, *rest = (column * row for column, row in zip(a.split(1, -1), b.split(1, -2), strict=True))
-    return sum(rest, first)
-
-
-def _derivatives(cell: Elementwise, h_KBNM: Tensor, x_KBD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Those of each number of the next state in those of the state, [K, B, N, M, M], and in each parameter's sums,
-    [K, B, G, N, M]."""
+def _derivatives(cell: Elementwise, into: State, x_KBD: Tensor) -> tuple[Tensor, dict[str, list[Tensor]]]:
+    """Those of each number of the next state in those of the state, [K, M, M, B, N], and in each parameter's sums,
+    [K, B, G, N] a number."""
     sums = {
         name: torch.einsum("kbd,gnd->kbgn", x_KBD, p) if p.dim() == 3 else p.expand(*x_KBD.shape[:2], *p.shape)
         for name, p in cell.parameters.items()
     }
     with torch.enable_grad():
-        h_KBNM, *leaves = (x.detach().requires_grad_() for x in (h_KBNM, *sums.values()))
-        after_KBNM = cell.advance(h_KBNM, dict(zip(sums, leaves, strict=True)))
-        numbers_M = after_KBNM.sum((0, 1, 2))  # each unit's gradient is its own, as no other depends on it
-        wanted = h_KBNM, *leaves
-        found = [torch.autograd.grad(n, wanted, retain_graph=True, materialize_grads=True) for n in numbers_M]
-    in_state, *in_sums = (torch.stack(of_numbers, -1) for of_numbers in zip(*found, strict=True))
-    return in_state.mT, dict(zip(sums, in_sums, strict=True))
+        leaves = [x.detach().requires_grad_() for x in (*into, *sums.values())]
+        own, M = leaves[len(into) :], len(into)
+        after = cell.advance(tuple(leaves[:M]), dict(zip(sums, own, strict=True)))
+        found = [  # each unit's gradient is its own, as no other depends on it
+            torch.autograd.grad(number.sum(), leaves, retain_graph=True, materialize_grads=True) for number in after
+        ]
+    in_state = torch.stack([torch.stack(of_number[:M], 1) for of_number in found], 1)
+    return in_state, {name: [of_number[M + i] for of_number in found] for i, name in enumerate(sums)}

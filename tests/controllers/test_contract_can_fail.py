@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from mneme.controllers import Carry, Controller, ControllerSettings, Elementwise, Run
 from mneme.controllers.contract import CHECKS, Build, findings
 from mneme.controllers.controller import Step
+from mneme.controllers.traces import State
 
 
 class Sound(Controller):
@@ -204,21 +205,22 @@ class Apart(Sound):
         h_BH = torch.tanh(x_BD @ self.w_ih.t() + carry["h"] * self.w_hh)
         return h_BH, {"h": h_BH}
 
-    def advance(self, h: Tensor, sums: Mapping[str, Tensor]) -> Tensor:
-        return torch.tanh(sums["w"].mT + h * sums["u"].mT)
+    def advance(self, state: State, sums: Mapping[str, Tensor]) -> State:
+        (h,), (w,), (u,) = state, sums["w"].unbind(-2), sums["u"].unbind(-2)
+        return (torch.tanh(w + h * u),)
 
     def elementwise(self) -> dict[str, Elementwise]:
         parameters = {"w": self.w_ih.unsqueeze(0), "u": self.w_hh.unsqueeze(0)}
-        return {"h": Elementwise(parameters, self.advance, self.initial()["h"].unsqueeze(1))}
+        return {"h": Elementwise(parameters, self.advance, (self.initial()["h"],))}
 
     def elementwise_runs(self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry) -> dict[str, Run]:
         y_TBH, _ = self.loop(x_TBD, reset_TB, carry)
-        return {"h": Run(x_TBD, y_TBH.unsqueeze(-1), carry["h"].unsqueeze(-1))}
+        return {"h": Run(x_TBD, (y_TBH,), (carry["h"],))}
 
 
 class OtherTraces(Apart):
-    def advance(self, h: Tensor, sums: Mapping[str, Tensor]) -> Tensor:
-        return super().advance(h, {**sums, "u": sums["u"].detach()})
+    def advance(self, state: State, sums: Mapping[str, Tensor]) -> State:
+        return super().advance(state, {**sums, "u": sums["u"].detach()})
 
 
 class GlobalSeed(Sound):

@@ -87,7 +87,7 @@ def test_units_that_set_each_others_gates_have_none() -> None:
 def test_of_two_layers_the_upper_one_is_exact_and_the_lower_one_by_its_own_state() -> None:
     controller = built("mingru", num_layers=2)
     assert set(traces_of(controller, (T,))) == {f"h_{i}.{name}" for i in (0, 1) for name in ("gates", "bias")}
-    assert not controller.elementwise()["h_0"].initial.requires_grad
+    assert not controller.elementwise()["h_0"].initial[0].requires_grad
 
 
 @pytest.mark.parametrize("layers", [1, 2])
