@@ -4,7 +4,8 @@
     python -m benchmarks.collecting --before /tmp/before
 
 Delayed cue, fragments of one episode, 128 units, one thread; steps per second of the processor, as the machine may have
-other work to do. The two versions are processes of their own that take turns, fragment after fragment.
+other work to do. The two versions are processes of their own, for every controller, that take turns, fragment after
+fragment.
 """
 
 import argparse
@@ -70,7 +71,7 @@ class Version:
 
 
 def serve() -> None:
-    """Answer each line "kind lanes" with the seconds of a fragment, the first of a pair after one to warm up."""
+    """Answer each line "kind lanes" with the seconds of a fragment, after one of that kind to warm up."""
     import torch  # here, as this and what follows is the other version's
 
     from mneme.controllers import ControllerSettings, PolicySettings, build_policy
@@ -96,16 +97,17 @@ def serve() -> None:
 
 def measure(kinds: Sequence[str], lanes: Sequence[int], rounds: int, roots: Sequence[Path]) -> list[Row]:
     """A row for each kind and number of lanes; of the roots the first is measured, and held against the second."""
-    versions, rows = [Version(root) for root in roots], []
+    rows = []
     for kind in kinds:
+        versions = [Version(root) for root in roots]  # anew, as another kind's memory stays in a process
         for number in lanes:
             speeds = [[number * EPISODE / version.seconds(kind, number) for version in versions] for _ in range(rounds)]
             now, *before = (median(column) for column in zip(*speeds, strict=True))
             ratios = [speed[0] / speed[1] for speed in speeds if len(speed) > 1]
             rows.append(Row(kind=kind, lanes=number, speed=now, before=next(iter(before), None), ratios=ratios))
             print(_told(rows[-1]), file=sys.stderr)
-    for version in versions:
-        version.close()
+        for version in versions:
+            version.close()
     return rows
 
 

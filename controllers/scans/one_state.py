@@ -116,11 +116,12 @@ class Stepper:
         """The next states, [B, D], bool [B], [B, H] -> [B, H], which are good until the next call."""
         if len(h_BH) != self._lanes:
             self._lanes, self._h_SBH = len(h_BH), h_BH.new_empty(2, *h_BH.shape)
-            self._given, self._room = h_BH.new_empty(1, len(h_BH), 0), _room(h_BH, self._sums)
+            (self._given,), self._room = scratch(h_BH, (1, len(h_BH), 0)), _room(h_BH, self._sums)
             self._trace = Trace(*arrays(h_BH.new_empty(0, 0, 0), self._h_SBH))
         before_BH, after_BH = self._h_SBH
         before_BH.copy_(h_BH)
-        self._forward(*arrays(x_BD[None], self._given, reset_B[None]), self._weights, self._trace, *self._room)
+        x, reset = arrays(x_BD, reset_B)
+        self._forward(x[None], self._given, reset[None], self._weights, self._trace, *self._room)
         return after_BH
 
 

@@ -68,12 +68,13 @@ class LstmStepper:
         h_BH = state.h
         if len(h_BH) != self._lanes:
             self._lanes, self._states = len(h_BH), LstmState(*h_BH.new_empty(2, 2, *h_BH.shape))
-            self._given, self._room = h_BH.new_empty(1, len(h_BH), 0), _room(h_BH)
+            (self._given,), self._room = scratch(h_BH, (1, len(h_BH), 0)), _room(h_BH)
             gates, tanh_c = arrays(h_BH.new_empty(0, 0, 0), h_BH.new_empty(0, 0, 0))
             self._trace = _Trace(gates, tanh_c, in_arrays(self._states))
         for (before_BH, _), value_BH in zip(self._states, state, strict=True):
             before_BH.copy_(value_BH)
-        _forward(*arrays(x_BD[None], self._given, reset_B[None]), self._weights, self._trace, *self._room)
+        x, reset = arrays(x_BD, reset_B)
+        _forward(x[None], self._given, reset[None], self._weights, self._trace, *self._room)
         return LstmState(self._states.h[1], self._states.c[1])
 
 

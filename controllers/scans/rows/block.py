@@ -49,8 +49,9 @@ def halves(layer: nn.Linear) -> tuple[np.ndarray, np.ndarray]:
     """Panels of a layer's weights and its biases, the outputs in two halves that begin at panels."""
     weight, bias = arrays(layer.weight, layer.bias)
     size = len(bias) // 2
-    padding = (0, padded(size, bias.dtype) - size)
-    return panels(weight.T, (0, 1)), np.concatenate([np.pad(half, padding) for half in (bias[:size], bias[size:])])
+    biases = np.zeros((2, padded(size, bias.dtype)), bias.dtype)
+    biases[:, :size] = bias.reshape(2, size)
+    return panels(weight.T, (0, 1)), biases.ravel()
 
 
 @compiled
