@@ -7,14 +7,14 @@ from math import prod
 from typing import Any, Generic, NamedTuple
 
 import gymnasium as gym
-import torch
 from gymnasium.vector import VectorEnv
 from typing_extensions import TypeVar
 
-from mneme.controllers import Controller, Policy, PolicySpec, Weights, build_policy
+from mneme.controllers import Policy, PolicySpec, Weights, build_policy
 from mneme.controllers.given import pickled, take
 from mneme.distributed.config import ConfigError, ServiceConfig
 from mneme.distributed.room import check_room, memory
+from mneme.distributed.trial import try_out
 from mneme.envs import (
     EnvironmentFailure,
     EnvSettings,
@@ -167,7 +167,7 @@ def make_blueprint(config: ConfigT) -> Blueprint[ConfigT]:
             pickled(config.policy.controller.kind),
         )
         policy = blueprint.policy()
-        _try_out(policy.controller, config.policy.controller.kind)
+        try_out(policy.controller, config.policy.controller.kind, traces=config.learner.mode == "traces")
         _check_replay(blueprint, policy)
         config.learner.check_controller(policy.controller, config.policy.controller.kind)
     except ValueError as error:
@@ -263,29 +263,6 @@ def _check_stages(config: ServiceConfig, spec: PolicySpec) -> None:
                 f"curriculum.stages[{level}] is {stage}, which changes the observations or actions; "
                 f"a stage may change only what leaves them alike"
             )
-
-
-def _try_out(controller: Controller, kind: str) -> None:
-    """Refuse a controller of one's own that cannot take a step, or whose step does not fit the next."""
-    if ":" not in kind:
-        return
-    x_BD, reset_B = torch.zeros(2, controller.input_size, dtype=controller.dtype), torch.zeros(2, dtype=torch.bool)
-    try:
-        with torch.no_grad():
-            y_BH, carry = controller.step(x_BD, reset_B, controller.initial_carry(2))
-            controller.step(x_BD, reset_B, carry)
-        if y_BH.shape != (2, controller.output_size):
-            raise ValueError(f"its output has shape {list(y_BH.shape)} instead of {[2, controller.output_size]}")
-        if controller.cuts_gradients and controller.initial():
-            x_TBD = x_BD.expand(2, *x_BD.shape).clone().requires_grad_()
-            flags_TB = reset_B.expand(2, 2)
-            y_TBH, _ = controller.scan(x_TBD, flags_TB, controller.initial_carry(2), ~flags_TB)
-            (dx_TBD,) = torch.autograd.grad(y_TBH[1].sum(), x_TBD, allow_unused=True)
-            if dx_TBD is not None and dx_TBD[0].any():
-                raise ValueError("it sets cuts_gradients, and a gradient crosses a cut in its fast_scan")
-    except Exception as error:
-        sentence = " ".join(str(error).split())
-        raise ValueError(f"{kind} cannot take two steps: {sentence}; mneme check {kind} says more") from error
 
 
 def _check_replay(blueprint: Blueprint, policy: Policy) -> None:

@@ -24,7 +24,7 @@ _TARGETS = 8  # steps of a sequence whose losses are followed back
 
 
 class Fidelity(NamedTuple):
-    """A mode's gradient g beside that of full backpropagation through time, f, on the same batch."""
+    """A mode's gradient g beside that of full backpropagation through time, f, on the same batch; f has no traces."""
 
     cosine: float  # g . f / (|g| |f|)
     norm_ratio: float  # |g| / |f|
@@ -54,13 +54,13 @@ def gradient_fidelity(
     rows = torch.arange(batch.sequences)
     s = replace(s, gradient_accumulation=s.gradient_accumulation * s.num_minibatches)  # no more memory than an update
 
-    def gradients(s: LearnerSettings) -> dict[str, Tensor | None]:
+    def gradients(s: LearnerSettings, batch: SequenceBatch) -> dict[str, Tensor | None]:
         own: Sequence[Tensor | None] = [None] * len(parameters)
         if len(rows):
             own = shard_gradients(policy, s, batch, returns, rows, max(1, count)).gradients
         return dict(zip(names, group.sum_gradients(own, parameters), strict=True))
 
-    cut, full = gradients(s), gradients(s.full())
+    cut, full = gradients(s, batch), gradients(s.full(), replace(batch, traces=None))
     return Fidelity(*_compared(cut, full, ""), *_compared(cut, full, _CORE))
 
 

@@ -223,6 +223,16 @@ class OtherTraces(Apart):
         return super().advance(state, {**sums, "u": sums["u"].detach()})
 
 
+class TracesOfNoRun(Apart):
+    def elementwise_runs(self, *arguments: Any) -> dict[str, Run]:
+        return {}
+
+
+class TracesWithoutAdvance(Apart):
+    def advance(self, h: Tensor, sums: Mapping[str, Tensor]) -> Tensor:
+        return sums["v"]
+
+
 class GlobalSeed(Sound):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -266,6 +276,8 @@ BROKEN: Mapping[type[Controller], set[str]] = {
     CarryHandedBack: {"nothing is touched"},
     AssumesLayout: {"memory layout"},
     OtherTraces: {"traces are the past"},
+    TracesOfNoRun: {"traces are the past"},
+    TracesWithoutAdvance: {"traces are the past"},
     GlobalSeed: {"seed"},
     TakesAnything: {"wrong arguments"},
 }

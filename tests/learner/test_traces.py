@@ -125,6 +125,17 @@ def test_the_learner_goes_on_with_them_bit_for_bit() -> None:
         resumed.set_state(broken)
 
 
+def test_fidelity_says_what_comes_from_before_the_sequence() -> None:
+    parts = collector("mingru")
+    learner = Learner(parts.policy, replace(SETTINGS, fidelity_every=1), seed=0, total_timesteps=100)
+    found = []
+    for _ in range(2):
+        found.append(learner.update([parts.collect(learner.version)[0].to_arrow()]).metrics["fidelity/core_cosine"])
+        learner.weights().load_into(parts.policy)
+    assert found[0] == pytest.approx(1, abs=1e-6)
+    assert found[1] < 0.999
+
+
 def test_what_traces_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="mode=traces goes on from the carries that it has traces of; use fresh"):
         LearnerSettings(mode="traces", carry_source="stored")

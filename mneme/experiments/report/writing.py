@@ -40,7 +40,7 @@ _CURVES = (
     "Interquartile mean over seeds of {}, with its 95 % interval. A run that ended early stands at its last value."
 )
 _PAIRED = "How probably a run of the first scores more than one of the second on the same task, ties counted half."
-_HORIZONS = "Of runs of one task that differ by its horizon, and of agents evaluated at other horizons than their own."
+_HORIZONS = "Of runs of one task that differ by its horizon, or of agents at horizons that none was trained at."
 _OF_MODES = "Interquartile mean of {} of all runs of a mode, whatever else they differ in."
 
 
@@ -147,14 +147,23 @@ def improvements(comparison: Comparison) -> Mapping[Pair, Estimate]:
 
 
 def by_horizon(comparison: Comparison) -> dict[Pair, list[tuple[int, Array]]]:
-    """Success of each seed by horizon, for each environment and method with several horizons."""
-    found: dict[Pair, dict[int, list[float]]] = {}
+    """Success of each seed by horizon, for each environment and method with several horizons.
+
+    Horizons that were never seen count where all these runs were trained at one: what learned at 16 says nothing beside
+    what learned at 64.
+    """
+    of_pair: dict[Pair, list[Record]] = {}
     for cell in comparison.cells:
         for record in cell.records:
-            points = dict(record.horizons)
+            of_pair.setdefault((record.environment, cell.method), []).append(record)
+    found: dict[Pair, dict[int, list[float]]] = {}
+    for pair, records in of_pair.items():
+        alike = len({record.horizon for record in records}) == 1
+        own = found.setdefault(pair, {})
+        for record in records:
+            points = dict(record.horizons) if alike else {}
             if record.horizon is not None and "success" in record.result:
                 points[record.horizon] = record.result["success"]
-            own = found.setdefault((record.environment, cell.method), {})
             for horizon, success in points.items():
                 own.setdefault(horizon, []).append(success)
     return {

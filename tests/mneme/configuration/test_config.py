@@ -51,7 +51,7 @@ def test_every_setting_is_explained() -> None:
         ("learner.num_epochs=many", ["learner.num_epochs is 'many'; it must be a whole number"]),
         ("learner.num_epochs=0", ["learner.num_epochs is 0; it must be at least 1"]),
         ("learner.num_epochs=1.5", ["learner.num_epochs is 1.5"]),
-        ("learner.mode=partial", ["learner.mode is 'partial'; use 'cached', 'truncated' or 'full'"]),
+        ("learner.mode=partial", ["learner.mode is 'partial'; use 'cached', 'truncated', 'full' or 'traces'"]),
         ("seed=-1", ["seed is -1", "greater than or equal to 0"]),
         ("rollout.num_envs=127", ["rollout.num_envs is 127", "use a multiple of rollout.num_workers"]),
         ("learner=full", ["learner is 'full'; it is a section: set what it holds, such as learner.mode"]),
@@ -161,6 +161,14 @@ def test_several_mistakes_give_several_sentences() -> None:
         ([f"policy.controller.kind={BROKEN}:ForgottenCarry"], "cannot take two steps: the carry holds []"),
         ([f"policy.controller.kind={BROKEN}:Raises"], "cannot take two steps"),
         ([f"policy.controller.kind={BROKEN}:NoCuts"], "sets cuts_gradients, and a gradient crosses a cut"),
+        (
+            [f"policy.controller.kind={BROKEN}:TracesOfNoRun", "learner.mode=traces"],
+            "cannot have traces: elementwise is of ['h'] and elementwise_runs of []; both must be of the same parts",
+        ),
+        (
+            [f"policy.controller.kind={BROKEN}:TracesWithoutAdvance", "learner.mode=traces"],
+            "cannot have traces: KeyError: 'v'; mneme check",
+        ),
         (["policy.controller.kind=controllers:Controller"], "cannot be built: TypeError"),
     ],
 )

@@ -108,6 +108,9 @@ def test_success_at_horizons_that_were_never_seen_is_told_beside_that_at_its_own
     (path / "horizons.json").write_text('{"64": 0.5, "16": 0.1}')
     points = by_horizon(compare(read_records([tmp_path])))
     assert [(h, list(s)) for h, s in points["mneme/DelayedCue-v0", ALL]] == [(16, [0.9]), (64, [0.5])]
+    run(tmp_path, 0.8, "policy.controller.kind=gru", "env.kwargs.horizon=64")  # what learned there is no seed of these
+    points = by_horizon(compare(read_records([tmp_path])))
+    assert [(h, list(s)) for h, s in points["mneme/DelayedCue-v0", ALL]] == [(16, [0.9]), (64, [0.8])]
 
 
 def test_success_is_told_by_horizon_where_tasks_differ_by_it(runs: Path) -> None:
