@@ -89,7 +89,8 @@ class Stack(Controller):
         for layer, names in zip(self._each(), self._names, strict=True):
             own = {name: carry[stacked] for name, stacked in names.items()}
             runs |= {names[name]: run for name, run in layer.elementwise_runs(x_TBD, reset_TB, own).items()}
-            x_TBD, _ = layer.run(x_TBD, reset_TB, own)
+            if layer is not self.layers[-1]:  # whose outputs nothing here reads
+                x_TBD, _ = layer.run(x_TBD, reset_TB, own)
         return runs
 
     def _each(self) -> list[Controller]:
