@@ -253,7 +253,7 @@ class Policy(nn.Module):
         """The controller's inputs of one step, [B, D], its part of the carry, and the frames for the next step."""
         if self._as_it_is is not None:  # one vector, read as it is: no need for a time axis
             self._check(observations, reset_B.shape)
-            return observations[self._as_it_is], carry, {}
+            return observations[self._as_it_is].to(self.value_head.weight.dtype), carry, {}
         steps = {name: x.unsqueeze(0) for name, x in observations.items()}
         x_TBD, core, frames = self._encoded(steps, reset_B.unsqueeze(0), carry)
         return x_TBD[0], core, frames

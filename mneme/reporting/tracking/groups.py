@@ -13,7 +13,7 @@ _BY_KEY = {
         "epochs", "value_loss", "value_mean", "explained_variance", "grad_norm", "nonfinite_steps", "learning_rate",
         "padding", "clip_range", "ent_coef", "auxiliary_loss",
     ),
-    "memory": ("bptt_length", "carry_gradient", "lag", "lag_max", "staleness", "staleness_kl"),
+    "memory": ("bptt_length", "carry_gradient", "traces_missing", "lag", "lag_max", "staleness", "staleness_kl"),
     "service": (
         "weights_version", "workers", "worker_restarts", "learner_restarts", "fragments_refused", "fragments_dropped",
         "replay_bytes",

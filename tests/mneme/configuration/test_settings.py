@@ -66,7 +66,7 @@ def test_a_value_of_another_type_is_refused_in_python_and_in_the_same_words_from
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("learner.mode=bogus", "learner.mode is 'bogus'; use 'cached', 'truncated' or 'full'"),
+        ("learner.mode=bogus", "learner.mode is 'bogus'; use 'cached', 'truncated', 'full' or 'traces'"),
         ("learner.num_epochs=true", "learner.num_epochs is True; it must be a whole number"),
         ("learner.num_epochs='3'", "learner.num_epochs is '3'; it must be a whole number"),
         ("policy.controller.chrono=1", "policy.controller.chrono is 1; it must be true or false"),

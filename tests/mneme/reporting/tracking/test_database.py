@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from mneme.reporting.tracking import database
+from mneme.reporting.tracking.groups import stored_name
 from mneme.reporting.tracking.settings import absolute_uri
 
 ROOT = Path(__file__).parents[4]
@@ -185,6 +186,7 @@ def test_runs_that_start_at_the_same_moment_in_a_fresh_folder_are_all_recorded(t
     for run in found:
         assert (run.info.status, len(run.data.params)) == ("FINISHED", 80)
         for key in ("return", "kl"):
-            assert sorted(p.step for p in client.get_metric_history(run.info.run_id, key)) == list(range(50))
+            points = client.get_metric_history(run.info.run_id, stored_name(key))
+            assert sorted(point.step for point in points) == list(range(50))
         lines = (tmp_path / "runs" / run.info.run_name / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["step"] for line in lines] == list(range(50))
