@@ -119,4 +119,4 @@ def seconds_of(history: Sequence[Row]) -> float:
     updates = [row for row in history if "steps_per_second" in row]
     before = [0.0, *(row["step"] for row in updates[:-1])]
     spent = ((row["step"] - step) / row["steps_per_second"] for row, step in zip(updates, before, strict=True))
-    return round(sum(spent), 1)
+    return round(sum(spent), 3)
