@@ -16,14 +16,15 @@ _MORE = 2  # steps after them; few, as much of what went before may be forgotten
 def traces_are_the_gradient_of_the_past(build: Build) -> Iterator[Deviation]:
     controller = subject(build)
     parameters = dict(controller.named_parameters())
-    for at in _SPANS if controller.elementwise() else ():
+    has_some = bool(controller.elementwise())
+    for at in _SPANS if has_some else ():
         x, reset, carry = draw(controller, at + _MORE, resets=0.05)
         given = {name: value.detach() for name, value in carry.items()}
-        cells, none = controller.elementwise(), no_traces(controller.elementwise(), LANES)
+        cells = controller.elementwise()
         with torch.no_grad():
             _, middle = controller.scan(x[:at], reset[:at], given)
             runs = controller.elementwise_runs(x[:at].detach(), reset[:at], given)
-            traces = traces_after(cells, runs, reset[:at], none)
+            traces = traces_after(cells, runs, reset[:at], no_traces(cells, LANES))
         entering = traced(cells, middle, traces)
         after, last = (controller.scan(x[s:], reset[s:], c)[1] for s, c in ((at, entering), (0, given)))
         for part in cells:  # its own parameters alone: those of the layers below reach it by its inputs too
@@ -37,4 +38,4 @@ def traces_are_the_gradient_of_the_past(build: Build) -> Iterator[Deviation]:
             )
             where = f"of carry {part}, with traces over {at} of {at + _MORE} steps"
             yield from deviations(dict(zip(names, found, strict=True)), dict(zip(names, expected, strict=True)), where)
-    yield Deviation(0.0, "there are none" if not controller.elementwise() else "nowhere")
+    yield Deviation(0.0, "nowhere" if has_some else "there are none")

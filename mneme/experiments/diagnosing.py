@@ -78,9 +78,10 @@ class Diagnosis(NamedTuple):
         horizon, furthest = self.memory_horizon, self.furthest()
         if horizon and not self.turnover:
             yield f"the controller carries nothing, the task remembers {horizon}: choose another policy.controller.kind"
-        elif self.mode == "traces":
-            pass  # beyond the sequence the gradient goes by them
-        elif horizon and furthest < horizon and min(self.bptt_length, len(self.reach)) <= horizon:
+        elif (  # with traces the gradient goes on beyond the sequence
+            self.mode != "traces" and horizon and furthest < horizon
+            and min(self.bptt_length, len(self.reach)) <= horizon
+        ):  # fmt: skip
             cut = self.bptt_length < len(self.reach)
             remedy = _remedy(self.bptt_length, horizon) if cut else "raise rollout.unroll_length"
             reaches = f"reaches further than {furthest} steps" if furthest else "goes back through time"

@@ -67,6 +67,16 @@ def enter(x, entrance, stream, n, u):
 
 
 @compiled
+def connect(stream, mixed, weight, out, y):
+    """Fill in the stream and a product of a mixer's outputs [B, M], [B, H]; `out` [B, H or more] is room."""
+    (B, H), M = y.shape, mixed.shape[1]
+    multiply(mixed, 0, M, weight, 0, len(weight), out, 0, False)
+    for b in range(B):
+        copy(y[b], stream[b, :H])
+        add(y[b], out[b, :H])
+
+
+@compiled
 def leave(stream, mixed, block, wide, y):
     """Fill in the stream and what a GLU makes of a mixer's outputs [B, M], [B, H]; these become their GELU, and `wide`
     [B, as the bias] is room."""

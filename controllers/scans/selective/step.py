@@ -15,7 +15,7 @@ from mneme.controllers.scans.convolution.numba import convolution_step
 from mneme.controllers.scans.layer_step import LANES, LayerStep
 from mneme.controllers.scans.machine_code import LOG2_E, add, arrays, compiled, copy, in_arrays, kernel, scratch, times
 from mneme.controllers.scans.products import multiply, padded, panels
-from mneme.controllers.scans.rows.block import Entrance, enter
+from mneme.controllers.scans.rows.block import Entrance, connect, enter
 from mneme.controllers.scans.selective.cell import SelectiveParameters
 from mneme.controllers.scans.selective.numba import gate, lengths, rates, state_step
 
@@ -97,7 +97,4 @@ def _lanes(x, reset, layer, h, window, y, room):
             write, weight = selected[b, R + state], selected[b, R + N + state]
             state_step(h[b, state], layer.rate[state], length, written, write, weight, read)
         gate(read, z[b], mixed[b])
-    multiply(mixed[:B], 0, I, w.out, 0, len(w.out), out, 0, False)
-    for b in range(B):
-        copy(y[b], stream[b, :M])
-        add(y[b], out[b, :M])
+    connect(stream, mixed[:B], w.out, out, y)

@@ -14,9 +14,9 @@ from torch import Tensor
 from mneme.controllers.scans.convolution.numba import convolution_step
 from mneme.controllers.scans.gated_norm.numba import gated_norm_row
 from mneme.controllers.scans.layer_step import LANES, LayerStep
-from mneme.controllers.scans.machine_code import add, arrays, compiled, copy, in_arrays, kernel, scratch, softplus
+from mneme.controllers.scans.machine_code import arrays, compiled, copy, in_arrays, kernel, scratch, softplus
 from mneme.controllers.scans.products import multiply, padded, panels
-from mneme.controllers.scans.rows.block import Entrance, enter
+from mneme.controllers.scans.rows.block import Entrance, connect, enter
 from mneme.controllers.scans.ssd.numba import SsdParameters, decay_and_written, skip_heads, state_step
 
 
@@ -95,7 +95,4 @@ def _lanes(x, reset, layer, h, window, y, room):
         for state in range(N):
             state_step(h[b, state], decay.reshape(-1), written.reshape(-1), seen[I + state], seen[I + N + state], read)
         gated_norm_row(read, z[b], w.gain, layer.eps, mixed[b])
-    multiply(mixed[:B], 0, I, w.out, 0, len(w.out), out, 0, False)
-    for b in range(B):
-        copy(y[b], stream[b, :M])
-        add(y[b], out[b, :M])
+    connect(stream, mixed[:B], w.out, out, y)
