@@ -68,6 +68,17 @@ def start_of(blueprint: Blueprint[Config]) -> Start | None:
     return Start(named, Weights(0, {**fresh.arrays, **taken}))
 
 
+def with_known(config: Config, starts: Mapping[str, str]) -> Config:
+    """The configuration with the very checkpoint that was found for its `train.start_from`, where one was.
+
+    Args:
+        config: of one of several runs.
+        starts: very checkpoints by what `train.start_from` may be, so that all start alike, though that run goes on.
+    """
+    given = config.train.start_from
+    return config if given is None or given not in starts else config.changed("train", start_from=starts[given])
+
+
 def as_begun(config: Config, begun: Config) -> Config:
     """The configuration with the very checkpoint that its run began from, where it names that or the run it is of."""
     given, used = config.train.start_from, begun.train.start_from

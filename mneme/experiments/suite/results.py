@@ -1,5 +1,6 @@
 """A suite's jobs, and the file that keeps what came of them."""
 
+import hashlib
 import json
 import math
 import os
@@ -8,8 +9,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
-from mneme.configuration.config import Config
-from mneme.configuration.records import to_json
+from mneme.configuration.config import Config, difference, insert, parse_config
+from mneme.configuration.records import from_json, same, to_json
 from mneme.distributed.config import ConfigError
 from mneme.envs import TaskFacts
 from mneme.experiments.seeds import DEFAULT_TARGET
@@ -39,6 +40,12 @@ class Job(NamedTuple):
     def title(self) -> str:
         """The task, the controller and what else is compared, in words."""
         return ", ".join(filter(None, (self.task, self.controller, self.variant)))
+
+
+def fingerprint(config: Config) -> str:
+    """A few letters that stand for all settings that decide an outcome but the seed."""
+    tree = {key: value for key, value in config.to_dict().items() if key not in OF_NO_CONSEQUENCE}
+    return hashlib.sha256(json.dumps(to_json(tree), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def replace_file(path: Path, text: str) -> None:
@@ -73,13 +80,37 @@ class Results:
             for run in self.document["runs"]
         }
         for job in jobs:
-            if done.get(job.key, job.settings) != job.settings:
-                variant = f", {job.variant}," if job.variant else ""
-                raise ConfigError(
-                    f"{self.path} holds {job.task} with {job.controller}{variant} under other settings; choose another "
-                    f"--name"
-                )
+            before = done.get(job.key, job.settings)
+            if before == job.settings or not (other := self._other(job.config, before)):
+                continue
+            variant = f", {job.variant}," if job.variant else ""
+            raise ConfigError(
+                f"{self.path} holds {job.task} with {job.controller}{variant} under other settings ({other}); choose "
+                f"another --name"
+            )
         return [job for job in jobs if job.key not in done]
+
+    def _other(self, config: Config, before: str) -> str | None:
+        """What a fingerprint stands for that a configuration has otherwise; None if nothing, as where this version
+        has settings, at their defaults, that another did not have."""
+        kept = from_json(self.document.get("settings", {}))
+        if before not in kept:
+            return "it does not say which"
+        tree: dict[str, Any] = {}
+        for key, value in {**next(iter(kept.values())), **kept[before]}.items():
+            insert(tree, key, value)
+        try:
+            then = parse_config(tree)
+        except ConfigError as error:
+            return str(error)
+        alike = {name: getattr(config, name) for name in OF_NO_CONSEQUENCE}
+        return difference(config, then.model_copy(update=alike))
+
+    @property
+    def starts(self) -> dict[str, str]:
+        """Very checkpoints that runs start from, by what `train.start_from` names."""
+        starts: dict[str, str] = self.document.setdefault("starts", {})
+        return starts
 
     def refuse_others(self, overrides: Sequence[str]) -> None:
         """One table compares runs under the same overrides.
@@ -97,7 +128,18 @@ class Results:
         self.document["overrides"] = given
 
     def declare(self, job: Job) -> None:
-        """Note what is known about the job's task beforehand."""
+        """Note what is known about the job's task beforehand, and its settings: of the first all, of others those that
+        it has otherwise."""
+        kept = self.document.setdefault("settings", {})
+        if job.settings not in kept:
+            first = from_json(next(iter(kept.values()), {}))
+            kept[job.settings] = {
+                f"{section}.{name}": to_json(value)
+                for section, values in job.config.to_dict().items()
+                if section not in OF_NO_CONSEQUENCE
+                for name, value in values.items()
+                if f"{section}.{name}" not in first or not same(value, first[f"{section}.{name}"])
+            }
         self.document["tasks"][job.task] = {
             "id": job.config.env.id,
             "kwargs": to_json(job.config.env.kwargs),

@@ -4,8 +4,6 @@ with; and `mneme suite modes`, which compares modes of backpropagation besides.
 runs/suites/<name>/results.json  table.md  log.txt  and the folders of the runs
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -18,17 +16,17 @@ import yaml
 from rich.console import Console
 
 from mneme.configuration.config import load_config
-from mneme.configuration.records import to_json
 from mneme.distributed.blueprint import make_blueprint
 from mneme.distributed.config import ConfigError
 from mneme.experiments.machine import describe_machine
 from mneme.experiments.seeds import DEFAULT_TARGET, provenance, run_seed
 from mneme.experiments.suite.contest import CONTROLLERS_CONTEST, Contest, Measurement
-from mneme.experiments.suite.results import OF_NO_CONSEQUENCE, Job, Results
+from mneme.experiments.suite.results import Job, Results, fingerprint
 from mneme.readiness import reach_warned_of_once
 from mneme.reporting.display import NOTHING, Display, clock
 from mneme.rollout_workers import EvaluationError
 from mneme.storage.paths import checked_name
+from mneme.storage.starting import start_of, with_known
 
 ROOT = Path("runs/suites")
 _OWN = {
@@ -68,7 +66,8 @@ def run_suite(
     results = Results(folder, contest.report)
     missing = results.missing(jobs)
     results.refuse_others(overrides)
-    for job in {job.task: job for job in jobs}.values():
+    missing = _started(missing, results.starts)
+    for job in jobs:
         results.declare(job)
     results.document |= provenance()
     results.save()
@@ -147,9 +146,25 @@ def _jobs(
         found[task, controller, variant] = config, facts
     for seed, ((task, controller, variant), (config, facts)) in product(seeds, found.items()):
         config = config.model_copy(update={"seed": seed})
-        tree = {key: value for key, value in config.to_dict().items() if key not in OF_NO_CONSEQUENCE}
-        fingerprint = hashlib.sha256(json.dumps(to_json(tree), sort_keys=True).encode()).hexdigest()[:16]
-        yield Job(task, controller, variant, config, facts, fingerprint)
+        yield Job(task, controller, variant, config, facts, fingerprint(config))
+
+
+def _started(jobs: Sequence[Job], starts: dict[str, str]) -> list[Job]:
+    """The jobs, with the very checkpoints that they start from, which are added to those that are known.
+
+    Raises:
+        ConfigError: one is not there, or does not fit.
+    """
+    for job in {(job.task, job.controller, job.variant): job for job in jobs}.values():
+        if (given := job.config.train.start_from) is None:
+            continue
+        try:
+            start = start_of(make_blueprint(with_known(job.config, starts)))
+        except ConfigError as error:
+            raise ConfigError(f"with {job.title}: {error}") from None
+        if start is not None:
+            starts[given] = start.named
+    return [job._replace(config=with_known(job.config, starts)) for job in jobs]
 
 
 def _settings_in(overrides: Sequence[str]) -> Iterator[str]:

@@ -22,7 +22,7 @@ from mneme.readiness import check_memory, checked_blueprint, reach_warned_of_onc
 from mneme.reporting.meter import evaluation_row
 from mneme.reporting.tracking.settings import TrackingSettings, absolute_uri
 from mneme.rollout_workers import Evaluation
-from mneme.storage.starting import start_of
+from mneme.storage.starting import start_of, with_known
 
 SECTION = "sweep"
 _OWN = {
@@ -44,7 +44,7 @@ class Plan:
     folder: Path  # full
     store: str  # tracking.uri, as it is understood from anywhere
     starts: Mapping[str, str] = field(default_factory=dict)
-    """Very checkpoints for what `train.start_from` may be, as one trial may begin when that run has gone on."""
+    """Very checkpoints for what `train.start_from` may be; see `with_known`."""
 
     def config(self, trial: Trial) -> Config:
         """The configuration of a trial's run.
@@ -63,9 +63,7 @@ class Plan:
         except ConfigError as error:
             raise ConfigError(f"with {described(trial.point)}: {error}") from None
         parent = config.tracking.parent or self.folder.name
-        config = config.changed("tracking", uri=self.store, parent=parent)
-        if (start := config.train.start_from) is not None:
-            config = config.changed("train", start_from=self.starts.get(start, start))
+        config = with_known(config.changed("tracking", uri=self.store, parent=parent), self.starts)
         return config if config.learner.num_threads else config.changed("learner", num_threads=1)
 
     @property

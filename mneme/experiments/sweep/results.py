@@ -13,6 +13,7 @@ from mneme.distributed.config import ConfigError
 from mneme.distributed.search_space import Report, Trial
 from mneme.experiments.suite.results import replace_file
 from mneme.experiments.sweep.plan import Plan, run_name
+from mneme.experiments.sweep.settings import SweepSettings
 from mneme.reporting.tracking.settings import passwordless
 
 FILE = "results.json"
@@ -101,7 +102,8 @@ class SweepResults:
         """
         sweep = {name: getattr(plan.sweep, name) for name in vars(plan.sweep)}
         now = {"sweep": sweep, "settings": _kept(plan.tree)}
-        before = {"sweep": self.document.get("sweep"), "settings": _kept(self.document.get("settings", {}))}
+        known = vars(SweepSettings()) | self.document.get("sweep", {})  # a later version may have more settings
+        before = {"sweep": known, "settings": _kept(self.document.get("settings", {}))}
         if self.document["trials"] or self.document["begun"]:
             for name in now:
                 one, other = _fixed(before[name]), _fixed(now[name])

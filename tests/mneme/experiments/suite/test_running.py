@@ -21,6 +21,8 @@ from mneme.experiments.suite.contest import CONTROLLERS_CONTEST
 from mneme.experiments.suite.results import Job, Results
 from mneme.experiments.suite.running import run_suite, show_suite
 from mneme.experiments.suite.table import HEADINGS, as_markdown, table_rows
+from mneme.storage.checkpoint import list_checkpoints
+from mneme.training import train
 
 TINY = (
     "rollout.num_envs=8", "policy.controller.hidden_size=8", "learner.num_threads=1", "train.total_timesteps=100",
@@ -127,12 +129,78 @@ def test_runs_are_tracked_if_a_setting_says_so(trained: list[Config]) -> None:
 
 def test_other_settings_need_another_name(trained: list[Config]) -> None:
     run()
-    with pytest.raises(ConfigError, match=r"holds tmaze with mlp under other settings; choose another --name"):
+    with pytest.raises(ConfigError, match=r"mlp under other settings \(learner.gamma=0.99, not 0.5\); choose"):
         run(overrides=["learner.gamma=0.5"])
     with pytest.raises(ConfigError, match="made with no settings besides the presets; give the same, or choose"):
         run(controllers="gru", overrides=["learner.gamma=0.5"])
     run(overrides=["checkpoint.keep=1"])  # it changes no result
     assert len(trained) == 1
+
+
+def test_a_newer_version_goes_on_with_a_suite_if_all_it_has_besides_is_at_its_default(trained: list[Config]) -> None:
+    """A version that has no learner.gamma is made up by taking it out of the file, and the fingerprint that it had."""
+
+    run()
+    kept = document()
+    (settings,) = kept["settings"].values()
+    del settings["learner.gamma"]
+    kept["settings"], kept["runs"][0]["settings"] = {"of then": settings}, "of then"
+    Path("runs/suites/s/results.json").write_text(json.dumps(kept))
+    run(controllers="mlp,gru", seeds=2)
+    assert [(config.policy.controller.kind, config.seed) for config in trained] == [
+        ("mlp", 0), ("gru", 0), ("mlp", 1), ("gru", 1),
+    ]  # fmt: skip
+    first, mlp, gru = document()["settings"].values()
+    assert "learner.gamma" not in first
+    assert mlp == {"learner.gamma": 0.99}
+    assert gru.keys() == {"learner.gamma", "policy.controller"}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"learner.gamma": 0.5}, r"\(learner.gamma=0.5, not 0.99\)"),
+        ({"learner.gone": 1}, "unknown setting learner.gone"),
+        (None, "it does not say which"),
+    ],
+)
+def test_what_another_version_did_otherwise_needs_another_name(
+    change: dict[str, Any] | None, sentence: str, trained: list[Config]
+) -> None:
+    run()
+    kept = document()
+    (settings,) = kept.pop("settings").values()
+    kept["runs"][0]["settings"] = "of then"
+    Path("runs/suites/s/results.json").write_text(
+        json.dumps(kept | ({} if change is None else {"settings": {"of then": settings | change}}))
+    )
+    with pytest.raises(ConfigError, match=sentence):
+        run()
+    assert len(trained) == 1
+
+
+def test_all_runs_start_from_the_checkpoint_that_was_found_before_them(
+    trained: list[Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a suite that goes on too, though the run that it is of has gone on meanwhile."""
+    start = [*TINY, "train.start_from=runs/other"]
+    with pytest.raises(ConfigError, match=r"with tmaze, gru: train.start_from is runs/other: no usable checkpoint"):
+        run("tmaze", "gru", 1, start)
+    assert not Path("runs").exists()
+    given = ["env.id=mneme/TMaze-v0", "tracking.enabled=false", "name=other", *TINY]
+    folder = train(load_config(None, given), local=True, progress=False).folder
+    (very,) = list_checkpoints(folder / "checkpoints")
+    with pytest.raises(ConfigError, match=r"with tmaze, mlp: train.start_from is .*other.*, whose weights do not"):
+        run("tmaze", "gru,mlp", 1, start)
+    assert trained == []
+    run("tmaze", "gru", 1, start)
+    very.rename(very.with_name("step-000000999999"))
+    with pytest.raises(ConfigError, match="there is no checkpoint at runs/other"):
+        run("tmaze", "gru", 2, start)
+    shutil.copytree(very.with_name("step-000000999999"), very)
+    run("tmaze", "gru", 2, start)
+    assert [config.train.start_from for config in trained] == [str(very)] * 2
+    assert document()["starts"] == {"runs/other": str(very)}
 
 
 def test_a_controllers_own_preset_is_taken_in_place_of_the_tasks(

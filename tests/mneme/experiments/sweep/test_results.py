@@ -92,6 +92,11 @@ def test_a_sweep_goes_on_only_as_it_was_begun_but_may_grow(results: SweepResults
         again.declare(plan_of(goal="min"), {})
     with pytest.raises(ConfigError, match="is of another sweep, with other learner; give the same"):
         again.declare(plan_of("learner.gamma=0.5"), {})
+    del again.document["sweep"]["reduction_factor"]  # as a version that did not have it would have left the file
+    again.declare(plan_of(), {})
+    del again.document["sweep"]["reduction_factor"]
+    with pytest.raises(ConfigError, match="with other reduction_factor"):
+        again.declare(plan_of(reduction_factor=2.0), {})
 
 
 def test_what_has_begun_and_not_ended_is_found_again(results: SweepResults) -> None:
