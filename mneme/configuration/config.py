@@ -15,12 +15,13 @@ from pydantic import ValidationError, field_validator
 
 from mneme.configuration.hints import suggestions
 from mneme.configuration.listing import Setting, settings_of
+from mneme.configuration.passwords import passwordless
 from mneme.configuration.presets import read_preset
 from mneme.configuration.records import RecordError, read_yaml, refuse_what_changes, same
 from mneme.configuration.renamed import RENAMED, new_name
 from mneme.controllers import hints_of
 from mneme.distributed.config import ConfigError, ServiceConfig
-from mneme.reporting.tracking.settings import TrackingSettings, passwordless
+from mneme.reporting.tracking.settings import TrackingSettings
 from mneme.storage.settings import CheckpointSettings
 
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from mneme.configuration.passwords import without_password
 from mneme.controllers import Settings
-from mneme.reporting.tracking.settings import without_password
 from mneme.storage.uri import as_uri, fault_of
 
 

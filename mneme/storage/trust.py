@@ -19,7 +19,8 @@ from types import ModuleType
 from typing import Any
 
 from mneme.configuration.config import Config
-from mneme.reporting.tracking.settings import TrackingSettings, sqlite_file, without_password
+from mneme.configuration.passwords import without_password
+from mneme.reporting.tracking.settings import TrackingSettings, sqlite_file
 from mneme.storage.checkpoint import CheckpointError
 from mneme.storage.uri import below
 

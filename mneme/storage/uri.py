@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
+from mneme.configuration.passwords import passwordless
+
 _OPTIONS = {"s3": ("region", "scheme", "endpoint_override"), "gs": ("scheme", "endpoint_override", "project_id")}
 _URI = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]+):/{1,3}(?P<rest>[^/].*)", re.DOTALL)
 
@@ -25,7 +27,7 @@ def fault_of(uri: str) -> str | None:
         return "it names an agent in MLflow, which acts and holds nothing to learn on with; go on with its run"
     if as_uri(uri) is None:
         return "write a URI such as s3://BUCKET/runs, gs://BUCKET/runs or file:///mnt/shared/runs"
-    if parts.password is not None or (parts.scheme == "s3" and parts.username is not None):
+    if passwordless(uri) != uri or (parts.scheme == "s3" and parts.username is not None):
         return "it holds a password, which a run would record; name credentials in the environment or in a profile"
     wrong = [name for name, _ in parse_qsl(parts.query) if name not in _OPTIONS.get(parts.scheme, (name,))]
     if wrong:

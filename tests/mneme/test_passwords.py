@@ -10,12 +10,12 @@ import pytest
 
 import mneme
 from mneme.configuration.config import Config, load_config
+from mneme.configuration.passwords import passwordless
 from mneme.distributed.blueprint import make_blueprint
 from mneme.experiments.sweep.plan import Plan, make_plan
 from mneme.experiments.sweep.results import SweepResults
 from mneme.reporting.tracking.callback import _parameters
 from mneme.reporting.tracking.client import client_of
-from mneme.reporting.tracking.settings import passwordless
 from mneme.storage.checkpoint import find_checkpoint
 from mneme.training import train
 
@@ -33,10 +33,13 @@ def config(root: Path, *overrides: str) -> Config:
     )  # fmt: skip
 
 
-def test_what_a_run_leaves_holds_no_password_and_the_same_command_goes_on(tmp_path: Path, notes: list[str]) -> None:
-    asked = config(tmp_path, STORE)
+@pytest.mark.parametrize("store", [STORE, "tracking.uri=http://me@127.0.0.1:9?api_key=secret"])
+def test_what_a_run_leaves_holds_no_password_and_the_same_command_goes_on(
+    store: str, tmp_path: Path, notes: list[str]
+) -> None:
+    asked = config(tmp_path, store)
     run = train(asked, local=True, progress=False)
-    assert asked.tracking.uri in STORE
+    assert asked.tracking.uri in store
     files = [path for path in run.folder.rglob("*") if path.is_file()]
     assert any(path.name == "run.json" for path in files)
     assert [path for path in files if b"secret" in path.read_bytes()] == []

@@ -8,13 +8,13 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from mneme.configuration.passwords import passwordless
 from mneme.configuration.records import from_json, to_json
 from mneme.distributed.config import ConfigError
 from mneme.distributed.search_space import Report, Trial
 from mneme.experiments.suite.results import replace_file
 from mneme.experiments.sweep.plan import Plan, run_name
 from mneme.experiments.sweep.settings import SweepSettings
-from mneme.reporting.tracking.settings import passwordless
 
 FILE = "results.json"
 _MAY_GROW = ("trials", "seeds", "max_concurrent")

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.status import Status
 
 from mneme.configuration.config import Config
+from mneme.configuration.passwords import without_password
 from mneme.controllers.given import pickled
 from mneme.distributed.config import ConfigError
 from mneme.distributed.search_space import Report, Trial
@@ -35,7 +36,6 @@ from mneme.experiments.sweep.results import FILE, SweepResults
 from mneme.experiments.sweep.table import as_csv, as_markdown
 from mneme.experiments.sweep.trial import Code, begin
 from mneme.interruption import stopping_on_signals
-from mneme.reporting.tracking.settings import without_password
 from mneme.storage.paths import checked_name
 
 _log = logging.getLogger(__name__)

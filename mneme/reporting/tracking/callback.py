@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 _PASSWORD = (
     "the password in tracking.uri is kept in no file: to go on with this run, set MLFLOW_TRACKING_USERNAME and "
-    "MLFLOW_TRACKING_PASSWORD, or what the database's own driver reads, such as PGPASSWORD"
+    "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, or what the database's own driver reads, such as PGPASSWORD"
 )
 _STATUS: Mapping[Outcome, RunStatus] = {"complete": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 

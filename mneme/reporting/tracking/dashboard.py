@@ -7,9 +7,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from urllib.parse import quote
 
+from mneme.configuration.passwords import without_password
 from mneme.reporting.tracking import database
 from mneme.reporting.tracking.client import ENVIRONMENT, hush
-from mneme.reporting.tracking.settings import absolute_uri, fault_of, sqlite_file, without_password
+from mneme.reporting.tracking.settings import absolute_uri, fault_of, sqlite_file
 
 
 def serve_dashboard(store: str, port: int) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from mneme.configuration.passwords import without_password
 from mneme.reporting.tracking.client import client_of, hush
-from mneme.reporting.tracking.settings import TrackingSettings, absolute_uri, sqlite_file, without_password
+from mneme.reporting.tracking.settings import TrackingSettings, absolute_uri, sqlite_file
 from mneme.storage.checkpoint import CheckpointError, list_checkpoints, step_of
 from mneme.storage.paths import MANIFEST
 

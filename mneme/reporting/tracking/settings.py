@@ -99,15 +99,5 @@ def absolute_uri(uri: str) -> str:
     return f"{found['scheme']}:///{path}{found['options'] or ''}"
 
 
-def without_password(text: str) -> str:
-    """A text that may hold a URI, fit to be shown."""
-    return re.sub(r"//[^/\s]+@", "//***@", text)
-
-
-def passwordless(uri: str) -> str:
-    """A URI fit to be kept: with its user, and not the password."""
-    return re.sub(r"^(\w[\w+.-]*://[^/:@\s]*):[^/\s]*@", r"\1@", uri)
-
-
 def _folders_allowed() -> bool:
     return os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1")

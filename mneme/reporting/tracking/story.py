@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mneme.configuration.config import Config
+from mneme.configuration.passwords import without_password
 from mneme.distributed.blueprint import Blueprint
 from mneme.experiments.machine import cores, cpu_model
 from mneme.learner.device import resolve_device
-from mneme.reporting.tracking.settings import without_password
 
 NOTE = "mlflow.note.content"
 _ROOT = Path(__file__).resolve().parents[3]
@@ -84,7 +84,7 @@ def _command() -> str:
     """The command of this process; of a program of somebody else's its name alone, as its words may be secrets."""
     program = Path(sys.argv[0])
     if program.name == "mneme" or program.parts[-2:] == ("mneme", "__main__.py"):
-        return without_password(shlex.join(["mneme", *sys.argv[1:]]))
+        return shlex.join(["mneme", *map(without_password, sys.argv[1:])])
     return program.name
 
 

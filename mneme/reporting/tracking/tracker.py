@@ -15,11 +15,12 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any, TypeVar
 
+from mneme.configuration.passwords import without_password
 from mneme.reporting.tracking.database import LOCK_SECONDS
 from mneme.reporting.tracking.metrics_file import MetricsFile, points_of
 from mneme.reporting.tracking.model import ModelForm
 from mneme.reporting.tracking.names import flatten
-from mneme.reporting.tracking.settings import TrackingSettings, sqlite_file, without_password
+from mneme.reporting.tracking.settings import TrackingSettings, sqlite_file
 from mneme.reporting.tracking.store_run import EMPTY, Identity, Point, RunStatus, StoreRun
 from mneme.reporting.tracking.story import Story, code_tags
 

@@ -295,6 +295,7 @@ def test_a_store_that_does_not_answer_is_not_waited_for(
         ),
         ("checkpoint.mirror=runs", "checkpoint.mirror is runs; write a URI such as s3://BUCKET/runs"),
         ("checkpoint.mirror=s3://key:secret@b/runs", r"checkpoint.mirror is s3://\*\*\*@b/runs; it holds a password"),
+        ("checkpoint.mirror=hdfs://h/runs?token=secret", r"mirror is hdfs://h/runs\?token=\*\*\*; it holds a password"),
         ("checkpoint.mirror=s3://b/runs?regoin=x", "regoin is no option of it; those are region, scheme, endpoint_ov"),
     ],
 )

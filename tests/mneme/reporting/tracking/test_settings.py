@@ -4,14 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mneme.reporting.tracking.settings import (
-    TrackingSettings,
-    absolute_uri,
-    fault_of,
-    passwordless,
-    sqlite_file,
-    without_password,
-)
+from mneme.reporting.tracking.settings import TrackingSettings, absolute_uri, fault_of, sqlite_file
 
 ODD = "what? #1 100% 50%25 ü & a=b;c"
 
@@ -33,23 +26,6 @@ ODD = "what? #1 100% 50%25 ü & a=b;c"
 def test_settings_name_what_is_wrong(changes: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrackingSettings(**changes)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("uri", "kept", "shown"),
-    [
-        ("http://me:secret@host:5000/x", "http://me@host:5000/x", "http://***@host:5000/x"),
-        ("postgresql+psycopg2://me:se@cr:et@host/db", "postgresql+psycopg2://me@host/db", "postgresql+psycopg2://***@host/db"),
-        ("http://:secret@host", "http://@host", "http://***@host"),
-        ("http://me@host", "http://me@host", "http://***@host"),
-        ("http://host:5000", "http://host:5000", "http://host:5000"),
-        ("sqlite:////a:b@c/mlflow.db", "sqlite:////a:b@c/mlflow.db", "sqlite:////***@c/mlflow.db"),
-        ("databricks", "databricks", "databricks"),
-    ],
-)  # fmt: skip
-def test_a_password_is_neither_kept_nor_shown(uri: str, kept: str, shown: str) -> None:
-    assert passwordless(uri) == kept
-    assert without_password(uri) == shown
 
 
 @pytest.mark.parametrize(
