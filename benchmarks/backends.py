@@ -125,12 +125,12 @@ def _contest(kind: str, backend: str) -> None:
 
 def _updates(kind: str, backend: str, folder: str) -> Iterator[tuple[float, float]]:
     """Seconds of collecting, and of collecting and learning, of one update after the other."""
-    config = configuration(100 * m.BATCH, 0, kind, "sync", folder, [f"policy.controller.backend={backend}"])
+    config = configuration(100 * m.SHORT.batch, 0, kind, "sync", folder, [f"policy.controller.backend={backend}"])
     blueprint = make_blueprint(config)
     acting, config = blueprint.policy(), blueprint.config
-    env = make_vector_env(config.env, m.LANES)
+    env = make_vector_env(config.env, m.SHORT.lanes)
     collector = Collector(env, acting, blueprint.length, blueprint.carry_stride, seed=0)
-    learner = Learner(blueprint.policy(), config.learner, seed=0, total_timesteps=100 * m.BATCH)
+    learner = Learner(blueprint.policy(), config.learner, seed=0, total_timesteps=100 * m.SHORT.batch)
     while True:
         started = perf_counter()
         learner.weights().load_into(acting)
@@ -143,7 +143,7 @@ def _updates(kind: str, backend: str, folder: str) -> Iterator[tuple[float, floa
 def _alone(kind: str, backend: str) -> Iterator[tuple[float, float]]:
     """Seconds of a scan forward and backward, and of a step."""
     settings = ControllerSettings(kind=kind, hidden_size=m.HIDDEN, backend=backend)
-    controller = build_controller(settings, m.HIDDEN, m.HORIZON, Generator().manual_seed(0))
+    controller = build_controller(settings, m.HIDDEN, m.SHORT.horizon, Generator().manual_seed(0))
     generator = Generator().manual_seed(1)
     x_TBD = torch.randn(STEPS, LANES, m.HIDDEN, generator=generator)
     reset_TB = torch.rand(STEPS, LANES, generator=generator) < RESETS

@@ -5,7 +5,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.measurement import HIDDEN, Measurement
+from benchmarks.measurement import HIDDEN, LONG, SHORT, Measurement, Work
 
 ROOT = Path(__file__).parent.parent
 OURS = ROOT / ".venv" / "bin" / "python"
@@ -26,6 +26,7 @@ class Contestant:
     module: str
     arguments: tuple[str, ...] = ()
     peer: bool = False
+    work: Work = SHORT
     steps_factor: int = 1  # the fast ones train on more, so that all are timed for about as long
 
     def measure(self, steps: int, seed: int) -> Measurement:
@@ -38,7 +39,7 @@ class Contestant:
         if not python.exists():
             target = "bench-setup" if self.peer else "setup"
             raise ContestantError(f"{python.relative_to(ROOT)} is missing; create it with: make {target}")
-        size = ["--steps", str(steps * self.steps_factor), "--seed", str(seed)]
+        size = ["--steps", str(steps * self.steps_factor), "--seed", str(seed), *["--long"] * (self.work == LONG)]
         try:
             done = subprocess.run(
                 [python, "-m", self.module, *self.arguments, *size],
@@ -134,5 +135,26 @@ CONTESTANTS = (
             steps_factor=8,
         )
         for kind in ("gru", "lstm")
+    ),
+    *(
+        contestant
+        for kind in ("gru", "mingru", "lru", "mamba2")
+        for contestant in (
+            Contestant(
+                key=f"jax-long-{kind}",
+                name=f"JAX, one compiled update ({kind} {HIDDEN}, T = {LONG.episode:,})",
+                module="benchmarks.peers.jax_ppo",
+                arguments=("--controller", kind),
+                peer=True,
+                work=LONG,
+            ),
+            Contestant(
+                key=f"bare-long-{kind}",
+                name=f"mneme, bare loop ({kind} {HIDDEN}, T = {LONG.episode:,})",
+                module="benchmarks.ours",
+                arguments=("--runner", "bare", "--controller", kind),
+                work=LONG,
+            ),
+        )
     ),
 )

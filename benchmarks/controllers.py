@@ -96,7 +96,7 @@ def main() -> int:
         with console.status(f"collecting, round {number + 1} of {ROUNDS}"):
             for peer in PEERS:
                 try:
-                    done = peer.measure(4 * COLLECTING_LANES * m.EPISODE, seed=number)
+                    done = peer.measure(4 * COLLECTING_LANES * m.SHORT.episode, seed=number)
                     peers[peer.key].append(done.steps / done.spent["collect"])
                 except ContestantError as error:
                     console.print(f"[red]{error}[/]")
@@ -124,7 +124,7 @@ def _settings(variant: str) -> ControllerSettings:
 
 def _row(kind: str) -> Row:
     def build(input_size: int, generator: Generator) -> Controller:
-        return build_controller(_settings(kind), input_size, m.HORIZON, generator)
+        return build_controller(_settings(kind), input_size, m.SHORT.horizon, generator)
 
     figures = measure(build, m.HIDDEN)
     controller = build(m.HIDDEN, Generator().manual_seed(0))
@@ -159,14 +159,16 @@ def _times_loop(controller: Controller, lanes: int, gradients: bool) -> float:
 
 def _collecting(kind: str) -> float:
     """Over four fragments of one episode a lane, after one to warm up."""
-    env = make_vector_env(EnvSettings(id=m.ENV_ID, kwargs={"cues": m.CUES, "horizon": m.HORIZON}), COLLECTING_LANES)
-    policy = build_policy(policy_spec(env), PolicySettings(controller=_settings(kind)), horizon=m.HORIZON, seed=0)
-    collector = Collector(env, policy, m.EPISODE, m.EPISODE, seed=0)
+    env = make_vector_env(
+        EnvSettings(id=m.ENV_ID, kwargs={"cues": m.CUES, "horizon": m.SHORT.horizon}), COLLECTING_LANES
+    )
+    policy = build_policy(policy_spec(env), PolicySettings(controller=_settings(kind)), horizon=m.SHORT.horizon, seed=0)
+    collector = Collector(env, policy, m.SHORT.episode, m.SHORT.episode, seed=0)
     collector.collect()
     started = perf_counter()
     for _ in range(4):
         collector.collect()
-    return 4 * COLLECTING_LANES * m.EPISODE / (perf_counter() - started)
+    return 4 * COLLECTING_LANES * m.SHORT.episode / (perf_counter() - started)
 
 
 def _table(rows: list[Row], peers: list[float | None]) -> Table:

@@ -17,18 +17,35 @@ from mneme.experiments.machine import versions
 
 ENV_ID = "mneme/DelayedCue-v0"
 CUES = 4
-HORIZON = 64
-EPISODE = HORIZON + 1  # steps
 HIDDEN = 128
 EPOCHS = 4
-LANES = 256
 MINIBATCHES = 4
 LEARNING_RATE = 3e-3
 CHANCE = 1 / CUES
 WARM_UP = 3  # updates that are not timed
-BATCH = LANES * EPISODE  # environment steps in an update
 
 _MARK = "MEASUREMENT "
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One update's share of the task: an episode in each lane."""
+
+    horizon: int
+    lanes: int
+
+    @property
+    def episode(self) -> int:
+        """Steps."""
+        return self.horizon + 1
+
+    @property
+    def batch(self) -> int:
+        """Environment steps in an update."""
+        return self.lanes * self.episode
+
+
+WORKS = SHORT, LONG = Work(horizon=64, lanes=256), Work(horizon=1023, lanes=64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,11 +175,16 @@ class Stopwatch:
 def contestant_parser(description: str | None) -> argparse.ArgumentParser:
     """The command line that all contestants share."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--steps", type=int, default=BATCH, help="environment steps to time")
+    parser.add_argument("--steps", type=int, default=SHORT.batch, help="environment steps to time")
     parser.add_argument("--seed", type=int, default=0)
     return parser
 
 
-def updates_for(steps: int, batch: int = BATCH) -> int:
+def add_work(parser: argparse.ArgumentParser) -> None:
+    """Let `work` be chosen: short episodes in many lanes, or with --long the other way round."""
+    parser.add_argument("--long", dest="work", action="store_const", const=LONG, default=SHORT, help="long episodes")
+
+
+def updates_for(steps: int, batch: int = SHORT.batch) -> int:
     """Updates of `batch` steps that time at least `steps` environment steps, the warm-up included."""
     return WARM_UP + max(1, -(-steps // batch))

@@ -21,8 +21,9 @@ PRESET = Path(__file__).parent.parent / "configs" / "delayed_cue.yaml"
 
 
 def configuration(
-    steps: int, seed: int, controller: str, mode: str, folder: str, overrides: Sequence[str] = ()
-) -> Config:
+    steps: int, seed: int, controller: str, mode: str, folder: str, overrides: Sequence[str] = (),
+    work: m.Work = m.SHORT,
+) -> Config:  # fmt: skip
     """The preset, held to the work that all contestants do, without whatever is not training.
 
     Args:
@@ -32,16 +33,17 @@ def configuration(
         mode: of the service, sync or async.
         folder: where the run may write.
         overrides: further settings, key=value.
+        work: of an update.
     """
     return load_config(
         PRESET,
         [
             f"seed={seed}",
             f"env.id={m.ENV_ID}",
-            f"env.kwargs={{cues: {m.CUES}, horizon: {m.HORIZON}}}",
+            f"env.kwargs={{cues: {m.CUES}, horizon: {work.horizon}}}",
             f"policy.controller.kind={controller}",
             f"policy.controller.hidden_size={m.HIDDEN}",
-            f"rollout.num_envs={m.LANES}",
+            f"rollout.num_envs={work.lanes}",
             f"learner.num_epochs={m.EPOCHS}",
             f"learner.num_minibatches={m.MINIBATCHES}",
             f"learner.learning_rate={m.LEARNING_RATE}",
@@ -103,11 +105,12 @@ def main() -> None:
     parser.add_argument("--runner", choices=("ray", "bare"), default="ray")
     parser.add_argument("--mode", choices=("sync", "async"), default="sync")
     parser.add_argument("--controller", default="gru")
+    m.add_work(parser)
     args = parser.parse_args()
     stopwatch = m.Stopwatch()
     with tempfile.TemporaryDirectory() as folder:
-        steps = m.updates_for(args.steps) * m.BATCH
-        config = configuration(steps, args.seed, args.controller, args.mode, folder)
+        steps = m.updates_for(args.steps, args.work.batch) * args.work.batch
+        config = configuration(steps, args.seed, args.controller, args.mode, folder, work=args.work)
         if args.runner == "bare":
             bare_loop(config, stopwatch)
         else:

@@ -19,12 +19,12 @@ def main() -> None:
     parser.add_argument("--controller", choices=tuple(GATES), default="gru")
     args = parser.parse_args()
     torch.set_num_threads(1)  # recording is not timed, and the products have threads of their own
-    epoch = products_of(args.controller, "full", m.EPISODE, m.HIDDEN)
+    epoch = products_of(args.controller, "full", m.SHORT.episode, m.HIDDEN)
     update = repeater(Counter({product: m.EPOCHS * count for product, count in epoch.items()}), cores())
     stopwatch = m.Stopwatch()
     for _ in range(m.updates_for(args.steps)):
         update()
-        stopwatch.update(m.BATCH)
+        stopwatch.update(m.SHORT.batch)
     multiplications = m.EPOCHS * sum(product.work * count for product, count in epoch.items())
     configuration = {"controller": args.controller, "threads": cores(), "multiplications": multiplications}
     stopwatch.measurement(configuration, "torch").report()

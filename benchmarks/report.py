@@ -29,7 +29,7 @@ class Summary:
     peer: bool
     speeds: list[float]  # trained environment steps per second, one for each round
     speed: float  # their median
-    ratio_to_better_peer: float | None  # in the same round, their median
+    ratio_to_better_peer: float | None  # at the same work in the same round, their median
     thrifts: list[float]  # trained environment steps per second of the processor, one for each round
     thrift: float  # their median
     thrift_ratio_to_better_peer: float | None  # the same, to the thriftiest peer
@@ -45,7 +45,7 @@ def summarise(rounds: Mapping[Contestant, Sequence[m.Measurement]]) -> list[Summ
     measured = {contestant: results for contestant, results in rounds.items() if results}
     speeds = {contestant: [result.speed for result in results] for contestant, results in measured.items()}
     thrifts = {contestant: [result.thrift for result in results] for contestant, results in measured.items()}
-    fastest, thriftiest = _better_peer(speeds), _better_peer(thrifts)
+    fastest, thriftiest = ({work: _better_peer(found, work) for work in m.WORKS} for found in (speeds, thrifts))
     return [
         Summary(
             key=contestant.key,
@@ -53,10 +53,10 @@ def summarise(rounds: Mapping[Contestant, Sequence[m.Measurement]]) -> list[Summ
             peer=contestant.peer,
             speeds=speeds[contestant],
             speed=median(speeds[contestant]),
-            ratio_to_better_peer=ratio_in_turn(speeds[contestant], fastest) if fastest else None,
+            ratio_to_better_peer=_in_turn(speeds[contestant], fastest[contestant.work]),
             thrifts=thrifts[contestant],
             thrift=median(thrifts[contestant]),
-            thrift_ratio_to_better_peer=ratio_in_turn(thrifts[contestant], thriftiest) if thriftiest else None,
+            thrift_ratio_to_better_peer=_in_turn(thrifts[contestant], thriftiest[contestant.work]),
             mean_return=_mean([result.mean_return for result in results]),
             shares=_shares(results),
             steps=results[0].steps,
@@ -67,9 +67,14 @@ def summarise(rounds: Mapping[Contestant, Sequence[m.Measurement]]) -> list[Summ
     ]
 
 
-def _better_peer(found: Mapping[Contestant, list[float]]) -> list[float] | None:
-    """The figures, by round, of the peer whose median is highest."""
-    return max((values for contestant, values in found.items() if contestant.peer), key=median, default=None)
+def _better_peer(found: Mapping[Contestant, list[float]], work: m.Work) -> list[float] | None:
+    """The figures, by round, of the peer whose median is highest at this work."""
+    peers = (values for contestant, values in found.items() if contestant.peer and contestant.work == work)
+    return max(peers, key=median, default=None)
+
+
+def _in_turn(mine: Sequence[float], peer: Sequence[float] | None) -> float | None:
+    return ratio_in_turn(mine, peer) if peer else None
 
 
 def ratio_in_turn(mine: Sequence[float], others: Sequence[float]) -> float:
@@ -112,8 +117,9 @@ def show(summaries: Sequence[Summary], console: Console) -> None:
 
 def _speed_table(summaries: Sequence[Summary]) -> Table:
     table = Table(
-        title=f"Trained environment steps per second: delayed cue, horizon {m.HORIZON}, hidden size {m.HIDDEN}, "
-        f"{m.EPOCHS} epochs of {m.MINIBATCHES} minibatches of {m.LANES // m.MINIBATCHES} episodes",
+        title=f"Trained environment steps per second: delayed cue of {m.SHORT.horizon} steps in {m.SHORT.lanes} lanes, "
+        f"or T = {m.LONG.episode:,} in {m.LONG.lanes}; hidden size {m.HIDDEN}, {m.EPOCHS} epochs of {m.MINIBATCHES} "
+        "minibatches",
         caption="× better peer: in the same round, the median; one peer by the clock, and one by the seconds of the "
         f"processor. Return: of the episodes seen; {m.CHANCE} is chance, 1 is solved.",
     )

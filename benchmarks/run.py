@@ -78,7 +78,7 @@ def _arguments() -> argparse.Namespace:
     )
     args = parser.parse_args()
     if args.quick:
-        args.rounds, args.steps = 1, 2 * m.BATCH
+        args.rounds, args.steps = 1, 2 * m.SHORT.batch
     return args
 
 

@@ -14,11 +14,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-Carry = tuple[Array, ...]  # [B, H] each; the first is the output
+from benchmarks import measurement as m
+from benchmarks.peers.jax_core import Carry, Core, Parameters
+from benchmarks.peers.jax_core import reset_to_zeros as _reset
 
 
 class Cell(NamedTuple):
-    """A recurrent cell, without its products."""
+    """A recurrent cell, without its products; the first array that it carries is its output, each is [B, H]."""
 
     gates: int
     carry: int  # arrays that it carries
@@ -39,21 +41,18 @@ def _lstm(from_x: Array, from_h: Array, carry: Carry) -> Carry:
     return jax.nn.sigmoid(o) * jnp.tanh(c), c
 
 
-CELLS = {"gru": Cell(3, 1, _gru), "lstm": Cell(4, 2, _lstm)}
-
-
-def step(cell: Cell, w_HG: Array, b_G: Array, from_x_BG: Array, reset_B: Array, carry: Carry) -> Carry:
+def _step(cell: Cell, w_HG: Array, b_G: Array, from_x_BG: Array, reset_B: Array, carry: Carry) -> Carry:
     """The carry after a step; where `reset_B` is true it starts from zeros."""
     carry = _reset(carry, reset_B)
     return cell.update(from_x_BG, carry[0] @ w_HG + b_G, carry)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def scan(cell: Cell, w_HG: Array, b_G: Array, from_x_TBG: Array, reset_TB: Array, carry: Carry) -> Array:
+def _scan(cell: Cell, w_HG: Array, b_G: Array, from_x_TBG: Array, reset_TB: Array, carry: Carry) -> Array:
     """The outputs [T, B, H] of as many steps."""
 
     def one(carry: Carry, inputs: tuple[Array, Array]) -> tuple[Carry, Array]:
-        carry = step(cell, w_HG, b_G, *inputs, carry)
+        carry = _step(cell, w_HG, b_G, *inputs, carry)
         return carry, carry[0]
 
     return lax.scan(one, carry, (from_x_TBG, reset_TB))[1]
@@ -89,8 +88,35 @@ def _backward(cell: Cell, kept: tuple[Any, ...], dy_TBH: Array) -> tuple[Array |
     return dw_HG, dfrom_h.sum((0, 1)), dfrom_x, None, dcarry
 
 
-scan.defvjp(_forward, _backward)
+_scan.defvjp(_forward, _backward)
 
 
-def _reset(carry: Carry, reset_B: Array) -> Carry:
-    return tuple(jnp.where(reset_B[:, None], 0.0, part) for part in carry)
+def _initial(kind: str, cell: Cell, key: Array, inputs: int, horizon: int) -> Parameters:
+    hidden, keys = m.HIDDEN, jax.random.split(key, 3)
+    bound, orthogonal = hidden**-0.5, jax.nn.initializers.orthogonal
+    slowness = jnp.log(jax.random.uniform(keys[2], (hidden,), minval=1.0, maxval=horizon - 1.0))
+    b_x = jnp.zeros((cell.gates, hidden)).at[1].set(slowness)
+    recurrent = [orthogonal()(k, (hidden, hidden)) for k in jax.random.split(keys[1], cell.gates)]
+    return {
+        "w_x": jax.random.uniform(keys[0], (inputs, cell.gates * hidden), minval=-bound, maxval=bound),
+        "b_x": (b_x.at[0].set(-slowness) if kind == "lstm" else b_x).reshape(-1),
+        "w_h": jnp.concatenate(recurrent, -1),
+        "b_h": jnp.zeros(cell.gates * hidden),
+    }
+
+
+def _core(kind: str, cell: Cell) -> Core:
+    def step(p: Parameters, x_BD: Array, reset_B: Array, carry: Carry) -> tuple[Array, Carry]:
+        carry = _step(cell, p["w_h"], p["b_h"], x_BD @ p["w_x"] + p["b_x"], reset_B, carry)
+        return carry[0], carry
+
+    def scan(p: Parameters, x_TBD: Array, reset_TB: Array, carry: Carry) -> Array:
+        return _scan(cell, p["w_h"], p["b_h"], x_TBD @ p["w_x"] + p["b_x"], reset_TB, carry)
+
+    def carry(lanes: int) -> Carry:
+        return tuple(jnp.zeros((lanes, m.HIDDEN)) for _ in range(cell.carry))
+
+    return Core(partial(_initial, kind, cell), carry, step, scan)
+
+
+CORES = {"gru": _core("gru", Cell(3, 1, _gru)), "lstm": _core("lstm", Cell(4, 2, _lstm))}

@@ -19,7 +19,8 @@ from jax import Array, lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from benchmarks import measurement as m
-from benchmarks.peers.jax_cells import CELLS, Carry, Cell, scan, step
+from benchmarks.peers import jax_cells, jax_linear
+from benchmarks.peers.jax_core import Carry, Core, Parameters
 from benchmarks.peers.threads import ThreadChoice
 from mneme.experiments.machine import cores
 
@@ -28,8 +29,15 @@ CLIP, VF_COEF, ENT_COEF, MAX_GRAD_NORM = 0.2, 0.5, 0.01, 0.5
 NORM_EPSILON, ADAM_EPSILON = 1e-5, 1e-5
 AXIS = "lanes"
 
-Parameters = dict[str, Array]
+CORES = jax_cells.CORES | jax_linear.CORES
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(MAX_GRAD_NORM), optax.adam(m.LEARNING_RATE, eps=ADAM_EPSILON))
+
+
+class Trial(NamedTuple):
+    """What is trained, and on how much."""
+
+    core: Core
+    work: m.Work
 
 
 class Lanes(NamedTuple):
@@ -72,29 +80,22 @@ class Batch(NamedTuple):
     target: Array
 
 
-def observe(cue_B: Array, step_B: Array) -> Array:
+def observe(horizon: int, cue_B: Array, step_B: Array) -> Array:
     """The cue at an episode's first step, the flag at its last, and nothing in between."""
     cue = jax.nn.one_hot(cue_B, m.CUES) * (step_B == 0)[:, None]
-    return jnp.concatenate([cue, (step_B == m.HORIZON)[:, None]], -1, dtype=jnp.float32)
+    return jnp.concatenate([cue, (step_B == horizon)[:, None]], -1, dtype=jnp.float32)
 
 
-def initial_parameters(kind: str, key: Array) -> Parameters:
+def initial_parameters(trial: Trial, key: Array) -> Parameters:
     """Weights that are drawn as Mneme draws them."""
-    cell, hidden, keys = CELLS[kind], m.HIDDEN, jax.random.split(key, 5)
-    bound, orthogonal = hidden**-0.5, jax.nn.initializers.orthogonal
-    slowness = jnp.log(jax.random.uniform(keys[2], (hidden,), minval=1.0, maxval=m.HORIZON - 1.0))
-    b_x = jnp.zeros((cell.gates, hidden)).at[1].set(slowness)
-    recurrent = [orthogonal()(k, (hidden, hidden)) for k in jax.random.split(keys[1], cell.gates)]
-    return {
-        "w_x": jax.random.uniform(keys[0], (m.CUES + 1, cell.gates * hidden), minval=-bound, maxval=bound),
-        "b_x": (b_x.at[0].set(-slowness) if kind == "lstm" else b_x).reshape(-1),
-        "w_h": jnp.concatenate(recurrent, -1),
-        "b_h": jnp.zeros(cell.gates * hidden),
+    k_core, k_policy, k_value = jax.random.split(key, 3)
+    hidden, orthogonal = m.HIDDEN, jax.nn.initializers.orthogonal
+    return trial.core.initial(k_core, m.CUES + 1, trial.work.horizon) | {
         "gain": jnp.ones(hidden),
         "bias": jnp.zeros(hidden),
-        "w_policy": orthogonal(0.01)(keys[3], (hidden, m.CUES)),
+        "w_policy": orthogonal(0.01)(k_policy, (hidden, m.CUES)),
         "b_policy": jnp.zeros(m.CUES),
-        "w_value": orthogonal()(keys[4], (hidden, 1)),
+        "w_value": orthogonal()(k_value, (hidden, 1)),
         "b_value": jnp.zeros(1),
     }
 
@@ -110,25 +111,24 @@ def of_action(log_probs: Array, action: Array) -> Array:
     return (log_probs * jax.nn.one_hot(action, m.CUES)).sum(-1)
 
 
-def collect(cell: Cell, p: Parameters, lanes: Lanes, key: Array) -> tuple[Lanes, Steps, Array]:
+def collect(trial: Trial, p: Parameters, lanes: Lanes, key: Array) -> tuple[Lanes, Steps, Array]:
     """An episode's length of steps, and the values of what follows them."""
     noise_key, cue_key = jax.random.split(key)
-    count = lanes.step_B.shape
-    noise_TB = jax.random.uniform(noise_key, (m.EPISODE, *count))
-    cue_TB = jax.random.randint(cue_key, (m.EPISODE, *count), 0, m.CUES)  # of episodes that begin after a step
+    horizon, size = trial.work.horizon, (trial.work.episode, *lanes.step_B.shape)
+    noise_TB = jax.random.uniform(noise_key, size)
+    cue_TB = jax.random.randint(cue_key, size, 0, m.CUES)  # of episodes that begin after a step
 
     def act(lanes: Lanes) -> tuple[Array, Array, Array, Carry]:
-        observation = observe(lanes.cue_B, lanes.step_B)
-        from_x = observation @ p["w_x"] + p["b_x"]
-        carry = step(cell, p["w_h"], p["b_h"], from_x, lanes.reset_B, lanes.carry)
-        return observation, *heads(p, carry[0]), carry
+        observation = observe(horizon, lanes.cue_B, lanes.step_B)
+        y, carry = trial.core.step(p, observation, lanes.reset_B, lanes.carry)
+        return observation, *heads(p, y), carry
 
     def one(lanes: Lanes, drawn: tuple[Array, Array]) -> tuple[Lanes, Steps]:
         noise_B, next_cue_B = drawn
         observation, log_probs, value, carry = act(lanes)
         below = jnp.cumsum(jnp.exp(log_probs), -1)[:, :-1] <= noise_B[:, None]
         action = below.sum(-1)
-        done = lanes.step_B == m.HORIZON
+        done = lanes.step_B == horizon
         reward = (done & (action == lanes.cue_B)).astype(jnp.float32)
         seen = Steps(observation, lanes.reset_B, action, of_action(log_probs, action), value, reward, done)
         after = Lanes(jnp.where(done, next_cue_B, lanes.cue_B), jnp.where(done, 0, lanes.step_B + 1), done, carry)
@@ -155,29 +155,28 @@ def estimated(steps: Steps, last_value_B: Array) -> Batch:
     return Batch(*steps[:4], normalised, advantage + steps.value)
 
 
-def loss_of(cell: Cell, p: Parameters, batch: Batch, carry: Carry) -> Array:
+def loss_of(core: Core, p: Parameters, batch: Batch, carry: Carry) -> Array:
     """PPO's loss of whole sequences, a mean over their steps."""
-    from_x = batch.observation @ p["w_x"] + p["b_x"]
-    log_probs, value = heads(p, scan(cell, p["w_h"], p["b_h"], from_x, batch.reset, carry))
+    log_probs, value = heads(p, core.scan(p, batch.observation, batch.reset, carry))
     ratio = jnp.exp(of_action(log_probs, batch.action) - batch.log_prob)
     policy = -jnp.minimum(ratio * batch.advantage, ratio.clip(1 - CLIP, 1 + CLIP) * batch.advantage)
     entropy = -(jnp.exp(log_probs) * log_probs).sum(-1)
     return (policy + VF_COEF * 0.5 * jnp.square(value - batch.target) - ENT_COEF * entropy).mean()
 
 
-def update(cell: Cell, learned: Learned, lanes: Lanes) -> tuple[Learned, Lanes, Array]:
+def update(trial: Trial, learned: Learned, lanes: Lanes) -> tuple[Learned, Lanes, Array]:
     """Collect and learn, on one of the devices; returns the mean reward of an episode too."""
     key, noise_key, *order_keys = jax.random.split(learned.key, 2 + m.EPOCHS)
     here = jax.random.fold_in(noise_key, lax.axis_index(AXIS))
     before = lanes.carry
-    lanes, steps, last_value_B = collect(cell, learned.parameters, lanes, here)
+    lanes, steps, last_value_B = collect(trial, learned.parameters, lanes, here)
     batch = estimated(steps, last_value_B)
     count = lanes.step_B.size
 
     def minibatch(state: tuple[Any, Any], rows: Array) -> tuple[tuple[Any, Any], None]:
         p, optimizer = state
         part = Batch(*(x.take(rows, 1) for x in batch))
-        gradients = jax.grad(partial(loss_of, cell))(p, part, tuple(c[rows] for c in before))
+        gradients = jax.grad(partial(loss_of, trial.core))(p, part, tuple(c[rows] for c in before))
         changes, optimizer = OPTIMIZER.update(lax.pmean(gradients, AXIS), optimizer)
         return (optax.apply_updates(p, changes), optimizer), None
 
@@ -191,19 +190,19 @@ class Trainer:
     """Makes updates on as many devices as it is told.
 
     Args:
-        kind: gru or lstm.
+        trial: what it trains, and on how much.
         seed: of everything.
     """
 
-    def __init__(self, kind: str, seed: int) -> None:
-        cell, lane = CELLS[kind], jnp.zeros(m.LANES, jnp.int32)
+    def __init__(self, trial: Trial, seed: int) -> None:
+        lanes = trial.work.lanes
+        step_B = jnp.zeros(lanes, jnp.int32)
         first, cues, key = jax.random.split(jax.random.key(seed), 3)
-        p = initial_parameters(kind, first)
+        p = initial_parameters(trial, first)
         self.parameters = sum(x.size for x in p.values())
-        carry = tuple(jnp.zeros((m.LANES, m.HIDDEN)) for _ in range(cell.carry))
-        cue_B = jax.random.randint(cues, (m.LANES,), 0, m.CUES)
-        self._state = Learned(p, OPTIMIZER.init(p), key), Lanes(cue_B, lane, lane == 0, carry)
-        self._updates = {devices: self._compiled(cell, devices) for devices in {1, cores()}}
+        cue_B = jax.random.randint(cues, (lanes,), 0, m.CUES)
+        self._state = Learned(p, OPTIMIZER.init(p), key), Lanes(cue_B, step_B, step_B == 0, trial.core.carry(lanes))
+        self._updates = {devices: self._compiled(trial, devices) for devices in {1, cores()}}
 
     def use(self, devices: int) -> None:
         """Go on with so many devices."""
@@ -214,11 +213,11 @@ class Trainer:
         *self._state, reward = self._update(*self._state)
         return float(reward)
 
-    def _compiled(self, cell: Cell, devices: int) -> Callable[..., tuple[Learned, Lanes, Array]]:
+    def _compiled(self, trial: Trial, devices: int) -> Callable[..., tuple[Learned, Lanes, Array]]:
         """An update on so many devices, compiled and run once, so that neither counts in a trial."""
         of_all, of_lanes = PartitionSpec(), PartitionSpec(AXIS)
         mapped = jax.shard_map(
-            partial(update, cell), mesh=self._mesh(devices), check_vma=False,
+            partial(update, trial), mesh=self._mesh(devices), check_vma=False,
             in_specs=(of_all, of_lanes), out_specs=(of_all, of_lanes, of_all),
         )  # fmt: skip
         state = self._placed(devices)
@@ -239,19 +238,21 @@ class Trainer:
 def main() -> None:
     """Train for `--steps` timed environment steps and print a measurement."""
     parser = m.contestant_parser(__doc__)
-    parser.add_argument("--controller", choices=tuple(CELLS), default="gru")
+    parser.add_argument("--controller", choices=tuple(CORES), default="gru")
+    m.add_work(parser)
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", cores())
-    trainer = Trainer(args.controller, args.seed)
+    work: m.Work = args.work
+    trainer = Trainer(Trial(CORES[args.controller], work), args.seed)
     stopwatch, devices = m.Stopwatch(), ThreadChoice(trainer.use)
-    for _ in range(m.updates_for(args.steps)):
+    for _ in range(m.updates_for(args.steps, work.batch)):
         mean_return = trainer.update()
-        stopwatch.update(m.BATCH, m.LANES, mean_return)
+        stopwatch.update(work.batch, work.lanes, mean_return)
         devices.update_done()
     configuration = {
-        "controller": args.controller, "hidden_size": m.HIDDEN, "lanes": m.LANES, "epochs": m.EPOCHS,
-        "minibatches": m.MINIBATCHES, "learning_rate": m.LEARNING_RATE, "gae_lambda": GAE_LAMBDA,
+        "controller": args.controller, "hidden_size": m.HIDDEN, "horizon": work.horizon, "lanes": work.lanes,
+        "epochs": m.EPOCHS, "minibatches": m.MINIBATCHES, "learning_rate": m.LEARNING_RATE, "gae_lambda": GAE_LAMBDA,
         "devices": devices.threads, "parameters": trainer.parameters,
     }  # fmt: skip
     stopwatch.measurement(configuration, "jax", "jaxlib", "optax", "numpy").report()

@@ -57,7 +57,7 @@ class NextStepReset(gym.vector.VectorEnv):
 
 def make_env(config: dict[str, Any]) -> gym.Env | gym.vector.VectorEnv:
     """Make the environment for RLlib: a single one to look at, or as many lanes as it names."""
-    kwargs = {"cues": m.CUES, "horizon": m.HORIZON}
+    kwargs = {"cues": m.CUES, "horizon": m.SHORT.horizon}
     if "num_envs" not in config:
         return gym.make(m.ENV_ID, **kwargs)
     return NextStepReset(make_vector_env(EnvSettings(id=m.ENV_ID, kwargs=kwargs), config["num_envs"]))
@@ -73,7 +73,7 @@ def main() -> None:
     register_env(m.ENV_ID, make_env)
     # RLlib adds a step to each episode for bootstrapping. Sequences that are one longer than the episode take it in;
     # otherwise it becomes a sequence of its own, padded to full length, and doubles the learner's work.
-    length = m.EPISODE + 1
+    length = m.SHORT.episode + 1
     model = {
         "use_lstm": True,
         "lstm_cell_size": m.HIDDEN,
@@ -82,13 +82,17 @@ def main() -> None:
         "vf_share_layers": True,
     }
     training = {
-        "train_batch_size_per_learner": m.BATCH,
-        "minibatch_size": m.LANES // m.MINIBATCHES * length,
+        "train_batch_size_per_learner": m.SHORT.batch,
+        "minibatch_size": m.SHORT.lanes // m.MINIBATCHES * length,
         "num_epochs": m.EPOCHS,
         "lr": m.LEARNING_RATE,
         "entropy_coeff": 0.01,
     }
-    sampling = {"num_env_runners": 0, "num_envs_per_env_runner": m.LANES, "rollout_fragment_length": m.EPISODE}
+    sampling = {
+        "num_env_runners": 0,
+        "num_envs_per_env_runner": m.SHORT.lanes,
+        "rollout_fragment_length": m.SHORT.episode,
+    }
     algorithm = (
         PPOConfig()
         .environment(m.ENV_ID)

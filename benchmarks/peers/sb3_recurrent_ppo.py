@@ -93,7 +93,7 @@ class _Timing(BaseCallback):
         self._update_done()
 
     def _update_done(self) -> None:
-        steps, spent = self._lanes * m.EPISODE, {"collect": self._collecting}
+        steps, spent = self._lanes * m.SHORT.episode, {"collect": self._collecting}
         self._stopwatch.update(steps, self._lanes, self._rewards / self._lanes, spent)  # one episode a lane
         self._rewards = 0.0
         self._threads.update_done()
@@ -103,18 +103,18 @@ def main() -> None:
     """Train for `--steps` timed environment steps and print a measurement."""
     parser = m.contestant_parser(__doc__)
     parser.add_argument("--stock", action="store_true")
-    parser.add_argument("--num-envs", type=int, default=m.LANES)
+    parser.add_argument("--num-envs", type=int, default=m.SHORT.lanes)
     parser.add_argument("--one-thread", action="store_true", help="try no more")
     args = parser.parse_args()
-    task = {"cues": m.CUES, "horizon": m.HORIZON}
+    task = {"cues": m.CUES, "horizon": m.SHORT.horizon}
     env: VecEnv = BatchedVecEnv(make_vector_env(EnvSettings(id=m.ENV_ID, kwargs=task), args.num_envs))
     # One LSTM and linear heads, as in our own policy; by default the critic has an LSTM and layers of its own.
     policy: dict[str, Any] = {"shared_lstm": True, "enable_critic_lstm": False, "net_arch": []}
     if args.stock:
         env, policy = make_vec_env(m.ENV_ID, args.num_envs, env_kwargs=task), {}
     settings: dict[str, Any] = {
-        "n_steps": m.EPISODE,
-        "batch_size": args.num_envs * m.EPISODE // m.MINIBATCHES,
+        "n_steps": m.SHORT.episode,
+        "batch_size": args.num_envs * m.SHORT.episode // m.MINIBATCHES,
         "n_epochs": m.EPOCHS,
         "learning_rate": m.LEARNING_RATE,
         "ent_coef": 0.01,
@@ -122,7 +122,7 @@ def main() -> None:
     }
     model = RecurrentPPO("MlpLstmPolicy", env, seed=args.seed, device="cpu", **settings)
     stopwatch, threads = m.Stopwatch(), ThreadChoice(torch.set_num_threads, 1 if args.one_thread else None)
-    batch = args.num_envs * m.EPISODE
+    batch = args.num_envs * m.SHORT.episode
     model.learn(m.updates_for(args.steps, batch) * batch, callback=_Timing(stopwatch, threads, args.num_envs))
     parameters = sum(parameter.numel() for parameter in model.policy.parameters())
     configuration = settings | {"lanes": args.num_envs, "threads": threads.threads, "parameters": parameters}

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks.contestants import Contestant
-from benchmarks.measurement import Measurement
+from benchmarks.measurement import LONG, Measurement
 from benchmarks.report import show, summarise
 
 OURS = Contestant(key="ray-gru", name="ours", module="none")
@@ -38,6 +38,14 @@ def test_the_ratio_is_of_rounds_and_not_of_medians() -> None:
         OURS: [measured(2, 1), measured(4, 1), measured(2, 1)],
     }
     assert summarise(rounds)[1].ratio_to_better_peer == pytest.approx(0.5)
+
+
+def test_peers_are_those_of_the_same_work() -> None:
+    other = Contestant(key="long", name="long episodes", module="none", peer=True, work=LONG)
+    ours = Contestant(key="ours-long", name="long episodes, ours", module="none", work=LONG)
+    rounds = {FAST: [measured(1, 1)], other: [measured(8, 8)], OURS: [measured(2, 2)], ours: [measured(4, 4)]}
+    ratios = {summary.key: summary.ratio_to_better_peer for summary in summarise(rounds)}
+    assert ratios == {"fast": 1, "long": 1, "ray-gru": 0.5, "ours-long": 2}
 
 
 def test_without_a_peer_there_is_no_ratio() -> None:
