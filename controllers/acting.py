@@ -83,7 +83,7 @@ class Actor:
         if torch.is_grad_enabled():  # as a rule it is not, and asking takes less time than saying so again
             with torch.no_grad():
                 return self.act(observations, reset_B, carry, uniform_BN)
-        lanes = {len(reset_B), len(uniform_BN), *map(len, carry.values())}
+        lanes = {x.shape[0] for x in (reset_B, uniform_BN, *carry.values())}
         if len(lanes) > 1:
             raise ValueError(f"reset flags, noise and carry are of {sorted(lanes)} lanes; give all for as many")
         x_BD, carry, frames = self._policy.encoded(observations, reset_B, carry)

@@ -45,7 +45,7 @@ def compile_ahead(controller: Controller, kind: str) -> None:
         controller: an instance of the kind.
         kind: its name, under which the compilation is remembered.
     """
-    if controller.backend_on(torch.device("cpu")) == "numba":
+    if controller.steps_compile():
         _once(kind, f"the scans of {kind}", lambda: _scan_and_step(controller))
 
 

@@ -218,6 +218,10 @@ class Controller(nn.Module, ABC):
             carry = {name: value.clone() for name, value in carry.items()}
         return self._reset_and_step(x_BD, reset_B, carry)
 
+    def steps_compile(self) -> bool:
+        """True if `stepper` runs in numba here; as a rule it does if the scan does."""
+        return self.backend_on(torch.device("cpu")) == "numba"
+
     def stepper(self) -> Step:
         """`step` for many steps without autograd, with the weights as they are now: it may lay them out once.
 

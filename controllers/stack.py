@@ -31,6 +31,10 @@ class Stack(Controller):
         """The lowest layer's."""
         return self._each()[0].backend_on(device)
 
+    def steps_compile(self) -> bool:
+        """The lowest layer's."""
+        return self._each()[0].steps_compile()
+
     def initial(self) -> Carry:
         values = [layer.initial() for layer in self._each()]
         return {names[name]: value[name] for names, value in zip(self._names, values, strict=True) for name in names}

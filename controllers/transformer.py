@@ -6,11 +6,12 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from mneme.controllers.controller import Carry, Controller
+from mneme.controllers.controller import Carry, Controller, Step
 from mneme.controllers.initialisation import linear
 from mneme.controllers.layer_norm import LayerNorm
 from mneme.controllers.precision import wide
-from mneme.controllers.scans.attention import attention_scan, attention_step, last_cut, steps_since_reset
+from mneme.controllers.scans.attention.torch import attention_scan, attention_step, last_cut, steps_since_reset
+from mneme.controllers.scans.backends import obstacle
 from mneme.controllers.settings import TransformerSettings
 
 LONGEST_WINDOW = 512
@@ -22,7 +23,7 @@ class TransformerController(Controller):
 
     It carries `memory` [B, window_size - 1, 2 * hidden_size / num_heads], the key and value of each step before, the
     newest last, and `past` [B, 1], how many steps the episode has behind it. All of an environment's
-    2 * window_size * hidden_size / num_heads numbers are copied at every step. An episode starts with nothing to look
+    2 * window_size * hidden_size / num_heads numbers move on at every step. An episode starts with nothing to look
     back on, so that `initial_carry` has nothing to learn; what is in the window does not fade, and no distance is
     preferred at the start, so that `chrono` has nothing to spread."""
 
@@ -56,6 +57,17 @@ class TransformerController(Controller):
 
     def fast_step(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         return self.cell(x_BD, carry)
+
+    def steps_compile(self) -> bool:
+        device, dtype = self.bias.device, self.bias.dtype
+        return self.gates is None and self.backend == "auto" and obstacle("numba", device, dtype, forced=False) is None
+
+    def stepper(self) -> Step:
+        if not self.steps_compile():
+            return super().stepper()
+        from mneme.controllers.scans.attention.step import TransformerLayers, transformer_step
+
+        return transformer_step(TransformerLayers(*(getattr(self, name) for name in TransformerLayers._fields)))
 
     def fast_scan(
         self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None

@@ -115,14 +115,14 @@ class Stepper:
     def __call__(self, x_BD: Tensor, reset_B: Tensor, h_BH: Tensor) -> Tensor:
         """The next states, [B, D], bool [B], [B, H] -> [B, H], which are good until the next call."""
         if len(h_BH) != self._lanes:
-            self._lanes, self._h_SBH = len(h_BH), h_BH.new_empty(2, *h_BH.shape)
+            self._lanes, h_SBH = len(h_BH), h_BH.new_empty(2, *h_BH.shape)
+            self._before_BH, self._after_BH = h_SBH
             (self._given,), self._room = scratch(h_BH, (1, len(h_BH), 0)), _room(h_BH, self._sums)
-            self._trace = Trace(*arrays(h_BH.new_empty(0, 0, 0), self._h_SBH))
-        before_BH, after_BH = self._h_SBH
-        before_BH.copy_(h_BH)
+            self._trace = Trace(*arrays(h_BH.new_empty(0, 0, 0), h_SBH))
+        self._before_BH.copy_(h_BH)
         x, reset = arrays(x_BD, reset_B)
         self._forward(x[None], self._given, reset[None], self._weights, self._trace, *self._room)
-        return after_BH
+        return self._after_BH
 
 
 def _room(h_BH: Tensor, sums: int) -> tuple[np.ndarray, ...]:

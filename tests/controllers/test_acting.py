@@ -47,7 +47,7 @@ def test_it_acts_as_the_policy_does(kind: str, start: str, norm: bool, heads: tu
         own, carry = given.carry, expected.carry
 
 
-@pytest.mark.parametrize("kind", ["gru", "lstm", "nbrc", "mingru", "lru", "mamba"])
+@pytest.mark.parametrize("kind", ["gru", "lstm", "nbrc", "mingru", "lru", "mamba", "transformer"])
 def test_the_number_of_lanes_may_change(kind: str) -> None:
     policy = policy_of(kind)
     actor = Actor(policy)
@@ -59,7 +59,7 @@ def test_the_number_of_lanes_may_change(kind: str) -> None:
         torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["gru", "mingru", "lru", "mamba", "mamba2", "pseudo_mamba"])
+@pytest.mark.parametrize("kind", ["gru", "mingru", "lru", "mamba", "mamba2", "pseudo_mamba", "transformer"])
 def test_a_lane_acts_the_same_whoever_is_beside_it(kind: str) -> None:
     policy, x, uniform = policy_of(kind), drawn(B, 3, dtype=torch.float32), torch.rand(B, 1)
     together = Actor(policy).act({"x": x}, torch.ones(B, dtype=torch.bool), policy.initial_carry(B), uniform)

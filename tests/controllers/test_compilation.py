@@ -30,11 +30,12 @@ def ahead(kind: str, backend: str = "auto") -> None:
 
 
 def test_a_kind_is_compiled_once_and_said_to_be(told: list[str]) -> None:
-    for kind in ("mamba", "mamba", "mamba_gru"):
+    for kind in ("mamba", "mamba", "mamba_gru", "transformer"):
         ahead(kind)
     assert [sentence.split(" for")[0] for sentence in told] == [
         "compiling the scans of mamba",
         "compiling the scans of mamba_gru",
+        "compiling the scans of transformer",  # of its steps alone
     ]
 
 

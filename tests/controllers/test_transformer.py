@@ -43,6 +43,29 @@ def test_a_step_sees_its_window_and_nothing_else(window: int) -> None:
     assert [t for t in range(9) if dx[t].any()] == list(range(7 - window, 7))
 
 
+@pytest.mark.parametrize("kwargs", [{"window_size": 2}, {"window_size": 3, "num_heads": 8}, {"mlp_ratio": 3}], ids=str)
+@torch.no_grad()
+def test_compiled_steps_are_the_loop_over_the_cell_in_a_full_window_too(kwargs: dict[str, Any]) -> None:
+    controller, generator = make(horizon=5, inputs=8, **kwargs), Generator().manual_seed(1)
+    for parameter in controller.parameters():
+        parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    x, reset = torch.randn(20, 7, 8, generator=generator).double(), torch.rand(20, 7, generator=generator) < 0.1
+    assert controller.steps_compile()
+    step, carry, found = controller.stepper(), controller.initial_carry(7), []
+    for x_BD, reset_B in zip(x, reset, strict=True):
+        y_BH, carry = step(x_BD, reset_B, carry)
+        found.append(y_BH.clone())
+    expected = controller.reference_scan(x, reset, controller.initial_carry(7))
+    torch.testing.assert_close((torch.stack(found), carry), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("settings", [{"gate": "gru"}, {"backend": "torch"}], ids=str)
+def test_steps_with_gates_and_those_that_are_to_be_torchs_are_not_compiled(settings: dict[str, Any]) -> None:
+    controller = build_controller(ControllerSettings(kind="transformer", **settings), 3, 5, Generator().manual_seed(0))
+    assert not controller.steps_compile()
+    assert controller.stepper() == controller._reset_and_step
+
+
 def test_the_window_comes_from_the_horizon_unless_it_is_given() -> None:
     assert make(horizon=10).initial()["memory"].shape == (10, 4)
     assert make(horizon=100_000).initial()["memory"].shape == (511, 4)

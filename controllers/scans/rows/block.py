@@ -21,6 +21,7 @@ class Entrance(NamedTuple):
     """Weights before a mixer."""
 
     project: Any  # panels of [D, H], or none where inputs are as wide as the stream
+    bias: Any  # [H], or none
     gain: Any  # [H] of the norm
     shift: Any  # [H] of the norm
 
@@ -34,10 +35,11 @@ class Block(NamedTuple):
 
 
 def entrance(project: nn.Module, norm: LayerNorm) -> Entrance:
-    """The weights of a projection without bias, or of none, and of the norm after it."""
-    (weight,) = arrays(*project.parameters()) or (np.empty((0, 0), norm.weight.detach().numpy().dtype),)
+    """The weights of a projection, or of none, and of the norm after it."""
+    none, parameters = norm.weight.new_empty(0), dict(project.named_parameters())
+    weight, bias = parameters.get("weight", none.view(0, 0)), parameters.get("bias", none)
     shift = torch.zeros_like(norm.weight) if norm.bias is None else norm.bias
-    return Entrance(panels(weight.T), *arrays(norm.weight, shift))
+    return Entrance(panels(weight.detach().numpy().T), *arrays(bias, norm.weight, shift))
 
 
 def block(project: nn.Module, norm: LayerNorm, mix: nn.Linear) -> Block:
@@ -63,6 +65,7 @@ def enter(x, entrance, stream, n, u):
     for b in range(len(x)):
         if P == 0:
             copy(stream[b, :H], x[b])
+        add(stream[b, : len(entrance.bias)], entrance.bias)
         normalised(stream[b, :H], entrance.gain, entrance.shift, n, u[b])
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from mneme.controllers.scans.attention import CHUNK, attention_scan, attention_step, banded, steps_since_reset
+from mneme.controllers.scans.attention.torch import CHUNK, attention_scan, attention_step, banded, steps_since_reset
 
 LANES, HEADS, WIDTH = 3, 2, 4
 

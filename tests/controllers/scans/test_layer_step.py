@@ -8,7 +8,7 @@ from mneme.controllers import Controller, ControllerSettings, build_controller
 from mneme.controllers.scans.layer_step import LANES
 
 STEPS = 12
-KINDS = ["mingru", "lru", "mamba", "mamba2", "pseudo_mamba"]
+KINDS = ["mingru", "lru", "mamba", "mamba2", "pseudo_mamba", "transformer"]
 
 
 def drawn(kind: str, inputs: int, hidden: int, lanes: int, dtype: torch.dtype) -> tuple[Controller, Tensor, Tensor]:
