@@ -99,7 +99,7 @@ class DelayedCue(MemoryVectorEnv):
         observation = np.zeros((self.num_envs, self._cues + 1), dtype=np.float32)
         observation[:, -1] = step_B == self._query_step_B
         first_B = step_B == 0
-        if first_B.any():
+        if np.count_nonzero(first_B):
             observation[first_B, self._cue_B[first_B]] = 1.0
         if self._distractors or self._noise:
             lanes = np.flatnonzero((step_B > 0) & (step_B < self._query_step_B))

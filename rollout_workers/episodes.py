@@ -43,7 +43,7 @@ class EpisodeCounter:
         self.step += 1
         self.return_B += reward_B
         self.step_B += 1
-        if reset_B.any():
+        if np.count_nonzero(reset_B):
             lanes = np.flatnonzero(done_B)
             length = self.step_B[lanes]
             self._ended.append((lanes, self.return_B[lanes], length, self.step - length))
