@@ -150,6 +150,12 @@ def make_blueprint(config: ConfigT) -> Blueprint[ConfigT]:
                 "train.evaluate_every, or use plateau, which goes by the return in training"
             )
         _check_order(config)
+        if config.rollout.double_buffered and config.env.vectorization_mode != "async":
+            raise ValueError(
+                f"rollout.double_buffered is set, but with env.vectorization_mode={config.env.vectorization_mode} "
+                f"environments step in the process that acts, which can do nothing else meanwhile; use "
+                f"env.vectorization_mode=async, or leave rollout.double_buffered unset"
+            )
         blueprint = Blueprint(
             config.changed(
                 "rollout",

@@ -1,6 +1,6 @@
 """The two kinds of worker as plain classes: the local runner calls them, the Ray runner makes actors of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from mneme.envs import EnvironmentFailure, make_vector_env, register_missing
 from mneme.learner import Group, Learner, UpdateReport
 from mneme.rollout_workers import (
     Collector,
+    DoubleBuffered,
     EpisodeStats,
     Evaluation,
     EvaluationError,
@@ -56,7 +57,7 @@ class RolloutWorker:
         self._policy = blueprint.policy()
         self._version = -1
         self._level = 0
-        self._begin(self._fresh_env())
+        self._begin(self._fresh_envs())
 
     def ready(self) -> bool:
         """True once the worker is built."""
@@ -101,42 +102,47 @@ class RolloutWorker:
         self._load(weights)
         config, num_envs = self._blueprint.config, self._blueprint.envs_per_worker
         try:
-            with self._evaluation_env(seed, min(num_envs, episodes)) as env:
-                return evaluate(
-                    env, self._policy, episodes=episodes, seed=seed, first_lane=part * num_envs,
-                    spaces=config.spaces, success_return=config.env.success_return,
-                    max_episode_steps=config.train.evaluation_max_steps, timeout=timeout,
-                )  # fmt: skip
+            with self._evaluation_envs(seed, min(num_envs, episodes)) as envs:
+                parts = [
+                    evaluate(
+                        env, self._policy, episodes=-(-episodes // len(envs)), seed=seed, first_lane=first,
+                        spaces=config.spaces, success_return=config.env.success_return,
+                        max_episode_steps=config.train.evaluation_max_steps, timeout=timeout / len(envs),
+                    )
+                    for env, first in _numbered(envs, part * num_envs)
+                ]  # fmt: skip
+            return Evaluation.joined(parts)
         except EvaluationError:
             raise
         except Exception as error:
             raise EvaluationError(f"{type(error).__name__}: {error}".partition("\n")[0]) from error
 
     @contextmanager
-    def _evaluation_env(self, seed: int, num_envs: int) -> Iterator[VectorEnv]:
+    def _evaluation_envs(self, seed: int, num_envs: int) -> Iterator[Sequence[VectorEnv]]:
         config = self._blueprint.config
         if config.train.evaluation_environments == "own":
             place = self._blueprint.place(self._worker, seed, copy=1)
             with closing(make_vector_env(config.env, num_envs, place=place)) as env:
-                yield env
+                yield [env]
             return
-        env = self._collector.env
         try:
-            yield env
+            yield self._envs
         finally:
             self._incarnation += 1
             try:
-                self._begin(env)
+                self._begin(self._envs)
             except EnvironmentFailure:
                 self.restart(self._incarnation)
 
     def state(self) -> State | None:
         """See `Collector.state`; the level, and what waits to be packed, besides."""
-        return self._whole(self._collector.state(), self._packer.state() if self._packer else {})
+        state = self._collector.state() if isinstance(self._collector, Collector) else None
+        return self._whole(state, self._packer.state() if self._packer else {})
 
     def expected_state(self) -> State | None:
         """See `Collector.expected_state`; of this level of the curriculum."""
-        return self._whole(self._collector.expected_state(), self._packer.largest_state() if self._packer else {})
+        state = self._collector.expected_state() if isinstance(self._collector, Collector) else None
+        return self._whole(state, self._packer.largest_state() if self._packer else {})
 
     def _whole(self, state: State | None, waiting: State) -> State | None:
         if state is None:
@@ -150,6 +156,7 @@ class RolloutWorker:
         self._take_up(state)
 
     def _take_up(self, state: State) -> None:
+        assert isinstance(self._collector, Collector)  # halves in other processes give no state
         self._collector.set_state(state)
         if self._packer is not None:
             waiting = {name.removeprefix(_WAITING): x for name, x in state.items() if name.startswith(_WAITING)}
@@ -163,6 +170,7 @@ class RolloutWorker:
         """
         self._level = int(state["level"])
         self.restart(int(state["incarnation"]))
+        assert isinstance(self._collector, Collector)
         self._collector.check_state(state)
         self._take_up(state)
         if self._packer is not None:
@@ -180,41 +188,65 @@ class RolloutWorker:
         """New episodes, unlike those of any lower incarnation."""
         self._incarnation = incarnation
         self.close()
-        self._begin(self._fresh_env())
+        self._begin(self._fresh_envs())
 
     def close(self) -> None:
         """Let the environments go, subprocesses included."""
-        self._collector.env.close()
+        for env in self._envs:
+            env.close()
 
     def _load(self, weights: Weights) -> None:
         if weights.version != self._version:
             weights.load_into(self._policy)
             self._version = weights.version
 
-    def _fresh_env(self) -> VectorEnv:
-        place = self._blueprint.place(self._worker, self._blueprint.config.seed, self._incarnation)
-        return make_vector_env(self._blueprint.env(self._level), self._blueprint.envs_per_worker, place=place)
+    def _fresh_envs(self) -> list[VectorEnv]:
+        """The environments of all lanes, in order: one of all, or, double-buffered, one of each half."""
+        blueprint = self._blueprint
+        first = blueprint.place(self._worker, blueprint.config.seed, self._incarnation)
+        halves = 2 if blueprint.config.rollout.double_buffered else 1
+        num_envs, made = blueprint.envs_per_worker // halves, list[VectorEnv]()
+        try:
+            for half in range(halves):
+                place = first._replace(first_lane=first.first_lane + half * num_envs)
+                made.append(make_vector_env(blueprint.env(self._level), num_envs, place=place))
+        except BaseException:
+            for env in made:
+                env.close()
+            raise
+        return made
 
-    def _begin(self, env: VectorEnv) -> None:
+    def _begin(self, envs: list[VectorEnv]) -> None:
         """Begin an episode in every lane; what belongs to earlier ones is forgotten."""
-        config, num_envs = self._blueprint.config, self._blueprint.envs_per_worker
-        length, stride = self._blueprint.length, self._blueprint.carry_stride
-        packs = self._blueprint.packs_episodes
-        self._collector = Collector(
+        self._envs, first_lane = envs, self._worker * self._blueprint.envs_per_worker
+        collectors = [self._collector_of(env, first) for env, first in _numbered(envs, first_lane)]
+        self._collector = DoubleBuffered(*collectors) if len(collectors) > 1 else collectors[0]
+        stride = self._blueprint.carry_stride
+        self._packer = Packer(self._collector.blank(), stride) if self._blueprint.packs_episodes else None
+
+    def _collector_of(self, env: VectorEnv, first_lane: int) -> Collector:
+        config, length, stride = self._blueprint.config, self._blueprint.length, self._blueprint.carry_stride
+        return Collector(
             env,
             self._policy,
             length=length,
-            carry_stride=stride_to_collect(length, stride) if packs else stride,
+            carry_stride=stride_to_collect(length, stride) if self._blueprint.packs_episodes else stride,
             warm_up=self._blueprint.warm_up,
             seed=config.seed,
             incarnation=self._incarnation,
             worker=self._worker,
-            first_lane=self._worker * num_envs,
+            first_lane=first_lane,
             spaces=config.spaces,
             success_return=config.env.success_return,
             metrics=config.env.metrics,
         )
-        self._packer = Packer(self._collector.blank(), stride) if packs else None
+
+
+def _numbered(envs: Sequence[VectorEnv], first_lane: int) -> Iterator[tuple[VectorEnv, int]]:
+    """Each with the number of its first lane."""
+    for env in envs:
+        yield env, first_lane
+        first_lane += env.num_envs
 
 
 class LearnerWorker:

@@ -73,10 +73,15 @@ class Subprocesses(AsyncVectorEnv):
         with self._watched():
             return super().reset(seed=seed, options=options)
 
-    def step(self, actions: Any) -> Any:
-        """Act in every lane."""
+    def step_async(self, actions: Any) -> None:
+        """Act in every lane; they step while this process does something else."""
         with self._watched():
-            return super().step(actions)
+            super().step_async(actions)
+
+    def step_wait(self, timeout: float | None = None) -> Any:
+        """The results of `step_async`."""
+        with self._watched():
+            return super().step_wait(timeout)
 
     def _raise_if_errors(self, successes: Sequence[bool]) -> None:
         """See Gymnasium's, which besides prints the traceback of every lane: the error says what there is to say."""

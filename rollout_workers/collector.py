@@ -5,6 +5,7 @@ Training and evaluation both run through it, so the carry is reset at the same m
 Legend: B environments, T steps of a fragment.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,10 @@ from mneme.rollout_workers.spaces import PREVIOUS_REWARD, Parts
 from mneme.rollout_workers.stopwatch import Stopwatch
 
 State = dict[str, np.ndarray]
+Collected = tuple[Fragment, EpisodeStats]
+
+PARTS = ("env", "inference", "recording")
+"""That the time of collecting is shared out among."""
 
 _SEEDED_BY_LANE = (MemoryVectorEnv, SyncVectorEnv, AsyncVectorEnv)  # others take one seed for all their lanes
 
@@ -101,13 +106,22 @@ class Collector:
         return lane_keys(int(env_seed), self._numbers), lane_keys(int(noise_seed), self._numbers)
 
     @torch.no_grad()
-    def collect(self, weights_version: int = 0) -> tuple[Fragment, EpisodeStats]:
+    def collect(self, weights_version: int = 0) -> Collected:
         """Step every lane T times; the fragment shares no memory with this collector or with other fragments.
 
         Raises:
             EnvironmentFailure: the environment raised, or returned what does not fit its spaces.
         """
-        T, lanes, watch = self.length, self._lanes, Stopwatch("env", "inference", "recording")
+        *_, collected = self.collecting(weights_version, Stopwatch(*PARTS))
+        assert collected is not None
+        return collected
+
+    def collecting(self, weights_version: int, watch: Stopwatch) -> Iterator[Collected | None]:
+        """`collect`, giving way T times: None whenever the lanes have been told what to do, and at last the result.
+
+        To be called without autograd. The watch, of `PARTS`, may be shared with a collector that has its turn then.
+        """
+        T, lanes = self.length, self._lanes
         failures: list[str] = []
         with watch("recording"):
             draft, past = self._draft(weights_version), self._history.past() if self._history else None
@@ -120,7 +134,9 @@ class Collector:
                     act = self._act(actor, noise_TBN[t])
                 self._carry = act.carry
                 draft.act(t, act)
-                step = lanes.step(act.action_B.numpy(), self._step + t, watch)
+                lanes.send(act.action_B.numpy(), self._step + t, watch)
+                yield None
+                step = lanes.receive(self._step + t, watch)
                 draft.step(t, step)
                 if len(step.cut):
                     draft.finals(t, step.cut, step.finals, self._values_of(actor, step.cut, step.finals))
@@ -135,7 +151,7 @@ class Collector:
         stats = self._episodes.stats(self.success_return, (*failures, *lanes.reset_failures), watch.seconds)
         stats = stats._replace(numbers=lanes.numbers.take())
         lanes.reset_failures.clear()
-        return fragment, stats
+        yield fragment, stats
 
     def _noise(self, steps: int) -> torch.Tensor:
         """The uniform noise from which the next actions are sampled, float32 [T, B, N] in [0, 1)."""

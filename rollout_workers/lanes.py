@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
 from mneme.envs import EnvironmentFailure, adrift_in, failures_in, one_line, reset_failures_in
 from mneme.rollout_workers.final_info import FinalNumbers
@@ -71,6 +71,7 @@ class Lanes:
         """What the environment says of the episodes that have ended."""
         self.reset_failures: list[str] = []
         """Sentences about resets that failed before one succeeded, kept until a reader clears them."""
+        self._async = env if isinstance(env, AsyncVectorEnv) else None
         self._everyone = np.ones(env.num_envs, dtype=np.bool_)
         self._nobody = np.zeros(env.num_envs, dtype=np.bool_)
 
@@ -83,8 +84,8 @@ class Lanes:
             observation, info = self.env.reset(seed=seed)
             self.observation = self._observed(observation, info)
 
-    def step(self, action_B: np.ndarray, number: int, watch: Stopwatch) -> Transition:
-        """Act in every lane; what the lanes show afterwards is the next step's.
+    def send(self, action_B: np.ndarray, number: int, watch: Stopwatch) -> None:
+        """Act in every lane: those in other processes step from now on, others once `receive` is called.
 
         Args:
             action_B: packed actions, [B, ...].
@@ -92,13 +93,23 @@ class Lanes:
             watch: counts the environment's own time as "env".
 
         Raises:
-            EnvironmentFailure: the environment raised, or returned what does not fit its spaces.
+            EnvironmentFailure: a lane cannot be reached.
         """
         self.action_B = action_B
-        action = self.adapter.to_env(action_B)
+        self._action = self.adapter.to_env(action_B)
+        if self._async is not None:
+            with self._blamed(f"at step {number}"), watch("env"):
+                self._async.step_async(self._action)
+
+    def receive(self, number: int, watch: Stopwatch) -> Transition:
+        """The results of what was sent; what the lanes show afterwards is the next step's.
+
+        Raises:
+            EnvironmentFailure: the environment raised, or returned what does not fit its spaces.
+        """
         with self._blamed(f"at step {number}"):
             with watch("env"):
-                results = self.env.step(action)
+                results = self.env.step(self._action) if self._async is None else self._async.step_wait()
             return self._transition(*results)
 
     def _transition(
@@ -112,22 +123,22 @@ class Lanes:
         """Turn the environment's answer to `action_B` into a `Transition`, and update what the policy sees next."""
         failures = failures_in(info)
         valid_B = self._everyone
-        if failures or self.next_step or self.filler_B.any():
+        if failures or self.next_step or np.count_nonzero(self.filler_B):
             valid_B = ~self.filler_B
             valid_B[list(failures)] = False
             terminated_B, truncated_B = terminated_B & valid_B, truncated_B & valid_B
             reward_B = np.where(valid_B, reward_B, 0.0)
         self.reward_B = reward_B
         cut, finals = _NO_LANES, {}
-        if truncated_B.any() and len(cut := np.flatnonzero(truncated_B & ~terminated_B)):
+        if np.count_nonzero(truncated_B) and len(cut := np.flatnonzero(truncated_B & ~terminated_B)):
             finals = self.adapter.observe_final(observation, info, cut, self.action_B, self.reward_B)
         self.reset_B = terminated_B | truncated_B
-        if self.numbers.names and self.reset_B.any():
+        if self.numbers.names and np.count_nonzero(self.reset_B):
             self.numbers.add(info, self.reset_B)
         self.filler_B = self.reset_B if self.next_step else self._nobody
         if valid_B is not self._everyone:
             self.reset_B = self.reset_B | ~valid_B
-        if self.reset_B.any():
+        if np.count_nonzero(self.reset_B):
             self.reward_B = np.where(self.reset_B, 0.0, reward_B)
         self.observation = self._observed(observation, info)
         return Transition(reward_B, terminated_B, truncated_B, valid_B, cut, finals, failures)

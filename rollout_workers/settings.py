@@ -65,6 +65,9 @@ class RolloutSettings(Settings, section="rollout"):
     """Rollout actors without which nothing is collected. With fewer than num_workers an update has fewer sequences;
     others join as nodes come. Unset: all of them to begin a run with, and then, if some are lost, as many as there
     are."""
+    double_buffered: bool = False
+    """Act for one half of a worker's environments while the other half steps, with env.vectorization_mode=async. It
+    pays where environments wait, acting takes about as long, and cores are free."""
     unroll_length: int | None = None
     """Steps in one sequence; with batching=episodes better not less than in the longest episode. Unset: the task's
     episode length where it has a fixed one, else 128."""
@@ -86,6 +89,12 @@ class RolloutSettings(Settings, section="rollout"):
             raise ValueError(
                 f"rollout.num_envs is {self.num_envs}, which {self.num_workers} workers cannot share evenly; "
                 f"use a multiple of rollout.num_workers"
+            )
+        if self.double_buffered and self.num_envs // self.num_workers % 2:
+            raise ValueError(
+                f"rollout.double_buffered is set, but rollout.num_envs, {self.num_envs}, gives each of "
+                f"{self.num_workers} workers an odd number of environments, which has no halves; use a multiple of "
+                f"{2 * self.num_workers}"
             )
         if self.min_workers is not None and self.min_workers > self.num_workers:
             raise ValueError(

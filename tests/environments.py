@@ -6,6 +6,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from mneme.envs.counting import CountingEnv
+
 
 class Everything(gym.Env[dict[str, Any], dict[str, Any]]):
     """Every kind of space at once, nested. It counts: each part says the step, and the reward is the step.
@@ -69,6 +71,15 @@ class Everything(gym.Env[dict[str, Any], dict[str, Any]]):
         reward, self._step = float(self._step), self._step + 1
         over, odd = self._step == self._length, bool(self._episode % 2)
         return self._observe(), reward, over and not odd, over and odd, self._info()
+
+
+class Counted(CountingEnv):
+    """Counting, of one space for all lanes."""
+
+    def __init__(self, lane: int) -> None:
+        super().__init__(first_lane=lane)
+        self.observation_space = spaces.Box(0, 100, (3,), np.float32)
+        self.lane = lane
 
 
 class Recall(gym.Env[Any, Any]):

@@ -96,3 +96,36 @@ def test_a_curriculum_cannot_lend_its_environments(numbered: str) -> None:
             "mneme/DelayedCue-v0", "env.kwargs={horizon: 5}", "curriculum.stages=[{horizon: 2}]",
             "train.evaluation_environments=training",
         )  # fmt: skip
+
+
+def test_a_double_buffered_worker_gives_what_another_gives() -> None:
+    settings = ["env.kwargs={horizon: 5}", "rollout.num_envs=4", "rollout.num_workers=1", "rollout.unroll_length=8"]
+    common = [*settings, "policy.controller.hidden_size=8", "train.evaluation_environments=training"]
+    given: list[list[Any]] = []
+    for own in (["sync", "false"], ["async", "true"]):
+        names = ("env.vectorization_mode", "rollout.double_buffered")
+        words = [f"{name}={value}" for name, value in zip(names, own, strict=True)]
+        blueprint = make_blueprint(load_config(None, [*common, *words]))
+        worker, weights = RolloutWorker(blueprint, 0), LearnerWorker(blueprint).weights()
+        assert worker.state() is worker.expected_state() is None
+        batches = [worker.collect(weights, 0) for _ in range(2)]
+        evaluation = worker.evaluate(weights, 8, 7, 60.0, 0)
+        batches.append(worker.collect(weights, 0))  # of new episodes, as the evaluation has borrowed the environments
+        worker.close()
+        deliveries = [delivery._replace(stats=None) for delivery, _ in batches]
+        given.append(
+            [deliveries, [batch for _, batch in batches], evaluation.returns.sum(), evaluation.lengths.tolist()]
+        )
+    assert given[0] == given[1]
+
+
+def test_what_is_double_buffered_has_halves_in_other_processes() -> None:
+    with pytest.raises(
+        ConfigError, match="rollout.double_buffered is set, but with env.vectorization_mode=auto enviro"
+    ):
+        workers("mneme/DelayedCue-v0", "env.kwargs={horizon: 5}", "rollout.double_buffered=true")
+    with pytest.raises(ConfigError, match="gives each of 2 workers an odd number of environments, which has no halves"):
+        workers(
+            "mneme/DelayedCue-v0", "env.kwargs={horizon: 5}", "rollout.double_buffered=true",
+            "env.vectorization_mode=async", "rollout.num_envs=6",
+        )  # fmt: skip
