@@ -7,6 +7,7 @@ from the end of the warm-up's last update to the end of the last one of all, so 
 import argparse
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ MINIBATCHES = 4
 LEARNING_RATE = 3e-3
 CHANCE = 1 / CUES
 WARM_UP = 3  # updates that are not timed
+
+OWN = "itself"  # a contestant's first process
 
 _MARK = "MEASUREMENT "
 
@@ -55,6 +58,7 @@ class Measurement:
     steps: int  # environment steps collected and trained on in it
     seconds: float  # wall clock
     processor_seconds: float  # of all cores, see `processor_seconds`
+    processes: dict[str, float] = field(default_factory=dict)  # the same by process
     mean_return: float | None  # of the episodes that ended in it, if any: about CHANCE before anything is learned
     configuration: dict[str, Any]
     versions: dict[str, str]
@@ -87,20 +91,30 @@ class Measurement:
         return cls(**json.loads(lines[-1].removeprefix(_MARK)))
 
 
-def processor_seconds() -> float:
-    """User and system time of this process and of all that descend from it, as Ray's do, those that ended included.
+def processor_seconds() -> Counter[str]:
+    """User and system time, by name, of this process and of all that descend from it, as Ray's do; that of children
+    that ended is their parent's.
 
     Where there is no /proc, descendants count only once they have ended.
     """
-    total, parents = sum(os.times()[:4]), [Path("/proc/self")]
+    total, parents = Counter({OWN: sum(os.times()[:4])}), [Path("/proc/self")]
     while parents:
         for children in parents.pop().glob("task/*/children"):
             for child in _read(children).split():
                 process = Path("/proc", child)
                 ticks = _read(process / "stat").rpartition(")")[2].split()[11:15]  # own and of ended children
-                total += sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+                total[_name(process)] += sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
                 parents.append(process)
     return total
+
+
+def _name(process: Path) -> str:
+    """An actor's class, a script or a program."""
+    program, *arguments = _read(process / "cmdline").split("\0")
+    if program.startswith("ray::"):
+        return program.removeprefix("ray::").partition(".")[0].strip()
+    scripts = [argument for argument in arguments if argument.endswith(".py")]
+    return Path(scripts[0] if scripts and "python" in program else program).name.removesuffix(".py")
 
 
 def _read(file: Path) -> str:
@@ -116,8 +130,8 @@ class Stopwatch:
     """Counts steps, seconds and episodes from the end of the warm-up on."""
 
     _updates: int = 0
-    _started: tuple[float, float] = (0.0, 0.0)  # by the clock, and of the processor
-    _stopped: tuple[float, float] = (0.0, 0.0)
+    _started: tuple[float, Counter[str]] = (0.0, Counter())  # by the clock, and of the processor
+    _stopped: tuple[float, Counter[str]] = (0.0, Counter())
     _steps: int = 0
     _episodes: float = 0.0
     _returns: float = 0.0
@@ -160,11 +174,13 @@ class Stopwatch:
             raise ValueError(
                 f"only {self._updates} updates were made; more than {WARM_UP} are needed, so raise --steps"
             )
-        seconds, of_processor = (after - before for before, after in zip(self._started, self._stopped, strict=True))
+        (started, used_before), (stopped, used) = self._started, self._stopped
+        processes = {name: seconds for name in used if (seconds := used[name] - used_before[name]) > 0}
         return Measurement(
             steps=self._steps,
-            seconds=seconds,
-            processor_seconds=of_processor,
+            seconds=stopped - started,
+            processor_seconds=sum(processes.values()),
+            processes=processes,
             mean_return=self._returns / self._episodes if self._episodes else None,
             configuration=configuration,
             versions=versions(*packages),

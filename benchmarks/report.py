@@ -1,6 +1,7 @@
 """The results of the measurements: medians, ratios and shares, as tables for people and as JSON."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ class Summary:
     thrift_ratio_to_better_peer: float | None  # the same, to the thriftiest peer
     mean_return: float | None  # of the rounds in which episodes ended
     shares: dict[str, float]  # of the measured time, by activity; they add up to 1
+    processes: dict[str, float]  # shares of the processor's seconds, by process; they add up to 1
     steps: int  # timed in each round
     configuration: dict[str, Any]
     versions: dict[str, str]
@@ -58,7 +60,8 @@ def summarise(rounds: Mapping[Contestant, Sequence[m.Measurement]]) -> list[Summ
             thrift=median(thrifts[contestant]),
             thrift_ratio_to_better_peer=_in_turn(thrifts[contestant], thriftiest[contestant.work]),
             mean_return=_mean([result.mean_return for result in results]),
-            shares=_shares(results),
+            shares=_shares([result.spent for result in results]),
+            processes=_shares([result.processes for result in results]),
             steps=results[0].steps,
             configuration=results[0].configuration,
             versions=results[0].versions,
@@ -87,10 +90,9 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return fmean(present) if present else None
 
 
-def _shares(results: Sequence[m.Measurement]) -> dict[str, float]:
-    spent = {key: sum(result.spent.get(key, 0.0) for result in results) for result in results for key in result.spent}
-    total = sum(spent.values())
-    return {key: seconds / total for key, seconds in spent.items()} if total else {}
+def _shares(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    spent = sum((Counter(each) for each in rounds), Counter[str]())
+    return {key: seconds / spent.total() for key, seconds in spent.items()}
 
 
 def service_to_bare_loop(summaries: Sequence[Summary]) -> dict[str, float]:
@@ -113,6 +115,8 @@ def show(summaries: Sequence[Summary], console: Console) -> None:
         console.print(f"The Ray service runs at {ratio:.2f} of the bare loop ({kind}).")
     if any(summary.shares for summary in summaries):
         console.print(_share_table([summary for summary in summaries if summary.shares]))
+    if any(len(summary.processes) > 1 for summary in summaries):
+        console.print(_process_table([summary for summary in summaries if len(summary.processes) > 1]))
 
 
 def _speed_table(summaries: Sequence[Summary]) -> Table:
@@ -153,6 +157,16 @@ def _share_table(summaries: Sequence[Summary]) -> Table:
         shares = [summary.shares.get(activity, 0.0) for summary in summaries]
         if any(shares):
             table.add_row(activity, *(f"{100 * share:.1f}" for share in shares))
+    return table
+
+
+def _process_table(summaries: Sequence[Summary]) -> Table:
+    table = Table(title="Which process uses the processor, %", caption="Itself: the contestant's first process, which in a run over Ray is the driver.")
+    table.add_column("")
+    for summary in summaries:
+        table.add_column(summary.key, justify="right")
+    for name in dict.fromkeys(name for summary in summaries for name in summary.processes):
+        table.add_row(name, *(f"{100 * summary.processes.get(name, 0.0):.1f}" for summary in summaries))
     return table
 
 
