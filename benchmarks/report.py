@@ -161,7 +161,7 @@ def _share_table(summaries: Sequence[Summary]) -> Table:
 
 
 def _process_table(summaries: Sequence[Summary]) -> Table:
-    table = Table(title="Which process uses the processor, %", caption="Itself: the contestant's first process, which in a run over Ray is the driver.")
+    table = Table(title="Which process uses the processor, %", caption="Itself: over Ray, the driver.")
     table.add_column("")
     for summary in summaries:
         table.add_column(summary.key, justify="right")
