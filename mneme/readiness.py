@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from contextvars import ContextVar
 
 from mneme.configuration.config import Config
@@ -10,7 +10,7 @@ from mneme.controllers import given
 from mneme.distributed.blueprint import Blueprint, make_blueprint
 from mneme.distributed.config import ConfigError
 from mneme.distributed.room import check_update, device_memory
-from mneme.envs import check_sendable
+from mneme.envs import check_sendable, facts_of, make_vector_env
 from mneme.learner import remarks, resolve_device
 
 _log = logging.getLogger(__name__)
@@ -70,9 +70,13 @@ def _warn_of_reach(sentence: str) -> None:
 
 
 def short_reach(blueprint: Blueprint[Config]) -> str | None:
-    """Why nothing teaches the agent to store what its task asks for later, as gradients go back too few steps; None if
-    they do, if the task does not say how many it takes, or if the mode changes in the run."""
-    s, facts = blueprint.config.learner, blueprint.facts
+    """Why nothing teaches the agent to store what its task, or the first stage of its curriculum, asks for later, as
+    gradients go back too few steps; None if they do, if the task does not say how many it takes, or if the mode changes
+    in the run."""
+    s, facts, at_first = blueprint.config.learner, blueprint.facts, ""
+    if blueprint.config.curriculum.stages:
+        with closing(make_vector_env(blueprint.env(0), 1)) as env:
+            facts, at_first = facts_of(env), " in its first stage"
     horizon = facts.memory_horizon if facts is not None else 0
     window = {"cached": 1, "truncated": s.max_bptt_length or s.bptt_length}.get(s.mode, blueprint.length)
     reach = min(window, blueprint.length)
@@ -89,8 +93,8 @@ def short_reach(blueprint: Blueprint[Config]) -> str | None:
     if blueprint.length <= horizon:
         remedy = f"a rollout.unroll_length above {horizon}, with learner.mode=full"
     return (
-        f"gradients go back {reach} step{'s' * (reach > 1)}, and {blueprint.config.env.id} asks to remember {horizon}: "
-        f"nothing teaches the agent to store; use {remedy}, unless it is meant so"
+        f"gradients go back {reach} step{'s' * (reach > 1)}, and {blueprint.config.env.id} asks to remember "
+        f"{horizon}{at_first}: nothing teaches the agent to store; use {remedy}, unless it is meant so"
     )
 
 

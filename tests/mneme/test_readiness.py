@@ -28,6 +28,7 @@ def said(*overrides: str) -> str | None:
         ["learner.mode=truncated", "learner.bptt_length=4", "learner.max_bptt_length=16"],
         ["learner.mode=cached", "policy.controller.kind=mlp"],
         ["learner.mode_schedule=plateau"],
+        ["learner.mode=truncated", "learner.bptt_length=8", "curriculum.start=6"],
         ["learner.mode=traces", "policy.controller.kind=lru", "rollout.unroll_length=8"],
         ["learner.mode=cached", "env.id=mneme/Counting-v0", "env.kwargs={}"],
         ["learner.mode=cached", "env.id=CartPole-v1", "env.kwargs={}"],
@@ -51,6 +52,10 @@ def test_nothing_is_said_where_gradients_reach_or_nobody_knows_how_far_they_shou
         (
             ["rollout.unroll_length=8"],
             "go back 8 steps, .*use a rollout.unroll_length above 12, with learner.mode=full",
+        ),
+        (
+            ["learner.mode=truncated", "learner.bptt_length=6", "curriculum.start=6"],
+            "go back 6 steps, and .*DelayedCue-v0 asks to remember 6 in its first stage: nothing .*length of 24, ",
         ),
     ],
 )
