@@ -33,6 +33,9 @@ class TMaze(MemoryVectorEnv):
     Without walk, every step of the passive corridor leads on by itself; Discrete(2): up, down, which count only
     at the junction. It is delayed cue with two cues, and nothing can be lost before the junction.
 
+    With `shortest_length`, each episode draws its own length, all equally likely, and everything above is said of
+    that: who has walked one length only may turn by the time, and not by the sight of the junction.
+
     Facts. The best return is 1. A policy without memory gets 1/2 at most, by walking straight and always turning
     up: for each outcome of its dice at most one of the two goals is reached, as both walks would have to leave
     the oracle at the same time, and see and do the same from then on. Chance is in `_chance_return`.
@@ -42,7 +45,8 @@ class TMaze(MemoryVectorEnv):
 
     Args:
         num_envs: lanes.
-        length: steps from start to junction, at least 1.
+        length: steps from start to junction, at least 1; the most of them with `shortest_length`.
+        shortest_length: fewest; each episode draws its own number. None: always `length`.
         active: whether the hint has to be fetched.
         reward: "dense", with the cost of falling behind, or "sparse", the goal alone.
         walk: whether the agent walks itself.
@@ -51,17 +55,24 @@ class TMaze(MemoryVectorEnv):
     horizon_argument = "length"
 
     def __init__(
-        self, num_envs: int, length: int = 10, active: bool = False, reward: str = "dense", walk: bool = True
+        self,
+        num_envs: int,
+        length: int = 10,
+        shortest_length: int | None = None,
+        active: bool = False,
+        reward: str = "dense",
+        walk: bool = True,
     ) -> None:
-        whole_number("length", length, 1)
+        self._length = whole_number("length", length, 1)
+        self._shortest = length if shortest_length is None else whole_number("shortest_length", shortest_length, 1)
+        if self._shortest > length:
+            raise ValueError(f"shortest_length is {shortest_length}; it must be at most length, {length}")
         self._start = int(one_of("active", active, (False, True)))
-        dense = one_of("reward", reward, ("dense", "sparse")) == "dense"
+        self._dense = one_of("reward", reward, ("dense", "sparse")) == "dense"
         self._walk = bool(one_of("walk", walk, (False, True)))
         if active and not self._walk:
             raise ValueError("walk is False, but an active agent walks to the oracle; set walk=True or active=False")
         self._junction = self._start + length
-        self._steps = length + 1 + 2 * self._start
-        self._cost = 1.0 / length if dense else 0.0
         self._next_CA = _maze(self._junction) if self._walk else _conveyor(self._junction)
         self._view_CX = np.zeros((self._junction + 3, 2), dtype=np.float32)
         self._view_CX[self._junction :] = (1, 0), (1, 1), (1, -1)
@@ -71,20 +82,24 @@ class TMaze(MemoryVectorEnv):
             gym.spaces.Discrete(self._next_CA.shape[1]),
             TaskFacts(
                 memory_horizon=self._junction,
-                episode_length=self._steps,
+                episode_length=length + 1 + 2 * self._start if self._shortest == length else None,
                 optimal_return=1.0,
                 memoryless_return=0.5,
-                chance_return=_chance_return(length, bool(active), dense) if walk else 0.5,
+                chance_return=self._chance_return() if walk else 0.5,
                 success_return=1.0,
             ),
         )
         self._goal_B = np.zeros(num_envs, dtype=np.int64)
         self._cell_B = np.zeros(num_envs, dtype=np.int64)
+        self._oracle_B = np.zeros(num_envs, dtype=np.int64)  # its cell; there is none left of it
         self._hint_step_B = np.zeros(num_envs, dtype=np.int64)  # when the oracle was first visited, or -1
 
     def _begin(self, lanes_B: NDArray[np.bool_]) -> None:
-        self._goal_B[lanes_B] = self._junction + 1 + lane_integers(self._episode_key_B[lanes_B], 0, 2, 1)[:, 0]
-        self._cell_B[lanes_B] = self._start
+        key_B = self._episode_key_B[lanes_B]
+        self._goal_B[lanes_B] = self._junction + 1 + lane_integers(key_B, 0, 2, 1)[:, 0]
+        if self._shortest < self._length:
+            self._oracle_B[lanes_B] = lane_integers(key_B, 1, self._length - self._shortest + 1, 1)[:, 0]
+        self._cell_B[lanes_B] = self._oracle_B[lanes_B] + self._start
         self._hint_step_B[lanes_B] = -self._start
 
     def _memory(self) -> State:
@@ -94,21 +109,23 @@ class TMaze(MemoryVectorEnv):
         """See `MemoryVectorEnv.set_state`."""
         super().set_state(state)
         within("cell", self._cell_B, 0, len(self._next_CA) - 1)
-        within("hint_step", self._hint_step_B, -1, self._steps)
-        moved_B = np.minimum(self._cell_B, self._junction + 1) - self._start
+        within("hint_step", self._hint_step_B, -1, self._junction + 1 + self._start)
+        moved_B = np.minimum(self._cell_B, self._junction + 1) - self._oracle_B - self._start
         unreached_B = (np.abs(moved_B) > self._step_B) if self._walk else (moved_B != self._step_B)
         if unreached_B.any():
             cell, step = self._cell_B[unreached_B][0], self._step_B[unreached_B][0]
             raise ValueError(f"'cell' in a state is {cell}, where step {step} of an episode cannot be")
 
     def _transition(self, action_B: np.ndarray) -> Transition:
-        self._cell_B[:] = self._next_CA[self._cell_B, action_B]
-        step_B = self._step_B + 1
-        first_visit_B = (self._cell_B == 0) & (self._hint_step_B < 0)
+        self._cell_B[:] = np.maximum(self._next_CA[self._cell_B, action_B], self._oracle_B)
+        step_B, length_B = self._step_B + 1, self._length - self._oracle_B
+        first_visit_B = (self._cell_B == self._oracle_B) & (self._hint_step_B < 0)
         self._hint_step_B[first_visit_B] = step_B[first_visit_B]
-        last_B = step_B == self._steps
-        behind_B = self._cell_B < step_B - self._start
-        reward_B = (last_B & (self._cell_B == self._goal_B)) - self._cost * (behind_B & ~last_B)
+        last_B = step_B == length_B + 1 + 2 * self._start
+        reward_B = (last_B & (self._cell_B == self._goal_B)).astype(np.float64)
+        if self._dense:
+            behind_B = self._cell_B - self._oracle_B < step_B - self._start
+            reward_B -= (behind_B & ~last_B) / length_B
         return reward_B, last_B, np.zeros(self.num_envs, dtype=np.bool_)
 
     def _observe(self) -> Observation:
@@ -116,6 +133,10 @@ class TMaze(MemoryVectorEnv):
         hint_B = self._hint_step_B == self._step_B
         observation[hint_B, 1] = np.where(self._goal_B[hint_B] == self._junction + 1, 1.0, -1.0)
         return observation
+
+    def _chance_return(self) -> float:
+        lengths = range(self._shortest, self._length + 1)
+        return sum(_chance_return(length, bool(self._start), self._dense) for length in lengths) / len(lengths)
 
 
 class TMazeEnv(SingleEnv):

@@ -70,6 +70,42 @@ def test_every_step_is_that_of_a_plain_walk_on_the_map(length: int, reward: str,
             assert ([view[lane].tolist() for view in seen], [r[lane] for r in paid]) in walks
 
 
+@pytest.mark.parametrize("active", [False, True])
+@pytest.mark.parametrize("reward", ["dense", "sparse"])
+def test_an_episode_of_any_length_is_a_plain_walk_on_a_map_of_that_length(reward: str, active: bool) -> None:
+    lanes, more = 300, 3 if active else 1
+    env = TMaze(lanes, length=5, shortest_length=2, active=active, reward=reward)
+    observation, _ = env.reset(seed=8)
+    seen, paid, taken = ([[] for _ in range(lanes)] for _ in range(3))
+    going_B = np.ones(lanes, dtype=np.bool_)
+    for action in np.random.default_rng(5).choice(4, (5 + more, lanes), p=[0.5, 0.2, 0.1, 0.2]):
+        before = observation
+        observation, reward_now, terminated, _, info = env.step(action)
+        for lane in np.flatnonzero(going_B):
+            seen[lane].append(before[lane].tolist())
+            paid[lane].append(reward_now[lane])
+            taken[lane].append(int(action[lane]))
+            if terminated[lane]:
+                seen[lane].append(info["final_obs"][lane].tolist())
+        going_B &= ~terminated
+    assert not going_B.any()
+    for lane in range(lanes):
+        length = len(taken[lane]) - more
+        walks = [_walk(length, active, reward == "dense", goal, taken[lane]) for goal in (1, -1)]
+        assert (seen[lane], paid[lane]) in walks
+    counts = np.bincount([len(t) - more for t in taken], minlength=6)
+    assert (counts[:2] == 0).all()
+    assert (abs(counts[2:] - lanes / 4) < 4 * np.sqrt(lanes * 3 / 16)).all()
+
+
+def test_chance_with_many_lengths_is_the_mean_of_theirs() -> None:
+    for kwargs in ({}, {"active": True}, {"reward": "sparse"}, {"walk": False}):
+        each = [TMaze(1, length=length, **kwargs).facts.chance_return for length in (3, 4, 5)]
+        assert TMaze(1, length=5, shortest_length=3, **kwargs).facts.chance_return == pytest.approx(np.mean(each))
+    assert TMaze(1, length=5, shortest_length=3).facts.episode_length is None
+    assert TMaze(1, length=5, shortest_length=5).facts == TMaze(1, length=5).facts
+
+
 @pytest.mark.parametrize("kwargs", [{}, {"active": True}, {"walk": False}], ids=str)
 @pytest.mark.parametrize("length", [1, 10, 10_000])
 def test_oracle_earns_exactly_the_optimal_return(length: int, kwargs: dict[str, bool]) -> None:
@@ -77,6 +113,12 @@ def test_oracle_earns_exactly_the_optimal_return(length: int, kwargs: dict[str, 
     returns = returns_of(env, _Oracle(env, active=kwargs.get("active", False)))
     assert (returns == env.facts.optimal_return).all()
     assert (returns == env.facts.success_return).all()
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"active": True}, {"walk": False}], ids=str)
+def test_oracle_earns_it_at_lengths_of_all_kinds_too(kwargs: dict[str, bool]) -> None:
+    env = TMaze(64, length=40, shortest_length=1, **kwargs)
+    assert (returns_of(env, _Oracle(env, active=kwargs.get("active", False))) == 1.0).all()
 
 
 @pytest.mark.parametrize("reward", ["dense", "sparse"])
@@ -194,6 +236,8 @@ def test_hint_is_needed_again_at_the_junction(kwargs: dict[str, bool], horizon: 
     ("kwargs", "error", "message"),
     [
         ({"length": 0}, ValueError, "length is 0; it must be at least 1"),
+        ({"shortest_length": 0}, ValueError, "shortest_length is 0; it must be at least 1"),
+        ({"shortest_length": 11}, ValueError, "shortest_length is 11; it must be at most length, 10"),
         ({"active": "yes"}, ValueError, "active is 'yes'; it must be False or True"),
         ({"walk": None}, ValueError, "walk is None; it must be False or True"),
         ({"reward": "shaped"}, ValueError, "reward is 'shaped'; it must be 'dense' or 'sparse'"),
