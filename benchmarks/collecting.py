@@ -41,11 +41,12 @@ class Version:
 
     Args:
         root: the checkout.
+        hidden: widths of the layers in the encoder and in each head.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, hidden: Sequence[int] = ()) -> None:
         # -P: this folder's own modules are none of the other version's
-        command = [sys.executable, "-P", __file__, "--serve"]
+        command = [sys.executable, "-P", __file__, "--serve", "--hidden", *map(str, hidden)]
         environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             command, env=environment, cwd=root, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -70,7 +71,7 @@ class Version:
         self._process.communicate()
 
 
-def serve() -> None:
+def serve(hidden: tuple[int, ...]) -> None:
     """Answer each line "kind lanes" with the seconds of a fragment, after one of that kind to warm up."""
     import torch  # here, as this and what follows is the other version's
 
@@ -86,7 +87,9 @@ def serve() -> None:
             env = make_vector_env(
                 EnvSettings(id="mneme/DelayedCue-v0", kwargs={"cues": 4, "horizon": EPISODE - 1}), lanes
             )
-            settings = PolicySettings(controller=ControllerSettings(kind=kind, hidden_size=HIDDEN))
+            settings = PolicySettings(
+                encoder=hidden, heads=hidden, controller=ControllerSettings(kind=kind, hidden_size=HIDDEN)
+            )
             policy = build_policy(policy_spec(env), settings, horizon=EPISODE - 1, seed=0)
             collectors[kind, lanes] = Collector(env, policy, EPISODE, EPISODE, seed=0)
             collectors[kind, lanes].collect()
@@ -95,11 +98,13 @@ def serve() -> None:
         print(process_time() - clock, flush=True)
 
 
-def measure(kinds: Sequence[str], lanes: Sequence[int], rounds: int, roots: Sequence[Path]) -> list[Row]:
+def measure(
+    kinds: Sequence[str], lanes: Sequence[int], rounds: int, roots: Sequence[Path], hidden: Sequence[int] = ()
+) -> list[Row]:
     """A row for each kind and number of lanes; of the roots the first is measured, and held against the second."""
     rows = []
     for kind in kinds:
-        versions = [Version(root) for root in roots]  # anew, as another kind's memory stays in a process
+        versions = [Version(root, hidden) for root in roots]  # anew, as another kind's memory stays in a process
         for number in lanes:
             speeds = [[number * EPISODE / version.seconds(kind, number) for version in versions] for _ in range(rounds)]
             now, *before = (median(column) for column in zip(*speeds, strict=True))
@@ -125,21 +130,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--lanes", nargs="+", type=int, default=[40, 256])
+    parser.add_argument("--hidden", nargs="*", type=int, default=[], help="widths of layers in the encoder and heads")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--before", type=Path, help="a checkout of the other version")
     parser.add_argument("--name", default="collecting", help="of the JSON file under benchmarks/results/")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        serve()
+        serve(tuple(arguments.hidden))
         return 0
     from mneme.experiments.machine import describe_machine, versions
 
     roots = [HERE] + ([arguments.before.resolve()] if arguments.before else [])
-    rows = measure(arguments.kinds, arguments.lanes, arguments.rounds, roots)
+    rows = measure(arguments.kinds, arguments.lanes, arguments.rounds, roots, arguments.hidden)
     document = {
         "machine": describe_machine(), "versions": versions("torch", "numba", "numpy"),
-        "rows": [asdict(row) for row in rows],
+        "hidden": arguments.hidden, "rows": [asdict(row) for row in rows],
     }  # fmt: skip
     (HERE / "benchmarks" / "results" / f"{arguments.name}.json").write_text(json.dumps(document, indent=1) + "\n")
     return 0

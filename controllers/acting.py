@@ -3,6 +3,7 @@
 Axis letters: B environments, H hidden, F features that the heads read.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn.functional import pad
 
 from mneme.controllers.actions import Categorical
 from mneme.controllers.controller import Carry
+from mneme.controllers.mlp import Layer, layers_of
 from mneme.controllers.observations import Observation
 from mneme.controllers.policy import Act, Policy
 from mneme.controllers.scans.backends import obstacle
@@ -43,6 +45,15 @@ def head_inputs(policy: Policy, y_H: Tensor) -> Tensor:
     return torch.cat((policy.policy_hidden(normed_H), policy.value_hidden(normed_H)), -1)
 
 
+def hidden_layers(policy: Policy) -> list[Layer]:
+    """The hidden layers of both heads as those of one, which gives what `head_inputs` gives; none if there are none."""
+    pairs = list(zip(layers_of(policy.policy_hidden), layers_of(policy.value_hidden), strict=True))
+    return [
+        (torch.block_diag(*weights) if number else torch.cat(weights), torch.cat(biases))
+        for number, (weights, biases) in enumerate(zip(*pair, strict=True) for pair in pairs)
+    ]
+
+
 def head_parameters(policy: Policy) -> tuple[Tensor, ...]:
     """The parameters that compiled heads have, in the order of `controllers.scans.heads.Heads`: each reads all of
     `head_inputs`, so that what is the other's has weight 0."""
@@ -58,8 +69,8 @@ def head_parameters(policy: Policy) -> tuple[Tensor, ...]:
 class Actor:
     """`Policy.act` with the policy's weights as they are now; once they have changed, another is needed.
 
-    What depends on weights alone is done once, and where they compile, norm, heads and the choice are one kernel;
-    hidden layers of the heads are torch's.
+    What depends on weights alone is done once, and where they compile, norm, heads and the choice are one kernel, and
+    each hidden layer before them, and of the encoder, is another.
 
     Args:
         policy: what acts.
@@ -69,10 +80,18 @@ class Actor:
     def __init__(self, policy: Policy, greedy: bool = False) -> None:
         self._policy, self._greedy, self._step = policy, greedy, policy.controller.stepper()
         self._choice: Any = None
+        self._encode: Callable[[Tensor], Tensor] | None = policy.encoder if layers_of(policy.encoder) else None
+        self._hidden: Callable[[Tensor], Tensor] | None = None
         if heads_compile(policy):
             from mneme.controllers.scans.choice import Choice  # here, as numba may be missing
+            from mneme.controllers.scans.rows.dense import DenseLayers
 
             self._choice = Choice(head_parameters(policy), greedy)
+            if self._encode is not None:
+                self._encode = DenseLayers(layers_of(policy.encoder))
+            if policy.policy_hidden:
+                norm = None if isinstance(policy.norm, nn.Identity) else policy.norm
+                self._hidden = DenseLayers(hidden_layers(policy), norm)
 
     def act(self, observations: Observation, reset_B: Tensor, carry: Carry, uniform_BN: Tensor) -> Act:
         """One action a lane; the carry may be overwritten, and what is returned is good until the next call.
@@ -86,12 +105,15 @@ class Actor:
         lanes = {x.shape[0] for x in (reset_B, uniform_BN, *carry.values())}
         if len(lanes) > 1:
             raise ValueError(f"reset flags, noise and carry are of {sorted(lanes)} lanes; give all for as many")
-        x_BD, carry, frames = self._policy.encoded(observations, reset_B, carry)
+        x_BD, carry, frames = self._policy.observed(observations, reset_B, carry)
+        if self._encode is not None:
+            x_BD = self._encode(x_BD)
         y_BH, carry = self._step(x_BD, reset_B, carry)
         if self._choice is None:
             action_B, log_prob_B, value_B = self._policy.choice(y_BH, observations, uniform_BN, self._greedy)
         else:
-            action_B, log_prob_B, value_B = self._choice(head_inputs(self._policy, y_BH), uniform_BN)
+            read_BF = y_BH if self._hidden is None else self._hidden(y_BH)
+            action_B, log_prob_B, value_B = self._choice(read_BF, uniform_BN)
         return Act(action_B, log_prob_B, value_B, carry | frames)
 
     def value(self, observations: Observation, reset_B: Tensor, carry: Carry) -> Tensor:

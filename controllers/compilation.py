@@ -12,6 +12,7 @@ import torch
 
 from mneme.controllers.acting import Actor, heads_compile
 from mneme.controllers.controller import Controller
+from mneme.controllers.mlp import layers_of
 from mneme.controllers.policy import Policy
 
 _log = logging.getLogger(__name__)
@@ -28,7 +29,8 @@ def compile_policy(policy: Policy, kind: str) -> None:
 def compile_acting(policy: Policy) -> None:
     """Compile what an `Actor` needs besides the scans, as `compile_ahead` compiles those."""
     if heads_compile(policy):
-        _once("acting", "what acts", lambda: _act(policy))
+        hidden = layers_of(policy.encoder) or policy.policy_hidden
+        _once("acting_by_hidden_layers" if hidden else "acting", "what acts", lambda: _act(policy))
 
 
 def _act(policy: Policy) -> None:
@@ -45,7 +47,7 @@ def compile_ahead(controller: Controller, kind: str) -> None:
         controller: an instance of the kind.
         kind: its name, under which the compilation is remembered.
     """
-    if controller.steps_compile():
+    if controller.steps_compile(torch.device("cpu")):
         _once(kind, f"the scans of {kind}", lambda: _scan_and_step(controller))
 
 

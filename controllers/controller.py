@@ -41,6 +41,7 @@ class Controller(nn.Module, ABC):
 
     settings_class: type[ControllerSettings] = ControllerSettings  # of what it has to choose
     backends: Sequence[str] = ("torch",)  # that `fast_scan` has, fastest first
+    step_backends: Sequence[str] | None = None  # that `stepper` has, where they are others than the scan's
     backend: str = "auto"  # as the settings say
     mixes_precision: bool = False  # `fast_scan` leaves float32 in its products alone under autocast, or all runs in it
     cuts_gradients: bool = False  # `fast_scan` takes `cut_TB`; otherwise it is called between the cuts
@@ -218,9 +219,11 @@ class Controller(nn.Module, ABC):
             carry = {name: value.clone() for name, value in carry.items()}
         return self._reset_and_step(x_BD, reset_B, carry)
 
-    def steps_compile(self) -> bool:
-        """True if `stepper` runs in numba here; as a rule it does if the scan does."""
-        return self.backend_on(torch.device("cpu")) == "numba"
+    def steps_compile(self, device: torch.device) -> bool:
+        """True if `stepper` runs in numba on this device."""
+        if self.step_backends is None:
+            return self.backend_on(device) == "numba"
+        return chosen_backend(self.backend, device, self.step_backends, self.dtype or torch.float32) == "numba"
 
     def stepper(self) -> Step:
         """`step` for many steps without autograd, with the weights as they are now: it may lay them out once.

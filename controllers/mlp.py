@@ -4,7 +4,7 @@ import math
 
 from torch import Generator, Tensor, nn
 
-from mneme.controllers.controller import Carry, Controller
+from mneme.controllers.controller import Carry, Controller, Step
 from mneme.controllers.initialisation import linear
 from mneme.controllers.settings import MlpSettings
 
@@ -16,10 +16,20 @@ def dense(input_size: int, widths: tuple[int, ...], generator: Generator) -> nn.
     return nn.Sequential(*(module for layer in layers for module in (layer, nn.ReLU())))
 
 
+Layer = tuple[Tensor, Tensor]
+"""Weight [outputs, inputs] and bias [outputs]."""
+
+
+def layers_of(network: nn.Module) -> list[Layer]:
+    """The linear layers of what `dense` has made; none of the identity."""
+    return [(layer.weight, layer.bias) for layer in network.children() if isinstance(layer, nn.Linear)]
+
+
 class MlpController(Controller):
     """One hidden layer, step by step alike; its carry is empty."""
 
     settings_class = MlpSettings
+    step_backends = ("numba", "torch")
     cuts_gradients = True
     mixes_precision = True
 
@@ -34,3 +44,12 @@ class MlpController(Controller):
         self, x_TBD: Tensor, reset_TB: Tensor, carry: Carry, cut_TB: Tensor | None = None
     ) -> tuple[Tensor, Carry]:
         return self.layers(x_TBD), {}
+
+    def stepper(self) -> Step:
+        layers = layers_of(self.layers)
+        if not self.steps_compile(layers[0][0].device):
+            return super().stepper()
+        from mneme.controllers.scans.rows.dense import DenseLayers  # here, as numba may be missing
+
+        step = DenseLayers(layers)
+        return lambda x_BD, reset_B, carry: (step(x_BD), {})

@@ -115,7 +115,7 @@ class Policy(nn.Module):
         self._expected = {name: (part.dtypes, part.shape) for name, part in spec.observations.items()}
         first, kind = next(iter(spec.observations.items()))
         plain = len(read) == 1 and isinstance(kind, Vector) and not settings.normalize_observations
-        self._as_it_is = first if plain and spec.stack == 1 and not settings.encoder else None
+        self._as_it_is = first if plain and spec.stack == 1 else None
         if spec.masked:
             self._expected[ACTION_MASK] = ((torch.bool,), (spec.actions.mask_size,))
         if spec.previous_action:
@@ -152,8 +152,9 @@ class Policy(nn.Module):
     ) -> tuple[Tensor, Carry, dict[str, Tensor]]:
         """`scan` before the heads: the controller's outputs [T, B, H], the carry, and the controller's signals."""
         with autocast(reset_TB.device, enabled=True) if self.mixed_precision else nullcontext():
-            x_TBF, core, frames = self._encoded(observations, reset_TB, carry)
-            y_TBH, core, signals = self.controller.scan_with_signals(wide(x_TBF), reset_TB, core, cut_TB)
+            x_TBF, core, frames = self._observed(observations, reset_TB, carry)
+            x_TBD = wide(self.encoder(x_TBF))
+            y_TBH, core, signals = self.controller.scan_with_signals(x_TBD, reset_TB, core, cut_TB)
             return y_TBH, core | frames, signals
 
     def no_traces(self, lanes: int) -> Traces:
@@ -167,12 +168,13 @@ class Policy(nn.Module):
     @torch.no_grad()
     def traces_after(self, observations: Observation, reset_TB: Tensor, carry: Carry, traces: Traces) -> Traces:
         """The traces of the carry that `scan` of these arguments leads to, from those of the carry before."""
-        x_TBD, core, _ = self._encoded(observations, reset_TB, carry)
-        runs = self.controller.elementwise_runs(wide(x_TBD), reset_TB, core)
+        x_TBF, core, _ = self._observed(observations, reset_TB, carry)
+        runs = self.controller.elementwise_runs(wide(self.encoder(x_TBF)), reset_TB, core)
         return traces_after(self.controller.elementwise(), runs, reset_TB, traces)
 
-    def _encoded(self, observations: Observation, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry, Carry]:
-        """The inputs of the controller, [T, B, D], its part of the carry, and the frames after the last step."""
+    def _observed(self, observations: Observation, reset_TB: Tensor, carry: Carry) -> tuple[Tensor, Carry, Carry]:
+        """The inputs of the encoder, [T, B, F], the controller's part of the carry, and the frames after the last
+        step."""
         self._check(observations, reset_TB.shape)
         parts = {name: observations[name] for name in self.spec.observations}
         if self.spec.previous_action:
@@ -185,8 +187,7 @@ class Policy(nn.Module):
         features = self.observations(parts)
         if self.spec.previous_action:
             features.append(parts[PREVIOUS_ACTION].flatten(2))
-        x_TBD: Tensor = self.encoder(features[0] if len(features) == 1 else torch.cat(features, -1))
-        return x_TBD, carry, frames
+        return features[0] if len(features) == 1 else torch.cat(features, -1), carry, frames
 
     def heads(self, y_TBH: Tensor, observations: Observation) -> tuple[Tensor, Tensor]:
         """Parameters of the action distribution [..., A], and the value head's outputs [..., V]; for one step too."""
@@ -251,12 +252,17 @@ class Policy(nn.Module):
 
     def encoded(self, observations: Observation, reset_B: Tensor, carry: Carry) -> tuple[Tensor, Carry, Carry]:
         """The controller's inputs of one step, [B, D], its part of the carry, and the frames for the next step."""
+        x_BF, core, frames = self.observed(observations, reset_B, carry)
+        return self.encoder(x_BF), core, frames
+
+    def observed(self, observations: Observation, reset_B: Tensor, carry: Carry) -> tuple[Tensor, Carry, Carry]:
+        """`encoded` before the encoder, [B, F]."""
         if self._as_it_is is not None:  # one vector, read as it is: no need for a time axis
             self._check(observations, reset_B.shape)
             return observations[self._as_it_is].to(self.value_head.weight.dtype), carry, {}
         steps = {name: x.unsqueeze(0) for name, x in observations.items()}
-        x_TBD, core, frames = self._encoded(steps, reset_B.unsqueeze(0), carry)
-        return x_TBD[0], core, frames
+        x_TBF, core, frames = self._observed(steps, reset_B.unsqueeze(0), carry)
+        return x_TBF[0], core, frames
 
     def _check(self, observations: Observation, leading: Size) -> None:
         """Compare names, shapes and types only, never values: cheap enough for the step path."""

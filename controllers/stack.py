@@ -31,9 +31,9 @@ class Stack(Controller):
         """The lowest layer's."""
         return self._each()[0].backend_on(device)
 
-    def steps_compile(self) -> bool:
-        """The lowest layer's."""
-        return self._each()[0].steps_compile()
+    def steps_compile(self, device: torch.device) -> bool:
+        """True if the lowest layer's does."""
+        return self._each()[0].steps_compile(device)
 
     def initial(self) -> Carry:
         values = [layer.initial() for layer in self._each()]

@@ -1,6 +1,7 @@
 """Transformer block with causal attention over a sliding window (Vaswani et al. 2017; pre-norm, Xiong et al. 2020)."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Generator, Tensor, nn
@@ -11,7 +12,6 @@ from mneme.controllers.initialisation import linear
 from mneme.controllers.layer_norm import LayerNorm
 from mneme.controllers.precision import wide
 from mneme.controllers.scans.attention.torch import attention_scan, attention_step, last_cut, steps_since_reset
-from mneme.controllers.scans.backends import obstacle
 from mneme.controllers.settings import TransformerSettings
 
 LONGEST_WINDOW = 512
@@ -30,6 +30,7 @@ class TransformerController(Controller):
     settings_class = TransformerSettings
     cuts_gradients = True
     mixes_precision = True
+    step_backends: Sequence[str] = ("numba", "torch")
 
     def __init__(self, input_size: int, settings: TransformerSettings, horizon: int, generator: Generator) -> None:
         hidden = settings.hidden_size
@@ -46,6 +47,7 @@ class TransformerController(Controller):
         self.mlp_norm = LayerNorm(hidden)
         self.mlp_in = linear(hidden, settings.mlp_ratio * hidden, math.sqrt(2), generator)
         self.mlp_out = linear(settings.mlp_ratio * hidden, hidden, 1.0, generator)
+        self.step_backends = ("torch",) if settings.gate == "gru" else type(self).step_backends
         self.gates = nn.ModuleList(GruGate(hidden, generator) for _ in range(2)) if settings.gate == "gru" else None
 
     def cell(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
@@ -58,14 +60,13 @@ class TransformerController(Controller):
     def fast_step(self, x_BD: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         return self.cell(x_BD, carry)
 
-    def steps_compile(self) -> bool:
-        device, dtype = self.bias.device, self.bias.dtype
-        return self.gates is None and self.backend == "auto" and obstacle("numba", device, dtype, forced=False) is None
-
     def stepper(self) -> Step:
-        if not self.steps_compile():
+        if not self.steps_compile(self.bias.device):
             return super().stepper()
-        from mneme.controllers.scans.attention.step import TransformerLayers, transformer_step
+        from mneme.controllers.scans.attention.step import (  # here, as numba may be missing
+            TransformerLayers,
+            transformer_step,
+        )
 
         return transformer_step(TransformerLayers(*(getattr(self, name) for name in TransformerLayers._fields)))
 

@@ -15,10 +15,12 @@ T, B, H = 30, 13, 24
 COMPILED = ("gru", "lstm", "nbrc", "mingru", "lru", "mamba2")
 
 
-def policy_of(kind: str = "gru", actions: int = 4, heads: tuple[int, ...] = (), **settings: Any) -> Policy:
+def policy_of(
+    kind: str = "gru", actions: int = 4, heads: tuple[int, ...] = (), encoder: tuple[int, ...] = (), **settings: Any
+) -> Policy:
     """Its parameters are all off what they begin with, so that every one of them shows."""
     controller = ControllerSettings(kind=kind, hidden_size=H, **settings)
-    own = PolicySettings(controller=controller, heads=heads)
+    own = PolicySettings(controller=controller, heads=heads, encoder=encoder)
     policy = build(PolicySpec({"x": Vector(3)}, Categorical(actions)), own, 5, seed=0)
     generator = Generator().manual_seed(1)
     with torch.no_grad():
@@ -33,9 +35,9 @@ def drawn(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 2) -> Ten
 
 @pytest.mark.parametrize("greedy", [False, True])
 @pytest.mark.parametrize("norm,heads", [(True, ()), (False, ()), (True, (5,)), (False, (7, 3))])
-@pytest.mark.parametrize("kind,start", [("gru", "zero"), *((kind, "learned") for kind in COMPILED)])
+@pytest.mark.parametrize("kind,start", [("gru", "zero"), ("mlp", "zero"), *((kind, "learned") for kind in COMPILED)])
 def test_it_acts_as_the_policy_does(kind: str, start: str, norm: bool, heads: tuple[int, ...], greedy: bool) -> None:
-    policy = policy_of(kind, heads=heads, output_norm=norm, initial_carry=start)
+    policy = policy_of(kind, heads=heads, encoder=heads, output_norm=norm, initial_carry=start)
     assert heads_compile(policy, policy.value_head.weight)
     x, uniform = drawn(T, B, 3, dtype=torch.float32), torch.rand(T, B, 1, generator=Generator().manual_seed(3))
     reset = torch.rand(T, B, generator=Generator().manual_seed(4)) < 0.2

@@ -72,29 +72,35 @@ def test_machine_code_that_has_not_been_added_to_for_months_is_removed(told: lis
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind,backend", [("mlp", "auto"), ("gru", "torch"), ("lstm", "reference"), ("mamba", "torch")])
+@pytest.mark.parametrize(
+    "kind,backend", [("mlp", "torch"), ("gru", "torch"), ("lstm", "reference"), ("mamba", "torch")]
+)
 def test_what_is_not_compiled_is_not_spoken_of(told: list[str], kind: str, backend: str) -> None:
     ahead(kind, backend)
     assert not told
 
 
-@pytest.mark.parametrize("kind,use", [("mlp", "compile_ahead(built, 'mlp')"), ("gru", ACT), ("lstm", ACT)])
-def test_numba_is_not_imported_where_nothing_compiled_runs(kind: str, use: str) -> None:
+@pytest.mark.parametrize(
+    "kind,backend,use", [("mlp", "torch", "compile_ahead(built, 'mlp')"), ("gru", "auto", ACT), ("lstm", "auto", ACT)]
+)
+def test_numba_is_not_imported_where_nothing_compiled_runs(kind: str, backend: str, use: str) -> None:
     program = (
         "import sys, torch; from torch import Generator; "
         "from mneme.controllers import ControllerSettings, build_controller; "
         "from mneme.controllers.compilation import compile_ahead; "
-        f"built = build_controller(ControllerSettings(kind='{kind}'), 3, 5, Generator()); {use}; "
+        f"settings = ControllerSettings(kind='{kind}', backend='{backend}'); "
+        f"built = build_controller(settings, 3, 5, Generator()); {use}; "
         "assert 'numba.core' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_a_policy_is_compiled_whole_so_that_who_acts_finds_all_of_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("hidden", ["", "encoder=(6,), heads=(5,), "])
+def test_a_policy_is_compiled_whole_so_that_who_acts_finds_all_of_it(tmp_path: Path, hidden: str) -> None:
     program = (
         "from mneme.controllers import *; from mneme.controllers.compilation import compile_policy; "
         "from mneme.controllers.acting import Actor; import torch; "
-        "settings = PolicySettings(controller=MinGruSettings(hidden_size=8)); "
+        f"settings = PolicySettings({hidden}controller=MinGruSettings(hidden_size=8)); "
         "policy = build_policy(PolicySpec({'x': Vector(3)}, Categorical(2)), settings, 5, seed=0); "
     )
     ahead, after = (

@@ -50,7 +50,7 @@ def test_compiled_steps_are_the_loop_over_the_cell_in_a_full_window_too(kwargs: 
     for parameter in controller.parameters():
         parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
     x, reset = torch.randn(20, 7, 8, generator=generator).double(), torch.rand(20, 7, generator=generator) < 0.1
-    assert controller.steps_compile()
+    assert controller.steps_compile(x.device)
     step, carry, found = controller.stepper(), controller.initial_carry(7), []
     for x_BD, reset_B in zip(x, reset, strict=True):
         y_BH, carry = step(x_BD, reset_B, carry)
@@ -62,7 +62,7 @@ def test_compiled_steps_are_the_loop_over_the_cell_in_a_full_window_too(kwargs: 
 @pytest.mark.parametrize("settings", [{"gate": "gru"}, {"backend": "torch"}], ids=str)
 def test_steps_with_gates_and_those_that_are_to_be_torchs_are_not_compiled(settings: dict[str, Any]) -> None:
     controller = build_controller(ControllerSettings(kind="transformer", **settings), 3, 5, Generator().manual_seed(0))
-    assert not controller.steps_compile()
+    assert not controller.steps_compile(torch.device("cpu"))
     assert controller.stepper() == controller._reset_and_step
 
 

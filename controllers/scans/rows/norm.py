@@ -23,7 +23,7 @@ def numba_layer_norm(x: Tensor, gain_H: Tensor, shift_H: Tensor | None = None) -
 
 def _run(x_RH: Tensor, gain_H: Tensor, shift_H: Tensor) -> Tensor:
     y_RH = x_RH.new_empty(x_RH.shape)
-    _forward(*arrays(x_RH, gain_H, shift_H, y_RH), *scratch(x_RH, gain_H.shape))
+    norm_rows(*arrays(x_RH, gain_H, shift_H, y_RH), *scratch(x_RH, gain_H.shape))
     return y_RH
 
 
@@ -43,7 +43,8 @@ class _LayerNorm(torch.autograd.Function):
 
 
 @kernel
-def _forward(x, gain, shift, y, n):
+def norm_rows(x, gain, shift, y, n):
+    """Fill in the norms y of the rows x, [R, H] each; n [H] is room."""
     for r in range(len(x)):
         normalised(x[r], gain, shift, n, y[r])
 
