@@ -1,8 +1,9 @@
-"""What the site has besides docs/: README.md as its first page, and the other files that pages lead to.
+"""What the site has besides the pages in docs/: README.md as its first one, notebooks, and files that pages lead to.
 
 MkDocs runs this; see mkdocs.yml. On disk pages link to files of the repository, so that they are right there too.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,22 @@ _LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)#\s]+)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the repository's own pages, and pictures of results that pages show."""
+    """Add the repository's own pages, a page for each notebook, and pictures of results that pages show."""
     for source, page in BESIDE.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
+    for notebook in (ROOT / "docs").glob("*.ipynb"):
+        files.append(File.generated(config, f"{notebook.stem}.md", content=_as_page(notebook)))
     for picture in (ROOT / "benchmarks" / "results").glob("*.png"):
         files.append(File.generated(config, f"results/{picture.name}", abs_src_path=str(picture)))
     return files
+
+
+def _as_page(notebook: Path) -> str:
+    """A notebook's text and code, and where to get it."""
+    cells = json.loads(notebook.read_text())["cells"]
+    fences = {"markdown": "{}\n", "code": "```python\n{}\n```\n"}
+    page = "\n".join(fences[cell["cell_type"]].format("".join(cell["source"])) for cell in cells)
+    return f'{page}\n<a href="../{notebook.name}" download>This page as a notebook</a>\n'
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -39,4 +50,4 @@ def _on_site(folder: Path, link: str) -> str:
     place = path.relative_to(ROOT).as_posix()
     if place in BESIDE:
         return BESIDE[place]
-    return place.removeprefix("docs/").replace("benchmarks/results/", "results/", 1)
+    return place.removeprefix("docs/").replace("benchmarks/results/", "results/", 1).replace(".ipynb", ".md")
