@@ -67,7 +67,7 @@ class RolloutSettings(Settings, section="rollout"):
     are."""
     double_buffered: bool = False
     """Act for one half of a worker's environments while the other half steps, with env.vectorization_mode=async. It
-    pays where environments wait, acting takes about as long, and cores are free."""
+    may pay where one process waits for slow environments, and cores are free."""
     unroll_length: int | None = None
     """Steps in one sequence; with batching=episodes better not less than in the longest episode. Unset: the task's
     episode length where it has a fixed one, else 128."""
