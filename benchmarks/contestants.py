@@ -136,6 +136,20 @@ CONTESTANTS = (
         )
         for kind in ("gru", "lstm")
     ),
+    Contestant(
+        key="bare-gru-1",
+        name=f"mneme, bare loop (GRU {HIDDEN}), one thread",
+        module="benchmarks.ours",
+        arguments=("--runner", "bare", "--threads", "1"),
+        steps_factor=2,
+    ),
+    Contestant(
+        key="floor-gru-1",
+        name=f"the matrix products alone (GRU {HIDDEN}), one thread",
+        module="benchmarks.products_alone",
+        arguments=("--threads", "1"),
+        steps_factor=4,
+    ),
     *(
         contestant
         for kind in ("gru", "mingru", "lru", "mamba2")

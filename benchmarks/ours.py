@@ -13,6 +13,7 @@ from mneme.configuration.config import Config, load_config
 from mneme.configuration.records import to_json
 from mneme.distributed.blueprint import make_blueprint
 from mneme.envs import make_vector_env
+from mneme.experiments.machine import cores
 from mneme.learner import Learner
 from mneme.rollout_workers import Collector
 from mneme.training import train
@@ -105,12 +106,14 @@ def main() -> None:
     parser.add_argument("--runner", choices=("ray", "bare"), default="ray")
     parser.add_argument("--mode", choices=("sync", "async"), default="sync")
     parser.add_argument("--controller", default="gru")
+    parser.add_argument("--threads", type=int, default=cores(), help="of the learner")
     m.add_work(parser)
     args = parser.parse_args()
     stopwatch = m.Stopwatch()
     with tempfile.TemporaryDirectory() as folder:
         steps = m.updates_for(args.steps, args.work.batch) * args.work.batch
-        config = configuration(steps, args.seed, args.controller, args.mode, folder, work=args.work)
+        threads = [f"learner.num_threads={args.threads}"]
+        config = configuration(steps, args.seed, args.controller, args.mode, folder, threads, args.work)
         if args.runner == "bare":
             bare_loop(config, stopwatch)
         else:

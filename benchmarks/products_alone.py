@@ -17,16 +17,17 @@ def main() -> None:
     """Make the products of `--steps` timed environment steps and print a measurement."""
     parser = m.contestant_parser(__doc__)
     parser.add_argument("--controller", choices=tuple(GATES), default="gru")
+    parser.add_argument("--threads", type=int, default=cores())
     args = parser.parse_args()
     torch.set_num_threads(1)  # recording is not timed, and the products have threads of their own
     epoch = products_of(args.controller, "full", m.SHORT.episode, m.HIDDEN)
-    update = repeater(Counter({product: m.EPOCHS * count for product, count in epoch.items()}), cores())
+    update = repeater(Counter({product: m.EPOCHS * count for product, count in epoch.items()}), args.threads)
     stopwatch = m.Stopwatch()
     for _ in range(m.updates_for(args.steps)):
         update()
         stopwatch.update(m.SHORT.batch)
     multiplications = m.EPOCHS * sum(product.work * count for product, count in epoch.items())
-    configuration = {"controller": args.controller, "threads": cores(), "multiplications": multiplications}
+    configuration = {"controller": args.controller, "threads": args.threads, "multiplications": multiplications}
     stopwatch.measurement(configuration, "torch").report()
 
 
