@@ -136,13 +136,11 @@ class RolloutWorker:
 
     def state(self) -> State | None:
         """See `Collector.state`; the level, and what waits to be packed, besides."""
-        state = self._collector.state() if isinstance(self._collector, Collector) else None
-        return self._whole(state, self._packer.state() if self._packer else {})
+        return self._whole(self._collector.state(), self._packer.state() if self._packer else {})
 
     def expected_state(self) -> State | None:
         """See `Collector.expected_state`; of this level of the curriculum."""
-        state = self._collector.expected_state() if isinstance(self._collector, Collector) else None
-        return self._whole(state, self._packer.largest_state() if self._packer else {})
+        return self._whole(self._collector.expected_state(), self._packer.largest_state() if self._packer else {})
 
     def _whole(self, state: State | None, waiting: State) -> State | None:
         if state is None:

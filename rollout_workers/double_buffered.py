@@ -41,6 +41,11 @@ class DoubleBuffered:
         fragments, stats = zip(*filter(None, collected), strict=True)
         return joined_fragments(fragments), joined_stats(stats, [half.env.num_envs for half in self.halves])
 
+    def state(self) -> None:
+        """None, as environments in other processes cannot be read (see `Collector.state`)."""
+
+    expected_state = state
+
     def blank(self) -> Fragment:
         """See `Collector.blank`."""
         return joined_fragments([half.blank() for half in self.halves])
