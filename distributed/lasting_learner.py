@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayError
 
 from mneme.distributed.blueprint import Blueprint
-from mneme.distributed.failures import GO_ON
+from mneme.distributed.failures import GO_ON, check_daemons, daemons_of_own_ray
 from mneme.distributed.learners import LearnerLost, Learners
 from mneme.distributed.runners import FRAGMENTS_LOST, FragmentRef, FragmentsLost, PendingUpdate, ServiceLost
 from mneme.distributed.waiting import Waits
@@ -48,6 +48,7 @@ class LastingLearner:
         service = blueprint.config.service
         self._blueprint, self._limit = blueprint, service.wait_for_resources
         self._every, self._most_in_a_row = service.learner_snapshot_every, service.max_restarts
+        self._daemons = daemons_of_own_ray()
         self._learners = Learners(blueprint)
         self.weights: Any = self._learners.weights  # a reference to the newest
         self.version = 0  # of these
@@ -160,6 +161,7 @@ class LastingLearner:
     def _begin_anew(self, error: LearnerLost) -> None:
         """Do again what was asked since the last known state."""
         while True:
+            check_daemons(self._daemons)
             self._in_a_row += 1
             if self._in_a_row > self._most_in_a_row:
                 raise ServiceLost(f"the learner was lost {self._in_a_row} times in a row: {error}; {GO_ON}")

@@ -5,11 +5,15 @@ import os
 import re
 import secrets
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
 from time import monotonic
+from typing import Any
+
+from ray._private import services
 
 _log = logging.getLogger(__name__)
 
@@ -100,3 +104,27 @@ def saying_that_it_goes_on(what: str) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+
+
+class _InItsOwnSession(services.ConsolePopen):
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options, start_new_session=True)
+
+
+@contextmanager
+def apart_from_our_signals() -> Iterator[None]:
+    """Start Ray's processes in sessions of their own, so that a signal to our whole group, as timeout(1) or a closing
+    terminal sends it, does not end them before a checkpoint is written.
+
+    On Linux the kernel ends them with this process all the same; elsewhere Ray ends them as members of our group, so
+    there they stay in it.
+    """
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    before: Any = services.ConsolePopen
+    setattr(services, "ConsolePopen", _InItsOwnSession)  # noqa: B010 - a class, to which mypy takes no assignment
+    try:
+        yield
+    finally:
+        setattr(services, "ConsolePopen", before)  # noqa: B010

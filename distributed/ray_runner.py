@@ -15,7 +15,12 @@ from ray.job_config import JobConfig
 from mneme.distributed.blueprint import Blueprint
 from mneme.distributed.fleet import RolloutFleet
 from mneme.distributed.lasting_learner import LastingLearner
-from mneme.distributed.ray_access import check_address, keep_token_private, saying_that_it_goes_on
+from mneme.distributed.ray_access import (
+    apart_from_our_signals,
+    check_address,
+    keep_token_private,
+    saying_that_it_goes_on,
+)
 from mneme.distributed.runners import (
     Arrival,
     Condition,
@@ -67,7 +72,7 @@ def start_ray(service: ServiceSettings, workers: int) -> bool:
         ray_constants.ENABLE_RAY_CLUSTER = False
         os.environ.setdefault("RAY_worker_niceness", "0")  # training is what this Ray is for, not a background chore
         cpus = max(os.cpu_count() or 1, math.ceil(workers * service.worker_cpus))
-        with saying_that_it_goes_on("starting Ray"):
+        with saying_that_it_goes_on("starting Ray"), apart_from_our_signals():
             ray.init(
                 address="local", num_cpus=cpus, include_dashboard=service.dashboard, dashboard_host=LOOPBACK, **quiet
             )  # fmt: skip

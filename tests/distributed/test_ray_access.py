@@ -3,13 +3,20 @@
 import os
 import socket
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray._private import services
 
 from mneme.distributed import ray_access, ray_runner
-from mneme.distributed.ray_access import check_address, keep_token_private, saying_that_it_goes_on
+from mneme.distributed.ray_access import (
+    apart_from_our_signals,
+    check_address,
+    keep_token_private,
+    saying_that_it_goes_on,
+)
 from mneme.distributed.runners import ServiceError
 from mneme.distributed.settings import ServiceSettings
 
@@ -143,3 +150,17 @@ def test_a_ray_that_does_not_start_is_one_sentence_with_a_remedy(
         ray_runner.start_ray(ServiceSettings(), 1)
     assert sentence in str(told.value)
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere Ray ends its processes as our group's")
+def test_what_ray_starts_is_in_no_group_of_ours() -> None:
+    def session() -> int:
+        with services.ConsolePopen(["sleep", "60"]) as process:
+            found = os.getsid(process.pid)
+            process.kill()
+        return found
+
+    ours = os.getsid(0)
+    with apart_from_our_signals():
+        assert session() != ours
+    assert session() == ours
