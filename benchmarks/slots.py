@@ -21,7 +21,7 @@ from rich.table import Table
 from mneme.configuration.config import load_config
 from mneme.configuration.presets import find_preset
 from mneme.experiments.seeds import provenance
-from mneme.reporting.curves import picture
+from mneme.reporting.curves import picture, plain_numbers
 from mneme.training import train
 
 RESULTS = Path(__file__).parent / "results"
@@ -108,8 +108,11 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
             for name in CONTROLLERS:
                 own = [row for row in gated if (row["task"], row["controller"]) == (task, name)]
-                axes.plot([row["gate"] for row in own], [row["success"] for row in own], "o", label=name)
-            axes.set(title=task, xscale="log", xlabel="mean write gate", ylabel="success", ylim=(-0.03, 1.03))
+                if own:
+                    axes.plot([row["gate"] for row in own], [row["success"] for row in own], "o", label=name)
+            axes.set(title=task, xscale="log", xlabel="mean write gate", ylabel="success")
+            axes.set(xlim=(0.01, 1), ylim=(-0.03, 1.03))
+            plain_numbers(axes.xaxis)
             axes.legend(fontsize=7)
 
 
