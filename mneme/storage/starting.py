@@ -1,7 +1,7 @@
 """Weights of another run that a new one starts from."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -97,20 +97,31 @@ def _place(given: str) -> tuple[str, str]:
 
 def _misfit(there: Mapping[str, np.ndarray], here: Mapping[str, np.ndarray], part: str) -> str | None:
     """What keeps arrays from being the weights of a policy, and the remedy; None if nothing does."""
-    remedy = (
-        "give this run the policy.controller of that one, and inputs as wide: with the same policy.encoder they are"
-        if part == "core"
-        else "give this run the policy, the observations and the actions of that one, or set train.start_part=core to "
-        "take its sequence model alone"
-    )
-    for name in here:
-        if name not in there and (part == "all" or name.startswith(_CORE)):
-            return f"{name} is missing there; {remedy}"
+    misfits = dict(_misfits(there, here, part))
+    if misfits:
+        remedy = "give this run the policy, the observations and the actions of that one"
+        if part == "core":
+            remedy = "give this run the policy.controller of that one, and inputs as wide: with the same "
+            remedy += "policy.encoder they are"
+        elif not any(name.startswith(_CORE) for name in misfits):
+            remedy += ", or set train.start_part=core to take its sequence model alone"
+        name, why = next(iter(misfits.items()))
+        return f"{name} {why}; {remedy}"
     for name, array in there.items():
-        if name not in here:
-            return f"{name} is not of this policy; {remedy}"
-        if (array.shape, array.dtype) != (here[name].shape, here[name].dtype):
-            return f"{name} is {list(array.shape)} there and {list(here[name].shape)} here; {remedy}"
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             return f"{name} holds numbers that are not finite; choose another checkpoint"
     return None
+
+
+def _misfits(there: Mapping[str, np.ndarray], here: Mapping[str, np.ndarray], part: str) -> Iterator[tuple[str, str]]:
+    """The names of the arrays that only one side has, or that differ in shape or type, each with which it is."""
+    for name in here:
+        if name not in there and (part == "all" or name.startswith(_CORE)):
+            yield name, "is missing there"
+    for name, array in there.items():
+        if name not in here:
+            yield name, "is not of this policy"
+        elif array.shape != here[name].shape:
+            yield name, f"is {list(array.shape)} there and {list(here[name].shape)} here"
+        elif array.dtype != here[name].dtype:
+            yield name, f"is {array.dtype} there and {here[name].dtype} here"

@@ -142,6 +142,14 @@ def test_what_a_run_began_from_is_known_again_by_what_was_given(
             ["policy.controller.hidden_size=8"],
             r"whose weights do not fit: controller\.\w+ is \[.*\] there and \[.*\] here",
         ),
+        (
+            ["policy.controller.hidden_size=8"],
+            r"do not fit: controller.*; give this run the policy, the observations and the actions of that one$",
+        ),
+        (
+            ["policy.heads=[4]", "policy.controller.hidden_size=8"],
+            r"do not fit: policy_hidden.*; give this run the policy, the observations and the actions of that one$",
+        ),
         (["policy.heads=[4]"], r"policy_hidden\.0\.\w+ is missing there; .* set train.start_part=core to take its seq"),
         (
             ["policy.encoder=[7]", "train.start_part=core"],
@@ -163,7 +171,7 @@ def test_what_does_not_fit_is_one_sentence(first: Run, tmp_path: Path, overrides
 
 def test_what_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     config = small(tmp_path, f"train.start_from={tmp_path}/nothing")
-    with pytest.raises(ConfigError, match=r"train.start_from is .*nothing: no usable checkpoint under .*nothing"):
+    with pytest.raises(ConfigError, match=r"train.start_from is .*nothing: there is no run at .*nothing"):
         train(config, local=True, progress=False)
     assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match="train.start_part is 'core'; it is a part of train.start_from; set that"):
