@@ -76,6 +76,16 @@ def test_without_its_goal_or_with_a_higher_one_it_trains_on_to_the_bits_of_a_run
         resume(longer.folder, local=True, progress=False)
 
 
+def test_fewer_steps_than_it_has_trained_are_refused_by_their_number(tmp_path: Path) -> None:
+    run = train(config(tmp_path, "checkpoint.every=224", "checkpoint.keep=9"), local=True, progress=False)
+    earlier = run.folder / "checkpoints" / "step-000000000448"
+    with pytest.raises(
+        NothingLeft,
+        match=r"stands at step 448 and train.total_timesteps is 112, .*leave it out: the run's own is 1,120",
+    ):
+        resume(earlier, "train.total_timesteps=112", local=True, progress=False)
+
+
 def test_an_earlier_checkpoint_of_a_solved_run_is_trained_on_again(tmp_path: Path, looks: Looks) -> None:
     run = solved(tmp_path, "checkpoint.every=224")
     first, last = list_checkpoints(run.folder / "checkpoints")
