@@ -12,6 +12,7 @@ import yaml
 
 from mneme.configuration.records import read_yaml
 from mneme.reporting.display import NOTHING
+from mneme.storage.absent import no_run_at
 from mneme.storage.checkpoint import list_checkpoints, step_of
 from mneme.storage.files import opened, read_text
 from mneme.storage.holding import Held, held, read_state
@@ -96,7 +97,7 @@ def run_status(path: Path) -> RunStatus:
         settings = {}
     checkpoints = list_checkpoints(folder.checkpoints)
     if not (folder.config.exists() or checkpoints):
-        raise ValueError(f"there is no run at {path}; name a run's folder, or list those of a folder with: mneme runs")
+        raise ValueError(no_run_at(path))
     rows, modified = _last_rows(folder.metrics)
     signs = [modified] if state is None else [modified, state.seen]
     return RunStatus(

@@ -18,7 +18,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from mneme.storage.paths import CHECKPOINT_PREFIX, CHECKPOINTS, MANIFEST, UNSUPPORTED, locate
+from mneme.storage.absent import no_run_at
+from mneme.storage.paths import CHECKPOINT_PREFIX, CHECKPOINTS, MANIFEST, UNSUPPORTED, is_run, locate
 from mneme.storage.retention import superseded
 
 _log = logging.getLogger(__name__)
@@ -165,9 +166,13 @@ def find_checkpoint(path: Path) -> tuple[Path, Checkpoint]:
             return candidate, load_checkpoint(candidate)
         except CheckpointError as error:
             _log.warning(f"{error}; trying the one before it")
+    if candidates:
+        raise CheckpointError(f"no usable checkpoint under {root}; all of them are damaged")
+    if not is_run(run):
+        raise CheckpointError(no_run_at(run))
     raise CheckpointError(
-        f"no usable checkpoint under {root}; "
-        + ("all of them are damaged" if candidates else "give a run folder, or train one with: mneme train")
+        f"no usable checkpoint under {root}; a run leaves the first after checkpoint.every steps, or at its end: if "
+        f"this one has ended, choose another run, or train it anew with: mneme train name=..."
     )
 
 

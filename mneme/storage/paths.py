@@ -33,7 +33,7 @@ def locate(given: Path) -> Place:
     real = path.resolve()
     if real.is_file():
         path = real = real.parent
-    if _is_run(real):
+    if is_run(real):
         return Place(path if path.name and ".." not in path.parts else _shown(real), None)
     if (real / MANIFEST).exists() or (real.name.startswith(CHECKPOINT_PREFIX) and real.parent.name == CHECKPOINTS):
         return Place(_shown(real.parent.parent) if real.parent.name == CHECKPOINTS else None, _shown(real))
@@ -42,7 +42,8 @@ def locate(given: Path) -> Place:
     return Place(path, None)
 
 
-def _is_run(path: Path) -> bool:
+def is_run(path: Path) -> bool:
+    """True if a folder is a run's, as its checkpoints or its configuration tell."""
     return (path / CHECKPOINTS).is_dir() or ((path / "config.yaml").exists() and not (path / MANIFEST).exists())
 
 

@@ -91,7 +91,7 @@ def test_all_damaged_is_an_error(tmp_path: Path) -> None:
     (save(tmp_path, 1) / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match="all of them are damaged"):
         find_checkpoint(tmp_path)
-    with pytest.raises(CheckpointError, match="no usable checkpoint under"):
+    with pytest.raises(CheckpointError, match="there is no run at .*nowhere; name a run"):
         find_checkpoint(tmp_path / "nowhere")
 
 

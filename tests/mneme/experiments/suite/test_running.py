@@ -184,7 +184,7 @@ def test_all_runs_start_from_the_checkpoint_that_was_found_before_them(
 ) -> None:
     """Those of a suite that goes on too, though the run that it is of has gone on meanwhile."""
     start = [*TINY, "train.start_from=runs/other"]
-    with pytest.raises(ConfigError, match=r"with tmaze, gru: train.start_from is runs/other: no usable checkpoint"):
+    with pytest.raises(ConfigError, match=r"with tmaze, gru: train.start_from is runs/other: there is no run at"):
         run("tmaze", "gru", 1, start)
     assert not Path("runs").exists()
     given = ["env.id=mneme/TMaze-v0", "tracking.enabled=false", "name=other", *TINY]

@@ -102,7 +102,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_trials_start_from_is_found_before_them(other: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(other.parent)
     start, small = "train.start_from=other", "policy.controller.hidden_size=8"
-    assert "start_from is nowhere: no usable checkpoint" in refusal(SPACE, "train.start_from=nowhere")
+    assert "start_from is nowhere: there is no run at nowhere" in refusal(SPACE, "train.start_from=nowhere")
     assert "whose weights do not fit" in refusal(SPACE, start)
     sizes = {"policy.controller.hidden_size": [8, 16]}
     assert refusal(sizes, start).startswith("with policy.controller.hidden_size=16: train.start_from is other, whose")
