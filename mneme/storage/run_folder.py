@@ -73,6 +73,8 @@ class RunFolder:
     def new(cls, config: Config, preset: Path | None) -> "RunFolder":
         """The folder that a new run would get, tried out: made, written into and taken away again.
 
+        What a run has left there that ended before its first update is discarded.
+
         Raises:
             ConfigError: it exists, or its name or root cannot be.
             OSError: it cannot be made or written, and what helps.
@@ -84,6 +86,8 @@ class RunFolder:
         except ValueError as error:
             raise ConfigError(str(error)) from None
         folder = cls(root / new_run_name(config, preset))
+        if os.path.lexists(folder.path) and not folder.metrics.exists():
+            folder.discard_beginning()
         missing = [path for path in (folder.path, *folder.path.parents) if not os.path.lexists(path)]
         folder.create()
         probe = folder.path / ".probe"
@@ -112,7 +116,7 @@ class RunFolder:
             raise ConfigError(str(error)) from None
 
     def discard_beginning(self) -> None:
-        """Take away what a run has left that was killed before its first checkpoint, and nothing else.
+        """Take away what a run has left that ended before its first checkpoint, and nothing else.
 
         Raises:
             ConfigError: another process holds the folder.
@@ -126,6 +130,7 @@ class RunFolder:
                 holding = self.lock()
                 shutil.rmtree(self.path)
                 holding.close()
+            _log.info(f"{self.path} held a run that ended before its first checkpoint; it begins anew")
 
     def create(self) -> None:
         """Make the folder of a new run, its owner's alone.
@@ -144,8 +149,14 @@ class RunFolder:
                 if not self.path.exists():  # a link to nothing
                     raise
                 raise ConfigError(
-                    f"{self.path} exists already; choose another name=..., or go on with it: --resume {self.path}"
+                    f"{self.path} exists already; choose another name=..., or {self._way_out()}"
                 ) from None
+
+    def _way_out(self) -> str:
+        if list_checkpoints(self.checkpoints):
+            return f"go on with it: --resume {self.path}"
+        self.refuse_if_in_use()
+        return "move it: it holds no checkpoint to go on from"
 
     def lock(self) -> Holding:
         """Hold the folder for this process, without the half of a checkpoint that a kill has left; see `Holding`."""

@@ -5,6 +5,7 @@ import math
 import shutil
 import signal
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,30 @@ def test_a_run_never_overwrites_another(copied: Path) -> None:
         train(small(copied.parent), local=True)
 
 
+def test_a_run_that_failed_before_it_had_trained_begins_anew_under_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notes: list[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalRunner, "start", lambda _: (_ for _ in ()).throw(EnvironmentFailure("it is out of order")))
+        with pytest.raises(EnvironmentFailure):
+            train(small(tmp_path), local=True, progress=False)
+    run = tmp_path / "run"
+    assert {"config.yaml", "log.jsonl", "state.json"} <= {path.name for path in run.iterdir()}
+    with pytest.raises(CheckpointError, match=r"no usable checkpoint under .*choose another run, or train it anew"):
+        resume(run, local=True, progress=False)
+    assert train(small(tmp_path), local=True, progress=False).steps == 448
+    assert f"{run} held a run that ended before its first checkpoint; it begins anew" in notes
+
+
+def test_a_run_with_metrics_and_without_a_checkpoint_is_left_alone(copied: Path) -> None:
+    shutil.rmtree(copied / "checkpoints")
+    with pytest.raises(ConfigError, match=r"exists already; choose another name=\.\.\., or move it: it holds no check"):
+        train(small(copied.parent), local=True, progress=False)
+    assert (copied / "metrics.jsonl").exists()
+    with closing(RunFolder(copied).lock()), pytest.raises(ConfigError, match="another process is training in"):
+        train(small(copied.parent), local=True, progress=False)
+
+
 def test_resuming_an_older_checkpoint_sets_the_abandoned_future_aside(copied: Path) -> None:
     root = copied / "checkpoints"
     future = root / "step-000000090000"
@@ -425,7 +450,7 @@ def test_a_run_says_what_its_precision_comes_to_on_this_machine(tmp_path: Path, 
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no usable checkpoint under"):
+    with pytest.raises(CheckpointError, match="there is no run at"):
         resume(tmp_path, local=True)
 
 
