@@ -44,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, rest = parser.parse_known_args(arguments)
         if rest and ("settings" not in options or any(word.startswith("-") for word in rest)):
             hint = hint_of(sys.argv[1:] if arguments is None else arguments, rest, options)
-            parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
+            sentence = f"unrecognized arguments: {' '.join(rest)}{hint}"
+            parser.exit(_USAGE_ERROR, f"{options.usage}mneme {options.command}: error: {sentence}\n")
         if "settings" in options:
             options.settings += rest  # argparse gives up on positionals that follow an option
         options.words = list(sys.argv[1:] if arguments is None else arguments)
@@ -152,7 +153,10 @@ def _resumed(options: argparse.Namespace, preset: Path | None, overrides: list[s
     from mneme.resumption import refuse_other_changes
     from mneme.training import resume
 
-    refuse_other_changes([*([] if preset is None else [str(preset)]), *overrides])
+    if preset is not None:
+        word = next(word for word in (options.preset, *options.settings) if "=" not in word)
+        raise ConfigError(f"{word} is given, but a run goes on with its own settings; leave {word} out")
+    refuse_other_changes(overrides)
     if options.retries is not None and (source := source_of(options.resume)):
         raise ConfigError(
             f"--retries goes on in a folder, and {source.uri} is a mirror; give name={source.name} and its "
@@ -173,9 +177,10 @@ def _as_seen_from_here(path: Path) -> Path:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from mneme.evaluation import evaluate_checkpoint
+    from mneme.evaluation import evaluate_checkpoint, refuse_other_settings
     from mneme.reporting.meter import describe_evaluation, json_evaluation
 
+    refuse_other_settings(options.settings)
     if options.settings:
         logging.getLogger(__name__).info(f"the task is changed: {' '.join(options.settings)}")
     evaluation = evaluate_checkpoint(

@@ -65,6 +65,7 @@ def evaluate_checkpoint(
             raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")
     if best is not None and record is None:
         raise ValueError(f"best is {best}, but nothing is recorded; name a file for the record")
+    refuse_other_settings(changes)
     torch.set_num_threads(1)
     loaded = path if isinstance(path, LoadedPolicy) else load_policy(path, trust)
     blueprint, policy = loaded.blueprint, loaded.policy
@@ -98,15 +99,23 @@ def evaluate_checkpoint(
             )  # fmt: skip
 
 
-def changed_task(blueprint: Blueprint[Config], changes: Sequence[str]) -> tuple[EnvSettings, TaskFacts | None]:
-    """A run's task with settings of it replaced, and what is known of it.
+def refuse_other_settings(changes: Sequence[str]) -> None:
+    """See that changes are of the task.
 
     Raises:
-        ConfigError: a change is none of the task, or the policy does not fit the changed task.
+        ConfigError: one is not.
     """
     for change in changes:
         if not change.startswith("env."):
             raise ConfigError(f"{change} is no setting of the task; an evaluation changes only env.key=value")
+
+
+def changed_task(blueprint: Blueprint[Config], changes: Sequence[str]) -> tuple[EnvSettings, TaskFacts | None]:
+    """A run's task with settings of it replaced, and what is known of it.
+
+    Raises:
+        ConfigError: the task has no such setting, or the policy does not fit the changed task.
+    """
     settings = override(blueprint.config, changes).env
     try:
         with closing(make_vector_env(settings, 1)) as env:

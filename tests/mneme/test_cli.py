@@ -154,10 +154,12 @@ def recorded_and_replayed(mneme: Command, run: Path, folder: Path) -> str:
         (["train", "env.id=mneme/DelayedQue-v0"], 2, "mneme/DelayedCue-v0"),
         (["train", "a.yaml", "b.yaml"], 2, "got 2 presets"),
         (["train", "--local", "service.mode=async"], 2, "set service.mode=sync"),
-        (["train", "--resume", "/nowhere"], 2, "no usable checkpoint under /nowhere/checkpoints"),
+        (["train", "--resume", "/nowhere"], 2, "there is no run at /nowhere; name a run's folder"),
         (["train", "--resume", "runs/x", "seed=1"], 2, "those that may change are train.total_timesteps"),
         (["train", "service.address=127.0.0.1:1"], 1, "cannot join the Ray cluster at 127.0.0.1:1"),
-        (["evaluate", "/nowhere"], 2, "no usable checkpoint"),
+        (["evaluate", "/nowhere"], 2, "there is no run at /nowhere"),
+        (["train", "delayed_cue", "--resume", "runs/x"], 2, "goes on with its own settings; leave delayed_cue out"),
+        (["evaluate", "/nowhere", "learner.mode=cached"], 2, "mneme: learner.mode=cached is no setting of the task"),
         (["evaluate", "/nowhere", "--episodes", "0"], 2, "episodes is 0"),
         (["evaluate", "/nowhere", "--record", "a.parquet", "--best", "0"], 2, "best is 0"),
         (["evaluate", "/nowhere", "--best", "3"], 2, "name a file for the record"),
@@ -175,6 +177,8 @@ def recorded_and_replayed(mneme: Command, run: Path, folder: Path) -> str:
         (["evaluate", "/nowhere", "--num-envs", "0"], 2, "num_envs is 0"),
         (["train", "--locla"], 2, "unrecognized arguments: --locla; did you mean --local?"),
         (["evaluate", "x", "--episods", "3"], 2, "did you mean --episodes?"),
+        (["diagnose", "x", "--local"], 2, "mneme diagnose: error: unrecognized arguments: --local"),
+        (["diagnose", "x", "--local"], 2, "usage: mneme diagnose [-h]"),
         (["dashboard", "--prot=80"], 2, "did you mean --port?"),
         (["train", "seed", "3"], 2, "a setting and its value are one word: seed=3"),
         (["train", "delayed_cue", "lr", "1e-3"], 2, "one word: learner.learning_rate=1e-3"),
@@ -191,6 +195,7 @@ def test_what_is_wrong_is_one_sentence(
     done = mneme(*arguments)
     assert done.status == status
     assert sentence in done.err
+    assert "the task is changed" not in done.err
     assert not (tmp_path / "runs").exists()  # refused before anything was made
 
 
