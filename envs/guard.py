@@ -55,16 +55,17 @@ class Guard(gym.Wrapper[Any, Any, Any, Any]):
         max_failures: so many in a row, with no episode between them that ended by itself, raise; one that shows
             another interface than Gymnasium's does at once.
         alone: it has its process to itself, so a seed is the seed of the process's generators too.
+        name: of the environment, for what is said; unset: as it is registered, or that of its class.
 
     Raises:
         EnvironmentFailure: one sentence, and below it, where the environment's code raised, its traceback as text, as
             no chain survives a subprocess.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], max_failures: int, alone: bool = False) -> None:
+    def __init__(self, env: gym.Env[Any, Any], max_failures: int, alone: bool = False, name: str | None = None) -> None:
         super().__init__(env)
         self.metadata = dict(env.metadata or {})  # vectorisers write into it
-        self._name = self.spec.id if self.spec is not None else type(self.unwrapped).__name__
+        self._name = name or (self.spec.id if self.spec is not None else type(self.unwrapped).__name__)
         self._masks = Masks(env, self._name)
         self._max_failures = max_failures
         self._alone = alone
@@ -257,8 +258,23 @@ def _fitted_array(space: gym.Space[Any], value: Any, name: str) -> np.ndarray:
                 f"scale what is large"
             )
     elif not np.array_equal(fitted, array) or not (isinstance(space, spaces.Box) or space.contains(fitted)):
-        raise Misfit(f"{name} holds numbers outside its space {space}")
+        wrong = array[(fitted != array) | _outside(space, fitted)].flat[0]
+        raise Misfit(f"{name} holds {wrong}, outside its space {space}")
     return fitted
+
+
+def _outside(space: gym.Space[Any], array: np.ndarray) -> np.ndarray:
+    """True where a number of the array is not of the space, which bounds each by itself; nowhere in a Box."""
+    low: Any = 0
+    if isinstance(space, spaces.Discrete):
+        low, count = space.start, space.n
+    elif isinstance(space, spaces.MultiDiscrete):
+        low, count = space.start, space.nvec
+    elif isinstance(space, spaces.MultiBinary):
+        count = 2
+    else:
+        return np.zeros(array.shape, np.bool_)
+    return np.asarray((array < low) | (array - low >= count))
 
 
 def _flag(name: str, value: Any) -> bool:

@@ -79,14 +79,14 @@ def make_vector_env(
     try:
         if obstacle is None:
             kwargs = resolved(spec.kwargs, place.first_lane, place.worker)
-            return _native(replace(spec, kwargs=kwargs), num_envs, place, settings.max_failures)
+            return _native(replace(spec, kwargs=kwargs), num_envs, place, settings)
         known = registered_here() if alone else {}
         lanes = [_Single(spec, package, settings, place, place.first_lane + i, known) for i in range(num_envs)]
         seed = (*place.seed, place.first_lane)
         if alone:
             with GlobalStreams(seed):  # one is made in this process, to look at
                 return Subprocesses(lanes, spec)
-        return Enclosed(lambda: _in_this_process(lanes, spec), spec.id, seed)
+        return Enclosed(lambda: _in_this_process(lanes, spec), settings.id, seed)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -213,7 +213,7 @@ class _Single:
         plain = replace(self.spec, entry_point=partial(made_plain, creator), kwargs=kwargs)
         env: gym.Env[Any, Any] = gym.make(plain, disable_env_checker=True)
         env.unwrapped.spec = replace(plain, entry_point=self.spec.entry_point)
-        return Guard(env, self.settings.max_failures, alone)
+        return Guard(env, self.settings.max_failures, alone, self.settings.id)
 
 
 def _in_this_process(lanes: Sequence[_Single], spec: EnvSpec) -> VectorEnv:
@@ -233,11 +233,11 @@ def _itself(guard: Guard) -> Guard:
     return guard
 
 
-def _native(spec: EnvSpec, num_envs: int, place: Place, max_failures: int) -> VectorEnv:
+def _native(spec: EnvSpec, num_envs: int, place: Place, settings: EnvSettings) -> VectorEnv:
     """The task's own vector form; Mneme's draw from nothing that is the process's."""
     env = Enclosed(
         lambda: gym.make_vec(spec, num_envs, vectorization_mode="vector_entry_point"),
-        spec.id,
+        settings.id,
         (*place.seed, place.first_lane),
     )
     if not _resets_itself(env) or env.num_envs != num_envs:
@@ -248,7 +248,7 @@ def _native(spec: EnvSpec, num_envs: int, place: Place, max_failures: int) -> Ve
             f"take num_envs at its word, with autoreset_mode SAME_STEP or NEXT_STEP"
         )
     made = env.env  # a wrapper that somebody has put around a task of ours does something too
-    return made if isinstance(made, MemoryVectorEnv) else VectorGuard(env, spec.id, max_failures)
+    return made if isinstance(made, MemoryVectorEnv) else VectorGuard(env, settings.id, settings.max_failures)
 
 
 def resumable_form(env: gym.vector.VectorEnv[Any, Any, Any]) -> Resumable | None:

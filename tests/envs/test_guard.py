@@ -94,8 +94,8 @@ FAULTS = [
     (replace("observation.numbers", np.zeros(3)), r"\['numbers'\] has shape \(3,\) .* its space has \(2,\)"),
     (replace("observation.numbers", ["a", "b"]), r"\['numbers'\] has .* type <U1, but its space has .* float32"),
     (replace("observation.rest", (1, [0.5, 0.0])), r"\['rest'\]\[1\] has .* type float64, but .* uint8"),
-    (replace("observation.rest", (1, [0, 256])), r"\['rest'\]\[1\] holds numbers outside its space"),
-    (replace("observation.rest", (0, [0, 0])), r"\['rest'\]\[0\] holds numbers outside its space Discrete"),
+    (replace("observation.rest", (1, [0, 256])), r"\['rest'\]\[1\] holds 256, outside its space Box"),
+    (replace("observation.rest", (0, [0, 0])), r"\['rest'\]\[0\] holds 0, outside its space Discrete"),
     (replace("observation.rest", (1,)), r"\['rest'\] is \(1,\), but its space is a tuple of 2"),
     (replace("observation", {"numbers": np.zeros(2)}), r"is \['numbers'\], but its space has the parts \['numbers', "),
     (replace("observation", np.zeros(2)), "the observation is ndarray, but its space has the parts"),
@@ -124,6 +124,27 @@ def test_a_failing_step_cuts_the_episode(fault: Callable[[dict[str, Any]], Any],
             raise AssertionError(info["mneme.failure"])
         assert info.keys() == {"mneme.failure"}
         assert "\n" not in info["mneme.failure"]
+
+
+@pytest.mark.parametrize(
+    ("space", "given", "wrong"),
+    [
+        (spaces.Discrete(4, start=-1), 3, 3),
+        (spaces.Discrete(4, start=-1), -2, -2),
+        (spaces.MultiDiscrete([3, 7], start=[1, 0]), [3, 7], 7),
+        (spaces.MultiDiscrete([3, 7], start=[1, 0]), [0, 6], 0),
+        (spaces.MultiDiscrete([3, 7], dtype=np.uint8), [2, 256], 256),
+        (spaces.MultiBinary((2, 2)), [[0, 1], [1, 2]], 2),
+    ],
+)
+def test_a_number_outside_its_space_is_told(space: spaces.Space[Any], given: Any, wrong: int) -> None:
+    env = Steps(lambda result: result.update(observation=given), at=0)
+    env.observation_space = space
+    env.observe = lambda: space.sample()  # type: ignore[method-assign, assignment]
+    guard = Guard(env, max_failures=2)
+    guard.reset(seed=0)
+    told = guard.step(0)[4]["mneme.failure"]
+    assert told.endswith(f"the observation holds {wrong}, outside its space {space}")
 
 
 def test_what_fits_is_passed_on_in_the_types_of_the_space() -> None:

@@ -162,6 +162,15 @@ def test_lanes_are_guarded(single_only: str) -> None:
         env.step(np.array([0, 9]))
 
 
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_a_failure_names_its_environment_as_it_was_given(vectorization: str) -> None:
+    settings = EnvSettings(id="minigrid:MiniGrid-MemoryS7-v0", vectorization_mode=vectorization)
+    with closing(make_vector_env(settings, 1)) as env:
+        env.reset(seed=0)
+        (sentence,) = failures_in(env.step(np.array([99]))[4]).values()
+    assert sentence.startswith("the environment minigrid:MiniGrid-MemoryS7-v0 failed at step 0 of an episode: ")
+
+
 @pytest.mark.parametrize("vectorization", ["auto", "sync", "async"])
 def test_environments_render_on_request(vectorization: str) -> None:
     env = make_vector_env(EnvSettings(id="CartPole-v1", vectorization_mode=vectorization), 2, render_mode="rgb_array")
