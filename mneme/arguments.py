@@ -9,8 +9,11 @@ from itertools import pairwise
 from pathlib import Path
 
 from mneme.configuration.config import settings, suggest
+from mneme.configuration.hints import suggestions
+from mneme.configuration.listing import settings_in
 from mneme.configuration.presets import find_preset, preset_names
 from mneme.distributed.config import ConfigError
+from mneme.experiments.sweep.settings import SweepSettings
 from mneme.help import sweep_help, train_help
 from mneme.reporting.tracking.settings import TrackingSettings
 from mneme.storage.paths import local_path
@@ -169,6 +172,7 @@ def make_parser() -> argparse.ArgumentParser:
         "horizons, see what each controller achieves at horizons that it was not trained at. What is done is kept: the "
         "same --name goes on where it stopped.",
     )
+    suite.add_argument("contest", nargs="?", metavar="modes|horizons", help="compare these in place of controllers")
     suite.add_argument("settings", nargs="*", metavar="key=value", help="settings that replace the presets'")
     suite.add_argument("--tasks", type=_names, default=[], metavar="A,B", help="presets (default: the memory tasks)")
     suite.add_argument("--controllers", type=_names, default=[], metavar="A,B", help="kinds (default: all of them)")
@@ -295,11 +299,12 @@ def hint_of(arguments: Sequence[str], unknown: Sequence[str], options: argparse.
     key = given.lstrip("-").replace("-", "_")
     if not key:
         return ""
+    own = [setting.key for setting in settings_in(SweepSettings)] if options.command == "sweep" else []
     exact = key in {setting.key for setting in settings()}
     known = re.findall(r"--[\w-]+", options.usage)
     if not exact and (alike := difflib.get_close_matches(given.replace("_", "-").lower(), known, n=1, cutoff=_ALIKE)):
         return f"; did you mean {alike[0]}?"
-    near = [key] if exact else suggest(key)
+    near = [key] if exact else suggestions(key, own) or suggest(key)
     if not near or "settings" not in options:
         return ""
     if not separator and option in arguments:

@@ -14,12 +14,16 @@ def suite(options: argparse.Namespace) -> int:
     from mneme.experiments.suite.modes import MODES_CONTEST
     from mneme.experiments.suite.running import run_suite, show_suite
 
-    what, contest, overrides = "suite", CONTROLLERS_CONTEST, options.settings
     contests = {"modes": MODES_CONTEST, "horizons": HORIZONS_CONTEST}
-    if overrides and overrides[0] in contests:
-        what, *overrides = overrides
-        contest = contests[what]
-    name = options.name or what
+    words = [word for word in (options.contest, *options.settings) if word is not None]
+    overrides, named = [word for word in words if "=" in word], [word for word in words if "=" not in word]
+    if len(named) > 1 or not {*named} <= contests.keys():
+        raise ConfigError(
+            f"{', '.join(named)} is no suite; give one of {', '.join(contests)}, or none to compare controllers, and "
+            f"settings as key=value"
+        )
+    what = named[0] if named else "suite"
+    contest, name = contests.get(what, CONTROLLERS_CONTEST), options.name or what
     if options.table:
         show_suite(name, contest=contest)
         return 0

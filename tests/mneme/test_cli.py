@@ -180,6 +180,17 @@ def recorded_and_replayed(mneme: Command, run: Path, folder: Path) -> str:
         (["diagnose", "x", "--local"], 2, "mneme diagnose: error: unrecognized arguments: --local"),
         (["diagnose", "x", "--local"], 2, "usage: mneme diagnose [-h]"),
         (["dashboard", "--prot=80"], 2, "did you mean --port?"),
+        (
+            ["sweep", "copy_memory_k", "--seeds", "2"],
+            2,
+            "--seeds 2; settings are written without dashes: sweep.seeds=2",
+        ),
+        (["sweep", "copy_memory_k", "--early-stoping=asha"], 2, "without dashes: sweep.early_stopping=asha"),
+        (["sweep", "copy_memory_k", "--seed", "2"], 2, "settings are written without dashes: seed=2"),
+        (["suite", "nosuch"], 2, "nosuch is no suite; give one of modes, horizons, or none to compare controllers"),
+        (["suite", "modes", "horizons"], 2, "modes, horizons is no suite; give one of modes, horizons"),
+        (["suite", "seed=3", "--seeds", "1", "modus"], 2, "modus is no suite"),
+        (["suite", "modes", "--tables"], 2, "did you mean --table?"),
         (["train", "seed", "3"], 2, "a setting and its value are one word: seed=3"),
         (["train", "delayed_cue", "lr", "1e-3"], 2, "one word: learner.learning_rate=1e-3"),
         (["train", "seed", "=", "3"], 2, "one word: seed=3"),
@@ -233,6 +244,20 @@ def test_what_to_do_next_is_said_with_the_options_that_it_needs(
     done = mneme("train", *words)
     assert (done.status, done.err) == (0, "")
     assert done.out.endswith(f"evaluate with: mneme evaluate run{evaluate}\n")
+
+
+def test_the_usage_of_a_suite_has_a_place_for_what_it_compares(mneme: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[str, tuple[str, ...]]] = []
+    monkeypatch.setattr(
+        "mneme.experiments.suite.running.run_suite",
+        lambda *_, name, overrides, **__: bool(shown.append((name, tuple(overrides)))) or True,
+    )
+    for words in (["modes", "seed=3"], ["seed=3", "modes"], ["--seeds", "1", "modes", "seed=3"]):
+        assert mneme("suite", *words).status == 0
+    assert shown == [("modes", ("seed=3",))] * 3
+    assert mneme("suite", "seed=3").status == 0
+    assert shown[3] == ("suite", ("seed=3",))
+    assert "[modes|horizons] [key=value ...]" in " ".join(mneme("suite", "--help").out.split())
 
 
 def test_a_module_of_ones_own_is_found_where_the_command_is_started(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from mneme.configuration.config import Config, insert, overridden, parse_config
 from mneme.configuration.presets import EXTENDS, SWEEPS, find_preset, merged, read_preset
+from mneme.controllers import hints_of
 from mneme.distributed.blueprint import Blueprint
 from mneme.distributed.config import ConfigError
 from mneme.distributed.search_space import Range, Space, Trial
@@ -30,6 +31,7 @@ _OWN = {
     "name": "runs are named by their configuration",
     "checkpoint.root": "runs lie in the sweep's folder",
 }  # settings that a sweep gives each trial, and what to do instead
+_ALL_KNOWN = TaskFacts(0, None, optimal_return=1, memoryless_return=0, chance_return=0, success_return=1)
 _SAMPLE = 32  # points of a space that are tried out where a search chooses others later
 
 
@@ -58,10 +60,7 @@ class Plan:
                 insert(tree, key, value)
         for key, value in {"seed": trial.seed, "name": run_name(trial), "checkpoint.root": str(self.folder)}.items():
             insert(tree, key, value)
-        try:
-            config = parse_config(tree)
-        except ConfigError as error:
-            raise ConfigError(f"with {described(trial.point)}: {error}") from None
+        config = parse_config(tree)
         parent = config.tracking.parent or self.folder.name
         config = with_known(config.changed("tracking", uri=self.store, parent=parent), self.starts)
         return config if config.learner.num_threads else config.changed("learner", num_threads=1)
@@ -119,6 +118,8 @@ def make_plan(path: Path | None, overrides: Sequence[str], search: Mapping[str, 
     """
     tree = overridden(deepcopy(read_preset(path)) if path is not None else {}, overrides)
     section = tree.pop(SECTION, None)
+    if own := [name for name in tree if name in hints_of(SweepSettings)]:
+        raise ConfigError(f"unknown setting {own[0]} (given {tree[own[0]]!r}); did you mean {SECTION}.{own[0]}?")
     if section is not None and not isinstance(section, Mapping):
         raise ConfigError(f"{SECTION} is {section!r}; it is a section: set what it holds, such as sweep.space")
     sweep = sweep_settings({**(section or {}), **search})
@@ -172,19 +173,36 @@ def check_plan(plan: Plan) -> Plan:
     """
     if plan.sweep.search == "optuna" and find_spec("optuna") is None:
         raise ConfigError("sweep.search is optuna, which is not installed: pip install mneme-rl[train]")
+    _check_metric(plan.sweep, metrics_of(_ALL_KNOWN, has_success=True))  # of any task, before one is made
     starts = dict(plan.starts)
     with reach_warned_of_once():
         for trial in stand_ins(plan):
-            config = plan.config(trial)
             try:
-                blueprint = _check(config, plan.sweep)
-                given = config.train.start_from
-                start = None if given in plan.starts.values() else start_of(blueprint)  # else it was seen to before
+                start = _checked_start(plan, trial)
             except (ConfigError, EnvironmentFailure) as error:
-                raise type(error)(f"with {described(trial.point)}: {error}") from None
-            if given is not None and start is not None:
-                starts.setdefault(given, start.named)
+                raise _blaming(plan, trial, error) from None
+            if start is not None:
+                starts.setdefault(*start)
     return replace(plan, starts=starts)
+
+
+def _checked_start(plan: Plan, trial: Trial) -> tuple[str, str] | None:
+    """Refuse a trial, or have what it starts from: as it is given, and the very checkpoint."""
+    config = plan.config(trial)
+    blueprint = _check(config, plan.sweep)
+    given = config.train.start_from
+    start = None if given in plan.starts.values() else start_of(blueprint)  # else it was seen to before
+    return None if given is None or start is None else (given, start.named)
+
+
+def _blaming(plan: Plan, trial: Trial, error: Exception) -> Exception:
+    """The refusal of a trial, with its point in front unless it is refused in the same words without that."""
+    try:
+        _checked_start(plan, trial._replace(point={}))
+    except (ConfigError, EnvironmentFailure) as without:
+        if str(without) == str(error):
+            return error
+    return type(error)(f"with {described(trial.point)}: {error}")
 
 
 def _corners(space: Space) -> Iterator[Mapping[str, Any]]:
@@ -212,10 +230,13 @@ def _check(config: Config, sweep: SweepSettings) -> Blueprint[Config]:
         )
     blueprint = checked_blueprint(config, local=False)  # trials are other processes, on the cluster's machines if any
     check_memory(blueprint, local=False)
-    known = metrics_of(blueprint.facts, config.env.success_return is not None)
+    _check_metric(sweep, metrics_of(blueprint.facts, config.env.success_return is not None))
+    return blueprint
+
+
+def _check_metric(sweep: SweepSettings, known: Sequence[str]) -> None:
     if sweep.metric not in known:
         raise ConfigError(f"sweep.metric is {sweep.metric}, which no evaluation has; there are {', '.join(known)}")
-    return blueprint
 
 
 def metrics_of(facts: TaskFacts | None, has_success: bool) -> list[str]:

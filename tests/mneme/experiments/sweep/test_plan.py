@@ -99,6 +99,24 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(load_config(None, settings), local=True, progress=False).folder
 
 
+@pytest.mark.parametrize(
+    ("overrides", "search", "sentence"),
+    [
+        (["train.start_from=/nowhere"], {}, "train.start_from is /nowhere: "),
+        (["learner.gamma=2"], {}, "learner.gamma is 2"),
+        (["service.mode=async"], {}, "service.mode is async"),
+        ([], {"metric": "evaluation/sucess"}, "sweep.metric is evaluation/sucess, which no evaluation has"),
+        (["env={id: CartPole-v1}"], {"metric": "evaluation/success"}, "sweep.metric is evaluation/success, which no"),
+        (["env.kwargs.wrong=3"], {"metric": "sucess"}, "sweep.metric is sucess, which no"),
+        (["seeds=2"], {}, "unknown setting seeds (given 2); did you mean sweep.seeds?"),
+    ],
+)
+def test_what_all_trials_have_is_not_blamed_on_one(
+    overrides: list[str], search: Mapping[str, Any], sentence: str
+) -> None:
+    assert refusal(SPACE, *overrides, **search).startswith(sentence)
+
+
 def test_what_trials_start_from_is_found_before_them(other: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(other.parent)
     start, small = "train.start_from=other", "policy.controller.hidden_size=8"
