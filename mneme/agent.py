@@ -96,7 +96,7 @@ class Agent:
             observation: what `reset` or `step` returned: of one environment, or a vector environment's batch.
             carry: what the last call returned; none at the beginning.
             reset: whether an episode begins with this observation, for each environment; unset: only where there is no
-                carry.
+                carry. False needs one.
             info: where an environment says there which actions are allowed.
             reward: of the last step, which an agent reads that was trained with `spaces.previous_reward`.
             greedy: the most probable action instead of a sampled one.
@@ -122,6 +122,8 @@ class Agent:
             raise ValueError(f"rng is {rng!r}; it must be a numpy.random.Generator, such as np.random.default_rng(0)")
         try:
             single = self._is_single(observation)
+            for leaf in leaves_of(self.observation_space) if single else self._adapter.leaves:
+                leaf.of(observation)  # or what it lacks would be told in other libraries' words
             if single:
                 space = self.observation_space
                 observation = concatenate(space, [observation], create_empty_array(space, 1))
@@ -133,6 +135,11 @@ class Agent:
         if len(carry.action_B) != B:
             raise ValueError(f"the carry is of {len(carry.action_B)} environments and the observation of {B}")
         reset_B = np.full(B, begins) if reset is None else _each("reset", reset, B, "b")
+        if begins and not reset_B.all():
+            raise ValueError(
+                f"reset is {reset!r}, and there is no carry to go on with; give what the last call returned beside the "
+                f"action, or reset=True where an episode begins"
+            )
         reward_B = np.where(reset_B, 0.0, self._rewards(reward, reset_B))
         unused_B = _each("unused", unused, B, "b")
         parts = self._adapter.observe(observation, _batched(info or {}, single), carry.action_B, reward_B, unused_B)

@@ -1,6 +1,8 @@
 """The functions that `import mneme` offers: train, resume, sweep, evaluate, load and export, each in one call."""
 
+import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +72,7 @@ def train(
     for setting in overrides:
         if not isinstance(setting, str):
             raise ConfigError(f'a setting is given as {setting!r}; write it as text: "seed=1"')
+    _check_name(name)
     given = _given(env, controller, seed, name)
     if isinstance(preset, Config):
         file, config = None, preset
@@ -155,6 +158,7 @@ def sweep(
     if isinstance(file, str) and "=" in file and not Path(file).exists():
         overrides = (file, *overrides)
         file = None
+    _check_name(name)
     given = search if space is None else {"space": dict(space), **search}
     return run_sweep(file, overrides, search=given, name=name, console=None if progress else Console(quiet=True))
 
@@ -190,8 +194,8 @@ def evaluate(
     with _threads_kept():
         return evaluate_checkpoint(
             _path(agent), episodes=episodes, seed=seed, num_envs=num_envs, changes=changes, greedy=greedy,
-            reset_carry_at=reset_carry_at, record=None if record is None else Path(record),
-            video=None if video is None else Path(video), trust=trust,
+            reset_carry_at=reset_carry_at, record=None if record is None else _written("record", record),
+            video=None if video is None else _written("video", video), trust=trust,
         )  # fmt: skip
 
 
@@ -219,8 +223,9 @@ def export(agent: Agent | Run | Path | str, file: Path | str, *, trust: bool = F
     Raises:
         CheckpointError, ConfigError, ValueError, OSError: one sentence each.
     """
+    path = _written("file", file)
     policy = agent.policy if isinstance(agent, Agent) else load_policy(_path(agent), trust).policy
-    export_policy(policy, Path(file))
+    export_policy(policy, path)
 
 
 @contextmanager
@@ -240,9 +245,20 @@ def _given(env: Any, controller: Any, seed: int | None, name: str | None) -> Seq
         kind = controller if isinstance(controller, str) or controller is None else kind_of(controller)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    settings = {"policy.controller.kind": kind, "seed": seed, "name": name}
+    settings = {"policy.controller.kind": kind, "seed": seed, "name": None if name is None else json.dumps(name)}
     task = [] if id is None else [f"env={{id: {id!r}}}"]
     return task + [f"{key}={value}" for key, value in settings.items() if value is not None]
+
+
+def _check_name(name: str | None) -> None:
+    if name is not None and (not isinstance(name, str) or not name):
+        raise ConfigError(f"name is {name!r}; give a folder's name as text, or None for one that is made for you")
+
+
+def _written(what: str, path: Path | str) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise ConfigError(f"{what} is {path!r}; give the path of what is to be written, as text or a Path")
+    return Path(path)
 
 
 def _path(run: Agent | Run | Path | str) -> Path:

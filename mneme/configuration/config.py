@@ -22,6 +22,7 @@ from mneme.configuration.renamed import RENAMED, new_name
 from mneme.controllers import hints_of
 from mneme.distributed.config import ConfigError, ServiceConfig
 from mneme.reporting.tracking.settings import TrackingSettings
+from mneme.storage.paths import no_folder
 from mneme.storage.settings import CheckpointSettings
 
 
@@ -49,8 +50,8 @@ class Config(ServiceConfig):
     @field_validator("name")
     @classmethod
     def _is_a_folder_name(cls, name: str | None) -> str | None:
-        if name is not None and (not name.strip(".") or "/" in name or "\\" in name):
-            raise ValueError(f"name is {name!r}; it names a folder inside checkpoint.root, so it holds no slashes")
+        if name is not None and (why := no_folder(name)):
+            raise ValueError(f"name is {name!r}; {why}; choose another")
         return name
 
     def changed(self, section: str, **values: Any) -> Self:

@@ -75,16 +75,25 @@ def local_path(given: str | Path) -> Path:
         raise ValueError(f"{given} names a home directory that is not known; write the path out") from None
 
 
+def no_folder(name: str) -> str | None:
+    """Why no folder can have a name, whatever the system; None if one can."""
+    if not name:
+        return "it is empty, and a folder has a name"
+    if not name.strip("."):
+        return "it is dots alone, which mean a folder that is there already"
+    return "it names a folder, so it holds no slashes" if "/" in name or "\\" in name else None
+
+
 def checked_name(key: str, name: str) -> str:
     """A name that can be a folder's, and be given to commands.
 
     Raises:
         ValueError: it cannot, and why.
     """
-    length = len(name.encode(errors="replace"))
+    length, why_none = len(name.encode(errors="replace")), no_folder(name)
     unseen = [letter for letter in name if not letter.isprintable()]
     for wrong, why in (
-        (not name.strip(".") or "/" in name or "\\" in name, "it names a folder, so it holds no slashes"),
+        (bool(why_none), why_none),
         (bool(unseen), f"it holds {''.join(unseen[:1])!r}, which cannot be shown or typed"),
         (name != name.strip(), "it begins or ends with a space"),
         (name.startswith(("-", "~")), "commands would take it for an option or a home directory"),

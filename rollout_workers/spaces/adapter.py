@@ -17,7 +17,7 @@ from mneme.controllers import ACTION_MASK, PREVIOUS_ACTION, ActionDistribution, 
 from mneme.envs import EnvironmentFailure, one_line
 from mneme.rollout_workers.settings import SpaceSettings
 from mneme.rollout_workers.spaces.actions import acted_leaf
-from mneme.rollout_workers.spaces.leaves import leaves_of, nested, size_of
+from mneme.rollout_workers.spaces.leaves import Leaf, leaves_of, nested, size_of
 from mneme.rollout_workers.spaces.observations import PREVIOUS_REWARD, observed_leaves
 
 Parts = dict[str, np.ndarray]
@@ -83,6 +83,11 @@ class SpaceAdapter:
             previous_action=settings.previous_action,
             stack=settings.stack,
         )
+
+    @property
+    def leaves(self) -> list[Leaf]:
+        """The parts of an observation that are looked at."""
+        return [*(observed.leaf for observed in self._observed), *self._mask_leaves]
 
     def observe(
         self, observation: Any, info: Mapping[str, Any], action_B: np.ndarray, reward_B: np.ndarray, free_B: np.ndarray

@@ -4,13 +4,15 @@ Legend: B environments.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from textwrap import shorten
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+
+from mneme.envs import Misfit
 
 Convert = Callable[[np.ndarray], np.ndarray]
 
@@ -62,10 +64,30 @@ class Leaf(NamedTuple):
             )
 
     def of(self, value: Any) -> np.ndarray:
-        """This leaf's array inside a batched value of the whole space."""
-        for key in self.path:
-            value = value[key]
+        """This leaf's array inside a value of the whole space, of one or batched.
+
+        Raises:
+            Misfit: there is none.
+        """
+        for depth, key in enumerate(self.path):
+            try:
+                value = value[key]
+            except (KeyError, IndexError, TypeError):
+                raise Misfit(self._lacking(value, depth)) from None
         return np.asarray(value)
+
+    def _lacking(self, value: Any, depth: int) -> str:
+        """That a value so deep inside does not hold the next part of the path, in a sentence."""
+        part = ".".join(map(str, self.path[: depth + 1]))
+        inside = f" in {'.'.join(map(str, self.path[:depth]))!r}" if depth else ""
+        if isinstance(value, np.ndarray):
+            given = f"an array of shape {list(value.shape)}"
+        elif isinstance(value, Mapping):
+            given = f"a dict of {', '.join(map(repr, value)) or 'nothing'}"
+        else:
+            given = f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, (tuple, list)) else "")
+        needed = "a dict" if isinstance(self.path[depth], str) else "a tuple"
+        return f"its part {part!r} is missing: what is given{inside} is {given}; give {needed} with that part"
 
 
 def leaves_of(space: gym.Space[Any], path: tuple[str | int, ...] = ()) -> Iterator[Leaf]:

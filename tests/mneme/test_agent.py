@@ -221,6 +221,11 @@ def test_the_carry_is_explicit_and_calls_change_nothing() -> None:
             "reset is 'yes'; it must be true or false, or one for each of 1",
         ),
         ({"observation": None}, "the observation does not fit"),
+        (
+            {"observation": np.zeros(9), "reset": False},
+            "reset is False, and there is no carry to go on with; give what",
+        ),
+        ({"observation": np.zeros(9), "carry": 1, "reset": False}, "reads the reward of the last step"),
         ({"observation": np.zeros(9), "rng": 3}, "rng is 3; it must be a numpy.random.Generator"),
     ],
 )
@@ -235,6 +240,51 @@ def test_what_does_not_fit_is_one_sentence(given: dict[str, Any], sentence: str)
             given["carry"] = agent.initial_carry(given["carry"])
         with pytest.raises(ValueError, match=sentence):
             agent.act(**given)
+
+
+def test_an_episode_that_nobody_has_begun_is_not_gone_on_with() -> None:
+    with closing(make_vector_env(EnvSettings(id="Everything-v0"), LANES)) as env:
+        agent = agent_of(env, "gru", SpaceSettings())
+        observation, info = env.reset(seed=0)
+        for reset in (False, np.False_, [True, False, True]):
+            with pytest.raises(ValueError, match="there is no carry to go on with; give what the last call returned"):
+                agent.act(observation, None, reset=reset, info=info)
+        begun, _ = agent.act(observation, info=info)
+        for explicit, _ in (
+            agent.act(observation, None, reset=True, info=info),
+            agent.act(observation, None, reset=[True] * LANES, info=info),
+            agent.act(observation, agent.initial_carry(LANES), reset=False, info=info),
+        ):
+            for mine, its in zip(explicit, begun, strict=True):
+                np.testing.assert_array_equal(mine, its)
+        session = agent.session(env)  # whose first call begins one by itself
+        for mine, its in zip(session.predict(observation, info=info), begun, strict=True):
+            np.testing.assert_array_equal(mine, its)
+
+
+@pytest.mark.parametrize(
+    ("observation", "sentence"),
+    [
+        (
+            np.zeros(3),
+            r"part 'numbers' is missing: what is given is an array of shape \[3\]; give a dict with that part",
+        ),
+        (3, "part 'numbers' is missing: what is given is a int; give a dict with that part"),
+        ({}, "part 'numbers' is missing: what is given is a dict of nothing; give a dict with that part"),
+        ({"numbers": np.zeros(2)}, "part 'pair' is missing: what is given is a dict of 'numbers'; give a dict"),
+        ({"numbers": np.zeros((1, 2))}, "part 'pair' is missing: what is given is a dict of 'numbers'; give a dict"),
+        (
+            {"numbers": np.zeros(2), "pair": (1,)},
+            r"part 'pair\.1' is missing: what is given in 'pair' is a tuple of 1; give a tuple with that part",
+        ),
+    ],
+)
+def test_a_part_that_an_observation_lacks_is_named(observation: Any, sentence: str) -> None:
+    with closing(make_vector_env(EnvSettings(id="Everything-v0"), 1)) as env:
+        agent = agent_of(env, "gru", SpaceSettings())
+        mask = np.ones((1, 7), np.bool_)
+        with pytest.raises(ValueError, match=rf"^the observation does not fit Dict\(.*\): its {sentence}"):
+            agent.act(observation, None, reset=True, info={"action_mask": mask})
 
 
 def test_a_session_takes_what_its_agent_was_trained_on() -> None:

@@ -179,12 +179,27 @@ def test_what_only_this_process_has_trains_over_ray_too(tmp_path: Path) -> None:
         ({"controller": DelayedCue}, "give a kind such as gru, or a subclass of Controller"),
         ({"controller": "grue"}, "policy.controller.kind is 'grue'"),
         ({"seed": -1}, "seed is -1"),
+        ({"name": 3}, "name is 3; give a folder's name as text, or None for one that is made for you"),
+        ({"name": ""}, "name is ''; give a folder's name as text, or None for one that is made for you"),
+        ({"name": ".."}, "name is '..'; it is dots alone, which mean a folder that is there already; choose another"),
+        ({"name": "a/b"}, "name is 'a/b'; it names a folder, so it holds no slashes; choose another"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(tmp_path: Path, given: dict[str, Any], sentence: str) -> None:
     with pytest.raises(mneme.ConfigError, match=sentence):
         short(tmp_path, **given)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_is_taken_as_it_is(tmp_path: Path) -> None:
+    for name in ("null", "'quoted'", "run #3", "3"):
+        assert short(tmp_path, name=name).folder == tmp_path / name
+
+
+@pytest.mark.parametrize("name", [3, ""])
+def test_a_sweeps_name_is_a_text_too(name: Any) -> None:
+    with pytest.raises(mneme.ConfigError, match=f"^name is {name!r}; give a folder's name as text"):
+        mneme.sweep("delayed_cue", space={"learner.gamma": [0.9, 1.0]}, name=name, progress=False)
 
 
 class Diary(Callback):

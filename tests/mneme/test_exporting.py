@@ -170,6 +170,12 @@ def test_what_cannot_be_exported_is_told_in_one_sentence(tmp_path: Path, monkeyp
     assert "pip install mneme-rl[export]; a file that ends in .pt2 needs none" in refused(gru, "agent.onnx")
 
 
+@pytest.mark.parametrize("file", [5, None, True])
+def test_what_is_no_path_is_told(file: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"^file is {file}; give the path of what is to be written"):
+        mneme.export(tmp_path, file)
+
+
 def test_the_command_exports_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = mneme.train(
         "delayed_cue", f"checkpoint.root={tmp_path}", "train.total_timesteps=1", "tracking.enabled=false",

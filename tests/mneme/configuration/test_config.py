@@ -60,6 +60,8 @@ def test_every_setting_is_explained() -> None:
         ("checkpoint.keep=0", ["checkpoint.keep is 0; it must be at least 1"]),
         ("tracking.uri=", ["tracking.uri"]),
         ("name=../elsewhere", ["name is '../elsewhere'", "no slashes"]),
+        ("name=..", ["name is '..'; it is dots alone, which mean a folder that is there already; choose another"]),
+        ("name=''", ["name is ''; it is empty, and a folder has a name; choose another"]),
         ("service.learner_gpus=-1", ["service.learner_gpus is -1"]),
         ("learner.learning_rate=.inf", ["learner.learning_rate is inf; it must be finite"]),
         ("nonsense", ["cannot read the override 'nonsense'; write it as key=value without spaces"]),
