@@ -87,7 +87,7 @@ def test_a_checkpoint_outside_a_run_is_evaluated_and_not_resumed(tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("", "no slashes"), (".", "no slashes"), ("..", "no slashes"), ("a/b", "no slashes"), ("a\\b", "no slashes"),
+        ("", "it is empty"), (".", "dots alone"), ("..", "dots alone"), ("a/b", "no slashes"), ("a\\b", "no slashes"),
         ("a\0b", "cannot be shown"), ("a\nb", "cannot be shown"), ("a\x1b[31m", "cannot be shown"),
         ("\udcff", "cannot be shown"), (" a", "a space"), ("-x", "an option"), ("~", "a home"), ("a$b", "a variable"),
         ("x" * 300, "300 bytes"), ("ü" * 101, "202 bytes"), ("suites", "something else"),
