@@ -122,11 +122,11 @@ class Agent:
             raise ValueError(f"rng is {rng!r}; it must be a numpy.random.Generator, such as np.random.default_rng(0)")
         try:
             single = self._is_single(observation)
-            for leaf in leaves_of(self.observation_space) if single else self._adapter.leaves:
-                leaf.of(observation)  # or what it lacks would be told in other libraries' words
             if single:
-                space = self.observation_space
-                observation = concatenate(space, [observation], create_empty_array(space, 1))
+                observation = self._batch_of_one(observation)
+            else:
+                for leaf in self._adapter.leaves:
+                    leaf.of(observation)  # or what it lacks would be told without its space
             B = 1 if single else self._size_of(observation)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ValueError(f"the observation does not fit {self.observation_space}: {one_line(error)}") from error
@@ -168,6 +168,15 @@ class Agent:
             seed: of sampled actions; unset: the operating system's.
         """
         return Session(self, env, greedy, seed)
+
+    def _batch_of_one(self, observation: Any) -> Any:
+        space = self.observation_space
+        try:
+            return concatenate(space, [observation], create_empty_array(space, 1))
+        except (KeyError, IndexError, TypeError):
+            for leaf in leaves_of(space):
+                leaf.of(observation)  # says what is missing in our words
+            raise
 
     def _is_single(self, observation: Any) -> bool:
         leaf = self._first_leaf
