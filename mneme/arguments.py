@@ -1,19 +1,11 @@
-"""The words of the command line: commands, options, their help, and what a wrong one may have meant."""
+"""The words of the command line: commands, options, and their help."""
 
 import argparse
-import difflib
-import re
-from collections.abc import Sequence
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
-from mneme.configuration.config import settings, suggest
-from mneme.configuration.hints import suggestions
-from mneme.configuration.listing import settings_in
-from mneme.configuration.presets import find_preset, preset_names
-from mneme.distributed.config import ConfigError
-from mneme.experiments.sweep.settings import SweepSettings
 from mneme.help import sweep_help, train_help
 from mneme.reporting.tracking.settings import TrackingSettings
 from mneme.storage.paths import local_path
@@ -25,21 +17,33 @@ _TRUST_RESUMED = f"{_TRUST}; join the Ray cluster and open the MLflow store that
 _A_RUN = "its folder, or one of its checkpoints, or the URI of either in a mirror, as s3://BUCKET/runs/NAME"
 _LONGEST = 10**9  # horizon
 _HORIZONS = "64,128,256,512,1024,4096,16384,100000"
-_ALIKE = 0.7  # of two options, as difflib measures it
+
+
+class _Command(argparse.ArgumentParser):
+    """A command's parser. Its help ends in a listing, which is made only if help is asked for, as it takes a while."""
+
+    def __init__(self, listing: Callable[[], str] | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self._listing = listing
+
+    def format_help(self) -> str:
+        """Its help, with the listing."""
+        if self._listing is not None:
+            self.epilog, self.formatter_class = self._listing(), argparse.RawDescriptionHelpFormatter
+        return super().format_help()
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser; what it returns has the command's name in `command` and its usage in `usage`."""
     parser = argparse.ArgumentParser(prog="mneme", description="Reinforcement learning for agents that must remember.")
     parser.add_argument("--version", action="version", version=f"mneme {_version()}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Command)
 
     train = commands.add_parser(
         "train",
         help="train an agent",
         description="Train an agent through Ray rollout actors and a learner actor, or in one process with --local.",
-        epilog=train_help(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        listing=train_help,
     )
     train.add_argument("preset", nargs="?", help="a preset such as delayed_cue, or a YAML file")
     train.add_argument("settings", nargs="*", metavar="key=value", help="settings that replace the preset's")
@@ -188,8 +192,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="Train every configuration of a space of settings, or those that a search chooses, by Ray Tune, as "
         "many at once as there is room for; write a table, a picture and the best configuration as a preset into "
         "runs/sweeps/NAME. What is done is kept: the same command goes on where it stopped.",
-        epilog=sweep_help(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        listing=sweep_help,
     )
     sweep.add_argument(
         "file", help="a YAML file: a preset with a section sweep; or the name of one that is listed below"
@@ -290,53 +293,3 @@ def _version() -> str:
         return version("mneme-rl")
     except PackageNotFoundError:
         return "of a folder that is not installed"
-
-
-def hint_of(arguments: Sequence[str], unknown: Sequence[str], options: argparse.Namespace) -> str:
-    """A hint for an unknown option: an option that is spelt alike, or a setting; empty if nothing is near."""
-    option = next((word for word in unknown if word.startswith("--")), "")
-    given, separator, value = option.partition("=")
-    key = given.lstrip("-").replace("-", "_")
-    if not key:
-        return ""
-    own = [setting.key for setting in settings_in(SweepSettings)] if options.command == "sweep" else []
-    exact = key in {setting.key for setting in settings()}
-    known = re.findall(r"--[\w-]+", options.usage)
-    if not exact and (alike := difflib.get_close_matches(given.replace("_", "-").lower(), known, n=1, cutoff=_ALIKE)):
-        return f"; did you mean {alike[0]}?"
-    near = [key] if exact else suggestions(key, own) or suggest(key)
-    if not near or "settings" not in options:
-        return ""
-    if not separator and option in arguments:
-        behind = [*arguments[arguments.index(option) + 1 :], "-"][0]
-        value = "" if behind.startswith("-") or "=" in behind else behind
-    return f"; settings are written without dashes: {near[0]}={value or 'VALUE'}"
-
-
-def preset_and_settings(words: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """The preset among the words of a command, if there is one, and the settings, which are the words with a `=`.
-
-    Raises:
-        ConfigError: there are several presets, or it is none.
-    """
-    files, overrides = [word for word in words if "=" not in word], [word for word in words if "=" in word]
-    if len(files) > 1:
-        hint = _as_one_word(words) or "; give one, and settings as key=value"
-        raise ConfigError(f"got {len(files)} presets ({', '.join(files)}){hint}")
-    try:
-        return find_preset(files[0]) if files else None, overrides
-    except ConfigError as error:
-        hint = _as_one_word(words)
-        raise ConfigError(f"{files[0]} is no file and no preset{hint}" if hint else str(error)) from None
-
-
-def _as_one_word(words: Sequence[str]) -> str:
-    """A hint to write a setting's name and value as one word, where they were given as two; empty if they were not."""
-    known = {setting.key for setting in settings()}
-    apart = [word.strip("=") for word in words if word.strip("=")]
-    for name, value in pairwise([*apart, ""]):
-        near = [name] if name in known else [] if "=" in name or name in preset_names() else suggest(name)
-        if near:
-            value = "VALUE" if not value or "=" in value or value in known else value
-            return f"; a setting and its value are one word: {near[0]}={value}"
-    return ""

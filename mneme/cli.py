@@ -14,12 +14,13 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mneme.arguments import hint_of, make_parser, preset_and_settings
+from mneme.arguments import make_parser
 from mneme.comparing import INTERRUPTED, report, suite, sweep
 from mneme.configuration.config import load_config
 from mneme.distributed.config import ConfigError
 from mneme.distributed.runners import ServiceError, ServiceLost
 from mneme.envs import EnvironmentFailure
+from mneme.given_words import hint_of, preset_and_settings
 from mneme.reporting.tracking.dashboard import serve_dashboard
 from mneme.storage.checkpoint import CheckpointError
 from mneme.storage.fetching import source_of

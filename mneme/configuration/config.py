@@ -7,6 +7,7 @@ what is wrong into one sentence that names the key, the value and the remedy.
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -155,9 +156,10 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
     return Config(**{str(key): value for key, value in tree.items()})
 
 
-def settings() -> Iterator[Setting]:
+@cache
+def settings() -> tuple[Setting, ...]:
     """Every setting there is, in the order of the tree; then what only some kinds of controllers have."""
-    yield from settings_of(Config)
+    return tuple(settings_of(Config))
 
 
 def _parse(override: str, text: str, verbatim: bool) -> Any:

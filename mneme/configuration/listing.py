@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, TypeAdapter
@@ -42,10 +43,15 @@ def settings_in(section: type[Settings]) -> Iterator[Setting]:
 
 def _of_kind(kind: type[ControllerSettings]) -> Iterator[Setting]:
     """Explained where they are declared, as pydantic knows no explanations that a class inherits."""
-    schemas = [TypeAdapter(base).json_schema() for base in kind.__mro__ if dataclasses.is_dataclass(base)]
+    schemas = [_schema(base) for base in kind.__mro__ if dataclasses.is_dataclass(base)]
     for setting in _leaves(schemas[0], schemas[0], ""):
         explained = (schema["properties"].get(setting.key, {}).get("description") for schema in schemas)
         yield setting._replace(help=next(filter(None, explained), ""))
+
+
+@cache  # as the kinds have most of their classes in common, and each takes milliseconds
+def _schema(base: type) -> Mapping[str, Any]:
+    return TypeAdapter(base).json_schema()
 
 
 def _leaves(node: Mapping[str, Any], root: Mapping[str, Any], prefix: str) -> Iterator[Setting]:
