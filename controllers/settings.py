@@ -10,6 +10,9 @@ from mneme.controllers.typed import Settings, hints_of, typed
 
 _Kind = TypeVar("_Kind", bound="ControllerSettings")
 
+VALUE_BINS = 255
+"""Bins of a value as a distribution over bins (`controllers/two_hot.py`), as many as were published."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ControllerSettings(Settings, section="policy.controller"):

@@ -10,8 +10,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-VALUE_BINS = 255
-"""As many bins as were published."""
 _REACH = 20.0
 
 

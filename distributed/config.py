@@ -6,7 +6,8 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from mneme.controllers import ControllerSettings, PolicySettings, hints_of, settings_class, typed
+from mneme.controllers import ControllerSettings, PolicySettings, hints_of, settings_class
+from mneme.controllers.typed import typed
 from mneme.distributed.settings import CurriculumSettings, ServiceSettings, TrainSettings
 from mneme.envs import EnvSettings
 from mneme.learner import LearnerSettings
@@ -20,7 +21,7 @@ class ConfigError(ValueError):
 class ServiceConfig(BaseModel):
     """Everything that decides what is learned."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, defer_build=True)
 
     seed: int = Field(default=0, ge=0)
     """Seed of everything random in the run."""

@@ -4,15 +4,17 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from mneme.configuration.config import Config
-from mneme.distributed.blueprint import Blueprint
 from mneme.distributed.config import ConfigError
 from mneme.interruption import StopRequest
-from mneme.rollout_workers import Evaluation
+
+if TYPE_CHECKING:
+    from mneme.distributed.blueprint import Blueprint
+    from mneme.rollout_workers import Evaluation
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ class RunStart(NamedTuple):
     """A run that is about to train."""
 
     folder: Path
-    blueprint: Blueprint[Config]  # the configuration, complete, and what was seen of the environment
+    blueprint: "Blueprint[Config]"  # the configuration, complete, and what was seen of the environment
     key: str  # by which others that record the run find it again when it is resumed
     resumed: bool
 
@@ -78,7 +80,7 @@ class Callback:
         """The learner has made an update. docs/metrics.md lists the metrics; what was not measured is NaN."""
         return None
 
-    def on_evaluation(self, progress: Progress, evaluation: Evaluation, look: Look) -> bool | None:
+    def on_evaluation(self, progress: Progress, evaluation: "Evaluation", look: Look) -> bool | None:
         """Complete episodes were played greedily."""
         return None
 
@@ -114,7 +116,7 @@ class Callbacks:
         """See `Callback.on_update`."""
         self._tell(lambda callback: callback.on_update(progress, metrics), may_stop=True)
 
-    def evaluation(self, progress: Progress, evaluation: Evaluation, look: Look) -> None:
+    def evaluation(self, progress: Progress, evaluation: "Evaluation", look: Look) -> None:
         """See `Callback.on_evaluation`."""
         self._tell(lambda callback: callback.on_evaluation(progress, evaluation, look), may_stop=True)
 

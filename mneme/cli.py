@@ -18,11 +18,10 @@ from mneme.arguments import make_parser
 from mneme.comparing import INTERRUPTED, report, suite, sweep
 from mneme.configuration.config import load_config
 from mneme.distributed.config import ConfigError
-from mneme.distributed.runners import ServiceError, ServiceLost
 from mneme.envs import EnvironmentFailure
 from mneme.given_words import hint_of, preset_and_settings
 from mneme.reporting.tracking.dashboard import serve_dashboard
-from mneme.storage.checkpoint import CheckpointError
+from mneme.storage.checkpoint import CheckpointError, existing
 from mneme.storage.fetching import source_of
 from mneme.storage.paths import local_path
 from mneme.storage.run_folder import RunFolder
@@ -61,18 +60,24 @@ def _run(options: argparse.Namespace) -> int:
     try:
         listening = nullcontext() if options.command in _TRAINING else _sentences_on_stderr()
         with _search_path(_uses_own_code(options)), listening:
+            if "checkpoint" in options:
+                _refuse_absent(options.checkpoint)
             return _COMMANDS[options.command](options)
     except (ConfigError, CheckpointError) as error:
         return _fail(error, _USAGE_ERROR)
     except ValueError as error:
         return _fail(error, _RUN_ERROR if options.command in _TRAINING else _USAGE_ERROR)
-    except ServiceError as error:
-        again = isinstance(error, ServiceLost) and getattr(options, "retries", None) is not None
-        return _fail(error, LOST if again else _RUN_ERROR)
     except ModuleNotFoundError as error:
         return _fail(f"this needs {error.name}, which is not installed: pip install mneme-rl[train]", _USAGE_ERROR)
     except (EnvironmentFailure, FloatingPointError, OSError) as error:
         return _fail(error, _RUN_ERROR)
+    except RuntimeError as error:
+        from mneme.distributed.runners import ServiceError, ServiceLost  # only here: it loads torch
+
+        if not isinstance(error, ServiceError):
+            raise
+        again = isinstance(error, ServiceLost) and getattr(options, "retries", None) is not None
+        return _fail(error, LOST if again else _RUN_ERROR)
     except KeyboardInterrupt:
         return _fail("stopped at once; whatever checkpoints were written are whole", INTERRUPTED)
     except SystemExit as error:
@@ -142,17 +147,16 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _begun(options: argparse.Namespace, preset: Path | None, overrides: list[str]) -> "Run":
-    from mneme.training import train  # torch and its friends load only when there is work to do
-
     config = load_config(preset, overrides)
     if options.retries:
         become_supervisor(RunFolder.named(config).path, options.retries, options.words)
+    from mneme.training import train  # torch and its friends load only when there is work to do
+
     return train(config, preset=preset, local=options.local, go_on=options.retries is not None)
 
 
 def _resumed(options: argparse.Namespace, preset: Path | None, overrides: list[str]) -> "Run":
     from mneme.resumption import refuse_other_changes
-    from mneme.training import resume
 
     if preset is not None:
         word = next(word for word in (options.preset, *options.settings) if "=" not in word)
@@ -164,9 +168,18 @@ def _resumed(options: argparse.Namespace, preset: Path | None, overrides: list[s
             f"checkpoint.mirror, with the settings of the run, and what is not here is brought home"
         )
     load_config(None, overrides)  # which refuses what cannot be before there is a parent
+    _refuse_absent(options.resume)
     if options.retries:
         become_supervisor(RunFolder.of(options.resume).path, options.retries, options.words)
+    from mneme.training import resume
+
     return resume(options.resume, *overrides, local=options.local, trust=options.trust)
+
+
+def _refuse_absent(run: Path) -> None:
+    """Refuse a run of this machine that is not there, before torch is loaded to make something of it."""
+    if source_of(run) is None:
+        existing(run)
 
 
 def _as_seen_from_here(path: Path) -> Path:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from mneme.storage.absent import no_run_at
-from mneme.storage.paths import CHECKPOINT_PREFIX, CHECKPOINTS, MANIFEST, UNSUPPORTED, is_run, locate
+from mneme.storage.paths import CHECKPOINT_PREFIX, CHECKPOINTS, MANIFEST, UNSUPPORTED, Place, is_run, locate
 from mneme.storage.retention import superseded
 
 _log = logging.getLogger(__name__)
@@ -144,6 +144,21 @@ def load_checkpoint(path: Path, part: str | None = None) -> Checkpoint:
     return Checkpoint(run, arrays)
 
 
+def existing(path: Path) -> Place:
+    """The run, or the one checkpoint, that `path` names; see `locate`.
+
+    Raises:
+        CheckpointError: it names no checkpoint, and there is no run.
+    """
+    try:
+        place = locate(path)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    if place.checkpoint is None and place.run is not None and not is_run(place.run):
+        raise CheckpointError(no_run_at(place.run))
+    return place
+
+
 def find_checkpoint(path: Path) -> tuple[Path, Checkpoint]:
     """The newest whole checkpoint of the run that `path` names, or the very one, if it names that; see `locate`.
 
@@ -152,10 +167,7 @@ def find_checkpoint(path: Path) -> tuple[Path, Checkpoint]:
     Raises:
         CheckpointError: there is none.
     """
-    try:
-        run, named = locate(path)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from None
+    run, named = existing(path)
     if named is not None:
         return named, load_checkpoint(named)
     assert run is not None
@@ -168,8 +180,6 @@ def find_checkpoint(path: Path) -> tuple[Path, Checkpoint]:
             _log.warning(f"{error}; trying the one before it")
     if candidates:
         raise CheckpointError(f"no usable checkpoint under {root}; all of them are damaged")
-    if not is_run(run):
-        raise CheckpointError(no_run_at(run))
     raise CheckpointError(
         f"no usable checkpoint under {root}; a run leaves the first after checkpoint.every steps, or at its end: if "
         f"this one has ended, choose another run, or train it anew with: mneme train name=..."

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mneme.rollout_workers import Evaluation
+if TYPE_CHECKING:
+    from mneme.rollout_workers import Evaluation
 
 
 class Best(NamedTuple):
@@ -14,7 +15,7 @@ class Best(NamedTuple):
     score: list[float]  # success, then return
 
     @classmethod
-    def of(cls, step: int, evaluation: Evaluation, before: "Best | None") -> "Best | None":
+    def of(cls, step: int, evaluation: "Evaluation", before: "Best | None") -> "Best | None":
         """The better of an evaluation after so many steps and the best one before it."""
         return cls._better(step, [evaluation.success_rate or 0.0, evaluation.mean_return], before)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from mneme.controllers import typed
+from mneme.controllers.typed import typed
 
 
 @pytest.mark.parametrize(

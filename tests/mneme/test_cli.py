@@ -159,11 +159,11 @@ def recorded_and_replayed(mneme: Command, run: Path, folder: Path) -> str:
         (["train", "service.address=127.0.0.1:1"], 1, "cannot join the Ray cluster at 127.0.0.1:1"),
         (["evaluate", "/nowhere"], 2, "there is no run at /nowhere"),
         (["train", "delayed_cue", "--resume", "runs/x"], 2, "goes on with its own settings; leave delayed_cue out"),
-        (["evaluate", "/nowhere", "learner.mode=cached"], 2, "mneme: learner.mode=cached is no setting of the task"),
-        (["evaluate", "/nowhere", "--episodes", "0"], 2, "episodes is 0"),
-        (["evaluate", "/nowhere", "--record", "a.parquet", "--best", "0"], 2, "best is 0"),
-        (["evaluate", "/nowhere", "--best", "3"], 2, "name a file for the record"),
-        (["evaluate", "/nowhere", "--video-episodes", "0"], 2, "video_episodes is 0"),
+        (["evaluate", "a_run", "learner.mode=cached"], 2, "mneme: learner.mode=cached is no setting of the task"),
+        (["evaluate", "a_run", "--episodes", "0"], 2, "episodes is 0"),
+        (["evaluate", "a_run", "--record", "a.parquet", "--best", "0"], 2, "best is 0"),
+        (["evaluate", "a_run", "--best", "3"], 2, "name a file for the record"),
+        (["evaluate", "a_run", "--video-episodes", "0"], 2, "video_episodes is 0"),
         (["replay", "/nowhere"], 2, "there is no file /nowhere"),
         (["replay", "configs/delayed_cue.yaml"], 2, "is no recording"),
         (["dashboard", "--port", "99999"], 2, "99999 is no port; give a number from 1 to 65535"),
@@ -174,7 +174,7 @@ def recorded_and_replayed(mneme: Command, run: Path, folder: Path) -> str:
         ),
         (["train", "--seed", "3"], 2, "--seed; settings are written without dashes: seed=3"),
         (["train", "--learning-rate=1e-3"], 2, "settings are written without dashes: learner.learning_rate=1e-3"),
-        (["evaluate", "/nowhere", "--num-envs", "0"], 2, "num_envs is 0"),
+        (["evaluate", "a_run", "--num-envs", "0"], 2, "num_envs is 0"),
         (["train", "--locla"], 2, "unrecognized arguments: --locla; did you mean --local?"),
         (["evaluate", "x", "--episods", "3"], 2, "did you mean --episodes?"),
         (["diagnose", "x", "--local"], 2, "mneme diagnose: error: unrecognized arguments: --local"),
@@ -202,6 +202,7 @@ def test_what_is_wrong_is_one_sentence(
     tmp_path: Path, mneme: Command, monkeypatch: pytest.MonkeyPatch, arguments: list[str], status: int, sentence: str
 ) -> None:
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    (tmp_path / "a_run" / "checkpoints").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     done = mneme(*arguments)
     assert done.status == status
