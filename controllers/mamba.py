@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from mneme.controllers.controller import Carry, Controller, Step
-from mneme.controllers.initialisation import initial_steps, projection
+from mneme.controllers.initialisation import initial_steps, projection, undrawn
 from mneme.controllers.layer_norm import LayerNorm
 from mneme.controllers.precision import wide
 from mneme.controllers.scans.blocks import in_blocks
@@ -41,13 +41,13 @@ class MambaMixer(nn.Module):
     ) -> None:
         super().__init__()
         inner, rank = expand * model, math.ceil(model / 16)
-        self.in_proj = _uniform(nn.utils.skip_init(nn.Linear, model, 2 * inner, bias=False), model, generator)
-        convolution = nn.utils.skip_init(nn.Conv1d, inner, inner, taps, groups=inner)
+        self.in_proj = _uniform(undrawn(nn.Linear, model, 2 * inner, bias=False), model, generator)
+        convolution = undrawn(nn.Conv1d, inner, inner, taps, groups=inner)
         self.conv1d = _uniform(convolution, taps, generator)
         if slowest is not None:
             nn.init.zeros_(self.conv1d.bias)  # a blank step writes nothing
-        self.x_proj = _uniform(nn.utils.skip_init(nn.Linear, inner, rank + 2 * states, bias=False), inner, generator)
-        self.dt_proj = _uniform(nn.utils.skip_init(nn.Linear, rank, inner), rank, generator)
+        self.x_proj = _uniform(undrawn(nn.Linear, inner, rank + 2 * states, bias=False), inner, generator)
+        self.dt_proj = _uniform(undrawn(nn.Linear, rank, inner), rank, generator)
         dt_I = initial_steps(inner, slowest is not None, generator)
         with torch.no_grad():
             self.dt_proj.bias.copy_(dt_I + torch.log(-torch.expm1(-dt_I)))  # softplus of it is dt
@@ -57,7 +57,7 @@ class MambaMixer(nn.Module):
             log_tau_N = torch.linspace(math.log(slowest), 0, states).flip(0)
             self.A_log = nn.Parameter(-log_tau_N - dt_I.log().unsqueeze(1))
         self.D = nn.Parameter(torch.ones(inner))
-        self.out_proj = _uniform(nn.utils.skip_init(nn.Linear, inner, model, bias=False), inner, generator)
+        self.out_proj = _uniform(undrawn(nn.Linear, inner, model, bias=False), inner, generator)
 
     def forward(
         self, x: Tensor, window_BWI: Tensor, h_BNI: Tensor, convolve: _Convolve, recur: _Recur

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from mneme.controllers.controller import Carry, Controller, Step
-from mneme.controllers.initialisation import initial_steps, projection
+from mneme.controllers.initialisation import initial_steps, projection, undrawn
 from mneme.controllers.layer_norm import LayerNorm
 from mneme.controllers.precision import wide
 from mneme.controllers.scans.blocks import in_blocks
@@ -63,7 +63,7 @@ class Mamba2Mixer(nn.Module):
         inner, heads, _, state, taps = sizes
         self.channels = inner + 2 * state
         self.in_proj = _projection(model, inner + self.channels + heads, generator)
-        self.conv1d = nn.utils.skip_init(nn.Conv1d, self.channels, self.channels, taps, groups=self.channels)
+        self.conv1d = undrawn(nn.Conv1d, self.channels, self.channels, taps, groups=self.channels)
         for parameter in self.conv1d.parameters():
             nn.init.uniform_(parameter, -(taps**-0.5), taps**-0.5, generator=generator)
         rate_H = torch.empty(heads).uniform_(1, 16, generator=generator)
@@ -182,6 +182,6 @@ class Mamba2Controller(Controller):
 
 def _projection(inputs: int, outputs: int, generator: Generator) -> nn.Linear:
     """A layer without bias, uniform in ±1/sqrt(inputs), as `nn.Linear` starts."""
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=False)
+    layer = undrawn(nn.Linear, inputs, outputs, bias=False)
     nn.init.uniform_(layer.weight, -(inputs**-0.5), inputs**-0.5, generator=generator)
     return layer

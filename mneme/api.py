@@ -3,12 +3,10 @@
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from mneme import training
@@ -18,6 +16,7 @@ from mneme.configuration.config import Config, load_config, override
 from mneme.configuration.presets import find_preset
 from mneme.controllers import Controller
 from mneme.controllers.given import importable, kind_of
+from mneme.controllers.threads import threads_kept
 from mneme.distributed.config import ConfigError
 from mneme.envs import HERE, id_of
 from mneme.evaluation import evaluate_checkpoint
@@ -93,7 +92,7 @@ def train(
             f"{' and '.join(only_here)} cannot be imported by another process, so this run can be resumed and "
             f"evaluated in the present one alone; put the code into a module of its own to lift that"
         )
-    with _threads_kept():
+    with threads_kept():  # workers in this process set one
         return training.train(config, preset=file, local=local, callbacks=callbacks, progress=progress)
 
 
@@ -125,7 +124,7 @@ def resume(
     """
     given = {"train.total_timesteps": total_timesteps, "learner.replicas": replicas}
     changes += tuple(f"{key}={value}" for key, value in given.items() if value is not None)
-    with _threads_kept():
+    with threads_kept():  # workers in this process set one
         return training.resume(
             _path(run), *changes, local=local, trust=trust, callbacks=callbacks, progress=progress
         )  # fmt: skip
@@ -191,7 +190,7 @@ def evaluate(
     Raises:
         ConfigError, CheckpointError, ValueError, OSError: one sentence each.
     """
-    with _threads_kept():
+    with threads_kept():  # workers in this process set one
         return evaluate_checkpoint(
             _path(agent), episodes=episodes, seed=seed, num_envs=num_envs, changes=changes, greedy=greedy,
             reset_carry_at=reset_carry_at, record=None if record is None else _written("record", record),
@@ -226,16 +225,6 @@ def export(agent: Agent | Run | Path | str, file: Path | str, *, trust: bool = F
     path = _written("file", file)
     policy = agent.policy if isinstance(agent, Agent) else load_policy(_path(agent), trust).policy
     export_policy(policy, path)
-
-
-@contextmanager
-def _threads_kept() -> Iterator[None]:
-    """Leave torch's threads as they are: with workers in this process, each is given one."""
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _given(env: Any, controller: Any, seed: int | None, name: str | None) -> Sequence[str]:

@@ -1,14 +1,17 @@
 """Chrono initialisation and orthogonality, as statistics of fresh controllers."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from torch import Generator
+from torch import Generator, nn
 
 from mneme.controllers import ControllerSettings, build_controller
 from mneme.controllers.gru import GruController
-from mneme.controllers.initialisation import chrono_bias
+from mneme.controllers.initialisation import chrono_bias, undrawn
 from mneme.controllers.lstm import LstmController
 
 
@@ -54,3 +57,26 @@ def test_a_chrono_lstm_opens_its_input_gate_as_little_as_it_forgets() -> None:
 def test_recurrent_weights_are_orthogonal_gate_by_gate() -> None:
     for w in gru(10).weight_hh.chunk(3):
         torch.testing.assert_close(w @ w.t(), torch.eye(64), rtol=0, atol=1e-5)
+
+
+def test_an_undrawn_layer_is_one_on_the_cpu_and_draws_nothing() -> None:
+    before = torch.get_rng_state()
+    layer, plain = undrawn(nn.Conv1d, 6, 4, 3, groups=2), nn.utils.skip_init(nn.Conv1d, 6, 4, 3, groups=2)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert str(layer) == str(plain)
+    for name, parameter in plain.named_parameters():
+        own = layer.get_parameter(name)
+        assert (own.shape, own.dtype, own.device, own.requires_grad) == (
+            parameter.shape, parameter.dtype, parameter.device, True,
+        )  # fmt: skip
+    assert [*layer.state_dict()] == [*plain.state_dict()]
+
+
+def test_a_policy_is_built_without_sympy() -> None:
+    code = (
+        "import sys;"
+        "from mneme.controllers import Categorical, PolicySettings, PolicySpec, Vector, build_policy;"
+        "build_policy(PolicySpec({'x': Vector(7)}, Categorical(4)), PolicySettings(encoder=(4,)), 9, 0);"
+        "assert 'sympy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

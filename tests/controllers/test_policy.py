@@ -26,6 +26,7 @@ from mneme.controllers import (
     Weights,
     build_policy,
 )
+from mneme.controllers.threads import threads_kept
 
 SPEC = PolicySpec({"x": Vector(7)}, Categorical(4))
 MIXED = Joint((Categorical(3), Gaussian(2, squash=True), Bernoulli(2)))
@@ -204,6 +205,16 @@ def test_the_norm_follows_the_setting() -> None:
 def test_the_seed_decides_the_bits(spec: PolicySpec) -> None:
     digests = [Weights.from_module(make(spec, seed), 0).digest() for seed in (0, 0, 1)]
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_the_number_of_threads_does_not_decide_the_bits_and_stays() -> None:
+    digests = []
+    with threads_kept():
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            digests.append(Weights.from_module(make(encoder=(128, 128)), 0).digest())
+            assert torch.get_num_threads() == threads
+    assert digests[0] == digests[1]
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
