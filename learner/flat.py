@@ -32,6 +32,7 @@ class FlatParameters:
         vector = self.joined({name: parameter.detach() for name, parameter in self._parameters.items()})
         self.gradient = torch.zeros_like(vector)
         ends = [sum(self._places[: sum(map(len, groups[: i + 1]))]) for i in range(len(groups))]
+        self._vector = vector
         self.vectors = [nn.Parameter(part) for part in vector.tensor_split(ends[:-1])]
         for own, part in zip(self.vectors, self.gradient.tensor_split(ends[:-1]), strict=True):
             own.grad = part
@@ -44,12 +45,20 @@ class FlatParameters:
         places = zip(vector.split(self._places), self._parameters.items(), strict=True)
         return {name: place[: parameter.numel()].view(parameter.shape) for place, (name, parameter) in places}
 
-    def joined(self, parts: Mapping[str, Tensor | None]) -> Tensor:
-        """The vector that has these parts, and zeros where there is none."""
+    def read(self, vector: Tensor) -> None:
+        """Copy the parameters into a vector such as `gradient`."""
+        vector.copy_(self._vector)
+
+    def write(self, vector: Tensor) -> None:
+        """Let the parameters be what such a vector says."""
+        self._vector.copy_(vector)
+
+    def joined(self, parts: Mapping[str, Tensor | None], out: Tensor | None = None) -> Tensor:
+        """The vector that has these parts, and zeros where there is none; a new one, or `out`."""
         pieces: list[Tensor] = []
         for place, (name, parameter) in zip(self._places, self._parameters.items(), strict=True):
             part = parts.get(name)
             pieces.append((torch.zeros_like(parameter) if part is None else part).reshape(-1))
             if gap := place - parameter.numel():
                 pieces.append(self._zeros[:gap])
-        return torch.cat(pieces)
+        return torch.cat(pieces, out=out)

@@ -6,21 +6,22 @@ Legend: B sequences.
 import math
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.adam import adam  # torch.optim.Adam would import a compiler, for a second and a half
 
 from mneme.controllers import Policy
 from mneme.learner.batch import SequenceBatch
 from mneme.learner.flat import FlatParameters
-from mneme.learner.gradients import kl_sum, shard_gradients
+from mneme.learner.gradients import kl_sum
 from mneme.learner.group import Group
 from mneme.learner.returns import Returns
 from mneme.learner.schedules import Schedules
 from mneme.learner.settings import LearnerSettings
+from mneme.learner.shards import Shards
 from mneme.rollout_workers.stopwatch import Stopwatch
 
 _ADAM_EPSILON = 1e-5
@@ -63,22 +64,14 @@ class Optimizer:
         core = {name: parameter for name, parameter in policy.named_parameters() if id(parameter) in held}
         rest = {name: parameter for name, parameter in policy.named_parameters() if id(parameter) not in held}
         self._flat = FlatParameters([rest, core])
-        scales = zip(self._flat.vectors, (1.0, settings.core_lr_scale), strict=True)
-        groups = [{"params": [vector], "scale": scale} for vector, scale in scales]
-        self._adam = torch.optim.Adam(groups, lr=settings.learning_rate, eps=_ADAM_EPSILON, fused=True)
+        self._scales = (1.0, settings.core_lr_scale)  # of the vectors' learning rates
+        self.learning_rate = settings.learning_rate
+        """That of the next step, of all but the controller."""
+        self._moments: list[dict[str, Tensor]] = []  # of each vector, once there has been a step
         self.nonfinite_in_a_row = 0  # gradients, up to the newest
         on_cpu = self._flat.gradient.device.type == "cpu"
         self.num_threads = settings.num_threads or default_num_threads() if on_cpu else 1
-        # Torch's thread count is a thread's own: without this a shard's matrix products would take every core, and how
-        # they are split, and so the last bits, would differ from machine to machine.
-        self._pool = ThreadPoolExecutor(
-            self.num_threads, thread_name_prefix="learner-thread", initializer=torch.set_num_threads, initargs=(1,)
-        )
-
-    @property
-    def learning_rate(self) -> float:
-        """The learning rate of the next step, of all but the controller."""
-        return float(self._adam.param_groups[0]["lr"])
+        self._shards = Shards(policy, self._flat, self.num_threads)
 
     @property
     def settings(self) -> LearnerSettings:
@@ -87,23 +80,21 @@ class Optimizer:
 
     def anneal(self, env_steps: int, steps: int) -> None:
         """Set what is scheduled for an update of `steps` environment steps after `env_steps` of them."""
+        self._shards.new_update()
         self.schedules.advance(env_steps, env_steps + steps)
-        for group in self._adam.param_groups:
-            group["lr"] = self.schedules.learning_rate * group["scale"]
+        self.learning_rate = self.schedules.learning_rate
 
     def map(self, work: Callable[[Tensor], T], shares: Sequence[Tensor]) -> list[T]:
         """`work` on each share, side by side; results in the order of the shares."""
-        return list(self._pool.map(work, shares))
+        return self._shards.map(work, shares)
 
     def step(self, batch: SequenceBatch, returns: Returns, rows: Tensor, count: int, watch: Stopwatch) -> Step:
         """Descend the loss of the sequences `rows` [n], which may be none, and of the group's others; they have `count`
         valid steps in all."""
-        results = self.map(
-            lambda share: shard_gradients(self._policy, self.settings, batch, returns, share, count),
-            self._shares(rows),
-        )
+        shared = self._shards.gradients(self.settings, batch, returns, self._shares(rows), count)
+        results = [result for result, _ in shared]
         with watch("optimizer"):
-            self._sum_up([result.gradients for result in results])
+            self._sum_up([gradient for _, gradient in shared])
         with watch("synchronize"):
             gradient = self._flat.gradient
             gradient.copy_(self._group.sum(gradient))
@@ -122,11 +113,12 @@ class Optimizer:
     def _shares(self, rows: Tensor) -> list[Tensor]:
         return [share for share in rows.chunk(self.num_threads) if len(share)]
 
-    def _sum_up(self, shard_gradients: Sequence[Sequence[Tensor | None]]) -> None:
+    def _sum_up(self, gradients: Sequence[Tensor]) -> None:
         """Fill in the shards' gradients, summed in their fixed order."""
-        self._flat.gradient.zero_()
-        for gradients in shard_gradients:
-            self._flat.gradient += self._flat.joined(dict(zip(self._names, gradients, strict=True)))
+        total = self._flat.gradient
+        total.zero_()
+        for gradient in gradients:
+            total += gradient
 
     def _apply(self) -> float:
         """Clip and step; returns the norm before clipping. One that is not finite changes nothing."""
@@ -134,18 +126,30 @@ class Optimizer:
         finite = math.isfinite(norm)
         self.nonfinite_in_a_row = 0 if finite else self.nonfinite_in_a_row + 1
         if finite:
-            self._adam.step()
+            self._descend()
         return norm
+
+    @torch.no_grad()
+    def _descend(self) -> None:
+        """Adam's step (Kingma and Ba 2015, algorithm 1)."""
+        vectors = self._flat.vectors
+        gradients = self._flat.gradient.split([len(vector) for vector in vectors])
+        self._moments = self._moments or [_no_moments(gradient) for gradient in gradients]
+        for vector, gradient, moments, scale in zip(vectors, gradients, self._moments, self._scales, strict=True):
+            step, mean, square = ([moments[key]] for key in _MOMENTS)
+            adam(
+                [vector], [gradient], mean, square, [], step, lr=self.learning_rate * scale, eps=_ADAM_EPSILON,
+                beta1=0.9, beta2=0.999, weight_decay=0.0, amsgrad=False, maximize=False, fused=True,
+            )  # fmt: skip
 
     def state(self, copy: Callable[[Tensor], Any] = on_host) -> dict[str, Any]:
         """Adam's moments, by parameter, where the schedules are, and how many steps were skipped last."""
         state: dict[str, Any] = self.schedules.state() | {_NONFINITE: np.array(self.nonfinite_in_a_row)}
-        if self._adam.state:
-            of_vectors = [self._adam.state[vector] for vector in self._flat.vectors]
-            for moments, names in zip(of_vectors, self._flat.names, strict=True):
+        if self._moments:
+            for moments, names in zip(self._moments, self._flat.names, strict=True):
                 state |= {f"adam.{_STEP}.{name}": copy(moments[_STEP]) for name in names}
             for key in (_MEAN, _SQUARE):
-                parts = self._flat.named(torch.cat([moments[key] for moments in of_vectors]))
+                parts = self._flat.named(torch.cat([moments[key] for moments in self._moments]))
                 state |= {f"adam.{key}.{name}": copy(part) for name, part in parts.items()}
         return state
 
@@ -161,13 +165,13 @@ class Optimizer:
     def set_state(self, state: State, env_steps: int) -> None:
         """Continue exactly where `state()` was taken, after so many environment steps; moments that it lacks are
         zero."""
-        self._adam.state.clear()
+        self._moments = []
         mean, square = (self._flat.joined(self._held(state, key)) for key in (_MEAN, _SQUARE))
         sizes = [len(vector) for vector in self._flat.vectors]
-        for vector, *parts in zip(self._flat.vectors, mean.split(sizes), square.split(sizes), strict=True):
-            if steps := list(self._held(state, _STEP).values()):
+        if steps := list(self._held(state, _STEP).values()):
+            for parts in zip(mean.split(sizes), square.split(sizes), strict=True):
                 moments = (torch.stack(steps).max(), *(part.clone() for part in parts))
-                self._adam.state[vector] = dict(zip(_MOMENTS, moments, strict=True))
+                self._moments.append(dict(zip(_MOMENTS, moments, strict=True)))
         self.nonfinite_in_a_row = int(state[_NONFINITE])
         self.schedules.set_state(state, env_steps)
 
@@ -176,6 +180,11 @@ class Optimizer:
         found = {name: state.get(f"adam.{key}.{name}") for name in self._names}
         device = self._flat.gradient.device
         return {name: torch.tensor(array, device=device) for name, array in found.items() if array is not None}
+
+
+def _no_moments(gradient: Tensor) -> dict[str, Tensor]:
+    step = gradient.new_zeros((), dtype=torch.float32)
+    return dict(zip(_MOMENTS, (step, torch.zeros_like(gradient), torch.zeros_like(gradient)), strict=True))
 
 
 def default_num_threads(sharing: int = 1) -> int:

@@ -116,9 +116,10 @@ class LearnerSettings(Settings, section="learner"):
     """Learner actors that share each update's fragments and sum their gradients; the result depends on it in the last
     bits. No more than rollout.num_workers; only with Ray."""
     num_threads: int | None = None
-    """Threads of each replica among which a minibatch is split on a CPU; the result depends on it in the last bits.
-    Unset: one a core of the machine that starts the run, or a share of them where replicas are packed onto it or Ray
-    was started there by the run; one at least, four at most. On a GPU always one."""
+    """Threads of each replica, in a run of more than seconds processes, among which a minibatch is split on a CPU; the
+    result depends on it in the last bits. Unset: one a core of the machine that starts the run, or a share of them
+    where replicas are packed onto it or Ray was started there by the run; one at least, four at most. On a GPU always
+    one."""
     fidelity_every: int | None = None
     """Compare the gradient with full backpropagation's every so many updates, in the time of two epochs of one thread
     (metrics fidelity/...). Unset: never."""

@@ -41,7 +41,6 @@ def test_in_asynchronous_service_it_is_measured_from_the_recomputed_policy(
     fragment = collector.collect()[0].to_arrow()
     learner = Learner(deepcopy(collector.policy), settings, seed=0, total_timesteps=1000, asynchronous=True)
     assert learner.update([fragment]).metrics["kl"] > 1e-4
-    for group in learner._optimizer._adam.param_groups:
-        group["lr"] = 0.0
+    learner._optimizer.learning_rate = 0.0
     learner._optimizer.anneal = lambda *_: None  # type: ignore[method-assign]
     assert learner.update([fragment]).metrics["kl"] < 1e-9  # the policy that acted is an update behind

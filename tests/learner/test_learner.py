@@ -118,7 +118,7 @@ def gradient_of(collector: Collector, settings: LearnerSettings, fragment: Fragm
     def capture() -> None:
         captured.update({n: p.grad.clone() for n, p in learner.policy.named_parameters() if p.grad is not None})
 
-    learner._optimizer._adam.step = capture  # type: ignore[method-assign]
+    learner._optimizer._descend = capture  # type: ignore[method-assign]
     learner.update([fragment.to_arrow()])
     return captured
 
@@ -145,7 +145,7 @@ def test_shards_only_split_the_work(
     for shards in (1, 3):
         learner = make_learner(collector, replace(one, num_threads=shards))
         captured: list[torch.Tensor] = []
-        learner._optimizer._adam.step = lambda learner=learner, captured=captured: captured.extend(  # type: ignore[method-assign]
+        learner._optimizer._descend = lambda learner=learner, captured=captured: captured.extend(  # type: ignore[method-assign]
             p.grad.clone() for p in learner.policy.parameters() if p.grad is not None
         )
         learner.update([fragment.to_arrow()])

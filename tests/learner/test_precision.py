@@ -59,7 +59,7 @@ def gradients_of(policy: Policy, settings: LearnerSettings, fragment: Fragment) 
             {n: p.grad.clone() for n, p in learner.policy.named_parameters() if p.grad is not None and not found}
         )
 
-    learner._optimizer._adam.step = capture  # type: ignore[method-assign]
+    learner._optimizer._descend = capture  # type: ignore[method-assign]
     report = learner.update([fragment.to_arrow()])
     return found, report.metrics["ratio_error"]
 

@@ -1,0 +1,147 @@
+"""Processes find what threads find, to the bit, and the learner goes on without them."""
+
+import gc
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import replace
+from time import monotonic, sleep
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mneme.learner import Learner, LearnerSettings
+from mneme.learner import shards as shards_module
+from mneme.learner.shards import Shards
+from mneme.learner.shared_memory import AVAILABLE
+from mneme.rollout_workers import Collector
+
+pytestmark = pytest.mark.skipif(not AVAILABLE, reason="processes share memory that this system does not have")
+
+SETTINGS = LearnerSettings(num_epochs=2, num_minibatches=2, num_threads=2)
+STARTING = 60.0  # seconds
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Processes are worth it from the first minibatch on."""
+    monkeypatch.setattr(shards_module, "_WORTH_IT", 0.0)
+    yield
+    gc.collect()
+
+
+def shards_of(learner: Learner) -> Shards:
+    return learner._optimizer._shards
+
+
+def trained(
+    collector: Collector, settings: LearnerSettings, updates: int, look: Callable[[Learner], Any] = lambda _: None,
+    **options: Any,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """The learner's state after some updates; `look` sees it before each."""
+    fragments = [collector.collect()[0].to_arrow()]
+    learner = Learner(deepcopy(collector.policy), settings, seed=3, total_timesteps=10_000, **options)
+    for _ in range(updates):
+        look(learner)
+        learner.update(fragments)
+    return learner.state()
+
+
+def until_processes(learner: Learner) -> None:
+    """Let those who were asked answer before the next update, so that it is theirs."""
+    shards, until = shards_of(learner), monotonic() + STARTING
+    asked = shards._processes if shards._state == "starting" else shards._processes[: len(shards._tried)]
+    while shards._state in ("starting", "trying") and not all(process.answered() for process in asked):
+        assert monotonic() < until
+        sleep(0.01)
+
+
+def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert one.keys() == other.keys()
+    for name, array in one.items():
+        assert np.array_equal(array, other[name]), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "options"),
+    [
+        ("gru", SETTINGS, {}),
+        ("mamba2", replace(SETTINGS, mode="truncated", bptt_length=5, num_threads=3), {"asynchronous": True}),
+        ("pseudo_mamba", replace(SETTINGS, normalize_advantages="minibatch", ent_schedule="linear"), {}),
+        ("lru", replace(SETTINGS, mode="traces"), {}),
+    ],
+)
+def test_processes_find_what_threads_find(
+    counting_collector: Callable[..., Collector],
+    at_once: None,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    settings: LearnerSettings,
+    options: dict[str, Any],
+) -> None:
+    states: list[str] = []
+
+    def look(learner: Learner) -> None:
+        until_processes(learner)
+        states.append(shards_of(learner)._state)
+
+    found = trained(counting_collector(settings, kind=kind), settings, 5, look, **options)
+    assert states[-1] == "processes", states
+    monkeypatch.setattr(shards_module, "_WORTH_IT", float("inf"))
+    same(found, trained(counting_collector(settings, kind=kind), settings, 5, **options))
+
+
+def test_without_a_process_that_has_ended_the_learner_goes_on(
+    counting_collector: Callable[..., Collector],
+    at_once: None,
+    monkeypatch: pytest.MonkeyPatch,
+    notes: list[str],
+) -> None:
+    killed = []
+
+    def look(learner: Learner) -> None:
+        until_processes(learner)
+        shards = shards_of(learner)
+        if shards._state == "processes" and not killed:
+            killed.append(shards._processes[0]._process)
+            killed[0].kill()
+
+    found = trained(counting_collector(SETTINGS), SETTINGS, 6, look)
+    assert killed and killed[0].poll() == -9
+    assert any("threads alone compute gradients" in note for note in notes), notes
+    monkeypatch.setattr(shards_module, "_WORTH_IT", float("inf"))
+    same(found, trained(counting_collector(SETTINGS), SETTINGS, 6))
+
+
+def test_a_process_ends_with_its_learner(counting_collector: Callable[..., Collector], at_once: None) -> None:
+    started = []
+
+    def look(learner: Learner) -> None:
+        started.extend(process._process for process in shards_of(learner)._processes if not started)
+
+    trained(counting_collector(SETTINGS), SETTINGS, 2, look)
+    gc.collect()
+    assert started and started[0].poll() is not None
+
+
+def test_a_policy_that_cannot_be_sent_is_trained_by_threads(
+    counting_collector: Callable[..., Collector], at_once: None, notes: list[str]
+) -> None:
+    collector = counting_collector(SETTINGS)
+    fragments = [collector.collect()[0].to_arrow()]
+    learner = Learner(deepcopy(collector.policy), SETTINGS, seed=3, total_timesteps=10_000)
+    learner.policy.unsendable = (x for x in "generators cannot be pickled")  # type: ignore[assignment]
+    learner.update(fragments)
+    assert shards_of(learner)._state == "threads" and learner.version == 1
+    assert any("cannot be started" in note for note in notes), notes
+
+
+def test_windows_with_stored_carries_are_left_to_threads(
+    counting_collector: Callable[..., Collector], at_once: None
+) -> None:
+    settings = replace(SETTINGS, mode="cached", carry_source="stored")
+    trained(counting_collector(settings), settings, 2, lambda learner: _no_process(learner))
+
+
+def _no_process(learner: Learner) -> None:
+    assert not shards_of(learner)._processes
