@@ -15,7 +15,7 @@ import yaml
 from pydantic import ValidationError, field_validator
 
 from mneme.configuration.hints import suggestions
-from mneme.configuration.listing import Setting, settings_of
+from mneme.configuration.listing import Setting, settings_of, texts_of
 from mneme.configuration.passwords import passwordless
 from mneme.configuration.presets import read_preset
 from mneme.configuration.records import RecordError, read_yaml, refuse_what_changes, same
@@ -136,7 +136,7 @@ def overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
     Raises:
         ConfigError: one cannot be read.
     """
-    texts = {setting.key for setting in settings() if setting.type == "text"} if overrides else set()
+    texts = {*texts_of(Config)} if overrides else set()
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key.strip():

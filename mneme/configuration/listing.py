@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, TypeAdapter
 
-from mneme.controllers import KINDS, ControllerSettings, OwnSettings, Settings
+from mneme.controllers import KINDS, ControllerSettings, OwnSettings, Settings, hints_of
 
 
 class Setting(NamedTuple):
@@ -32,6 +32,19 @@ def settings_of(config: type[BaseModel]) -> Iterator[Setting]:
                 kinds.setdefault(setting._replace(key=ControllerSettings.key(setting.key)), []).append(name)
     for setting, names in kinds.items():
         yield setting._replace(kinds=tuple(names))
+
+
+def texts_of(section: Any, prefix: str = "") -> Iterator[str]:
+    """The keys of the settings that are texts, of a configuration or a part of it; from the types alone, which is soon
+    done."""
+    for name, hint in hints_of(section).items():
+        if hint is ControllerSettings:
+            for kind in (ControllerSettings, *KINDS.values(), OwnSettings):
+                yield from texts_of(kind, f"{prefix}{name}.")
+        elif dataclasses.is_dataclass(hint):
+            yield from texts_of(hint, f"{prefix}{name}.")
+        elif hint in (str, str | None):
+            yield f"{prefix}{name}"
 
 
 def settings_in(section: type[Settings]) -> Iterator[Setting]:

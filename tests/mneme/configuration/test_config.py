@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from mneme.configuration.config import Config, load_config, override, parse_config, settings
+from mneme.configuration.listing import texts_of
 from mneme.distributed.blueprint import make_blueprint
 from mneme.distributed.config import ConfigError
 
@@ -37,6 +38,10 @@ def test_every_setting_is_explained() -> None:
         s.key for s in found
     }
     assert [s.key for s in found if not s.help] == []
+
+
+def test_texts_are_the_settings_that_are_said_to_be() -> None:
+    assert {*texts_of(Config)} == {s.key for s in settings() if s.type == "text"}
 
 
 @pytest.mark.parametrize(
