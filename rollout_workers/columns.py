@@ -2,7 +2,7 @@
 
 What has an entry for some steps only is a column of flat lists of numbers, which Parquet and every reader of it know.
 `pa.array` and `to_numpy` would give the same, but load pandas where it is installed: a quarter of a second in every
-process.
+process. What lists have besides `offsets` and `values` loads pyarrow.compute.
 
 Legend: B rows, F entries of all rows together.
 """
@@ -56,9 +56,11 @@ def from_lists(column: pa.Array, field: pa.Field, counts_B: np.ndarray, shape: t
         ValueError: the lists are not as long as `counts_B` says.
     """
     numbers_B = counts_B * math.prod(shape)
-    if column.null_count or not np.array_equal(np.from_dlpack(column.value_lengths()), numbers_B):
+    offsets = np.from_dlpack(column.offsets)
+    if column.null_count or not np.array_equal(np.diff(offsets), numbers_B):
         raise ValueError(
             f"{field.name} holds lists of {column.value_lengths().to_pylist()} numbers; its flags ask for "
             f"{numbers_B.tolist()}"
         )
-    return _viewed(np.from_dlpack(column.flatten()), field).reshape(-1, *shape)
+    numbers = np.from_dlpack(column.values)[offsets[0] : offsets[-1]]
+    return _viewed(numbers, field).reshape(-1, *shape)
