@@ -2,8 +2,9 @@
 
     python -m benchmarks.shards
 
-Updates of delayed cue, 4 epochs of 4 minibatches, by one thread, by as many threads as there are cores (at least two),
-and by one thread and processes, in turn. The figures are milliseconds of an update, medians of the turns.
+Updates of delayed cue, 4 epochs of 4 minibatches, which are one shard, or as many as there are cores (at least two),
+those by one thread in turn, by as many threads, or by one thread and processes. The figures are milliseconds of an
+update, medians of the turns.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from mneme.rollout_workers import Collector, policy_spec
 RESULTS = Path(__file__).parent / "results"
 SIZES = {"64 x 9": (64, 9, 64), "256 x 65": (256, 65, 128), "64 x 1025": (64, 1025, 128)}
 """Sequences, steps of each, and hidden units."""
-WAYS = "one thread", "threads", "processes"
+WAYS = "one shard", "in turn", "threads", "processes"
 
 
 @dataclass(frozen=True)
@@ -50,21 +51,23 @@ def updates_of(kind: str, size: str, threads: int) -> dict[str, Callable[[], obj
     fragment, _ = Collector(env, policies[WAYS[0]], steps, steps, seed=0).collect()
     batch, ways = fragment.to_arrow(), {}
     for way, policy in policies.items():
-        chosen = LearnerSettings(num_threads=1 if way == "one thread" else threads)
+        chosen = LearnerSettings(num_threads=1 if way == "one shard" else threads)
         learner = Learner(policy, chosen, seed=0, total_timesteps=10**9)
-        ways[way] = _updating(learner, batch, worth=0.0 if way == "processes" else float("inf"))
+        ways[way] = _updating(learner, batch, "in turn" if way == "one shard" else way)
     return ways
 
 
-def _updating(learner: Learner, batch: pa.RecordBatch, worth: float) -> Callable[[], object]:
-    """An update, in which processes are worth it after so many seconds; with none on their way any more."""
+def _updating(learner: Learner, batch: pa.RecordBatch, way: str) -> Callable[[], object]:
+    """An update that shares minibatches out in this way; processes have started."""
+    worth = 0.0 if way == "processes" else float("inf")
+    gone = {"_way": lambda _, __, by_processes: way if by_processes or way != "processes" else "threads"}
 
     def update() -> object:
-        with patch.object(shards, "_WORTH_IT", worth):
+        with patch.object(shards, "_WORTH_IT", worth), patch.multiple(shards.Shards, **gone):
             return learner.update([batch])
 
     update()
-    while worth == 0 and learner._optimizer._shards._state != "processes":
+    while worth == 0 and learner._optimizer._shards._state != "trusted":
         update()
     return update
 
@@ -96,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     threads, machine = max(2, default_num_threads()), describe_machine()
     rows = []
-    print(f"milliseconds of an update: {', '.join(WAYS)} ({threads})")
+    print(f"milliseconds of an update, as {', '.join(WAYS)}; shards: {threads}")
     for kind, size in product(options.kinds, options.sizes):
         rows.append(measure(kind, size, threads, options.rounds, options.seconds))
         print(kind, size, *(f"{rows[-1].milliseconds[way]:.1f}" for way in WAYS), flush=True)

@@ -21,7 +21,7 @@ from mneme.learner.group import Group
 from mneme.learner.returns import Returns
 from mneme.learner.schedules import Schedules
 from mneme.learner.settings import LearnerSettings
-from mneme.learner.shards import Shards
+from mneme.learner.shards import Minibatch, Shards
 from mneme.rollout_workers.stopwatch import Stopwatch
 
 _ADAM_EPSILON = 1e-5
@@ -91,7 +91,7 @@ class Optimizer:
     def step(self, batch: SequenceBatch, returns: Returns, rows: Tensor, count: int, watch: Stopwatch) -> Step:
         """Descend the loss of the sequences `rows` [n], which may be none, and of the group's others; they have `count`
         valid steps in all."""
-        shared = self._shards.gradients(self.settings, batch, returns, self._shares(rows), count)
+        shared = self._shards.gradients(Minibatch(self.settings, batch, returns, self._shares(rows), count))
         results = [result for result, _ in shared]
         with watch("optimizer"):
             self._sum_up([gradient for _, gradient in shared])

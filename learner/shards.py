@@ -1,8 +1,8 @@
-"""A minibatch shared out: the gradients of its shards, computed side by side.
+"""A minibatch shared out: the gradients of its shards, by the way that is fastest.
 
-It is done by threads, and once that has taken long enough to be worth a process's start, all but the first shard by
-processes. A thread computes what a process does too until that has given the same bits, so that nothing depends on
-which of them it was.
+One thread computes them in turn, threads side by side, or, once all that has taken long enough to be worth a process's
+start, one thread and processes. A thread computes what a process does too until that has given the same bits, so that
+nothing depends on the way.
 """
 
 import logging
@@ -26,9 +26,11 @@ from mneme.learner.shard_process import ShardProcess, ShardProcessError
 from mneme.learner.shared_memory import AVAILABLE, SharedMemory
 
 _WORTH_IT = 5.0  # seconds that shards have taken; the start of a process takes two to three of a core
-_SHORT = 3e-3  # seconds; threads lose about four to each other's hold of Python's lock
-_State = Literal["threads", "starting", "trying", "processes"]
+_TRIED = 8  # updates after which every way is tried again
 _log = logging.getLogger(__name__)
+_State = Literal["none", "starting", "trying", "trusted"]
+_Way = Literal["in turn", "threads", "processes"]
+_WAYS: tuple[_Way, ...] = ("in turn", "threads", "processes")
 T = TypeVar("T")
 
 
@@ -37,6 +39,16 @@ class Shared(NamedTuple):
 
     result: ShardResult
     gradient: Tensor
+
+
+class Minibatch(NamedTuple):
+    """What `shard_gradients` is to be computed of."""
+
+    settings: LearnerSettings
+    batch: SequenceBatch
+    returns: Returns
+    shares: Sequence[Tensor]  # the sequences of each shard
+    steps: int
 
 
 class Shards:
@@ -49,20 +61,20 @@ class Shards:
     """
 
     def __init__(self, policy: Policy, flat: FlatParameters, num_threads: int) -> None:
-        self._policy, self._flat, self.num_threads = policy, flat, num_threads
+        self._policy, self._flat, self._num_threads = policy, flat, num_threads
         self._names = [name for name, _ in policy.named_parameters()]
         # Torch's thread count is a thread's own: without this a shard's matrix products would take every core, and how
         # they are split, and so the last bits, would differ from machine to machine.
         self._pool = ThreadPoolExecutor(
             num_threads, thread_name_prefix="learner-thread", initializer=torch.set_num_threads, initargs=(1,)
         )
-        self._state: _State = "threads"
+        self._updates, self._seconds = 0, 0.0
+        self._took: dict[_Way, float] = {}  # seconds of a minibatch
         self._alone = num_threads == 1 or not AVAILABLE
-        self._seconds = 0.0
+        self._state: _State = "none"
         self._processes: list[ShardProcess] = []
-        self._told = False  # whether the processes know of this update
-        self._short: bool | None = None  # whether shards of this update are
-        self._tried: list[Tensor] = []  # gradients that they are to find too
+        self._told = False  # whether they know of this update
+        self._expected: list[Tensor] = []  # gradients that they are to find too
 
     def map(self, work: Callable[[Tensor], T], shares: Sequence[Tensor]) -> list[T]:
         """`work` on each share, by threads; results in the order of the shares."""
@@ -70,98 +82,107 @@ class Shards:
 
     def new_update(self) -> None:
         """Batch, returns or the policy's statistics may have changed."""
-        self._told, self._short = False, None
+        self._told = False
+        if self._updates <= 1 or not self._updates % _TRIED:  # the first one compiles
+            self._took.clear()
+        self._updates += 1
 
-    def gradients(
-        self, s: LearnerSettings, batch: SequenceBatch, returns: Returns, shares: Sequence[Tensor], count: int
-    ) -> list[Shared]:
+    def gradients(self, minibatch: Minibatch) -> list[Shared]:
         """`shard_gradients` of each share, in their order."""
-        began = perf_counter()
-
-        def work(rows: Tensor) -> Shared:
-            result = shard_gradients(self._policy, s, batch, returns, rows, count)
-            return Shared(result, self._flat.joined(dict(zip(self._names, result.gradients, strict=True))))
-
         try:
-            asked = self._ask(s, batch, returns, shares[1:], count)
-            if asked and self._state == "processes":
-                found = [self._here(work, shares[0])]
-                found += [Shared(process.result(), process.gradient) for process in asked]
-            else:
-                found = self._by_threads(work, shares)
+            return self._gradients(minibatch)
         except ShardProcessError as error:
             self._give_up(str(error))
-            found = self._by_threads(work, shares)
-        if self._state == "trying" and asked:
-            self._tried = [shared.gradient for shared in found[1:]]
-        self._seconds += perf_counter() - began
+            return self._gradients(minibatch)
+
+    def _gradients(self, minibatch: Minibatch) -> list[Shared]:
+        usable = self._usable(minibatch)
+        if usable and self._state == "trying":
+            self._ask(minibatch)
+        way, began = self._way(minibatch, usable and self._state == "trusted"), perf_counter()
+        if way == "processes":
+            asked = self._ask(minibatch)
+            found = [self._in_turn(minibatch, minibatch.shares[0])]
+            found += [Shared(process.result(), process.gradient) for process in asked]
+        elif way == "threads":
+            found = self.map(lambda rows: self._shard(minibatch, rows), minibatch.shares)
+        else:
+            found = [self._in_turn(minibatch, rows) for rows in minibatch.shares]
+        self._took[way] = perf_counter() - began
+        self._seconds += self._took[way]
+        if usable and self._state == "trying":
+            self._expected = [shared.gradient for shared in found[1:]]
         return found
 
-    def _by_threads(self, work: Callable[[Tensor], Shared], shares: Sequence[Tensor]) -> list[Shared]:
-        """`map`, or one after the other where shards are short; those of an update's first minibatch show whether."""
-        if len(shares) == 1 or self._short is not False:
-            found = [self._here(work, share) for share in shares]
-            longest = max((sum(shared.result.seconds.values()) for shared in found), default=0.0)
-            self._short = longest < _SHORT
-            return found
-        return self.map(work, shares)
+    def _way(self, minibatch: Minibatch, by_processes: bool) -> _Way:
+        """One that has not been tried lately, or else the fastest."""
+        if len(minibatch.shares) <= 1:
+            return "in turn"
+        ways = _WAYS if by_processes else _WAYS[:-1]
+        return next((way for way in ways if way not in self._took), min(ways, key=lambda way: self._took.get(way, 0.0)))
 
-    def _here(self, work: Callable[[Tensor], T], share: Tensor) -> T:
-        """`work` in this thread, as one of the pool does it."""
+    def _shard(self, minibatch: Minibatch, rows: Tensor) -> Shared:
+        s, batch, returns, _, steps = minibatch
+        result = shard_gradients(self._policy, s, batch, returns, rows, steps)
+        return Shared(result, self._flat.joined(dict(zip(self._names, result.gradients, strict=True))))
+
+    def _in_turn(self, minibatch: Minibatch, rows: Tensor) -> Shared:
+        """`_shard` in this thread, as one of the pool does it."""
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            return work(share)
+            return self._shard(minibatch, rows)
         finally:
             torch.set_num_threads(before)
 
-    def _ask(
-        self, s: LearnerSettings, batch: SequenceBatch, returns: Returns, shares: Sequence[Tensor], count: int
-    ) -> list[ShardProcess]:
-        """The processes that have begun with these shares; none, or one a share.
+    def _usable(self, minibatch: Minibatch) -> bool:
+        """True if processes have nothing to answer and can be asked; otherwise they may have come closer to it.
 
         Raises:
-            ShardProcessError: one has ended.
+            ShardProcessError: one has ended, or finds something else.
         """
+        s, batch = minibatch.settings, minibatch.batch
         # Stored carries of every window are left where they lie, and not handed round.
-        if self._alone or not shares or s.plan(batch.length).window < batch.length:
-            return []
-        if self._state == "threads" and self._seconds >= _WORTH_IT:
-            self._start()
-        if self._state == "threads" or not (self._state == "processes" or self._answered()):
-            return []
-        processes = self._processes[: len(shares)]
-        if not self._told:
-            given = self._arrays.put(
-                (s, replace(batch, final_observations={}, past=None), returns, dict(self._policy.named_buffers()))
-            )
-            for process in self._processes:
-                process.update(given)
-            self._told = True
-        of_minibatch = returns if s.normalize_advantages == "minibatch" else None
-        for process, rows in zip(processes, shares, strict=True):
-            process.begin(self._flat, of_minibatch, rows, count)
-        return processes
-
-    def _answered(self) -> bool:
-        """True if all that was asked has been answered, by which the processes come from one state to the next."""
-        asked = self._processes[: len(self._tried)] if self._state == "trying" else self._processes
+        if self._alone or len(minibatch.shares) <= 1 or s.plan(batch.length).window < batch.length:
+            return False
+        if self._state == "trusted":
+            return True
+        if self._state == "none":
+            if self._seconds >= _WORTH_IT:
+                self._start()
+            return False
+        asked = self._processes[: len(self._expected)] if self._state == "trying" else self._processes
         if not all(process.answered() for process in asked):
             return False
         for process in asked:
             process.result()
         if self._state == "starting":
             self._state = "trying"
-        elif all(torch.equal(process.gradient, gradient) for process, gradient in zip(asked, self._tried, strict=True)):
-            self._state = "processes"
+        elif all(torch.equal(p.gradient, gradient) for p, gradient in zip(asked, self._expected, strict=True)):
+            self._state, self._took = "trusted", {}
         else:
             raise ShardProcessError("its gradients are not those of a thread")
         return True
 
+    def _ask(self, minibatch: Minibatch) -> list[ShardProcess]:
+        """The processes that have begun with all shards but the first, one each."""
+        s, batch, returns, (_, *shares), steps = minibatch
+        if not self._told:
+            statistics = dict(self._policy.named_buffers())
+            given = self._arrays.put((s, replace(batch, final_observations={}, past=None), returns, statistics))
+            for process in self._processes:
+                process.update(given)
+            self._told = True
+        of_minibatch = returns if s.normalize_advantages == "minibatch" else None
+        asked = self._processes[: len(shares)]
+        for process, rows in zip(asked, shares, strict=True):
+            process.begin(self._flat, of_minibatch, rows, steps)
+        return asked
+
     def _start(self) -> None:
         try:
             self._arrays = SharedMemory()
-            for _ in range(self.num_threads - 1):
+            for _ in range(self._num_threads - 1):
                 self._processes.append(ShardProcess(self._policy, self._flat, self._arrays))
                 finalize(self, self._processes[-1].close)
             self._state = "starting"
@@ -172,4 +193,4 @@ class Shards:
         _log.warning(f"threads alone compute gradients, as of a process beside them is told: {reason}")
         for process in self._processes:
             process.close()
-        self._processes, self._state, self._alone = [], "threads", True
+        self._processes, self._state, self._alone = [], "none", True

@@ -24,8 +24,9 @@ STARTING = 60.0  # seconds
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Processes are worth it from the first minibatch on."""
+    """Processes are worth it from the first minibatch on, and compute whatever they can."""
     monkeypatch.setattr(shards_module, "_WORTH_IT", 0.0)
+    monkeypatch.setattr(Shards, "_way", lambda _, __, by_processes: "processes" if by_processes else "threads")
     yield
     gc.collect()
 
@@ -50,7 +51,7 @@ def trained(
 def until_processes(learner: Learner) -> None:
     """Let those who were asked answer before the next update, so that it is theirs."""
     shards, until = shards_of(learner), monotonic() + STARTING
-    asked = shards._processes if shards._state == "starting" else shards._processes[: len(shards._tried)]
+    asked = shards._processes if shards._state == "starting" else shards._processes[: len(shards._expected)]
     while shards._state in ("starting", "trying") and not all(process.answered() for process in asked):
         assert monotonic() < until
         sleep(0.01)
@@ -86,7 +87,7 @@ def test_processes_find_what_threads_find(
         states.append(shards_of(learner)._state)
 
     found = trained(counting_collector(settings, kind=kind), settings, 5, look, **options)
-    assert states[-1] == "processes", states
+    assert states[-1] == "trusted", states
     monkeypatch.setattr(shards_module, "_WORTH_IT", float("inf"))
     same(found, trained(counting_collector(settings, kind=kind), settings, 5, **options))
 
@@ -102,7 +103,7 @@ def test_without_a_process_that_has_ended_the_learner_goes_on(
     def look(learner: Learner) -> None:
         until_processes(learner)
         shards = shards_of(learner)
-        if shards._state == "processes" and not killed:
+        if shards._state == "trusted" and not killed:
             killed.append(shards._processes[0]._process)
             killed[0].kill()
 
@@ -132,7 +133,7 @@ def test_a_policy_that_cannot_be_sent_is_trained_by_threads(
     learner = Learner(deepcopy(collector.policy), SETTINGS, seed=3, total_timesteps=10_000)
     learner.policy.unsendable = (x for x in "generators cannot be pickled")  # type: ignore[assignment]
     learner.update(fragments)
-    assert shards_of(learner)._state == "threads" and learner.version == 1
+    assert shards_of(learner)._state == "none" and learner.version == 1
     assert any("cannot be started" in note for note in notes), notes
 
 
@@ -145,3 +146,28 @@ def test_windows_with_stored_carries_are_left_to_threads(
 
 def _no_process(learner: Learner) -> None:
     assert not shards_of(learner)._processes
+
+
+def test_every_way_is_tried_and_the_fastest_is_gone_on_with(
+    counting_collector: Callable[..., Collector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways: list[str] = []
+    choose = Shards._way
+
+    def seen(shards: Shards, *arguments: Any) -> str:
+        shards._took.update({way: {"in turn": 2.0, "threads": 1.0}[way] for way in shards._took})
+        ways.append(choose(shards, *arguments))
+        return ways[-1]
+
+    monkeypatch.setattr(Shards, "_way", seen)
+    trained(counting_collector(SETTINGS), SETTINGS, 10)
+    anew = ["in turn", *["threads"] * 3]  # of the four minibatches of an update
+    assert ways == [*anew * 2, *["threads"] * 24, *anew, *["threads"] * 4], ways
+
+
+def test_what_one_thread_computes_needs_no_choice(
+    counting_collector: Callable[..., Collector], at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    one = replace(SETTINGS, num_threads=1)
+    trained(counting_collector(one), one, 2, lambda learner: _no_process(learner))
