@@ -121,9 +121,11 @@ def test_a_killed_actor_costs_what_it_had_in_flight(service: RayRunner, notes: l
     updates, restarts = synchronous(service, Replay(10**9, 0), patience=3), service.fleet.restarts
     first = next(updates)
     assert len(first.deliveries) == 2
+    pid = ray.get(service.fleet._actors[0].__ray_call__.remote(lambda _: psutil.Process().pid))
+    psutil.Process(pid).suspend()  # or it could deliver before it is killed
     for worker in service.fleet.idle:
         service.fleet.request(worker, service.learner.weights, 0)
-    ray.kill(service.fleet._actors[0])
+    psutil.Process(pid).kill()
     update = next(updates)  # goes on with what arrived
     assert 1 <= len(update.deliveries) <= 2
     assert update.report.version == first.report.version + 1
