@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass, replace
 from math import ceil, gcd, inf, sqrt
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from mneme.controllers import VALUE_BINS, Controller, Settings
+from mneme.controllers import VALUE_BINS, Settings
+
+if TYPE_CHECKING:
+    from mneme.controllers import Controller
 
 ScalarLoss = Literal["mse", "huber"]
 ValueLoss = Literal["mse", "huber", "two_hot"]
@@ -234,7 +237,7 @@ class LearnerSettings(Settings, section="learner"):
         """The same with full backpropagation through time."""
         return replace(self, carry_source="fresh", burn_in=0).at("full", self.bptt_length)
 
-    def check_controller(self, controller: Controller, kind: str) -> None:
+    def check_controller(self, controller: "Controller", kind: str) -> None:
         """Refuse a controller, of this kind, that the mode makes nothing of.
 
         Raises:

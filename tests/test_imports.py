@@ -1,6 +1,7 @@
 """The import contract: who may import whom, read off the syntax trees and off a running interpreter."""
 
 import ast
+import os
 import subprocess
 import sys
 from functools import cache
@@ -104,3 +105,21 @@ def test_everything_but_distributed_runs_without_ray() -> None:
 def test_local_training_never_imports_ray() -> None:
     code = "import sys, mneme.training; assert 'ray' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_commands_that_train_nothing_never_import_torch(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "old" / "checkpoints").mkdir(parents=True)
+    commands = (
+        "--help", "--version", "train --help", "sweep --help", "runs", "status runs/old", "train learner.lr=1",
+        "train nosuch", "train seed 3", "train --lcoal", "train learner.bptt_length=0", "train --resume runs/nosuch",
+        "evaluate runs/nosuch", "diagnose runs/nosuch", "replay nosuch.parquet", "dashboard --port 0",
+    )  # fmt: skip
+    code = (
+        "import sys; from contextlib import suppress; from mneme.cli import main\n"
+        "for command in sys.argv[1:]:\n"
+        "    with suppress(SystemExit):\n"
+        "        main(command.split())\n"
+        "    assert 'torch' not in sys.modules, command\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code, *commands], check=True, cwd=tmp_path, env=environment)

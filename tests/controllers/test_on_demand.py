@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGES = ("mneme", "mneme.controllers", "mneme.rollout_workers")
+PACKAGES = ("mneme", "mneme.controllers", "mneme.learner", "mneme.rollout_workers")
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -33,6 +33,7 @@ def test_settings_are_had_without_torch() -> None:
     code = (
         "import sys;"
         "from mneme.controllers import ControllerSettings, PolicySettings;"
+        "from mneme.learner import LearnerSettings;"
         "from mneme.rollout_workers import RolloutSettings, SpaceSettings;"
         "assert 'torch' not in sys.modules;"
         "from mneme.controllers import Controller;"
