@@ -23,7 +23,7 @@ EPOCHS = 4
 MINIBATCHES = 4
 LEARNING_RATE = 3e-3
 CHANCE = 1 / CUES
-WARM_UP = 3  # updates that are not timed
+WARM_UP = 3  # updates that are not timed, where a contestant needs no more
 
 OWN = "itself"  # a contestant's first process
 
@@ -127,8 +127,9 @@ def _read(file: Path) -> str:
 
 @dataclass
 class Stopwatch:
-    """Counts steps, seconds and episodes from the end of the warm-up on."""
+    """Counts steps, seconds and episodes from the end of the warm-up on, which takes so many updates."""
 
+    warm_up: int = WARM_UP
     _updates: int = 0
     _started: tuple[float, Counter[str]] = (0.0, Counter())  # by the clock, and of the processor
     _stopped: tuple[float, Counter[str]] = (0.0, Counter())
@@ -150,7 +151,7 @@ class Stopwatch:
         """
         self._stopped = perf_counter(), processor_seconds()
         self._updates += 1
-        if self._updates <= WARM_UP:
+        if self._updates <= self.warm_up:
             self._started = self._stopped
             return
         self._steps += steps
@@ -172,7 +173,7 @@ class Stopwatch:
         """
         if not self._steps:
             raise ValueError(
-                f"only {self._updates} updates were made; more than {WARM_UP} are needed, so raise --steps"
+                f"only {self._updates} updates were made; more than {self.warm_up} are needed, so raise --steps"
             )
         (started, used_before), (stopped, used) = self._started, self._stopped
         processes = {name: seconds for name in used if (seconds := used[name] - used_before[name]) > 0}
@@ -201,6 +202,6 @@ def add_work(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--long", dest="work", action="store_const", const=LONG, default=SHORT, help="long episodes")
 
 
-def updates_for(steps: int, batch: int = SHORT.batch) -> int:
+def updates_for(steps: int, batch: int = SHORT.batch, warm_up: int = WARM_UP) -> int:
     """Updates of `batch` steps that time at least `steps` environment steps, the warm-up included."""
-    return WARM_UP + max(1, -(-steps // batch))
+    return warm_up + max(1, -(-steps // batch))

@@ -19,6 +19,7 @@ from mneme.rollout_workers import Collector
 from mneme.training import train
 
 PRESET = Path(__file__).parent.parent / "configs" / "delayed_cue.yaml"
+_WARM_UP = {m.SHORT: 50, m.LONG: 12}  # some ten seconds, after which the learner has processes beside it
 
 
 def configuration(
@@ -109,9 +110,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=cores(), help="of the learner")
     m.add_work(parser)
     args = parser.parse_args()
-    stopwatch = m.Stopwatch()
+    warm_up = _WARM_UP[args.work]
+    stopwatch = m.Stopwatch(warm_up)
     with tempfile.TemporaryDirectory() as folder:
-        steps = m.updates_for(args.steps, args.work.batch) * args.work.batch
+        steps = m.updates_for(args.steps, args.work.batch, warm_up) * args.work.batch
         threads = [f"learner.num_threads={args.threads}"]
         config = configuration(steps, args.seed, args.controller, args.mode, folder, threads, args.work)
         if args.runner == "bare":
