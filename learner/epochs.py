@@ -55,6 +55,7 @@ def run_epochs(
     """
     order = np.random.default_rng([seed, version])
     sums: dict[str, float] = defaultdict(float)
+    steps_B = whole.valid.sum(1)
     counted, minibatches, skipped, grad_norm, ratio_error, epochs = 0, 0, 0, 0.0, math.nan, 0
     for epoch in range(s.num_epochs):
         epoch_kl, epoch_count = 0.0, 0
@@ -64,7 +65,7 @@ def run_epochs(
                 by_minibatch = s.normalize_advantages == "minibatch"
                 of_rows = normalized_over(returns, whole.valid, rows) if by_minibatch else returns
                 own = Returns(*map(whole.part, of_rows))
-                count = max(1, int(whole.valid[rows].sum()))
+                count = max(1, int(steps_B[rows].sum()))
             step = optimizer.step(batch, own, whole.here(rows), count, watch)
             if not minibatches and not skipped:
                 ratio_error = step.ratio_error
@@ -97,7 +98,7 @@ def run_epochs(
     ratio, squared = means.pop(RATIO, math.nan), means.pop(RATIO_SQUARED, math.nan)
     return means | {
         "effective_sample_size": ratio**2 / squared,
-        "kl": sum(kl_of) / max(1, int(whole.valid[sample].sum())),
+        "kl": sum(kl_of) / max(1, int(steps_B[sample].sum())),
         "grad_norm": grad_norm / minibatches if minibatches else math.nan,
         "nonfinite_steps": float(skipped),
         "ratio_error": ratio_error,
