@@ -9,19 +9,20 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from time import perf_counter
 from typing import Any, NamedTuple
+from weakref import finalize
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mneme.controllers import Policy
 from mneme.learner.flat import FlatParameters
 from mneme.learner.gradients import ShardResult, shard_gradients
 from mneme.learner.returns import Returns
-from mneme.learner.shared_memory import Put, SharedMemory, pickled
+from mneme.learner.shared_memory import Put, SharedMemory
 
 _SERVE = "import sys; sys.path[:] = {path!r}; from mneme.learner.shard_process import serve; serve(*{descriptors!r})"
 _LOOKING = 2e-3  # seconds; to wake a processor up takes up to 0.3 ms, and between two minibatches lies 1 ms
@@ -45,7 +46,7 @@ class ShardProcess:
     """The learner's end. Making it waits for nothing, and the process ends with the object, or with its parent.
 
     Args:
-        policy: what is trained, on the host.
+        policy: where it lies among the arrays, `pickled` with the names of its parameters, until there is an answer.
         flat: its parameters.
         arrays: where this process puts what belongs to an update.
     """
@@ -53,10 +54,9 @@ class ShardProcess:
     gradient: Tensor
     """[numbers of all parameters], as in `FlatParameters`, of the newest result."""
 
-    def __init__(self, policy: Policy, flat: FlatParameters, arrays: SharedMemory) -> None:
+    def __init__(self, policy: Put, flat: FlatParameters, arrays: SharedMemory) -> None:
         self._vectors, size = SharedMemory(), len(flat.gradient)
         self._weights, self.gradient = self._vectors.numbers(2 * size, flat.gradient).split(size)
-        first = pickled((policy, flat.names))
         self._connection, there = Pipe()
         descriptors = there.fileno(), self._vectors.descriptor, arrays.descriptor
         self._process = subprocess.Popen(
@@ -64,13 +64,12 @@ class ShardProcess:
             pass_fds=descriptors, stdin=subprocess.DEVNULL, start_new_session=True,  # away from the keyboard's signals
         )  # fmt: skip
         there.close()
-        self._send(first)
+        self._end = finalize(self, _ended, self._connection, self._process)
+        self._send(pickle.dumps(policy))
 
     def close(self) -> None:
         """End the process, whatever it does: it holds nothing."""
-        self._connection.close()
-        self._process.kill()
-        self._process.wait()
+        self._end()
 
     def answered(self) -> bool:
         """True if `result` has nothing to wait for."""
@@ -86,17 +85,21 @@ class ShardProcess:
         of_minibatch = None if returns is None else tuple(x.numpy() for x in returns)
         self._send(pickle.dumps(_Shard(of_minibatch, rows.numpy(), count)))
 
-    def result(self) -> ShardResult:
+    def result(self, patience: float = 0.0) -> ShardResult:
         """The answer, when it is there: of what `begin` asked for, without the gradients; the first of all says that
         the process has started, and nothing else.
 
         Raises:
-            ShardProcessError: there is none.
+            ShardProcessError: there is none, or none after so many seconds.
         """
         try:
-            answer: ShardResult | str = pickle.loads(_received(self._connection))
+            answer: ShardResult | str = pickle.loads(_received(self._connection, patience))
+        except TimeoutError:
+            raise ShardProcessError(f"it has not answered for {patience:.0f} s") from None
         except (EOFError, OSError):
-            raise ShardProcessError(f"it has ended, with status {self._process.poll()}") from None
+            with suppress(subprocess.TimeoutExpired):  # it lets go of the connection shortly before it has ended
+                self._process.wait(1.0)
+            raise ShardProcessError(f"it has ended, with status {self._process.returncode}") from None
         if isinstance(answer, str):
             raise ShardProcessError(answer)
         return answer
@@ -108,11 +111,19 @@ class ShardProcess:
             raise ShardProcessError(f"it has ended ({error})") from None
 
 
-def _received(connection: Connection) -> bytes:
-    """The next message, looked for again and again before it is waited for."""
+def _ended(connection: Connection, process: subprocess.Popen[bytes]) -> None:
+    connection.close()
+    process.kill()
+    process.wait()
+
+
+def _received(connection: Connection, patience: float | None = None) -> bytes:
+    """The next message, looked for again and again before it is waited for, so many seconds or for ever."""
     until = perf_counter() + _LOOKING
     while not connection.poll() and perf_counter() < until:
         pass
+    if not connection.poll(patience):
+        raise TimeoutError
     return connection.recv_bytes()
 
 
@@ -125,11 +136,12 @@ def serve(connection: int, vectors: int, arrays: int) -> None:
     except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
         pass
     except Exception:
-        parent.send_bytes(pickle.dumps(traceback.format_exc(limit=-3)))
+        with suppress(OSError):  # the parent is gone
+            parent.send_bytes(pickle.dumps(traceback.format_exc(limit=-3)))
 
 
 def _serve(parent: Connection, vectors: SharedMemory, arrays: SharedMemory) -> None:
-    policy, names = pickle.loads(parent.recv_bytes())
+    policy, names = pickle.loads(arrays.get(pickle.loads(parent.recv_bytes())))
     named: Mapping[str, Any] = dict(policy.named_parameters())
     flat = FlatParameters([{name: named[name] for name in group} for group in names])
     size = len(flat.gradient)

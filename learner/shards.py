@@ -11,22 +11,24 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from time import perf_counter
 from typing import Literal, NamedTuple, TypeVar
-from weakref import finalize
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mneme.controllers import Policy
+from mneme.controllers.threads import threads_kept
 from mneme.learner.batch import SequenceBatch
 from mneme.learner.flat import FlatParameters
 from mneme.learner.gradients import ShardResult, shard_gradients
 from mneme.learner.returns import Returns
 from mneme.learner.settings import LearnerSettings
 from mneme.learner.shard_process import ShardProcess, ShardProcessError
-from mneme.learner.shared_memory import AVAILABLE, SharedMemory
+from mneme.learner.shared_memory import AVAILABLE, SharedMemory, pickled
 
 _WORTH_IT = 5.0  # seconds that shards have taken; the start of a process takes two to three of a core
 _TRIED = 8  # updates after which every way is tried again
+_PATIENCE, _SLOWER = 60.0, 10.0  # seconds, and times the first shard's, after which no answer is expected any more
 _log = logging.getLogger(__name__)
 _State = Literal["none", "starting", "trying", "trusted"]
 _Way = Literal["in turn", "threads", "processes"]
@@ -94,6 +96,9 @@ class Shards:
         except ShardProcessError as error:
             self._give_up(str(error))
             return self._gradients(minibatch)
+        except BaseException:  # such as Ctrl-C: the answers that were not heard are none to the next minibatch
+            self._end()
+            raise
 
     def _gradients(self, minibatch: Minibatch) -> list[Shared]:
         usable = self._usable(minibatch)
@@ -103,13 +108,16 @@ class Shards:
         if way == "processes":
             asked = self._ask(minibatch)
             found = [self._in_turn(minibatch, minibatch.shares[0])]
-            found += [Shared(process.result(), process.gradient) for process in asked]
+            patience = _PATIENCE + _SLOWER * (perf_counter() - began)
+            found += [Shared(process.result(patience), process.gradient) for process in asked]
         elif way == "threads":
             found = self.map(lambda rows: self._shard(minibatch, rows), minibatch.shares)
         else:
             found = [self._in_turn(minibatch, rows) for rows in minibatch.shares]
-        self._took[way] = perf_counter() - began
-        self._seconds += self._took[way]
+        took = perf_counter() - began
+        self._seconds += took
+        if len(minibatch.shares) > 1:
+            self._took[way] = took
         if usable and self._state == "trying":
             self._expected = [shared.gradient for shared in found[1:]]
         return found
@@ -128,12 +136,9 @@ class Shards:
 
     def _in_turn(self, minibatch: Minibatch, rows: Tensor) -> Shared:
         """`_shard` in this thread, as one of the pool does it."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
+        with threads_kept(), torch.enable_grad():  # whatever the caller has
+            torch.set_num_threads(1)
             return self._shard(minibatch, rows)
-        finally:
-            torch.set_num_threads(before)
 
     def _usable(self, minibatch: Minibatch) -> bool:
         """True if processes have nothing to answer and can be asked; otherwise they may have come closer to it.
@@ -158,8 +163,8 @@ class Shards:
             process.result()
         if self._state == "starting":
             self._state = "trying"
-        elif all(torch.equal(p.gradient, gradient) for p, gradient in zip(asked, self._expected, strict=True)):
-            self._state, self._took = "trusted", {}
+        elif all(_same_bits(p.gradient, gradient) for p, gradient in zip(asked, self._expected, strict=True)):
+            self._state, self._took, self._expected = "trusted", {}, []
         else:
             raise ShardProcessError("its gradients are not those of a thread")
         return True
@@ -169,7 +174,10 @@ class Shards:
         s, batch, returns, (_, *shares), steps = minibatch
         if not self._told:
             statistics = dict(self._policy.named_buffers())
-            given = self._arrays.put((s, replace(batch, final_observations={}, past=None), returns, statistics))
+            try:
+                given = self._arrays.put((s, replace(batch, final_observations={}, past=None), returns, statistics))
+            except Exception as error:  # be it memory, or a tensor that is no array
+                raise ShardProcessError(f"it cannot have the batch: {type(error).__name__}: {error}") from error
             for process in self._processes:
                 process.update(given)
             self._told = True
@@ -182,15 +190,24 @@ class Shards:
     def _start(self) -> None:
         try:
             self._arrays = SharedMemory()
+            policy = self._arrays.put(np.frombuffer(pickled((self._policy, self._flat.names)), np.uint8))
             for _ in range(self._num_threads - 1):
-                self._processes.append(ShardProcess(self._policy, self._flat, self._arrays))
-                finalize(self, self._processes[-1].close)
-            self._state = "starting"
+                self._processes.append(ShardProcess(policy, self._flat, self._arrays))
+            self._state, self._told = "starting", False
         except Exception as error:  # be it memory, or a policy that cannot be sent
             self._give_up(f"it cannot be started: {type(error).__name__}: {error}")
 
     def _give_up(self, reason: str) -> None:
         _log.warning(f"threads alone compute gradients, as of a process beside them is told: {reason}")
-        for process in self._processes:
+        self._end()
+        self._alone = True
+
+    def _end(self) -> None:
+        processes, self._processes, self._expected, self._state = self._processes, [], [], "none"
+        for process in processes:
             process.close()
-        self._processes, self._state, self._alone = [], "none", True
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    """True for equal numbers, and for what is none in both."""
+    return torch.equal(a.view(torch.uint8), b.view(torch.uint8))

@@ -6,6 +6,7 @@ import os
 import pickle
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from weakref import finalize
 
 import cloudpickle
 import numpy as np
@@ -34,10 +35,8 @@ class SharedMemory:
 
     def __init__(self, descriptor: int | None = None) -> None:
         self.descriptor = os.memfd_create("mneme") if descriptor is None else descriptor
+        finalize(self, os.close, self.descriptor)
         self._map: mmap.mmap | None = None
-
-    def __del__(self) -> None:
-        os.close(self.descriptor)
 
     def bytes(self, size: int) -> memoryview:
         """The first `size` bytes."""

@@ -1,6 +1,8 @@
 """Processes find what threads find, to the bit, and the learner goes on without them."""
 
 import gc
+import os
+import signal
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
@@ -9,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from mneme.learner import Learner, LearnerSettings
+from mneme.learner import Learner, LearnerSettings, shard_process
 from mneme.learner import shards as shards_module
 from mneme.learner.shards import Shards
-from mneme.learner.shared_memory import AVAILABLE
+from mneme.learner.shared_memory import AVAILABLE, SharedMemory
 from mneme.rollout_workers import Collector
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="processes share memory that this system does not have")
@@ -109,9 +112,128 @@ def test_without_a_process_that_has_ended_the_learner_goes_on(
 
     found = trained(counting_collector(SETTINGS), SETTINGS, 6, look)
     assert killed and killed[0].poll() == -9
-    assert any("threads alone compute gradients" in note for note in notes), notes
+    assert any("threads alone compute gradients" in note and "status -9" in note for note in notes), notes
     monkeypatch.setattr(shards_module, "_WORTH_IT", float("inf"))
     same(found, trained(counting_collector(SETTINGS), SETTINGS, 6))
+
+
+def up_to(state: str, learner: Learner, fragments: list[Any]) -> None:
+    """Update until the processes are that far, and answer at once."""
+    while shards_of(learner)._state != state:
+        until_processes(learner)
+        learner.update(fragments)
+    until_processes(learner)
+
+
+@pytest.mark.parametrize("state", ["starting", "trusted"])
+def test_an_interrupted_minibatch_leaves_no_answers_to_the_next(
+    counting_collector: Callable[..., Collector], at_once: None, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    collector = counting_collector(SETTINGS)
+    one, other = ([collector.collect()[0].to_arrow()] for _ in range(2))
+    learner, alone = (Learner(deepcopy(collector.policy), SETTINGS, seed=3, total_timesteps=10_000) for _ in range(2))
+    up_to(state, learner, one)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Shards, "_shard", interrupt)
+        learner.update(one)
+    assert not shards_of(learner)._processes
+    alone.set_state(learner.state())
+    learner.update(other)
+    up_to("trusted", learner, other)
+    learner.update(other)
+    monkeypatch.setattr(shards_module, "_WORTH_IT", float("inf"))
+    for _ in range(learner.version - alone.version):
+        alone.update(other)
+    same(learner.state(), alone.state())
+
+
+def test_a_process_that_does_not_answer_is_not_waited_for(
+    counting_collector: Callable[..., Collector],
+    at_once: None,
+    monkeypatch: pytest.MonkeyPatch,
+    notes: list[str],
+) -> None:
+    monkeypatch.setattr(shards_module, "_PATIENCE", 0.5)
+    stopped = []
+
+    def look(learner: Learner) -> None:
+        until_processes(learner)
+        if shards_of(learner)._state == "trusted" and not stopped:
+            stopped.append(shards_of(learner)._processes[0]._process)
+            os.kill(stopped[0].pid, signal.SIGSTOP)
+
+    found = trained(counting_collector(SETTINGS), SETTINGS, 5, look)
+    assert stopped and stopped[0].poll() == -9
+    assert any("it has not answered for" in note for note in notes), notes
+    monkeypatch.setattr(shards_module, "_WORTH_IT", float("inf"))
+    same(found, trained(counting_collector(SETTINGS), SETTINGS, 5))
+
+
+def test_without_memory_for_the_batch_the_learner_goes_on(
+    counting_collector: Callable[..., Collector],
+    at_once: None,
+    monkeypatch: pytest.MonkeyPatch,
+    notes: list[str],
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("no space left")
+
+    def look(learner: Learner) -> None:
+        until_processes(learner)
+        if shards_of(learner)._state == "trusted":
+            monkeypatch.setattr(SharedMemory, "put", full)
+
+    found = trained(counting_collector(SETTINGS), SETTINGS, 4, look)
+    assert any("it cannot have the batch: OSError: no space left" in note for note in notes), notes
+    monkeypatch.setattr(shards_module, "_WORTH_IT", float("inf"))
+    same(found, trained(counting_collector(SETTINGS), SETTINGS, 4))
+
+
+def test_a_gradient_that_is_not_finite_does_not_tell_against_processes(
+    counting_collector: Callable[..., Collector], at_once: None
+) -> None:
+    collector = counting_collector(SETTINGS)
+    fragments = [collector.collect()[0].to_arrow()]
+    learner = Learner(deepcopy(collector.policy), SETTINGS, seed=3, total_timesteps=10_000)
+    up_to("starting", learner, fragments)
+    torch.nn.init.constant_(learner.policy.value_head.weight, torch.nan)
+    assert learner.update(fragments).metrics["nonfinite_steps"] == 4
+    until_processes(learner)
+    learner.update(fragments)
+    assert shards_of(learner)._state == "trusted"
+
+
+def test_a_start_waits_for_nothing_however_large_the_policy(
+    counting_collector: Callable[..., Collector], at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_process, "_SERVE", "import time; time.sleep(60) # {path}, {descriptors}")
+    collector = counting_collector(SETTINGS)
+    policy, began = deepcopy(collector.policy), monotonic()
+    policy.register_buffer("large", torch.zeros(10**6), persistent=False)
+    learner = Learner(policy, SETTINGS, seed=3, total_timesteps=10_000)
+    learner.update([collector.collect()[0].to_arrow()])
+    assert shards_of(learner)._state == "starting" and monotonic() - began < STARTING / 2
+
+
+def test_one_thread_computes_gradients_where_its_caller_has_turned_them_off(
+    counting_collector: Callable[..., Collector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Shards, "_way", lambda *_: "in turn")
+    with torch.no_grad():
+        found = trained(counting_collector(SETTINGS), SETTINGS, 1)
+    monkeypatch.setattr(Shards, "_way", lambda *_: "threads")
+    same(found, trained(counting_collector(SETTINGS), SETTINGS, 1))
+
+
+def test_minibatches_of_one_share_say_nothing_of_the_ways(counting_collector: Callable[..., Collector]) -> None:
+    trained(counting_collector(SETTINGS, lanes=1), SETTINGS, 3, lambda learner: _no_times(learner))
+
+
+def _no_times(learner: Learner) -> None:
+    assert not shards_of(learner)._took
 
 
 def test_a_process_ends_with_its_learner(counting_collector: Callable[..., Collector], at_once: None) -> None:
