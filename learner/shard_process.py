@@ -97,9 +97,7 @@ class ShardProcess:
         except TimeoutError:
             raise ShardProcessError(f"it has not answered for {patience:.0f} s") from None
         except (EOFError, OSError):
-            with suppress(subprocess.TimeoutExpired):  # it lets go of the connection shortly before it has ended
-                self._process.wait(1.0)
-            raise ShardProcessError(f"it has ended, with status {self._process.returncode}") from None
+            raise self._gone() from None
         if isinstance(answer, str):
             raise ShardProcessError(answer)
         return answer
@@ -107,8 +105,13 @@ class ShardProcess:
     def _send(self, message: bytes) -> None:
         try:
             self._connection.send_bytes(message)
-        except OSError as error:
-            raise ShardProcessError(f"it has ended ({error})") from None
+        except OSError:
+            raise self._gone() from None
+
+    def _gone(self) -> ShardProcessError:
+        with suppress(subprocess.TimeoutExpired):  # it lets go of the connection shortly before it has ended
+            self._process.wait(1.0)
+        return ShardProcessError(f"it has ended, with status {self._process.returncode}")
 
 
 def _ended(connection: Connection, process: subprocess.Popen[bytes]) -> None:
