@@ -66,9 +66,11 @@ class LearnerReplica:
         report, weights, lost = self._updated(fragments)
         return report._replace(refused=(*report.refused, *lost)), weights
 
-    def follow(self, fragments: Sequence[FragmentRef]) -> list[str]:
-        """Do as `update`, for a replica that is not the first; a sentence for each of its fragments that was lost."""
-        return self._updated(fragments)[2]
+    def follow(self, fragments: Sequence[FragmentRef]) -> tuple[list[str], tuple[str, ...]]:
+        """Do as `update`, for a replica that is not the first; a sentence for each of its fragments that was lost, and
+        its warnings."""
+        report, _, lost = self._updated(fragments)
+        return lost, report.warnings
 
     def _updated(self, fragments: Sequence[FragmentRef]) -> tuple[UpdateReport, Weights, list[str]]:
         batches, lost = _fetched(fragments)

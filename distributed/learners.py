@@ -141,8 +141,9 @@ class Learners:
                     error.update = FailedUpdate(error.update.state, tuple(ray.get(list(update.fragments))))
             raise
         report: Any = ray.get(update.report)
-        lost = [sentence for of_rank in ray.get(list(update.following)) for sentence in of_rank]
-        return report._replace(refused=(*report.refused, *lost))
+        for lost, warnings in ray.get(list(update.following)):
+            report = report._replace(refused=(*report.refused, *lost), warnings=(*report.warnings, *warnings))
+        return report
 
     def state(self) -> Any:
         """A reference to their state after what they have been asked so far; see `Learner.state`. The same on all."""

@@ -47,6 +47,7 @@ class UpdateReport(NamedTuple):
     metrics: dict[str, float]  # losses, KL and the like, averaged over the minibatches, but for the KL after them
     seconds: dict[str, float]  # where the time went, wall clock summed over an update; within shards, their mean
     refused: tuple[str, ...]  # one sentence for each fragment that was not used
+    warnings: tuple[str, ...] = ()  # one sentence each
 
 
 class Learner:
@@ -173,7 +174,9 @@ class Learner:
         self.env_steps += whole.steps
         with watch("synchronize"):
             self._check_equal()
-        return UpdateReport(self.version, whole.steps, metrics, watch.seconds, tuple(refused))
+        return UpdateReport(
+            self.version, whole.steps, metrics, watch.seconds, tuple(refused), self._optimizer.warnings()
+        )
 
     def _check_equal(self) -> None:
         """Refuse to go on with weights that are not the same on every rank."""

@@ -88,6 +88,11 @@ class Optimizer:
         """`work` on each share, side by side; results in the order of the shares."""
         return self._shards.map(work, shares)
 
+    def warnings(self) -> tuple[str, ...]:
+        """What there is to be told since the last time; one sentence each."""
+        told, self._shards.warnings = tuple(self._shards.warnings), []
+        return told
+
     def step(self, batch: SequenceBatch, returns: Returns, rows: Tensor, count: int, watch: Stopwatch) -> Step:
         """Descend the loss of the sequences `rows` [n], which may be none, and of the group's others; they have `count`
         valid steps in all."""

@@ -5,7 +5,6 @@ start, one thread and processes. A thread computes what a process does too until
 nothing depends on the way.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -29,7 +28,6 @@ from mneme.learner.shared_memory import AVAILABLE, SharedMemory, pickled
 _WORTH_IT = 5.0  # seconds that shards have taken; the start of a process takes two to three of a core
 _TRIED = 8  # updates after which every way is tried again
 _PATIENCE, _SLOWER = 60.0, 10.0  # seconds, and times the first shard's, after which no answer is expected any more
-_log = logging.getLogger(__name__)
 _State = Literal["none", "starting", "trying", "trusted"]
 _Way = Literal["in turn", "threads", "processes"]
 _WAYS: tuple[_Way, ...] = ("in turn", "threads", "processes")
@@ -62,7 +60,11 @@ class Shards:
         num_threads: shards of a minibatch; one on a GPU.
     """
 
+    warnings: list[str]
+    """What there is to be told; one sentence each."""
+
     def __init__(self, policy: Policy, flat: FlatParameters, num_threads: int) -> None:
+        self.warnings = []
         self._policy, self._flat, self._num_threads = policy, flat, num_threads
         self._names = [name for name, _ in policy.named_parameters()]
         # Torch's thread count is a thread's own: without this a shard's matrix products would take every core, and how
@@ -198,7 +200,7 @@ class Shards:
             self._give_up(f"it cannot be started: {type(error).__name__}: {error}")
 
     def _give_up(self, reason: str) -> None:
-        _log.warning(f"threads alone compute gradients, as of a process beside them is told: {reason}")
+        self.warnings.append(f"threads alone compute gradients, as of a process beside them is told: {reason}")
         self._end()
         self._alone = True
 

@@ -78,6 +78,8 @@ class ActiveRun:
             row["curriculum/level"] = float(self.curriculum.level)
         for sentence in update.report.refused:
             _log.warning(f"a fragment was refused: {sentence}")
+        for sentence in update.report.warnings:
+            _log.warning(sentence)
         for delivery in update.deliveries:
             for sentence in delivery.stats.failures if delivery.stats else ():
                 _log.warning(f"an episode was cut short: {sentence}", extra={"worker": delivery.worker})

@@ -40,14 +40,16 @@ def shards_of(learner: Learner) -> Shards:
 
 def trained(
     collector: Collector, settings: LearnerSettings, updates: int, look: Callable[[Learner], Any] = lambda _: None,
-    **options: Any,
+    told: list[str] | None = None, **options: Any,
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    """The learner's state after some updates; `look` sees it before each."""
+    """The learner's state after some updates; `look` sees it before each, and `told` gets the warnings."""
     fragments = [collector.collect()[0].to_arrow()]
     learner = Learner(deepcopy(collector.policy), settings, seed=3, total_timesteps=10_000, **options)
     for _ in range(updates):
         look(learner)
-        learner.update(fragments)
+        warnings = learner.update(fragments).warnings
+        if told is not None:
+            told += warnings
     return learner.state()
 
 
@@ -99,7 +101,6 @@ def test_without_a_process_that_has_ended_the_learner_goes_on(
     counting_collector: Callable[..., Collector],
     at_once: None,
     monkeypatch: pytest.MonkeyPatch,
-    notes: list[str],
 ) -> None:
     killed = []
 
@@ -110,9 +111,10 @@ def test_without_a_process_that_has_ended_the_learner_goes_on(
             killed.append(shards._processes[0]._process)
             killed[0].kill()
 
-    found = trained(counting_collector(SETTINGS), SETTINGS, 6, look)
-    assert killed and killed[0].poll() == -9
-    assert any("threads alone compute gradients" in note and "status -9" in note for note in notes), notes
+    told: list[str] = []
+    found = trained(counting_collector(SETTINGS), SETTINGS, 6, look, told)
+    assert killed and killed[0].poll() == -9 and len(told) == 1
+    assert any("threads alone compute gradients" in note and "status -9" in note for note in told), told
     monkeypatch.setattr(shards_module, "_WORTH_IT", float("inf"))
     same(found, trained(counting_collector(SETTINGS), SETTINGS, 6))
 
@@ -154,7 +156,6 @@ def test_a_process_that_does_not_answer_is_not_waited_for(
     counting_collector: Callable[..., Collector],
     at_once: None,
     monkeypatch: pytest.MonkeyPatch,
-    notes: list[str],
 ) -> None:
     monkeypatch.setattr(shards_module, "_PATIENCE", 0.5)
     stopped = []
@@ -165,9 +166,10 @@ def test_a_process_that_does_not_answer_is_not_waited_for(
             stopped.append(shards_of(learner)._processes[0]._process)
             os.kill(stopped[0].pid, signal.SIGSTOP)
 
-    found = trained(counting_collector(SETTINGS), SETTINGS, 5, look)
+    told: list[str] = []
+    found = trained(counting_collector(SETTINGS), SETTINGS, 5, look, told)
     assert stopped and stopped[0].poll() == -9
-    assert any("it has not answered for" in note for note in notes), notes
+    assert any("it has not answered for" in note for note in told), told
     monkeypatch.setattr(shards_module, "_WORTH_IT", float("inf"))
     same(found, trained(counting_collector(SETTINGS), SETTINGS, 5))
 
@@ -176,7 +178,6 @@ def test_without_memory_for_the_batch_the_learner_goes_on(
     counting_collector: Callable[..., Collector],
     at_once: None,
     monkeypatch: pytest.MonkeyPatch,
-    notes: list[str],
 ) -> None:
     def full(*_: Any) -> None:
         raise OSError("no space left")
@@ -186,8 +187,9 @@ def test_without_memory_for_the_batch_the_learner_goes_on(
         if shards_of(learner)._state == "trusted":
             monkeypatch.setattr(SharedMemory, "put", full)
 
-    found = trained(counting_collector(SETTINGS), SETTINGS, 4, look)
-    assert any("it cannot have the batch: OSError: no space left" in note for note in notes), notes
+    told: list[str] = []
+    found = trained(counting_collector(SETTINGS), SETTINGS, 4, look, told)
+    assert any("it cannot have the batch: OSError: no space left" in note for note in told), told
     monkeypatch.setattr(shards_module, "_WORTH_IT", float("inf"))
     same(found, trained(counting_collector(SETTINGS), SETTINGS, 4))
 
@@ -248,15 +250,15 @@ def test_a_process_ends_with_its_learner(counting_collector: Callable[..., Colle
 
 
 def test_a_policy_that_cannot_be_sent_is_trained_by_threads(
-    counting_collector: Callable[..., Collector], at_once: None, notes: list[str]
+    counting_collector: Callable[..., Collector], at_once: None
 ) -> None:
     collector = counting_collector(SETTINGS)
     fragments = [collector.collect()[0].to_arrow()]
     learner = Learner(deepcopy(collector.policy), SETTINGS, seed=3, total_timesteps=10_000)
     learner.policy.unsendable = (x for x in "generators cannot be pickled")  # type: ignore[assignment]
-    learner.update(fragments)
+    told = learner.update(fragments).warnings
     assert shards_of(learner)._state == "none" and learner.version == 1
-    assert any("cannot be started" in note for note in notes), notes
+    assert any("cannot be started" in note for note in told), told
 
 
 def test_windows_with_stored_carries_are_left_to_threads(
