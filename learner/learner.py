@@ -36,6 +36,7 @@ from mneme.learner.whole_batch import WholeBatch
 from mneme.learner.windows import pieces
 from mneme.rollout_workers.stopwatch import Stopwatch
 
+_PARTS = "batch anchor returns traces fidelity windows forward backward synchronize optimizer".split()
 State = dict[str, np.ndarray]
 
 
@@ -174,9 +175,8 @@ class Learner:
         self.env_steps += whole.steps
         with watch("synchronize"):
             self._check_equal()
-        return UpdateReport(
-            self.version, whole.steps, metrics, watch.seconds, tuple(refused), self._optimizer.warnings()
-        )
+        warnings = self._optimizer.warnings()
+        return UpdateReport(self.version, whole.steps, metrics, watch.seconds, tuple(refused), warnings)
 
     def _check_equal(self) -> None:
         """Refuse to go on with weights that are not the same on every rank."""
@@ -331,9 +331,7 @@ class Learner:
 
 
 def _watch() -> Stopwatch:
-    return Stopwatch(
-        "batch", "anchor", "returns", "traces", "fidelity", "windows", "forward", "backward", "synchronize", "optimizer"
-    )
+    return Stopwatch(*_PARTS)
 
 
 def weights_in(state: State) -> Weights:
