@@ -36,7 +36,6 @@ from mneme.learner.whole_batch import WholeBatch
 from mneme.learner.windows import pieces
 from mneme.rollout_workers.stopwatch import Stopwatch
 
-_PARTS = "batch anchor returns traces fidelity windows forward backward synchronize optimizer".split()
 State = dict[str, np.ndarray]
 
 
@@ -331,7 +330,8 @@ class Learner:
 
 
 def _watch() -> Stopwatch:
-    return Stopwatch(*_PARTS)
+    learning = "windows", "forward", "backward", "synchronize", "optimizer"
+    return Stopwatch("batch", "anchor", "returns", "traces", "fidelity", *learning)
 
 
 def weights_in(state: State) -> Weights:
