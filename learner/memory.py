@@ -13,7 +13,6 @@ from mneme.controllers.acting import heads_compile
 from mneme.learner.objective import Steps
 from mneme.learner.ppo import loss_of
 from mneme.learner.settings import LearnerSettings
-from mneme.learner.shared_memory import AVAILABLE
 
 _PROBED = 256  # steps of a sequence whose activations are counted; beyond, they grow in proportion
 _PASSING = 5  # arrays of a controller's outputs that come and go in the backward pass, beside what is kept for it
@@ -62,8 +61,7 @@ def update_memory(
     weights = sum(p.numel() * p.element_size() for p in policy.parameters()) * (_OF_WEIGHTS + threads) * copies
     if plan.window < length:  # stored carries are most of a fragment, and are left where they lie
         return UpdateMemory(weights, batch_bytes, int(_STORED * activations))
-    handed_round = batch_bytes if threads > 1 and AVAILABLE else 0  # to the processes beside a learner
-    return UpdateMemory(weights, 2 * batch_bytes + handed_round, int(activations))
+    return UpdateMemory(weights, 2 * batch_bytes, int(activations))
 
 
 def _kept(policy: Policy, s: LearnerSettings, T: int, B: int) -> int:

@@ -23,9 +23,10 @@ from mneme.learner.gradients import ShardResult, shard_gradients
 from mneme.learner.returns import Returns
 from mneme.learner.settings import LearnerSettings
 from mneme.learner.shard_process import ShardProcess, ShardProcessError
-from mneme.learner.shared_memory import AVAILABLE, SharedMemory, pickled
+from mneme.learner.shared_memory import AVAILABLE, SharedMemory, free_memory, pickled
 
 _WORTH_IT = 5.0  # seconds that shards have taken; the start of a process takes two to three of a core
+_PROCESS = 400 * 10**6  # bytes that one takes, for torch and Mneme
 _TRIED = 8  # updates after which every way is tried again
 _PATIENCE, _SLOWER = 60.0, 10.0  # seconds, and times the first shard's, after which no answer is expected any more
 _State = Literal["none", "starting", "trying", "trusted"]
@@ -191,6 +192,8 @@ class Shards:
 
     def _start(self) -> None:
         try:
+            if free_memory() < 2 * _PROCESS * (self._num_threads - 1):
+                raise MemoryError("it takes 400 MB")
             self._arrays = SharedMemory()
             policy = self._arrays.put(np.frombuffer(pickled((self._policy, self._flat.names)), np.uint8))
             for _ in range(self._num_threads - 1):

@@ -5,6 +5,7 @@ import mmap
 import os
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import finalize
 
@@ -16,6 +17,16 @@ from torch import Tensor, nn
 AVAILABLE = hasattr(os, "memfd_create")
 """Whether the system, Linux, gives memory that has a descriptor and no name, so that it ends with its processes."""
 _ALIGNED = 64  # bytes; as numpy and vector instructions like arrays to begin
+
+
+def free_memory() -> int:
+    """Bytes that this machine, a Linux, or the container that this runs in, still has."""
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    free = 1024 * int(lines["MemAvailable"].split()[0])
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and (most := limit.read_text().strip()).isdecimal():
+        free = min(free, int(most) - int(used.read_text()))
+    return free
 
 
 class Put(NamedTuple):

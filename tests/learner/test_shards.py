@@ -261,6 +261,15 @@ def test_a_policy_that_cannot_be_sent_is_trained_by_threads(
     assert any("cannot be started" in note for note in told), told
 
 
+def test_without_memory_for_a_process_none_is_started(
+    counting_collector: Callable[..., Collector], at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards_module, "free_memory", lambda: 500 * 10**6)
+    told: list[str] = []
+    trained(counting_collector(SETTINGS), SETTINGS, 2, lambda learner: _no_process(learner), told)
+    assert [note.rpartition("told: ")[2] for note in told] == ["it cannot be started: MemoryError: it takes 400 MB"]
+
+
 def test_windows_with_stored_carries_are_left_to_threads(
     counting_collector: Callable[..., Collector], at_once: None
 ) -> None:

@@ -1,5 +1,6 @@
 """What one process puts into shared memory is what another finds there."""
 
+import os
 import pickle
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from mneme.learner.shared_memory import AVAILABLE, SharedMemory, pickled
+from mneme.learner.shared_memory import AVAILABLE, SharedMemory, free_memory, pickled
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="this system has no memory without a name")
 
@@ -22,8 +23,6 @@ TENSORS = {
 
 
 def another_end(memory: SharedMemory) -> SharedMemory:
-    import os
-
     return SharedMemory(os.dup(memory.descriptor))
 
 
@@ -72,3 +71,7 @@ def test_a_module_with_a_class_of_this_file_is_pickled_whole() -> None:
     found = pickle.loads(pickled(Own()))
     assert isinstance(found.weight, nn.Parameter) and found.weight.requires_grad and not found.fixed.requires_grad
     assert found.mean.tolist() == [0, 1, 2]
+
+
+def test_free_memory_is_some_of_the_machines() -> None:
+    assert 0 < free_memory() < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -101,22 +101,29 @@ def test_no_stream_at_all_takes_everything() -> None:
     assert not stream.isatty()
 
 
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    """A folder that looks like a run's."""
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    return str(tmp_path / "run")
+
+
 def test_an_evaluation_whose_result_cannot_be_printed_has_failed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], run: str
 ) -> None:
     monkeypatch.setattr("mneme.evaluation.evaluate_checkpoint", lambda *_, **__: None)
     monkeypatch.setattr("mneme.reporting.meter.describe_evaluation", lambda _: "success 100 %")
     for failure, status in ((FAILURES[0], 1), (FAILURES[1], 0)):
         monkeypatch.setattr("sys.stdout", Failing(failure))
-        assert main(["evaluate", "runs/x"]) == status
+        assert main(["evaluate", run]) == status
         assert ("the result could not be printed: [Errno 28]" in capsys.readouterr().err) == bool(status)
 
 
 def test_sys_exit_within_a_run_is_a_failure_with_a_sentence(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], run: str
 ) -> None:
     monkeypatch.setattr("mneme.evaluation.evaluate_checkpoint", lambda *_, **__: sys.exit(0))
-    assert main(["evaluate", "runs/x"]) == 1
+    assert main(["evaluate", run]) == 1
     assert "called sys.exit(0)" in capsys.readouterr().err
 
 
