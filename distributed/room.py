@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -11,6 +10,7 @@ from mneme.controllers import OneHot, Policy, PolicySpec
 from mneme.distributed.config import ServiceConfig
 from mneme.learner import LearnerSettings
 from mneme.learner.memory import UpdateMemory, update_memory
+from mneme.learner.shared_memory import container_limit
 
 _OURS = 0.8  # of a device's memory, that an update may take
 _WEIGHT = 4 * 4  # bytes: a weight, its gradient, and the optimiser's two moments
@@ -124,6 +124,5 @@ def device_memory(device: torch.device) -> int:
 
 def memory() -> int:
     """Bytes of memory of this machine, or of the container that this runs in."""
-    limit = Path("/sys/fs/cgroup/memory.max")
-    limits = [int(text) for text in [limit.read_text().strip() if limit.exists() else ""] if text.isdecimal()]
-    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *limits])
+    machine, limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), container_limit()
+    return machine if limit is None else min(machine, limit)

@@ -16,17 +16,22 @@ from torch import Tensor, nn
 
 AVAILABLE = hasattr(os, "memfd_create")
 """Whether the system, Linux, gives memory that has a descriptor and no name, so that it ends with its processes."""
+_CONTAINER = Path("/sys/fs/cgroup")
 _ALIGNED = 64  # bytes; as numpy and vector instructions like arrays to begin
+
+
+def container_limit() -> int | None:
+    """Bytes of memory that the container that this runs in may use; None if there is no limit."""
+    file = _CONTAINER / "memory.max"
+    limit = file.read_text().strip() if file.exists() else ""
+    return int(limit) if limit.isdecimal() else None
 
 
 def free_memory() -> int:
     """Bytes that this machine, a Linux, or the container that this runs in, still has."""
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    free = 1024 * int(lines["MemAvailable"].split()[0])
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and (most := limit.read_text().strip()).isdecimal():
-        free = min(free, int(most) - int(used.read_text()))
-    return free
+    free, limit = 1024 * int(lines["MemAvailable"].split()[0]), container_limit()
+    return free if limit is None else min(free, limit - int((_CONTAINER / "memory.current").read_text()))
 
 
 class Put(NamedTuple):
@@ -68,10 +73,10 @@ class SharedMemory:
         rest = pickled(value, buffers.append)
         raw = [buffer.raw() for buffer in buffers]
         ends = np.cumsum([0, *(-(-len(part) // _ALIGNED) * _ALIGNED for part in raw)]).tolist()
+        spans = [(start, start + len(part)) for start, part in zip(ends[:-1], raw, strict=True)]
         room = self.bytes(max(1, ends[-1]))
-        for start, part in zip(ends, raw, strict=False):
-            room[start : start + len(part)] = part
-        spans = [(start, start + len(part)) for start, part in zip(ends, raw, strict=False)]
+        for (start, stop), part in zip(spans, raw, strict=True):
+            room[start:stop] = part
         return Put(rest, spans, len(room))
 
     def get(self, given: Put) -> Any:

@@ -38,13 +38,18 @@ def shards_of(learner: Learner) -> Shards:
     return learner._optimizer._shards
 
 
+def made(collector: Collector, settings: LearnerSettings, **options: Any) -> tuple[Learner, list[Any]]:
+    """A learner of the collector's policy, and what it is to be trained on."""
+    fragments = [collector.collect()[0].to_arrow()]
+    return Learner(deepcopy(collector.policy), settings, seed=3, total_timesteps=10_000, **options), fragments
+
+
 def trained(
     collector: Collector, settings: LearnerSettings, updates: int, look: Callable[[Learner], Any] = lambda _: None,
     told: list[str] | None = None, **options: Any,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """The learner's state after some updates; `look` sees it before each, and `told` gets the warnings."""
-    fragments = [collector.collect()[0].to_arrow()]
-    learner = Learner(deepcopy(collector.policy), settings, seed=3, total_timesteps=10_000, **options)
+    learner, fragments = made(collector, settings, **options)
     for _ in range(updates):
         look(learner)
         warnings = learner.update(fragments).warnings
@@ -197,9 +202,7 @@ def test_without_memory_for_the_batch_the_learner_goes_on(
 def test_a_gradient_that_is_not_finite_does_not_tell_against_processes(
     counting_collector: Callable[..., Collector], at_once: None
 ) -> None:
-    collector = counting_collector(SETTINGS)
-    fragments = [collector.collect()[0].to_arrow()]
-    learner = Learner(deepcopy(collector.policy), SETTINGS, seed=3, total_timesteps=10_000)
+    learner, fragments = made(counting_collector(SETTINGS), SETTINGS)
     up_to("starting", learner, fragments)
     torch.nn.init.constant_(learner.policy.value_head.weight, torch.nan)
     assert learner.update(fragments).metrics["nonfinite_steps"] == 4
@@ -252,9 +255,7 @@ def test_a_process_ends_with_its_learner(counting_collector: Callable[..., Colle
 def test_a_policy_that_cannot_be_sent_is_trained_by_threads(
     counting_collector: Callable[..., Collector], at_once: None
 ) -> None:
-    collector = counting_collector(SETTINGS)
-    fragments = [collector.collect()[0].to_arrow()]
-    learner = Learner(deepcopy(collector.policy), SETTINGS, seed=3, total_timesteps=10_000)
+    learner, fragments = made(counting_collector(SETTINGS), SETTINGS)
     learner.policy.unsendable = (x for x in "generators cannot be pickled")  # type: ignore[assignment]
     told = learner.update(fragments).warnings
     assert shards_of(learner)._state == "none" and learner.version == 1
