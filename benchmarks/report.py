@@ -17,7 +17,7 @@ from benchmarks.contestants import Contestant
 RESULTS = Path(__file__).parent / "results"
 ACTIVITIES = (
     "env", "inference", "recording", "transport", "broadcast", "batch", "anchor", "returns", "windows", "forward",
-    "backward", "synchronize", "optimizer",
+    "backward", "between", "synchronize", "optimizer",
 )  # fmt: skip
 
 

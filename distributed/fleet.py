@@ -18,9 +18,10 @@ from mneme.distributed.doubts import Doubts
 from mneme.distributed.failures import failure_reason, never_ran
 from mneme.distributed.runners import Arrival, ServiceError, episode_shares
 from mneme.distributed.waiting import Waiting, Waits, has_process
-from mneme.distributed.workers import RolloutWorker, State
+from mneme.distributed.workers import RolloutWorker
 from mneme.envs import EnvironmentMisuse
 from mneme.rollout_workers import Evaluation, EvaluationError
+from mneme.rollout_workers.state import State
 
 _log = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from mneme.distributed.failures import GO_ON, check_daemons, daemons_of_own_ray
 from mneme.distributed.learners import LearnerLost, Learners
 from mneme.distributed.runners import FRAGMENTS_LOST, FragmentRef, FragmentsLost, PendingUpdate, ServiceLost
 from mneme.distributed.waiting import Waits
-from mneme.distributed.workers import State
 from mneme.learner import UpdateReport
+from mneme.rollout_workers.state import State
 
 _log = logging.getLogger(__name__)
 

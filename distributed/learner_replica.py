@@ -12,9 +12,10 @@ from ray.exceptions import ObjectLostError
 from mneme.controllers import Weights
 from mneme.distributed.blueprint import Blueprint
 from mneme.distributed.runners import FRAGMENTS_LOST, FragmentRef, FragmentsLost
-from mneme.distributed.workers import LearnerWorker, State
+from mneme.distributed.workers import LearnerWorker
 from mneme.learner import TorchGroup, UpdateReport, join_store, open_store, resolve_device
 from mneme.rollout_workers import FragmentError
+from mneme.rollout_workers.state import State
 
 
 class LearnerReplica:

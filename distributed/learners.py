@@ -21,8 +21,8 @@ from mneme.distributed.failures import GO_ON, failure_reason
 from mneme.distributed.learner_replica import LearnerReplica
 from mneme.distributed.runners import FragmentRef, FragmentsLost, PendingUpdate, ServiceError, ServiceLost
 from mneme.distributed.waiting import Waiting
-from mneme.distributed.workers import State
 from mneme.learner import FailedUpdate, GroupError, GroupLost, NonfiniteGradient, UpdateReport
+from mneme.rollout_workers.state import State
 
 _STRATEGIES = {"packed": "PACK", "spread": "SPREAD"}
 _LEAST = {"memory": 1.0}  # bytes, as Ray places no bundle that reserves nothing, and on a CPU learners reserve no more

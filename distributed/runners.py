@@ -8,9 +8,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from mneme.controllers import Weights
 from mneme.distributed.blueprint import Blueprint
-from mneme.distributed.workers import Delivery, LearnerWorker, RolloutWorker, State
+from mneme.distributed.workers import Delivery, LearnerWorker, RolloutWorker
 from mneme.learner import UpdateReport
 from mneme.rollout_workers import Evaluation
+from mneme.rollout_workers.state import State
 
 _log = logging.getLogger(__name__)
 

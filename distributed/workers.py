@@ -24,9 +24,8 @@ from mneme.rollout_workers import (
     evaluate,
     stride_to_collect,
 )
+from mneme.rollout_workers.state import State, under
 from mneme.rollout_workers.stopwatch import Stopwatch
-
-State = dict[str, np.ndarray]
 
 _WAITING = "waiting."  # before the names of what a packer keeps, among a worker's
 VectorEnv = gym.vector.VectorEnv[Any, Any, Any]
@@ -157,8 +156,7 @@ class RolloutWorker:
         assert isinstance(self._collector, Collector)  # halves in other processes give no state
         self._collector.set_state(state)
         if self._packer is not None:
-            waiting = {name.removeprefix(_WAITING): x for name, x in state.items() if name.startswith(_WAITING)}
-            self._packer.set_state(waiting)
+            self._packer.set_state(under(_WAITING, state))
 
     def try_out(self, state: State) -> None:
         """Take up a state and act once, to see whether it is one; this worker is of no use afterwards.

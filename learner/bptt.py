@@ -15,14 +15,13 @@ from mneme.learner.returns import Returns
 from mneme.learner.settings import LearnerSettings
 from mneme.learner.whole_batch import WholeBatch
 from mneme.learner.windows import Piece
+from mneme.rollout_workers.state import State
 
 _GROW, _SHRINK = 0.5, 0.1  # half a window more squares what fades in half a window, so that what grew does not shrink
 _LOOKS = 4  # updates over which is averaged before K changes
 _LEAST = 1e-6  # of the ratio, whose logarithm is averaged
 _SEQUENCES = 8  # of a batch that are looked at
 _STAGE, _LENGTH, _SUM, _COUNT = "bptt.stage", "bptt.length", "bptt.log_ratio_sum", "bptt.looks"
-
-State = dict[str, np.ndarray]
 
 
 class Bptt:

@@ -4,10 +4,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from mneme.controllers import Controller
 from mneme.learner.settings import LearnerSettings, Precision
+
+
+def on_host(x: Tensor) -> np.ndarray:
+    """A copy in the host's memory, for which the device has to be waited for."""
+    return x.cpu().numpy().copy()
 
 
 def resolve_device(name: str) -> torch.device:

@@ -5,38 +5,31 @@ Legend: B sequences, T steps, K window steps, W windows.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import torch
 from torch import Tensor
 
 from mneme.controllers import Policy, Weights
-from mneme.learner.anchor import Anchor, anchor_pass
 from mneme.learner.arrival import arrivals
 from mneme.learner.batch import SequenceBatch
 from mneme.learner.bptt import carry_gradient_ratio
-from mneme.learner.carries import StoredCarries
-from mneme.learner.device import products_in, resolve_device
+from mneme.learner.device import on_host, products_in, resolve_device
 from mneme.learner.diagnosis import FailedUpdate, NonfiniteGradient
 from mneme.learner.epochs import run_epochs
 from mneme.learner.fidelity import Fidelity, gradient_fidelity, gradient_reach
 from mneme.learner.group import Group, GroupError
-from mneme.learner.losses import normalized
-from mneme.learner.optimizer import Optimizer, on_host
-from mneme.learner.returns import Returns, gae, vtrace
-from mneme.learner.reward_scale import RewardScale
+from mneme.learner.optimizer import Optimizer
+from mneme.learner.returns import Returns
 from mneme.learner.settings import LearnerSettings
-from mneme.learner.staleness import Staleness, measure_staleness
+from mneme.learner.staleness import Staleness
+from mneme.learner.targets import Targets
 from mneme.learner.traces import LaneTraces
 from mneme.learner.whole_batch import WholeBatch
-from mneme.learner.windows import pieces
+from mneme.rollout_workers.state import State, under
 from mneme.rollout_workers.stopwatch import Stopwatch
-
-State = dict[str, np.ndarray]
 
 
 class UpdateReport(NamedTuple):
@@ -93,13 +86,10 @@ class Learner:
         self.version = 0
         self.env_steps = 0
         self._seed = seed
-        self._packed, self._off_policy = packed, asynchronous or packed
-        # What acted was not rounded as what is trained, so that the first ratio would be that of two precisions.
-        stale = self._off_policy or settings.precision == "bf16"
-        self._anchors = settings.anchor == "always" or (settings.anchor == "auto" and stale)
-        self._reward_scale = RewardScale(settings.gamma, packed) if settings.normalize_rewards else None
+        self._packed = packed
         self._traces = LaneTraces(self.policy) if settings.mode == "traces" else None
         self._optimizer = Optimizer(self.policy, settings, total_timesteps, self.group)
+        self._targets = Targets(self.policy, settings, self._optimizer, asynchronous=asynchronous, packed=packed)
 
     def weights(self) -> Weights:
         """The current weights as one versioned record."""
@@ -118,9 +108,10 @@ class Learner:
                 the last finite minibatch.
         """
         began_with, batches = self._state(Tensor.clone), tuple(batches)  # on the device, which nothing has to wait for
+        watch = _watch()
         try:
-            with products_in(self.settings.precision, self.device):
-                return self._update(batches)
+            with products_in(self.settings.precision, self.device), watch("between"):
+                return self._update(batches, watch)
         except NonfiniteGradient as error:
             state = {name: on_host(x) if isinstance(x, Tensor) else x for name, x in began_with.items()}
             error.update = FailedUpdate(state, batches)
@@ -129,11 +120,11 @@ class Learner:
     def train_on(self, batch: SequenceBatch) -> UpdateReport:
         """`update` on sequences of the present weights that are on the learner's device already. Nothing looks whether
         they fit, and a `NonfiniteGradient` has nothing to be reproduced from."""
-        with products_in(self.settings.precision, self.device):
-            return self._train(batch, [0.0], (), _watch())
-
-    def _update(self, batches: Sequence[pa.RecordBatch]) -> UpdateReport:
         watch = _watch()
+        with products_in(self.settings.precision, self.device), watch("between"):
+            return self._train(batch, [0.0], (), watch)
+
+    def _update(self, batches: Sequence[pa.RecordBatch], watch: Stopwatch) -> UpdateReport:
         with watch("batch"):
             batch, lags, refused = arrivals(
                 batches, self.policy, self.version, self.group, self.device, packed=self._packed
@@ -151,10 +142,11 @@ class Learner:
             first = self.policy.lacks_statistics()
             if first:
                 self._count(batch)
-            anchor, staleness = self._anchor(batch) if self._anchors or first else (None, None)
+            anchors = self._targets.anchors
+            anchor, staleness = self._targets.anchor(batch, whole) if anchors or first else (None, None)
         with watch("returns"):
-            batch, returns = self._returns(batch, whole, anchor)
-        metrics = self._metrics(lags, staleness if self._anchors else None) | _value_metrics(whole, batch, returns)
+            batch, returns = self._targets.returns(batch, whole, anchor)
+        metrics = self._metrics(lags, staleness if anchors else None) | _value_metrics(whole, batch, returns)
         if self._traces is not None:
             with watch("traces"):
                 batch, metrics["traces_missing"] = self._traces.through(
@@ -226,57 +218,6 @@ class Learner:
         observations = {name: x[:, :-1] for name, x in batch.observations.items()}
         self.policy.update_statistics(observations, batch.valid, self.group.stack)
 
-    def _anchor(self, batch: SequenceBatch) -> tuple[Anchor | None, Staleness]:
-        """The anchor of this rank's batch, if it has any sequences, and the staleness of all ranks'."""
-        anchor, staleness = self._own_anchor(batch) if batch.sequences else (None, Staleness.of_nothing())
-        every = self.group.gather(staleness._asdict())
-        return anchor, Staleness.joined([Staleness(**of_rank) for of_rank in every])
-
-    def _own_anchor(self, batch: SequenceBatch) -> tuple[Anchor, Staleness]:
-        """The anchor and the staleness of a batch, computed for as many sequences at once as a minibatch has, or for
-        fewer where their carries are large."""
-        chunks = min(batch.sequences, max(self._optimizer.num_threads, self.settings.num_minibatches))
-        plan = self._optimizer.settings.plan(batch.length)
-        shares = torch.arange(batch.sequences).tensor_split(chunks)
-        rows = [group[0].rows for share in shares for group in pieces(self.policy, plan, share, batch.length)]
-
-        def work(rows: Tensor) -> tuple[Anchor, Staleness]:
-            part = batch.rows(rows)
-            anchor = anchor_pass(self.policy, part)
-            return anchor, measure_staleness(self.policy, part, anchor)
-
-        parts = self._optimizer.map(work, rows)
-        return Anchor.joined([anchor for anchor, _ in parts]), Staleness.joined([staleness for _, staleness in parts])
-
-    def _returns(self, batch: SequenceBatch, whole: WholeBatch, anchor: Anchor | None) -> tuple[SequenceBatch, Returns]:
-        """The batch with what counts as old in the epochs, and the returns of the whole batch, of which the advantages
-        are normalised before they are weighted; by minibatch, if at all, the epochs do both."""
-        if self._reward_scale is not None:
-            batch = replace(batch, rewards=self._reward_scale.scaled(batch, whole.gathered))
-        returns = Returns(*map(whole.gathered, self._estimated(batch, anchor)))
-        if anchor is not None:
-            stored = StoredCarries.of(anchor.carries, self.device)
-            batch = replace(batch, log_probs=anchor.log_probs, values=anchor.values, stored=stored, past=None)
-        if self.settings.normalize_advantages == "minibatch":
-            return batch, returns
-        advantages = returns.advantages
-        if self.settings.normalize_advantages == "batch":
-            advantages = normalized(advantages, whole.valid)
-        return batch, returns._replace(advantages=returns.weights * advantages)
-
-    def _estimated(self, batch: SequenceBatch, anchor: Anchor | None) -> Returns:
-        s = self.settings
-        final_values = batch.final_values if anchor is None else anchor.final_values
-        ends = (final_values, batch.terminated, batch.truncated, batch.valid)
-        if anchor is None:
-            return gae(batch.rewards, batch.values, *ends, gamma=s.gamma, lam=s.gae_lambda)
-        if not self._off_policy:
-            return gae(batch.rewards, anchor.values, *ends, gamma=s.gamma, lam=s.gae_lambda)
-        return vtrace(
-            anchor.log_probs - batch.log_probs, batch.rewards, anchor.values, *ends,
-            gamma=s.gamma, lam=s.gae_lambda, rho_clip=s.vtrace_rho, c_clip=s.vtrace_c,
-        )  # fmt: skip
-
     def diagnose(self, batches: Iterable[pa.RecordBatch]) -> tuple[Fidelity, Tensor]:
         """The gradient's fidelity and its reach, [T], on some fragments at the present weights; nothing is trained.
 
@@ -285,11 +226,9 @@ class Learner:
         """
         batch = arrivals(batches, self.policy, self.version, self.group, self.device).batch
         whole = WholeBatch.of(self.group, batch)
-        scale = self._reward_scale
-        before = scale.state() if scale is not None else {}
-        batch, returns = self._returns(batch, whole, None)
-        if scale is not None:
-            scale.set_state(before)
+        before = self._targets.state()
+        batch, returns = self._targets.returns(batch, whole, None)
+        self._targets.set_state(before)
         with products_in(self.settings.precision, self.device):
             reach = gradient_reach(self.policy, self._optimizer.settings, batch, returns)
             return self._fidelity(batch, returns, whole), reach
@@ -308,8 +247,7 @@ class Learner:
 
     def _own_state(self, copy: Callable[[Tensor], Any]) -> dict[str, Any]:
         state = {f"policy.{name}": copy(value.detach()) for name, value in self.policy.state_dict().items()}
-        if self._reward_scale is not None:
-            state |= {f"reward_scale.{name}": array for name, array in self._reward_scale.state().items()}
+        state |= self._targets.state()
         if self._traces is not None:
             state |= {f"traces.{name}": value for name, value in self._traces.state(copy).items()}
         return state | {"version": np.array(self.version), "env_steps": np.array(self.env_steps)}
@@ -321,26 +259,21 @@ class Learner:
             ValueError: the state is of another architecture.
         """
         weights_in(state).load_into(self.policy)
-        if self._reward_scale is not None:
-            self._reward_scale.set_state(_under("reward_scale.", state))
+        self._targets.set_state(state)
         if self._traces is not None:
-            self._traces.set_state(_under("traces.", state))
+            self._traces.set_state(under("traces.", state))
         self.version, self.env_steps = int(state["version"]), int(state["env_steps"])
         self._optimizer.set_state(state, self.env_steps)
 
 
 def _watch() -> Stopwatch:
     learning = "windows", "forward", "backward", "synchronize", "optimizer"
-    return Stopwatch("batch", "anchor", "returns", "traces", "fidelity", *learning)
+    return Stopwatch("between", "batch", "anchor", "returns", "traces", "fidelity", *learning)
 
 
 def weights_in(state: State) -> Weights:
     """The weights that a learner's state holds."""
-    return Weights(int(state["version"]), _under("policy.", state))
-
-
-def _under(prefix: str, state: State) -> State:
-    return {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
+    return Weights(int(state["version"]), under("policy.", state))
 
 
 def _value_metrics(whole: WholeBatch, batch: SequenceBatch, returns: Returns) -> dict[str, float]:

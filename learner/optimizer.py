@@ -15,6 +15,7 @@ from torch.optim.adam import adam  # torch.optim.Adam would import a compiler, f
 
 from mneme.controllers import Policy
 from mneme.learner.batch import SequenceBatch
+from mneme.learner.device import on_host
 from mneme.learner.flat import FlatParameters
 from mneme.learner.gradients import kl_sum
 from mneme.learner.group import Group
@@ -22,6 +23,7 @@ from mneme.learner.returns import Returns
 from mneme.learner.schedules import Schedules
 from mneme.learner.settings import LearnerSettings
 from mneme.learner.shards import Minibatch, Shards
+from mneme.rollout_workers.state import State
 from mneme.rollout_workers.stopwatch import Stopwatch
 
 _ADAM_EPSILON = 1e-5
@@ -29,13 +31,7 @@ _MAX_THREADS = 4
 _MOMENTS = _STEP, _MEAN, _SQUARE = "step", "exp_avg", "exp_avg_sq"  # what Adam keeps of a parameter
 _NONFINITE = "nonfinite_in_a_row"
 
-State = dict[str, np.ndarray]
 T = TypeVar("T")
-
-
-def on_host(x: Tensor) -> np.ndarray:
-    """A copy in the host's memory, for which the device has to be waited for."""
-    return x.cpu().numpy().copy()
 
 
 class Step(NamedTuple):

@@ -11,12 +11,11 @@ import numpy as np
 from mneme.learner.annealing import Annealing, Shape
 from mneme.learner.bptt import Bptt
 from mneme.learner.settings import LearnerSettings
+from mneme.rollout_workers.state import State
 
 _LEARNING_RATE, _CLIP_RANGE, _ENT_COEF = "annealing", "annealing.clip_range", "annealing.ent_coef"
 _WARMUP = "warmup"
 _LEAST_CLIP = 1e-12  # at the end of its schedule, as no ratio can be clipped to nothing
-
-State = dict[str, np.ndarray]
 
 
 class Schedules:

@@ -18,12 +18,12 @@ from mneme.configuration.config import Config
 from mneme.controllers import ACTION_MASK, Carry, Policy
 from mneme.controllers.compilation import compile_ahead
 from mneme.distributed.blueprint import Blueprint, make_blueprint
-from mneme.distributed.workers import State
 from mneme.envs import Misfit, flat_mask, one_line
 from mneme.learner import weights_in
 from mneme.reporting.tracking.fetching import fetched_from_mlflow
 from mneme.rollout_workers import SpaceSettings
 from mneme.rollout_workers.spaces import SpaceAdapter, leaves_of
+from mneme.rollout_workers.state import State
 from mneme.storage.fetching import brought_home
 from mneme.storage.restoring import checked_state, load_run
 

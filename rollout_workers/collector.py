@@ -28,9 +28,9 @@ from mneme.rollout_workers.history import History
 from mneme.rollout_workers.lanes import Lanes
 from mneme.rollout_workers.settings import SpaceSettings
 from mneme.rollout_workers.spaces import PREVIOUS_REWARD, Parts
+from mneme.rollout_workers.state import State, under
 from mneme.rollout_workers.stopwatch import Stopwatch
 
-State = dict[str, np.ndarray]
 Collected = tuple[Fragment, EpisodeStats]
 
 PARTS = ("env", "inference", "recording")
@@ -232,7 +232,7 @@ class Collector:
             return
         if (state["env.key"] != env.get_state()["key"]).any():
             raise ValueError("env.key is not that of the run's seed and the worker's lanes")
-        env.set_state({name.removeprefix("env."): a for name, a in state.items() if name.startswith("env.")})
+        env.set_state(under("env.", state))
         if self.env is not self.env.unwrapped or type(env).step is not MemoryVectorEnv.step:
             return  # what it shows, and where its episodes begin, may be changed on the way
         if (state["env.step"] != state["episode_step"]).any() or ((state["episode_step"] == 0) != state["reset"]).any():
@@ -256,9 +256,7 @@ class Collector:
             self._history.set_state(state)
         resumable = resumable_form(self.env)
         assert resumable is not None
-        resumable.set_state(
-            {name.removeprefix("env."): array for name, array in state.items() if name.startswith("env.")}
-        )
+        resumable.set_state(under("env.", state))
 
 
 def _tensors(parts: Parts) -> dict[str, torch.Tensor]:

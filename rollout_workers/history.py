@@ -8,8 +8,7 @@ import numpy as np
 from mneme.controllers import Carry
 from mneme.rollout_workers.fragment import Fragment, Past
 from mneme.rollout_workers.spaces import Parts
-
-State = dict[str, np.ndarray]
+from mneme.rollout_workers.state import State
 
 
 class History:

@@ -12,7 +12,8 @@ import numpy as np
 
 from mneme.rollout_workers.fragment import Fragment
 from mneme.rollout_workers.packing import best_fit, ripe
-from mneme.rollout_workers.step_table import State, StepTable
+from mneme.rollout_workers.state import State, under
+from mneme.rollout_workers.step_table import StepTable
 
 _STORED = 32  # carries in T steps, at which an episode that is too long may be cut: 3 % of a row at most is lost
 _SPARE = 8  # rows that may wait besides two a lane: with few lanes there is little to choose from
@@ -247,8 +248,7 @@ class Packer:
             ValueError: its parts do not agree. Names, types and sizes of a step are taken to be right.
         """
         lane, first_step, length, opens, under_way = (state[f"{_PIECES}{name}"] for name in _COLUMNS)
-        steps = {name.removeprefix(_STEPS): x for name, x in state.items() if name.startswith(_STEPS)}
-        table, ended = self._table.like(steps), len(lane) - int(under_way.sum())
+        table, ended = self._table.like(under(_STEPS, state)), len(lane) - int(under_way.sum())
         bounds = np.cumsum([0, *length])
         if {len(first_step), len(length), len(opens), len(under_way)} != {len(lane)} or bounds[-1] != len(table):
             raise ValueError("the episodes that wait do not have the steps that wait")

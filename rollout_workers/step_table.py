@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from mneme.rollout_workers.fragment import Fragment
-
-State = dict[str, np.ndarray]
+from mneme.rollout_workers.state import State
 
 _PLAIN = (
     "actions", "log_probs", "values", "final_values", "rewards", "terminated", "truncated", "valid", "weights_version",

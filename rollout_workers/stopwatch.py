@@ -39,6 +39,8 @@ class Stopwatch:
         self._since = now
 
     def add(self, seconds: dict[str, float], share: float = 1.0) -> None:
-        """Count what another one measured, or a share of it."""
+        """Count what another one measured, or a share of it; the part that runs meanwhile has the rest."""
         for part, spent in seconds.items():
             self.seconds[part] += share * spent
+        if self._running:
+            self.seconds[self._running[-1]] -= share * sum(seconds.values())

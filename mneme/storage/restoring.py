@@ -19,9 +19,10 @@ from mneme.curriculum import Curriculum
 from mneme.distributed.blueprint import Blueprint
 from mneme.distributed.config import ConfigError
 from mneme.distributed.runners import RunState
-from mneme.distributed.workers import LearnerWorker, RolloutWorker, State
+from mneme.distributed.workers import LearnerWorker, RolloutWorker
 from mneme.episodes import EpisodeOrder
 from mneme.mode_schedule import ModeSchedule
+from mneme.rollout_workers.state import State
 from mneme.storage.checkpoint import Checkpoint, CheckpointError, find_checkpoint
 from mneme.storage.migration import migrated
 from mneme.storage.paths import locate

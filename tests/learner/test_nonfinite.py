@@ -12,7 +12,8 @@ import pytest
 
 from mneme.learner import Learner, LearnerSettings, NonfiniteGradient
 from mneme.learner import learner as learner_module
-from mneme.learner.optimizer import Step, on_host
+from mneme.learner.device import on_host
+from mneme.learner.optimizer import Step
 from mneme.rollout_workers import Collector, Fragment
 
 WORST = 3e38  # a reward that overflows

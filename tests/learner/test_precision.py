@@ -168,7 +168,7 @@ def test_without_the_anchor_pass_the_first_ratio_would_be_that_of_two_precisions
     learner = Learner(collector.policy, MIXED, seed=3, total_timesteps=10_000)
     learner.update([fragment.to_arrow()])  # which gives the statistics that normalise observations
     learner.weights().load_into(collector.policy)
-    learner._anchors = False
+    learner._targets.anchors = False
     assert learner.update([collector.collect(1)[0].to_arrow()]).metrics["ratio_error"] > 1e-5
 
 

@@ -33,3 +33,12 @@ def test_what_another_measured_is_added() -> None:
     watch.add({"a": 2.0}, share=0.5)
     watch.add({"a": 1.0, "b": 3.0})
     assert watch.seconds == {"a": 2.0, "b": 3.0}
+
+
+def test_what_another_measured_meanwhile_is_not_counted_twice(now: list[float]) -> None:
+    watch = Stopwatch("all", "a", "b")
+    with watch("all"):
+        now[0] += 10
+        watch.add({"a": 4.0, "b": 6.0}, share=0.5)
+        now[0] += 1
+    assert watch.seconds == {"all": 6.0, "a": 2.0, "b": 3.0}
