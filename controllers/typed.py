@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -49,6 +50,7 @@ class Settings:
                 raise self.fault(name, f"it must be at least {least}")
 
 
+@cache
 def hints_of(settings: Any) -> dict[str, Any]:
     """The type of each setting of a class."""
     return {name: hint for name, hint in get_type_hints(settings).items() if get_origin(hint) is not ClassVar}
