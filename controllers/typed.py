@@ -50,9 +50,13 @@ class Settings:
                 raise self.fault(name, f"it must be at least {least}")
 
 
-@cache
 def hints_of(settings: Any) -> dict[str, Any]:
     """The type of each setting of a class."""
+    return _hints_of(settings)
+
+
+@cache
+def _hints_of(settings: Any) -> dict[str, Any]:
     return {name: hint for name, hint in get_type_hints(settings).items() if get_origin(hint) is not ClassVar}
 
 
