@@ -122,5 +122,6 @@ class Actor:
         Raises:
             ValueError: as for `act`.
         """
-        uniform_BN = torch.full((len(reset_B), self._policy.action_distribution.noise_size), 0.5, device=reset_B.device)
+        shape = len(reset_B), self._policy.action_distribution.noise_size
+        uniform_BN = torch.full(shape, 0.5, dtype=torch.float32, device=reset_B.device)
         return self.act(observations, reset_B, carry, uniform_BN).value_B

@@ -31,7 +31,8 @@ class FrameStack:
 
     def initial(self, device: torch.device) -> Carry:
         """The frames before an episode: none, and room for P of each part, float32 [P, ...] a name."""
-        return {name: torch.zeros(shape, device=device) for name, shape in ((COUNT, (1,)), *self._shapes.items())}
+        shapes = {COUNT: (1,)} | self._shapes
+        return {name: torch.zeros(shape, dtype=torch.float32, device=device) for name, shape in shapes.items()}
 
     def refuse_collision(self, kind: str, carry: Carry) -> None:
         """See that a controller's carry has no part of a name that the frames have.

@@ -88,6 +88,7 @@ class OneHotEncoder(nn.Module):
 
     place: Tensor
     category: Tensor
+    flag: Tensor
 
     def __init__(self, part: OneHot) -> None:
         super().__init__()
@@ -96,9 +97,10 @@ class OneHotEncoder(nn.Module):
         category = torch.cat([torch.arange(count) for count in part.counts])
         self.register_buffer("place", place, persistent=False)
         self.register_buffer("category", category, persistent=False)
+        self.register_buffer("flag", torch.ones(()), persistent=False)  # of the type that flags have
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x[..., self.place] == self.category).to(torch.get_default_dtype())
+        return (x[..., self.place] == self.category).to(self.flag.dtype)
 
 
 class ImageEncoder(nn.Module):

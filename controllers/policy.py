@@ -21,7 +21,7 @@ from mneme.controllers.observations import Observation, ObservationEncoder, Obse
 from mneme.controllers.precision import autocast, wide
 from mneme.controllers.registry import build_controller
 from mneme.controllers.settings import PolicySettings
-from mneme.controllers.threads import threads_kept
+from mneme.controllers.torch_globals import default_dtype_kept, threads_kept
 from mneme.controllers.traces import Traces, no_traces, traced, traces_after
 from mneme.controllers.two_hot import expectation
 
@@ -286,8 +286,8 @@ def _scalar(values_V: Tensor) -> Tensor:
 
 
 def build_policy(spec: PolicySpec, settings: PolicySettings, horizon: int, seed: int) -> Policy:
-    """A fresh float32 policy on the CPU; equal arguments give equal bits, whatever the global random state, and however
-    many threads torch has.
+    """A fresh float32 policy on the CPU; equal arguments give equal bits, whatever the global random state and default
+    type, and however many threads torch has.
 
     `horizon` is the longest time, in steps, over which the task asks to remember.
 
@@ -296,6 +296,7 @@ def build_policy(spec: PolicySpec, settings: PolicySettings, horizon: int, seed:
     """
     if horizon < 1:
         raise ValueError(f"the horizon is {horizon}; it must be at least 1 step")
-    with threads_kept():
+    with threads_kept(), default_dtype_kept():
         torch.set_num_threads(1)  # more wait for each other, on a busy machine for long, and change the last bits
+        torch.set_default_dtype(torch.float32)
         return Policy(spec, settings, horizon, Generator().manual_seed(seed))

@@ -1,7 +1,7 @@
 """The blueprint of a run, derived from its configuration and a look at its environment before any actor starts."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import chdir, closing
 from dataclasses import replace
 from math import prod
 from typing import Any, Generic, NamedTuple
@@ -123,6 +123,11 @@ def make_blueprint(config: ConfigT) -> Blueprint[ConfigT]:
         ConfigError: the environment, the controller or a combination of sizes cannot work.
         EnvironmentFailure: the environment cannot be reset.
     """
+    with chdir("."):  # back to where one stood, wherever an environment may go
+        return _made_blueprint(config)
+
+
+def _made_blueprint(config: ConfigT) -> Blueprint[ConfigT]:
     try:
         env = make_vector_env(config.env, 1)
     except Exception as error:

@@ -23,7 +23,7 @@ class ServiceConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, defer_build=True)
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**64)
     """Seed of everything random in the run."""
     env: EnvSettings = EnvSettings()
     spaces: SpaceSettings = SpaceSettings()

@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Any
 
 from ray._private import services
+from ray._private import utils as ray_utils
 
 _log = logging.getLogger(__name__)
 
@@ -109,6 +110,17 @@ def saying_that_it_goes_on(what: str) -> Iterator[None]:
 class _InItsOwnSession(services.ConsolePopen):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options, start_new_session=True)
+
+
+@contextmanager
+def sigterm_kept() -> Iterator[None]:
+    """Leave SIGTERM with whoever handles it: a process that joins Ray would end as by `sys.exit(15)` from then on."""
+    before: Any = ray_utils.set_sigterm_handler
+    setattr(ray_utils, "set_sigterm_handler", lambda handler: None)  # noqa: B010 - as below
+    try:
+        yield
+    finally:
+        setattr(ray_utils, "set_sigterm_handler", before)  # noqa: B010
 
 
 @contextmanager

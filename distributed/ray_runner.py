@@ -20,6 +20,7 @@ from mneme.distributed.ray_access import (
     check_address,
     keep_token_private,
     saying_that_it_goes_on,
+    sigterm_kept,
 )
 from mneme.distributed.runners import (
     Arrival,
@@ -63,7 +64,7 @@ def start_ray(service: ServiceSettings, workers: int) -> bool:
         if address:
             check_address(address, "service.address" if service.address else "RAY_ADDRESS")
             reached = True
-            with saying_that_it_goes_on(f"joining the Ray cluster at {address}"):
+            with saying_that_it_goes_on(f"joining the Ray cluster at {address}"), sigterm_kept():
                 ray.init(address=address, **quiet)
             return False
         keep_token_private()
@@ -72,7 +73,7 @@ def start_ray(service: ServiceSettings, workers: int) -> bool:
         ray_constants.ENABLE_RAY_CLUSTER = False
         os.environ.setdefault("RAY_worker_niceness", "0")  # training is what this Ray is for, not a background chore
         cpus = max(os.cpu_count() or 1, math.ceil(workers * service.worker_cpus))
-        with saying_that_it_goes_on("starting Ray"), apart_from_our_signals():
+        with saying_that_it_goes_on("starting Ray"), apart_from_our_signals(), sigterm_kept():
             ray.init(
                 address="local", num_cpus=cpus, include_dashboard=service.dashboard, dashboard_host=LOOPBACK, **quiet
             )  # fmt: skip

@@ -19,7 +19,7 @@ from mneme.envs.told import tell_once
 ARRAYS = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 """Spaces whose values are arrays of one shape."""
 
-LARGEST_OBSERVED = float(np.sqrt(np.finfo(np.float32).max))
+LARGEST_OBSERVED = np.float64(np.sqrt(np.finfo(np.float32).max))
 """Beyond it the square of a number is no finite float32, and nor are the sums that a network makes."""
 
 _FAILURE, _RESET_FAILURE = "mneme.failure", "mneme.reset_failure"  # in `info`, where others have keys of their own

@@ -75,7 +75,7 @@ def _kept(policy: Policy, s: LearnerSettings, T: int, B: int) -> int:
 
     device, distribution = next(policy.parameters()).device, policy.action_distribution
     flags_TB = torch.zeros(T, B, dtype=torch.bool, device=device)
-    numbers_TB = torch.zeros(T, B, device=device)
+    numbers_TB = torch.zeros(T, B, dtype=policy.value_head.weight.dtype, device=device)
     actions = torch.zeros(T, B, *distribution.action_shape, dtype=distribution.action_dtype, device=device)
     steps = Steps(policy.blank(T, B), flags_TB, None, ~flags_TB, actions, *[numbers_TB] * 4)
     with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mneme.controllers import Policy
-from mneme.controllers.threads import threads_kept
+from mneme.controllers.torch_globals import threads_kept
 from mneme.learner.batch import SequenceBatch
 from mneme.learner.flat import FlatParameters
 from mneme.learner.gradients import ShardResult, shard_gradients

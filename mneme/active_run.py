@@ -24,6 +24,7 @@ from mneme.resumption import result_recorded
 from mneme.rollout_workers import Evaluation, EvaluationError
 from mneme.storage.checkpoint import save_checkpoint
 from mneme.storage.failed_update import save_failed_update
+from mneme.storage.paths import pasted
 from mneme.storage.retention import Best
 from mneme.storage.run_folder import RunFolder
 from mneme.storage.saving import save_last
@@ -128,7 +129,7 @@ class ActiveRun:
         except OSError as error:
             self.callbacks.unrecorded(self.progress, row)
             if not self.rows_lost:
-                _log.warning(f"metrics cannot be written to {self.folder.path} ({error}); training goes on")
+                _log.warning(f"metrics cannot be written to {self.folder} ({error}); training goes on")
             self.rows_lost = True
 
     def seems_endless(self) -> bool:
@@ -261,7 +262,8 @@ class ActiveRun:
         except OSError as fault:
             return f"{error}; the update could not be kept: {fault}"
         trust = " --trust" if needs_trust(self.config, self.folder.path, local=None) else ""
-        return f"{error}; the update is kept in {path}: see it again with: mneme reproduce {self.folder.path}{trust}"
+        folder = pasted(self.folder.path)
+        return f"{error}; the update is kept in {path}: see it again with: mneme reproduce {folder}{trust}"
 
     def _description(self, exact: bool) -> dict[str, Any]:
         """The part of a checkpoint besides its arrays; `exact`: whether these are all that the run depends on."""

@@ -204,7 +204,7 @@ class Agent:
 
     def _noise(self, num_envs: int, rng: np.random.Generator | None) -> torch.Tensor:
         shape = (num_envs, self.policy.action_distribution.noise_size)
-        return torch.zeros(shape) if rng is None else torch.from_numpy(rng.random(shape, np.float32))
+        return torch.from_numpy(np.zeros(shape, np.float32) if rng is None else rng.random(shape, np.float32))
 
 
 class Session:

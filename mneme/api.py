@@ -16,7 +16,7 @@ from mneme.configuration.config import Config, load_config, override
 from mneme.configuration.presets import find_preset
 from mneme.controllers import Controller
 from mneme.controllers.given import importable, kind_of
-from mneme.controllers.threads import threads_kept
+from mneme.controllers.torch_globals import threads_kept
 from mneme.distributed.config import ConfigError
 from mneme.envs import HERE, id_of
 from mneme.evaluation import evaluate_checkpoint

@@ -102,7 +102,7 @@ class Callbacks:
         self._callbacks = list(callbacks)
         self._failed: list[Callback] = []
         self._stop = stop
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
     def start(self, run: RunStart) -> None:
         """See `Callback.on_start`."""
@@ -138,7 +138,7 @@ class Callbacks:
                 continue
             try:
                 answer = call(callback)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 _log.warning(f"the callback {type(callback).__name__} failed ({type(error).__name__}: {error})")
                 self._failed.append(callback)
                 self._stop.made = True

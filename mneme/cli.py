@@ -23,10 +23,10 @@ from mneme.given_words import hint_of, preset_and_settings
 from mneme.reporting.tracking.dashboard import serve_dashboard
 from mneme.storage.checkpoint import CheckpointError, existing
 from mneme.storage.fetching import source_of
-from mneme.storage.paths import local_path
+from mneme.storage.paths import local_path, pasted
 from mneme.storage.run_folder import RunFolder
 from mneme.storage.trust import needs_trust
-from mneme.streams import forgiving_output
+from mneme.streams import forgiving_output, kept_for_the_result
 from mneme.supervision import LOST, become_supervisor
 
 if TYPE_CHECKING:
@@ -134,16 +134,20 @@ def _fail(reason: object, status: int) -> int:
 def _train(options: argparse.Namespace) -> int:
     given = preset_and_settings([word for word in (options.preset, *options.settings) if word is not None])
     run = _begun(options, *given) if options.resume is None else _resumed(options, *given)
-    folder = RunFolder(_as_seen_from_here(run.folder))
-    config = load_config(folder.config)
     if run.interrupted:
         local = " --local" if options.local else ""
-        trust = " --trust" if needs_trust(config, folder.path, local=options.local) else ""
-        print(f"interrupted at step {run.steps:,}; go on with: mneme train --resume {folder.path}{local}{trust}")
+        trust = _trust(run.folder, options.local)
+        print(f"interrupted at step {run.steps:,}; go on with: mneme train --resume {pasted(run.folder)}{local}{trust}")
         return INTERRUPTED
-    trust = " --trust" if needs_trust(config, folder.path, local=None) else ""
-    print(f"done at step {run.steps:,}; evaluate with: mneme evaluate {folder.path}{trust}")
+    trust = _trust(run.folder, None)
+    print(f"done at step {run.steps:,}; evaluate with: mneme evaluate {pasted(run.folder)}{trust}")
     return 0
+
+
+def _trust(run: Path, local: bool | None) -> str:
+    """The option that a command for a run needs, if it does; none where somebody has taken the folder away."""
+    config = RunFolder(run).config
+    return " --trust" if config.exists() and needs_trust(load_config(config), run, local=local) else ""
 
 
 def _begun(options: argparse.Namespace, preset: Path | None, overrides: list[str]) -> "Run":
@@ -182,14 +186,6 @@ def _refuse_absent(run: Path) -> None:
         existing(run)
 
 
-def _as_seen_from_here(path: Path) -> Path:
-    """A shorter form of a full path, where there is one."""
-    try:
-        return path.relative_to(Path.cwd())
-    except (OSError, ValueError):
-        return path
-
-
 def _evaluate(options: argparse.Namespace) -> int:
     from mneme.evaluation import evaluate_checkpoint, refuse_other_settings
     from mneme.reporting.meter import describe_evaluation, json_evaluation
@@ -197,20 +193,21 @@ def _evaluate(options: argparse.Namespace) -> int:
     refuse_other_settings(options.settings)
     if options.settings:
         logging.getLogger(__name__).info(f"the task is changed: {' '.join(options.settings)}")
-    evaluation = evaluate_checkpoint(
-        options.checkpoint,
-        changes=options.settings,
-        episodes=options.episodes,
-        num_envs=options.num_envs,
-        seed=options.seed,
-        greedy=not options.sample,
-        reset_carry_at=options.reset_carry_at,
-        record=options.record,
-        best=options.best,
-        video=options.video,
-        video_episodes=options.video_episodes,
-        trust=options.trust,
-    )
+    with kept_for_the_result(options.json):
+        evaluation = evaluate_checkpoint(
+            options.checkpoint,
+            changes=options.settings,
+            episodes=options.episodes,
+            num_envs=options.num_envs,
+            seed=options.seed,
+            greedy=not options.sample,
+            reset_carry_at=options.reset_carry_at,
+            record=options.record,
+            best=options.best,
+            video=options.video,
+            video_episodes=options.video_episodes,
+            trust=options.trust,
+        )
     if options.json:
         asked = {"seed": options.seed, "greedy": not options.sample, "reset_carry_at": options.reset_carry_at}
         print(json.dumps({"changes": options.settings} | asked | json_evaluation(evaluation), allow_nan=False))
@@ -239,10 +236,11 @@ def _horizons(options: argparse.Namespace) -> int:
 
     if options.plot is not None:
         check_picture(options.plot)
-    found = horizons_of(
-        options.checkpoint, options.horizons, episodes=options.episodes, seed=options.seed, num_envs=options.num_envs,
-        trust=options.trust, tell=None if options.json else print,
-    )  # fmt: skip
+    with kept_for_the_result(options.json):
+        found = horizons_of(
+            options.checkpoint, options.horizons, episodes=options.episodes, seed=options.seed,
+            num_envs=options.num_envs, trust=options.trust, tell=None if options.json else print,
+        )  # fmt: skip
     keep_horizons(found, options.checkpoint)
     if options.json:
         points = [{"horizon": point.horizon} | json_evaluation(point.evaluation) for point in found.points]

@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
@@ -29,14 +29,10 @@ def stopping_on_signals() -> Iterator[StopRequest]:
     So does SIGHUP, a terminal that was closed, once or often, unless nohup has it ignored. Outside the main thread
     signals belong to somebody else, and no request is ever made.
     """
-    request, pressed, home = StopRequest(), math.inf, os.getpid()
+    request, pressed = StopRequest(), math.inf
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def ask(number: int) -> None:
         nonlocal pressed
-        if os.getpid() != home:  # a process that an environment has forked off
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-            return
         if number != signal.SIGHUP:
             if monotonic() - pressed > _SAME_WISH:
                 raise KeyboardInterrupt
@@ -48,13 +44,40 @@ def stopping_on_signals() -> Iterator[StopRequest]:
     wished = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         wished.append(signal.SIGHUP)
-    try:
-        before = {number: signal.signal(number, ask) for number in wished}
-    except ValueError:
+    with _handled(wished, ask):
         yield request
+
+
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """SIGTERM interrupts at once, as Ctrl-C does, while a run starts and ends; in the main thread."""
+
+    def interrupt(number: int) -> None:
+        raise KeyboardInterrupt
+
+    with _handled([signal.SIGTERM], interrupt):
+        yield
+
+
+@contextmanager
+def _handled(numbers: Sequence[int], handle: Callable[[int], None]) -> Iterator[None]:
+    """Handle signals in this process alone; outside of the main thread nothing is handled."""
+    home = os.getpid()
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == home:
+            handle(number)
+            return
+        signal.signal(number, signal.SIG_DFL)  # a process that an environment has forked off
+        os.kill(os.getpid(), number)
+
+    try:
+        before = {number: signal.signal(number, handler) for number in numbers}
+    except ValueError:
+        yield
         return
     try:
-        yield request
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, known in before.items():
+            signal.signal(number, known)

@@ -75,17 +75,17 @@ def left_to_do(folder: RunFolder, run: dict[str, Any], begun: Config, config: Co
     if solved:
         shown = "" if success is None else f"success {success:.3g}, where "
         raise NothingLeft(
-            f"{folder.path} has solved its task at step {steps:,}: {shown}train.stop_success asks for {target:.3g}; "
+            f"{folder} has solved its task at step {steps:,}: {shown}train.stop_success asks for {target:.3g}; "
             f"train.stop_success=null trains on"
         )
     if over and steps < begun.train.total_timesteps:
         raise NothingLeft(
-            f"{folder.path} stands at step {steps:,} and train.total_timesteps is {total:,}, which is not above that; "
+            f"{folder} stands at step {steps:,} and train.total_timesteps is {total:,}, which is not above that; "
             f"give more, or leave it out: the run's own is {begun.train.total_timesteps:,}"
         )
     if over or (complete and not asked):
         raise NothingLeft(
-            f"{folder.path} is complete at step {steps:,}; to train for longer, give train.total_timesteps=N above that"
+            f"{folder} is complete at step {steps:,}; to train for longer, give train.total_timesteps=N above that"
         )
     return run | {"ended": False}
 

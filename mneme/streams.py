@@ -1,11 +1,12 @@
 """Output that costs only itself: streams that may be closed, full, gone or short of letters, and never raise."""
 
+import ctypes
 import errno
 import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import IO
 
 _PLAIN = str.maketrans({"–": "-", "•": "*", "…": "...", "×": "x", "·": "-", "Δ": "d", "│": "|"})
@@ -100,6 +101,30 @@ def forgiving_output() -> Iterator[Forgiving]:
             wrapped.flush()
             if wrapped.error is not None:
                 _give_up(stream)
+
+
+@contextmanager
+def kept_for_the_result(wanted: bool) -> Iterator[None]:
+    """Let whatever is printed within go to standard error, be it by an environment, a process of its or a library in C,
+    so that standard output holds the result alone.
+
+    Args:
+        wanted: otherwise nothing is changed.
+    """
+    if not wanted:
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        with suppress(Exception):
+            ctypes.CDLL(None).fflush(None)  # what such a library still holds back
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _give_up(stream: IO[str] | None) -> None:

@@ -20,7 +20,7 @@ from mneme.distributed.config import ConfigError
 from mneme.distributed.replay import Replay
 from mneme.distributed.runners import LocalRunner, OverlappingRunner, Runner, RunState
 from mneme.distributed.service import Update, asynchronous, synchronous
-from mneme.interruption import StopRequest, stopping_on_signals
+from mneme.interruption import StopRequest, interrupted_by_sigterm, stopping_on_signals
 from mneme.learner import NonfiniteGradient
 from mneme.mode_schedule import ModeSchedule
 from mneme.readiness import check_memory, checked_blueprint
@@ -37,6 +37,7 @@ from mneme.rollout_workers import Evaluation
 from mneme.storage.checkpoint import list_checkpoints, set_aside_after
 from mneme.storage.fetching import brought_home, fetched, source_of
 from mneme.storage.mirror import Mirror
+from mneme.storage.paths import pasted
 from mneme.storage.restoring import checked_state, load_run
 from mneme.storage.retention import Best
 from mneme.storage.run_folder import RunFolder
@@ -119,14 +120,14 @@ def _go_on(config: Config, folder: RunFolder, local: bool, audience: list[Callba
     given = blueprint.config.changed("train", **until).without_password()
     if different := difference(given, recorded.without_password()):
         raise ConfigError(
-            f"{folder.path} was begun with {different}; go on with it as it is: --resume {folder.path}, or choose "
+            f"{folder} was begun with {different}; go on with it as it is: --resume {pasted(folder.path)}, or choose "
             f"another name=..."
         )
     try:
         run = left_to_do(folder, saved.run, recorded, blueprint.config, asked=asked != before)
     except NothingLeft as done:
         _log.info(str(done))
-        return Run(folder.path.absolute(), saved.run["steps"], None, interrupted=False)
+        return Run(folder.path, saved.run["steps"], None, interrupted=False)
     return _execute(blueprint, folder, (run, checked_state(path, saved, blueprint)), local, audience)
 
 
@@ -188,6 +189,7 @@ def _execute(
     compile_policy(blueprint.policy(), config.policy.controller.kind)
     check_memory(blueprint, local)
     with ExitStack() as stack:
+        stack.enter_context(interrupted_by_sigterm())
         runner = _make_runner(blueprint, local)
         stack.callback(runner.close)
         if saved is None:
@@ -227,7 +229,7 @@ def _execute(
             outcome = held.outcome = "complete" if complete else "stopped"
     if told.error is not None:
         raise told.error
-    return Run(folder.path.absolute(), run.steps, evaluation, not complete)
+    return Run(folder.path, run.steps, evaluation, not complete)
 
 
 def _loop(run: ActiveRun, stop: StopRequest) -> bool:
@@ -293,7 +295,7 @@ def _restore(run: ActiveRun, saved: dict[str, Any], state: RunState) -> None:
     run.runner.level = run.curriculum.level
     run.folder.rewind(run.steps, run.evaluation_due)
     set_aside_after(run.folder.checkpoints, run.steps)
-    _log.info(f"resuming {run.folder.path} from step {run.steps:,}")
+    _log.info(f"resuming {run.folder} from step {run.steps:,}")
     total = run.config.train.total_timesteps
     schedules = ("lr_schedule", "clip_schedule", "ent_schedule")
     falling = [f"learner.{name}" for name in schedules if getattr(run.config.learner, name) != "constant"]

@@ -159,7 +159,8 @@ def evaluate(
     deadline = monotonic() + timeout
     per_lane = -(-episodes // env.num_envs)
     facts = facts_of(env)
-    length = min((facts.episode_length if facts else None) or _DEFAULT_CHUNK, _LONGEST_CHUNK, max_episode_steps)
+    declared = facts.episode_length if facts else None
+    length = min(declared or _DEFAULT_CHUNK, _LONGEST_CHUNK, max_episode_steps + 1)
     carry_stride = length
     if recorder is not None:
         initial = {name: c[0].detach().numpy() for name, c in policy.initial_carry(1).items()}

@@ -6,7 +6,7 @@ need not be finite, dates, bytes, sets, keys of any of these) two tags are added
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,15 @@ class RecordError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads settings and records."""
+    """Reads settings and records. A key that stands twice is refused, as one of its values would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands there twice", key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
 
 
 class _RecordLoader(_Loader):

@@ -87,7 +87,7 @@ def brought_home(given: Path) -> Path:
             here = find_checkpoint(folder.path)
         except CheckpointError:
             raise CheckpointError(
-                f"{folder.path} exists and holds no whole checkpoint of {source.uri}; move it, or start elsewhere"
+                f"{folder} exists and holds no whole checkpoint of {source.uri}; move it, or start elsewhere"
             ) from None
         return _found(store, files, source, folder, here)
 
@@ -147,7 +147,7 @@ def _take(store: Store, files: Files, name: str, folder: RunFolder, here: tuple[
         _download(store, files, name, partial, BESIDE if newer else ())
         loaded = load_checkpoint(partial / name)
         if here is not None and here[1].run.get("tracking_run") != loaded.run.get("tracking_run"):
-            raise _RefusedError(f"{folder.path} holds another run than {store.uri}; move it, or start elsewhere")
+            raise _RefusedError(f"{folder} holds another run than {store.uri}; move it, or start elsewhere")
         with explained(folder.path):
             if here is None:
                 partial.rename(folder.path)
@@ -156,7 +156,7 @@ def _take(store: Store, files: Files, name: str, folder: RunFolder, here: tuple[
                     if file.is_file():
                         os.replace(file, folder.path / file.name)
                 put(partial / name, final)
-    _log.info(f"{store.uri}: {final.name} is now in {folder.path}")
+    _log.info(f"{store.uri}: {final.name} is now in {folder}")
 
 
 @contextmanager
@@ -199,7 +199,7 @@ def _same(store: Store, name: str, folder: RunFolder, newest: Path, source: Sour
     ahead = source.step is None and step_of(newest) > step_of(here)
     if ahead or (here.exists() and not same):
         raise _RefusedError(
-            f"{folder.path} has step {step_of(newest):,} and is ahead of {store.uri}, or differs from its step "
+            f"{folder} has step {step_of(newest):,} and is ahead of {store.uri}, or differs from its step "
             f"{step_of(here):,}; give that folder, or move it"
         )
     if same:

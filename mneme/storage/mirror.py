@@ -85,10 +85,10 @@ class Mirror(Callback):
             )
         if saved is not None and newest and record:
             if record.get("tracking_run") != saved["tracking_run"]:
-                raise ConfigError(f"{self.uri} holds another run; move that, or rename {folder.path}")
+                raise ConfigError(f"{self.uri} holds another run; move that, or rename {folder}")
             if newest[0] > saved["steps"] and newest[0] not in _known(folder):
                 raise ConfigError(
-                    f"{self.uri} goes on to step {newest[0]:,}, which {folder.path} does not hold; go on with that: "
+                    f"{self.uri} goes on to step {newest[0]:,}, which {folder} does not hold; go on with that: "
                     f"--resume {self.uri}"
                 )
         self._folder, self._settings = folder, config.checkpoint
@@ -120,7 +120,7 @@ class Mirror(Callback):
         if self._fault:
             _log.warning(
                 f"the mirror {self.uri} lacks the last checkpoint ({self._fault}); it is whole in "
-                f"{self._folder.path}: copy that folder there, its manifest.json last"
+                f"{self._folder}: copy that folder there, its manifest.json last"
             )
 
     def _work(self) -> None:

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,11 +35,11 @@ def locate(given: Path) -> Place:
     if real.is_file():
         path = real = real.parent
     if is_run(real):
-        return Place(path if path.name and ".." not in path.parts else _shown(real), None)
+        return Place(path if path.name and ".." not in path.parts else shown(real), None)
     if (real / MANIFEST).exists() or (real.name.startswith(CHECKPOINT_PREFIX) and real.parent.name == CHECKPOINTS):
-        return Place(_shown(real.parent.parent) if real.parent.name == CHECKPOINTS else None, _shown(real))
+        return Place(shown(real.parent.parent) if real.parent.name == CHECKPOINTS else None, shown(real))
     if real.name == CHECKPOINTS and real.exists():
-        return Place(_shown(real.parent), None)
+        return Place(shown(real.parent), None)
     return Place(path, None)
 
 
@@ -47,10 +48,18 @@ def is_run(path: Path) -> bool:
     return (path / CHECKPOINTS).is_dir() or ((path / "config.yaml").exists() and not (path / MANIFEST).exists())
 
 
-def _shown(path: Path) -> Path:
+def shown(path: Path) -> Path:
     """Relative to where one stands, if it lies below."""
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except OSError:  # it is gone
+        return path
     return path.relative_to(here) if here in path.parents else path
+
+
+def pasted(path: Path) -> str:
+    """A path as a shell takes it."""
+    return shlex.quote(str(shown(path)))
 
 
 def local_path(given: str | Path) -> Path:

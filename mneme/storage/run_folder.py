@@ -23,7 +23,7 @@ from mneme.distributed.config import ConfigError
 from mneme.storage.checkpoint import list_checkpoints
 from mneme.storage.files import opened, replace
 from mneme.storage.holding import LOCK, STATE, Holding
-from mneme.storage.paths import CHECKPOINTS, checked_name, explained, local_path, locate
+from mneme.storage.paths import CHECKPOINTS, checked_name, explained, local_path, locate, pasted, shown
 
 _log = logging.getLogger(__name__)
 
@@ -55,19 +55,22 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
 
 
 class RunFolder:
-    """The folder in which one run writes.
+    """The folder in which one run writes, wherever the environments that it steps may go.
 
     Args:
         path: the folder; `create` makes it, or `lock` takes hold of it.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.checkpoints = path / CHECKPOINTS
-        self.curve = path / "curve.png"
-        self.metrics = path / "metrics.jsonl"
-        self.log = path / "log.jsonl"
-        self.config = path / "config.yaml"
+        self.path = path.absolute()
+        self.checkpoints = self.path / CHECKPOINTS
+        self.curve = self.path / "curve.png"
+        self.metrics = self.path / "metrics.jsonl"
+        self.log = self.path / "log.jsonl"
+        self.config = self.path / "config.yaml"
+
+    def __str__(self) -> str:
+        return str(shown(self.path))
 
     @classmethod
     def new(cls, config: Config, preset: Path | None) -> "RunFolder":
@@ -130,7 +133,7 @@ class RunFolder:
                 holding = self.lock()
                 shutil.rmtree(self.path)
                 holding.close()
-            _log.info(f"{self.path} held a run that ended before its first checkpoint; it begins anew")
+            _log.info(f"{self} held a run that ended before its first checkpoint; it begins anew")
 
     def create(self) -> None:
         """Make the folder of a new run, its owner's alone.
@@ -148,13 +151,11 @@ class RunFolder:
             except FileExistsError:
                 if not self.path.exists():  # a link to nothing
                     raise
-                raise ConfigError(
-                    f"{self.path} exists already; choose another name=..., or {self._way_out()}"
-                ) from None
+                raise ConfigError(f"{self} exists already; choose another name=..., or {self._way_out()}") from None
 
     def _way_out(self) -> str:
         if list_checkpoints(self.checkpoints):
-            return f"go on with it: --resume {self.path}"
+            return f"go on with it: --resume {pasted(self.path)}"
         self.refuse_if_in_use()
         return "move it: it holds no checkpoint to go on from"
 

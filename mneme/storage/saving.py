@@ -12,7 +12,7 @@ from time import sleep
 
 from mneme.configuration.config import Config
 from mneme.interruption import StopRequest
-from mneme.storage.paths import local_path
+from mneme.storage.paths import local_path, pasted
 from mneme.storage.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def save_last(
             path, elsewhere = _write_elsewhere(write, folder, fallback, config)
             return path, (
                 f"the last checkpoint could not be written to {folder.checkpoints} ({reason}); it is whole in "
-                f"{elsewhere}: evaluate it there, or go on with: mneme train --resume {elsewhere}"
+                f"{elsewhere}: evaluate it there, or go on with: mneme train --resume {pasted(elsewhere)}"
             )
         except OSError as error:
             reasons = f"{folder.checkpoints} ({reason}) nor to {fallback} ({error})"

@@ -26,7 +26,7 @@ from mneme.controllers import (
     Weights,
     build_policy,
 )
-from mneme.controllers.threads import threads_kept
+from mneme.controllers.torch_globals import default_dtype_kept, threads_kept
 
 SPEC = PolicySpec({"x": Vector(7)}, Categorical(4))
 MIXED = Joint((Categorical(3), Gaussian(2, squash=True), Bernoulli(2)))
@@ -215,6 +215,19 @@ def test_the_number_of_threads_does_not_decide_the_bits_and_stays() -> None:
             digests.append(Weights.from_module(make(encoder=(128, 128)), 0).digest())
             assert torch.get_num_threads() == threads
     assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_the_default_type_does_not_decide_the_bits_and_stays(spec: PolicySpec) -> None:
+    expected = make(spec)
+    with default_dtype_kept():
+        torch.set_default_dtype(torch.float64)
+        policy = make(spec)
+        assert torch.get_default_dtype() == torch.float64
+        reset_TB, carry = torch.zeros(2, 3, dtype=torch.bool), policy.initial_carry(3)
+        assert {x.dtype for x in carry.values()} <= {torch.float32}
+        assert policy.scan(policy.blank(2, 3), reset_TB, carry).value_TB.dtype == torch.float32
+    assert Weights.from_module(policy, 0).digest() == Weights.from_module(expected, 0).digest()
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)

@@ -1,6 +1,7 @@
 """What is settled before Ray starts, and what is said where it does not."""
 
 import os
+import signal
 import socket
 import stat
 import sys
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from ray._private import services
+from ray._private import utils as ray_utils
 
 from mneme.distributed import ray_access, ray_runner
 from mneme.distributed.ray_access import (
@@ -16,6 +18,7 @@ from mneme.distributed.ray_access import (
     check_address,
     keep_token_private,
     saying_that_it_goes_on,
+    sigterm_kept,
 )
 from mneme.distributed.runners import ServiceError
 from mneme.distributed.settings import ServiceSettings
@@ -150,6 +153,15 @@ def test_a_ray_that_does_not_start_is_one_sentence_with_a_remedy(
         ray_runner.start_ray(ServiceSettings(), 1)
     assert sentence in str(told.value)
     assert "\n" not in str(told.value)
+
+
+def test_ray_leaves_our_sigterm_alone() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with sigterm_kept():
+        ray_utils.set_sigterm_handler(lambda *_: pytest.fail("Ray's own"))
+    assert signal.getsignal(signal.SIGTERM) == before
+    ray_utils.set_sigterm_handler(before)
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere Ray ends its processes as our group's")

@@ -13,8 +13,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
 from mneme.envs import EnvironmentFailure, EnvironmentMisuse, failures_in
-from mneme.envs.guard import Guard
-from mneme.envs.plain import Plain
+from mneme.envs.guard import Guard, _fitted_array
+from mneme.envs.plain import Misfit, Plain
 from mneme.envs.told import tell_once
 
 SPACE = spaces.Dict(
@@ -108,6 +108,14 @@ FAULTS = [
     (replace("info", {"action_mask": [1, 0]}), "there is an action mask, unlike before"),
     (replace("more", 0), "too many values to unpack"),
 ]
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_infinity_is_none_the_less_one_in_half_precision() -> None:
+    space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float16)
+    assert _fitted_array(space, np.array([6e4, 1], np.float16), "x").tolist() == [60_000, 1]
+    with pytest.raises(Misfit, match="x holds inf"):
+        _fitted_array(space, np.array([np.inf, 1], np.float16), "x")
 
 
 @pytest.mark.parametrize(("fault", "sentence"), FAULTS)

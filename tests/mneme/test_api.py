@@ -264,6 +264,12 @@ def test_a_callback_may_ask_to_stop(tmp_path: Path, event: str) -> None:
     assert mneme.resume(run, total_timesteps=run.steps + 80, local=True, progress=False).steps == run.steps + 80
 
 
+def test_one_that_exits_ends_the_run_with_a_checkpoint_first(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        short(tmp_path, callbacks=[Diary("update 1", sys.exit)], name="run")
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*"))
+
+
 @pytest.mark.parametrize("event", ["start", "begin", "update 1", "checkpoint", "EVALUATION", "RESULT", "end"])
 def test_one_that_raises_ends_the_run_with_a_checkpoint(tmp_path: Path, event: str, notes: list[str]) -> None:
     def explode() -> None:

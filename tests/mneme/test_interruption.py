@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from mneme import interruption
-from mneme.interruption import stopping_on_signals
+from mneme.interruption import interrupted_by_sigterm, stopping_on_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
@@ -37,6 +37,16 @@ def test_a_dropped_session_never_interrupts(monkeypatch: pytest.MonkeyPatch) -> 
         signal.raise_signal(signal.SIGHUP)
         signal.raise_signal(signal.SIGTERM)  # what asked for the stop before was no key
         assert stop.made
+
+
+def test_while_a_run_starts_sigterm_interrupts_and_is_given_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), interrupted_by_sigterm():
+        with stopping_on_signals() as stop:
+            signal.raise_signal(signal.SIGTERM)
+            assert stop.made
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_nohup_is_respected() -> None:

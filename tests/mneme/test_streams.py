@@ -13,7 +13,7 @@ from rich.console import Console
 
 from mneme.cli import main
 from mneme.reporting.display import Display
-from mneme.streams import Forgiving
+from mneme.streams import Forgiving, kept_for_the_result
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,6 +43,17 @@ FAILURES = [
     ValueError("I/O operation on closed file."),
     RuntimeError("reentrant call inside <_io.BufferedWriter>"),
 ]
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_a_result_stands_alone_on_standard_output(wanted: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    with kept_for_the_result(wanted):
+        print("an environment's", flush=True)
+        os.write(1, b"a library's\n")
+        subprocess.run([sys.executable, "-c", "print('a process\\'s')"], check=True)
+    print("{}")
+    others = "an environment's\na library's\na process's\n"
+    assert capfd.readouterr() == (("{}\n", others) if wanted else (f"{others}{{}}\n", ""))
 
 
 @pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)

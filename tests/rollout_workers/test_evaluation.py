@@ -89,7 +89,7 @@ def test_lanes_with_short_episodes_are_not_favoured() -> None:
 def test_an_episode_that_never_ends_is_reported() -> None:
     env = make_vector_env(EnvSettings(kwargs={"horizon": 5000}), 2)
     policy = build_policy(policy_spec(env), PolicySettings(controller=ControllerSettings(hidden_size=8)), 5, seed=0)
-    with pytest.raises(EvaluationError, match="did not finish 1 episode of a lane in 200 steps"):
+    with pytest.raises(EvaluationError, match="did not finish 1 episode of a lane in 101 steps"):
         evaluate(env, policy, episodes=2, seed=0, max_episode_steps=100)
 
 

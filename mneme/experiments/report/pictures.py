@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,8 @@ _LEAST = 3  # evaluations of every run, for curves of them
 _STEPS = 100  # of a curve
 _THRESHOLDS = 61  # of a profile
 _COLUMNS = 3  # of panels
+_LETTERS, _LINES = 48, 3  # of a label; a method that differs in many settings has a longer name
+_LINE, _BETWEEN = 0.15, 0.17  # inches of height for a label's line, and between two labels
 
 Pair = tuple[str, str]
 
@@ -34,6 +37,15 @@ def colours(methods: Sequence[str]) -> dict[str, Any]:
 
     shades = mpl.colormaps["tab10" if len(methods) <= 10 else "tab20"]
     return {method: shades(number % shades.N) for number, method in enumerate(methods)}
+
+
+def label_of(method: str) -> str:
+    """A method's name in a few short lines; whole it stands in the tables."""
+    return fill(method, _LETTERS, max_lines=_LINES, placeholder=" …", break_on_hyphens=False)
+
+
+def _height(labels: Sequence[str]) -> float:
+    return sum(_BETWEEN + _LINE * (1 + label.count("\n")) for label in labels)
 
 
 def draw_curves(comparison: Comparison, path: Path) -> str:
@@ -87,8 +99,8 @@ def _legend(figure: Any, shade: Mapping[str, Any]) -> None:
     from matplotlib.lines import Line2D
 
     if len(shade) > 1:
-        handles = [Line2D([], [], color=colour, label=method) for method, colour in shade.items()]
-        each = 0.7 + 0.07 * max(map(len, shade))  # inches
+        handles = [Line2D([], [], color=colour, label=label_of(method)) for method, colour in shade.items()]
+        each = 0.7 + 0.07 * max(len(line) for method in shade for line in label_of(method).splitlines())  # inches
         columns = max(1, int(figure.get_figwidth() / each))
         figure.legend(handles=handles, loc="outside upper left", ncols=columns, fontsize=8)
 
@@ -100,7 +112,8 @@ def draw_profiles(comparison: Comparison, tasks: Sequence[str], path: Path) -> N
     every = np.concatenate([sample for samples in scores.values() for sample in samples])
     low, high = float(min(every.min(), 0.0)), float(max(every.max(), 1.0 if every.max() <= 1 else every.max()))
     thresholds = np.linspace(low, high, _THRESHOLDS)
-    with picture(path, 9.5, 1.6 + max(2.2, 0.32 * len(scores))) as figure:
+    labels = [label_of(method) for method in scores]
+    with picture(path, 9.5, 1.6 + max(2.2, _height(labels))) as figure:
         left, right = figure.subplots(1, 2)
         for place, (method, samples) in enumerate(reversed(list(scores.items()))):
             found = interquartile_mean(samples)
@@ -109,21 +122,26 @@ def draw_profiles(comparison: Comparison, tasks: Sequence[str], path: Path) -> N
             share, below, above = performance_profile(samples, thresholds)
             right.plot(thresholds, share, color=shade[method], label=method)
             right.fill_between(thresholds, below, above, color=shade[method], alpha=0.15, linewidth=0)
-        left.set_yticks(range(len(scores)), list(scores)[::-1], fontsize=8)
+        left.set_yticks(range(len(scores)), labels[::-1], fontsize=8)
         left.set(ylim=(-0.6, len(scores) - 0.4), xlabel=f"interquartile mean of {comparison.score}")
         right.set(ylim=(-0.02, 1.02), xlabel=comparison.score, ylabel="share of runs above")
 
 
 def draw_improvements(found: Mapping[Pair, Estimate], path: Path) -> None:
     """Draw for each pair of methods how probably a run of the first scores more than one of the second."""
-    with picture(path, 7.0, 1.0 + 0.32 * len(found)) as figure:
+    labels = [_pair(label_of(one), label_of(other)) for one, other in found]
+    with picture(path, 7.0, 1.0 + _height(labels)) as figure:
         axes = figure.subplots()
         for place, (_, estimate) in enumerate(reversed(list(found.items()))):
             axes.plot(estimate.value, place, "o", color=INK)
             axes.hlines(place, *_ends(estimate), color=INK, linewidth=3, alpha=0.35)
         axes.axvline(0.5, color=GREY, linestyle="--", linewidth=1)
-        axes.set_yticks(range(len(found)), [f"{one}  above  {other}" for one, other in found][::-1], fontsize=8)
+        axes.set_yticks(range(len(found)), labels[::-1], fontsize=8)
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.6, len(found) - 0.4), xlabel="probability of improvement")
+
+
+def _pair(one: str, other: str) -> str:
+    return f"{one}  above  {other}" if len(one) + len(other) <= _LETTERS else f"{one}\nabove  {other}"
 
 
 def _ends(estimate: Estimate) -> tuple[float, float]:

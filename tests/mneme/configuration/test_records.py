@@ -198,5 +198,17 @@ def test_settings_of_python_callers_are_read_as_those_of_files(tmp_path: Path) -
     assert all(same(read.to_dict(), recorded.to_dict()) for read in read_back(recorded, tmp_path))
 
 
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("learner: {mode: cached}\nseed: 1\nlearner: {num_threads: 1}\n")
+    with pytest.raises(ConfigError, match="learner stands there twice") as refused:
+        load_config(file)
+    assert "line 3" in str(refused.value)
+    file.write_text("train: &own {total_timesteps: 100}\nlearner: {seed: 1, seed: 2}\n")
+    with pytest.raises(ConfigError, match="seed stands there twice"):
+        load_config(file)
+    assert read_yaml("a: &x {b: 1, c: 2}\nd: {<<: *x, b: 3}") == {"a": {"b": 1, "c": 2}, "d": {"b": 3, "c": 2}}
+
+
 def test_a_number_with_an_exponent_is_a_number_in_files_as_on_the_command_line() -> None:
     assert same(read_yaml("[3e-3, 1E5, '3e-3', 1.5e3, 1e]"), [3e-3, 1e5, "3e-3", 1.5e3, "1e"])

@@ -73,6 +73,7 @@ def test_a_value_of_another_type_is_refused_in_python_and_in_the_same_words_from
         ("env.vectorization_mode=threads", "env.vectorization_mode is 'threads'; use 'auto', 'sync' or 'async'"),
         ("curriculum.stages=[{1: 2}]", "curriculum.stages[0] is {1: 2}; it must be a mapping whose keys are text"),
         ("seed=true", "seed is True; it must be a whole number"),
+        (f"seed={2**64}", f"seed is {2**64}; it must be less than {2**64}"),
     ],
 )
 def test_yaml_is_refused_in_the_same_words(override: str, sentence: str) -> None:

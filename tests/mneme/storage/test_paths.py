@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from mneme.configuration.config import load_config
 from mneme.distributed.config import ConfigError
 from mneme.storage.checkpoint import find_checkpoint, save_checkpoint
-from mneme.storage.paths import checked_name, explained, local_path, locate
+from mneme.storage.paths import checked_name, explained, local_path, locate, pasted
 from mneme.storage.run_folder import RunFolder
 
 NEWEST = "step-000000000128"
@@ -226,3 +227,9 @@ def test_a_value_on_the_command_line_is_read_as_a_whole(
 ) -> None:
     config = load_config(None, [override])
     assert getattr(getattr(config, section) if section else config, key) == value
+
+
+def test_a_command_for_a_run_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert shlex.split(pasted(tmp_path / "runs" / "my run é")) == ["runs/my run é"]
+    assert pasted(Path("/elsewhere/run")) == "/elsewhere/run"

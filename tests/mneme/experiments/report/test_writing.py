@@ -14,6 +14,7 @@ from mneme.configuration.config import insert, parse_config
 from mneme.configuration.records import read_yaml, write_yaml
 from mneme.distributed.config import ConfigError
 from mneme.experiments.report.groups import ALL, compare
+from mneme.experiments.report.pictures import label_of
 from mneme.experiments.report.records import read_records
 from mneme.experiments.report.tables import differences_table, groups_table, modes_table
 from mneme.experiments.report.writing import by_horizon, improvements, write_report
@@ -174,6 +175,14 @@ def test_the_title_counts_what_is_compared_and_the_folder_is_named_for_it(
     (path / "metrics.jsonl").write_text("\n".join(rows) + "\n")
     assert main(["report", "runs/reports/rates/report.json", "runs/sweeps/rates"]) == 0
     assert "<title>report.json, rates: 5 runs, and 1 never evaluated</title>" in page.read_text()
+
+
+def test_a_method_of_many_settings_has_a_short_label() -> None:
+    method = ", ".join(f"learner.setting_{i}={i}" for i in range(12))
+    lines = label_of(method).splitlines()
+    assert 1 < len(lines) <= 3 and max(map(len, lines)) <= 48
+    assert lines[-1].endswith("…") and lines[0].startswith("learner.setting_0=0, learner.setting_1")
+    assert label_of("gru") == "gru"
 
 
 def test_names_of_runs_are_text_on_the_page(tmp_path: Path) -> None:
