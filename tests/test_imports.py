@@ -15,7 +15,7 @@ ALLOWED = {
     "envs": set(),
     "controllers": set(),
     "rollout_workers": {"envs", "controllers"},
-    "learner": {"controllers", "rollout_workers.fragment", "rollout_workers.stopwatch"},
+    "learner": {"controllers", "rollout_workers.fragment", "rollout_workers.state", "rollout_workers.stopwatch"},
     "distributed": {"envs", "controllers", "rollout_workers", "learner"},
 }
 """Rooms of the house, and what each may import besides itself; the rest of `mneme/` may import all of them."""

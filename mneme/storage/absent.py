@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from mneme.storage.paths import is_run
+from mneme.storage.paths import is_run, shown
 from mneme.storage.settings import CheckpointSettings
 
 _ALIKE = 0.6  # of two names, as difflib measures it
@@ -13,6 +13,7 @@ _ALIKE = 0.6  # of two names, as difflib measures it
 
 def no_run_at(path: Path) -> str:
     """A sentence for a path at which there is no run; it names one that is spelt alike, or lies below, if there is."""
+    path = shown(path)
     if (meant := _alike(path)) is not None:
         return f"there is no run at {path}; did you mean {meant}?"
     if (below := next(_runs_in(path), None)) is not None:

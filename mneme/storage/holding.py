@@ -20,7 +20,7 @@ from typing import IO, Literal, Self, get_args
 from mneme.distributed.config import ConfigError
 from mneme.storage.files import opened, read_text
 from mneme.storage.files import replace as replace_file
-from mneme.storage.paths import UNSUPPORTED, explained
+from mneme.storage.paths import UNSUPPORTED, explained, shown
 
 _log = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class Holding:
                         f"other processes away, so see to it that no two begin there within seconds"
                     )
                     return False
-        raise ConfigError(f"another process is training in {self._folder}; wait for it or stop it")
+        raise ConfigError(f"another process is training in {shown(self._folder)}; wait for it or stop it")
 
     def _refuse_another(self, locked: bool) -> None:
         state, now = read_state(self._folder), time.time()
@@ -141,7 +141,7 @@ class Holding:
             return
         wait = f", or, if that host is gone, try again in {state.seen + STALE - now:.0f} s" if state.elsewhere else ""
         raise ConfigError(
-            f"process {state.pid} on {state.host} is training in {self._folder}, as it said "
+            f"process {state.pid} on {state.host} is training in {shown(self._folder)}, as it said "
             f"{max(0, now - state.seen):.0f} s ago; wait for it or stop it there{wait}"
         )
 

@@ -45,8 +45,13 @@ def test_it_acts_as_the_policy_does(kind: str, start: str, norm: bool, heads: tu
     for t in range(T):
         expected = policy.act({"x": x[t]}, reset[t], carry, uniform[t], greedy)
         given = actor.act({"x": x[t]}, reset[t], own, uniform[t])
-        torch.testing.assert_close(given, expected, rtol=1e-5, atol=4e-6)
+        torch.testing.assert_close(given[:3], expected[:3], rtol=1e-5, atol=4e-6)
         own, carry = given.carry, expected.carry
+        for name, part in carry.items():  # a number in it is a sum of others, which may be larger than it
+            largest = float(part.abs().max())
+            torch.testing.assert_close(own[name], part, rtol=1e-5, atol=1e-6 * max(4.0, largest))
+        for name, part in own.items():  # in its own memory; what rounding differs by would grow from step to step
+            part.copy_(carry[name])
 
 
 @pytest.mark.parametrize("kind", ["gru", "lstm", "nbrc", "mingru", "lru", "mamba", "transformer"])

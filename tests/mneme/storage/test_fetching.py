@@ -60,7 +60,7 @@ def test_a_uri_names_a_run_or_a_checkpoint(given: Any, source: Source | None) ->
 
 def test_every_way_of_loading_takes_a_uri(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
     uri = f"file://{there}"
-    assert mneme.load(uri).path == Path("runs/a/checkpoints/step-000000000128")
+    assert mneme.load(uri).path == Path("runs/a/checkpoints/step-000000000128").absolute()
     assert mneme.evaluate(f"{uri}/checkpoints/step-000000000064", episodes=4).episodes == 4
     assert [path.name[-3:] for path in list_checkpoints(Path("runs/a/checkpoints"))] == ["064", "128"]
     assert main(["evaluate", uri, "--episodes", "4"]) == 0
@@ -74,7 +74,7 @@ def test_every_way_of_loading_takes_a_uri(there: Path, capsys: pytest.CaptureFix
 
 
 def test_a_run_comes_home_private_and_whole(there: Path) -> None:
-    assert brought_home(Path(f"file://{there}")) == Path("runs/a")
+    assert brought_home(Path(f"file://{there}")) == Path("runs/a").absolute()
     assert Path("runs/a").stat().st_mode & 0o777 == 0o700
     assert [path.name for path in Path("runs").iterdir()] == ["a"]
     for name in ("config.yaml", "metrics.jsonl", "checkpoints/step-000000000128/run.json"):
@@ -167,11 +167,11 @@ def test_what_is_here_stands_in_the_way_where_it_is_more_or_another(there: Path,
     uri = Path(f"file://{there}")
     shutil.copytree(finished / "runs" / "a", "runs/a")
     newest = there / "checkpoints" / "step-000000000128"
-    assert brought_home(uri) == Path("runs/a")  # they are the same
+    assert brought_home(uri) == Path("runs/a").absolute()  # they are the same
     kept = newest.rename(there / "newest")
     with pytest.raises(CheckpointError, match="runs/a has step 128 and is ahead of .*there/a, or differs .* 96; give"):
         brought_home(uri)
-    assert brought_home(uri / "checkpoints/step-000000000064") == Path("runs/a/checkpoints/step-000000000064")
+    assert brought_home(uri / "checkpoints/step-000000000064").samefile("runs/a/checkpoints/step-000000000064")
     kept.rename(newest)
     (newest / "manifest.json").write_text("{}")
     with pytest.raises(CheckpointError, match="or differs from its step 128; give that folder, or move it"):
@@ -180,7 +180,7 @@ def test_what_is_here_stands_in_the_way_where_it_is_more_or_another(there: Path,
     shutil.rmtree("runs/a/checkpoints/step-000000000128")
     with RunFolder(Path("runs/a")).lock(), pytest.raises(ConfigError, match="another process is training in runs/a"):
         brought_home(uri)
-    assert brought_home(uri) == Path("runs/a")  # which has caught up
+    assert brought_home(uri) == Path("runs/a").absolute()  # which has caught up
     assert find_checkpoint(Path("runs/a"))[0].name == newest.name
     other = train(small(Path("other"), None, "train.total_timesteps=64"), local=True, progress=False)
     shutil.rmtree("runs/a")
