@@ -1,26 +1,28 @@
 """What torch has once for a whole process, kept as its owner has set it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TypeVar
 
 import torch
 
+T = TypeVar("T")
 
-@contextmanager
-def threads_kept() -> Iterator[None]:
+
+def threads_kept() -> AbstractContextManager[None]:
     """Leave as many threads as there were, whatever number is set within."""
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return _kept(torch.get_num_threads, torch.set_num_threads)
+
+
+def default_dtype_kept() -> AbstractContextManager[None]:
+    """Leave the default type of floating-point tensors as it was, whatever is set within."""
+    return _kept(torch.get_default_dtype, torch.set_default_dtype)
 
 
 @contextmanager
-def default_dtype_kept() -> Iterator[None]:
-    """Leave the default type of floating-point tensors as it was, whatever is set within."""
-    before = torch.get_default_dtype()
+def _kept(get: Callable[[], T], put: Callable[[T], object]) -> Iterator[None]:
+    before = get()
     try:
         yield
     finally:
-        torch.set_default_dtype(before)
+        put(before)
